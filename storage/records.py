@@ -1,0 +1,157 @@
+"""The core types. Frozen, slotted, without behaviour beyond what their own fields answer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Status = Literal["ok", "undecodable", "too_large", "unsupported", "missing"]
+STATUSES: tuple[Status, ...] = ("ok", "undecodable", "too_large", "unsupported", "missing")
+
+ShardKind = Literal["tar", "images"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object as a listing shows it.
+
+    Attributes:
+        key: path below the store's root, '/'-separated, no leading slash.
+        nbytes: size in bytes.
+        etag: opaque version; for files size and mtime_ns, for S3 the ETag without quotes.
+    """
+
+    key: str
+    nbytes: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The unit of work, of retry and of commit: one tar object, or a group of loose images.
+
+    Attributes:
+        shard_id: 16 hex digits, from content identity; see ``shard_id_of``.
+        kind: ``tar`` (exactly one object) or ``images`` (each object is one image).
+        objects: what it is made of, ordered by key.
+    """
+
+    shard_id: str
+    kind: ShardKind
+    objects: tuple[StoredObject, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to read, as listed."""
+        return sum(o.nbytes for o in self.objects)
+
+    @property
+    def key(self) -> str:
+        """A name for people: the tar's key, or the first image's with the count of the rest."""
+        first = self.objects[0].key
+        rest = len(self.objects) - 1
+        return first if rest == 0 else f"{first} (+{rest})"
+
+
+def shard_id_of(objects: Iterable[StoredObject]) -> str:
+    """16 hex digits of sha256 over the sorted (key, size, etag) of the shard's objects."""
+    digest = hashlib.sha256()
+    for key, nbytes, etag in sorted((o.key, o.nbytes, o.etag) for o in objects):
+        # Length-prefixed, so that no choice of key can imitate a neighbouring field.
+        for part in (key, str(nbytes), etag):
+            raw = part.encode("utf-8", "surrogateescape")
+            digest.update(len(raw).to_bytes(8, "big") + raw)
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One image as it comes out of a shard, before decoding.
+
+    Attributes:
+        image_id: ``<object key>`` or ``<shard key>/<member>``; unique in the run (a repeated
+            member name becomes ``name#2``).
+        offset: where its bytes begin in the object; None inside a compressed tar.
+        nbytes: their count (as announced, when they could not be read).
+        data: the bytes; None when the record already failed (see ``status``).
+        status: ``ok`` while nothing is wrong yet; else the row's final status.
+        error: why, when status is not ``ok``.
+    """
+
+    image_id: str
+    offset: int | None
+    nbytes: int
+    data: bytes | None
+    status: Status = "ok"
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """The detections of one image, as arrays over N boxes, highest score first.
+
+    Attributes:
+        boxes: float32 [N, 4], xyxy in pixels; of the letterboxed input when it leaves the
+            detector, of the upright image once inverted and in every row.
+        scores: float32 [N], in [0, 1]; IoU-aware, not a probability of being right.
+        category_ids: int16 [N], contiguous class index.
+        topk_ids: int16 [N, K], the K = min(5, classes) best classes of the box's anchor.
+        topk_scores: float32 [N, K], descending.
+        box_std: float32 [N, 4], standard deviation of the DFL distribution per side
+            (left, top, right, bottom), in the pixels that ``boxes`` are in.
+        box_entropy: float32 [N], entropy of the DFL distribution in nats, mean over the sides.
+        anchor: int32 [N], index of the anchor point the box came from.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    category_ids: NDArray[np.int16]
+    topk_ids: NDArray[np.int16]
+    topk_scores: NDArray[np.float32]
+    box_std: NDArray[np.float32]
+    box_entropy: NDArray[np.float32]
+    anchor: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return int(self.scores.shape[0])
+
+    @staticmethod
+    def empty(topk: int = 1) -> Detections:
+        """No box at all."""
+        return Detections(
+            boxes=np.zeros((0, 4), np.float32),
+            scores=np.zeros(0, np.float32),
+            category_ids=np.zeros(0, np.int16),
+            topk_ids=np.zeros((0, topk), np.int16),
+            topk_scores=np.zeros((0, topk), np.float32),
+            box_std=np.zeros((0, 4), np.float32),
+            box_entropy=np.zeros(0, np.float32),
+            anchor=np.zeros(0, np.int32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationRow:
+    """One image's row: what the annotation Parquet holds, see storage/annotations.py.
+
+    Width, height and orientation are 0 where the image could not be opened; ``sha256`` is ''
+    where its bytes could not be read; ``phash`` is None where it could not be decoded.
+    """
+
+    image_id: str
+    shard_id: str
+    offset: int | None
+    nbytes: int
+    sha256: str
+    phash: int | None
+    width: int
+    height: int
+    exif_orientation: int
+    status: Status
+    error: str | None
+    detections: Detections
