@@ -1,0 +1,107 @@
+"""What a worker is told: small, frozen, picklable descriptions of the model and of the work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from storage.objects import StorageOptions
+from workers.detector import Preprocessing
+
+RuntimeName = Literal["torch", "onnx", "openvino", "tensorrt"]
+PrecisionName = Literal["fp32", "bf16", "fp16", "int8"]
+DeviceName = Literal["cpu", "cuda"]
+
+# Raised when a change to decode, letterbox, network or NMS moves results by more than the
+# sameness limits (0.05 px, 1e-3): runs then no longer continue across versions.
+INFERENCE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """The model as the config asks for it; None and ``auto`` mean: from the checkpoint, or found.
+
+    Attributes:
+        name: yolo_nas_s, yolo_nas_m or yolo_nas_l; the base that ``arch`` edits.
+        arch: URL or path of an arch_params yaml; None: the checkpoint's own, else plain ``name``.
+        checkpoint: URL or path of a .pth, .pt or .safetensors file.
+        sha256: expected digest of the checkpoint; None: any.
+        classes: names by contiguous id, or None: the checkpoint's.
+        image_size: (height, width) or None: the checkpoint's, else 640.
+        keep: subset of class names whose detections are kept, or None: all.
+    """
+
+    checkpoint: str
+    name: str = "yolo_nas_s"
+    arch: str | None = None
+    sha256: str | None = None
+    classes: tuple[str, ...] | None = None
+    image_size: tuple[int, int] | None = None
+    keep: tuple[str, ...] | None = None
+    runtime: RuntimeName = "torch"
+    precision: Literal["auto"] | PrecisionName = "auto"
+    score_floor: float = 0.05
+    nms_iou: float = 0.7
+    max_detections: int = 300
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The model with every choice made: what run.json records and every worker enforces.
+
+    Attributes:
+        checkpoint: URL; the bytes must have digest ``sha256``.
+        arch_params: the architecture as canonical JSON text, or None: plain ``name``.
+        classes: names by contiguous category id, as many as the network has outputs.
+        keep: contiguous ids whose detections are kept; the others are dropped before NMS.
+        preprocessing: config and checkpoint agreed.
+        device: what kind of device every worker must have.
+        precision: enforced on every worker.
+    """
+
+    checkpoint: str
+    sha256: str
+    name: str
+    arch_params: str | None
+    classes: tuple[str, ...]
+    keep: tuple[int, ...]
+    preprocessing: Preprocessing
+    runtime: RuntimeName
+    precision: PrecisionName
+    device: DeviceName
+    score_floor: float
+    nms_iou: float
+    max_detections: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabellerOptions:
+    """How one worker's thread pipeline is sized.
+
+    Attributes:
+        decode_threads: parallel decoders.
+        batch_size: images per forward.
+        max_pixels: larger images become ``too_large`` rows, from their header.
+        max_image_bytes: larger objects and members become ``too_large`` rows unread.
+        queued_bytes: upper bound of encoded plus decoded bytes waiting between the stages.
+        partial_batch_ms: a partial batch goes after this wait, or when nothing is queued.
+    """
+
+    decode_threads: int = 2
+    batch_size: int = 8
+    max_pixels: int = 178_956_970
+    max_image_bytes: int = 512 * 1024 * 1024
+    queued_bytes: int = 128 * 1024 * 1024
+    partial_batch_ms: float = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """Everything a LabelActor's constructor needs; picklable and a few kilobytes small."""
+
+    model: ModelSpec
+    source_url: str
+    output_url: str
+    storage: StorageOptions = field(default_factory=StorageOptions)
+    options: LabellerOptions = field(default_factory=LabellerOptions)
+    torch_threads: int = 1
