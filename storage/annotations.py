@@ -9,18 +9,20 @@ grow with the shard.
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.errors import StorageError
-from storage.records import STATUSES, AnnotationRow, Detections
+from storage.errors import InvalidRow, StorageError
+from storage.objects import SupportsGet, SupportsGetRange
+from storage.records import STATUSES, AnnotationRow, Detections, StoredObject
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"labelfleet"
@@ -52,14 +54,18 @@ SCHEMA = pa.schema(
         pa.field("exif_orientation", pa.int8(), nullable=False),
         pa.field("status", pa.dictionary(pa.int8(), pa.string()), nullable=False),
         pa.field("error", pa.string()),
-        pa.field("detections", pa.list_(pa.field("element", DETECTION_TYPE, nullable=False)), nullable=False),
+        pa.field(
+            "detections",
+            pa.list_(pa.field("element", DETECTION_TYPE, nullable=False)),
+            nullable=False,
+        ),
     ]
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """A class: ``id`` contiguous as in the rows, ``official_id`` as in the data set (COCO's gaps)."""
+    """A class: ``id`` contiguous, as in the rows; ``official_id`` the data set's (COCO has gaps)."""
 
     id: int
     name: str
@@ -115,7 +121,9 @@ def _fixed4(values: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
 def _ragged(values: np.ndarray[Any, Any], kind: pa.DataType) -> pa.ListArray:
     n, k = values.shape
     offsets = pa.array(np.arange(n + 1, dtype=np.int32) * k)
-    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).reshape(-1), kind))
+    return pa.ListArray.from_arrays(
+        offsets, pa.array(np.ascontiguousarray(values).reshape(-1), kind)
+    )
 
 
 def rows_to_table(rows: Sequence[AnnotationRow]) -> pa.Table:
@@ -152,8 +160,219 @@ def rows_to_table(rows: Sequence[AnnotationRow]) -> pa.Table:
             pa.array([STATUSES.index(r.status) for r in rows], pa.int8()), pa.array(STATUSES)
         ),
         pa.array([r.error for r in rows], pa.string()),
-        pa.ListArray.from_arrays(
-            pa.array(offsets), struct, type=SCHEMA.field("detections").type
-        ),
+        pa.ListArray.from_arrays(pa.array(offsets), struct, type=SCHEMA.field("detections").type),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def table_to_rows(table: pa.Table) -> Iterator[AnnotationRow]:
+    """Arrow table in ``SCHEMA`` back to rows."""
+    table = table.combine_chunks()
+    if table.num_rows == 0:
+        return
+    detections = table.column("detections").chunk(0)
+    offsets = detections.offsets.to_numpy()
+    struct = detections.values
+    arrays = {name: struct.field(name) for name in struct.type.names}
+    boxes = _matrix(arrays["bbox"], len(struct), 4)
+    box_std = _matrix(arrays["box_std"], len(struct), 4)
+    topk_ids = _matrix(arrays["topk_ids"], len(struct))
+    topk_scores = _matrix(arrays["topk_scores"], len(struct))
+    flat = {n: arrays[n].to_numpy() for n in ("score", "category_id", "box_entropy", "anchor")}
+    plain = table.drop_columns(["detections"]).to_pylist()
+    for i, values in enumerate(plain):
+        at = slice(int(offsets[i]), int(offsets[i + 1]))
+        yield AnnotationRow(
+            **values,
+            detections=Detections(
+                boxes=boxes[at],
+                scores=flat["score"][at],
+                category_ids=flat["category_id"][at],
+                topk_ids=topk_ids[at],
+                topk_scores=topk_scores[at],
+                box_std=box_std[at],
+                box_entropy=flat["box_entropy"][at],
+                anchor=flat["anchor"][at],
+            ),
+        )
+
+
+def _matrix(array: pa.Array, n: int, width: int | None = None) -> np.ndarray[Any, Any]:
+    values: np.ndarray[Any, Any] = array.flatten().to_numpy()
+    return values.reshape(n, width if width is not None else (len(values) // n if n else 1))
+
+
+def validate_row(row: AnnotationRow, n_categories: int) -> None:
+    """Refuse a row that a reader could not trust; the shard's attempt fails with the reason.
+
+    Raises:
+        InvalidRow: naming the image and what is wrong with its row.
+    """
+    d = row.detections
+    where = f"{row.image_id!r} in shard {row.shard_id}"
+    if row.status not in STATUSES:
+        raise InvalidRow(f"{where}: unknown status {row.status!r}")
+    if (row.status == "ok") != (row.error is None):
+        raise InvalidRow(f"{where}: status {row.status} with error {row.error!r}")
+    if row.status == "ok" and (row.width < 1 or row.height < 1):
+        raise InvalidRow(f"{where}: status ok without a size")
+    if row.status != "ok" and len(d):
+        raise InvalidRow(f"{where}: {len(d)} detections on an image of status {row.status}")
+    if not len(d):
+        return
+    if not (np.isfinite(d.boxes).all() and np.isfinite(d.box_std).all()):
+        raise InvalidRow(f"{where}: a box or its spread is not finite")
+    if not ((d.scores >= 0) & (d.scores <= 1)).all():
+        raise InvalidRow(f"{where}: a score outside [0, 1]")
+    x1, y1, x2, y2 = d.boxes.T
+    if (x1 > x2).any() or (y1 > y2).any():
+        raise InvalidRow(f"{where}: a box with negative extent")
+    if (x1 < 0).any() or (y1 < 0).any() or (x2 > row.width).any() or (y2 > row.height).any():
+        raise InvalidRow(f"{where}: a box outside the {row.width}x{row.height} image")
+    if (d.category_ids < 0).any() or (d.category_ids >= n_categories).any():
+        raise InvalidRow(f"{where}: a category id outside 0..{n_categories - 1}")
+
+
+class RowWriter:
+    """Streams one shard's rows to a local spool file; ``finish`` adds the footer and closes.
+
+    Rows are validated and held only until a row group is full, so memory does not grow with the
+    shard. The spool file is the body of the one conditional put that commits the shard.
+    """
+
+    def __init__(self, spool: Path, run: RunIdentity) -> None:
+        self._run = run
+        self._rows: list[AnnotationRow] = []
+        self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        self._detections = 0
+        self._writer = pq.ParquetWriter(spool, SCHEMA, compression="zstd")
+
+    def write(self, row: AnnotationRow) -> None:
+        """Add one row. Raises InvalidRow (see ``validate_row``)."""
+        validate_row(row, len(self._run.categories))
+        self._rows.append(row)
+        self._counts[row.status] += 1
+        self._detections += len(row.detections)
+        if len(self._rows) >= ROW_GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            table = rows_to_table(self._rows)
+            table.validate(full=True)
+            self._writer.write_table(table)
+            self._rows.clear()
+
+    def finish(
+        self,
+        shard_id: str,
+        shard_key: str,
+        attempt: str,
+        *,
+        source_truncated: str | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> ShardFooter:
+        """Write what is buffered and the footer; the spool file is complete afterwards."""
+        self._flush()
+        footer = ShardFooter(
+            shard_id, shard_key, attempt, dict(self._counts), self._detections,
+            source_truncated, seconds or {},
+        )  # fmt: skip
+        metadata = {
+            "schema_version": SCHEMA_VERSION,
+            "box": "xyxy, pixels of the upright image",
+            "run": asdict(self._run),
+            "shard": asdict(footer),
+        }
+        self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(metadata)})
+        self._writer.close()
+        return footer
+
+    def abandon(self) -> None:
+        """Close without a footer; the spool file is not to be used."""
+        self._rows.clear()
+        self._writer.close()
+
+
+class _RangedFile(io.RawIOBase):
+    """An object as a seekable file, so that pyarrow fetches a footer without the rest."""
+
+    def __init__(self, store: SupportsGetRange, listed: StoredObject) -> None:
+        super().__init__()
+        self._store, self._listed, self._at = store, listed, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._listed.nbytes}[whence]
+        self._at = base + offset
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._listed.nbytes - self._at)
+        size = left if size is None or size < 0 else min(size, left)
+        chunk = self._store.get_range(self._listed.key, self._at, size) if size else b""
+        self._at += len(chunk)
+        return chunk
+
+
+def _metadata_of(schema: pa.Schema, key: str) -> dict[str, Any]:
+    raw = (schema.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        raise StorageError(
+            f"{key} is a Parquet file, but not one that labelfleet wrote",
+            hint="something else put it below annotations/; move it away",
+        )
+    metadata: dict[str, Any] = json.loads(raw)
+    if metadata["schema_version"] > SCHEMA_VERSION:
+        raise StorageError(
+            f"{key} has schema version {metadata['schema_version']}, "
+            f"this labelfleet reads up to {SCHEMA_VERSION}",
+            hint="update labelfleet",
+        )
+    return metadata
+
+
+def read_footer(store: SupportsGetRange, listed: StoredObject) -> ShardFooter:
+    """The footer of one annotation object, by ranged reads of its end only.
+
+    Raises:
+        StorageError: not a Parquet file, or not one of ours.
+    """
+    try:
+        schema = pq.ParquetFile(pa.PythonFile(_RangedFile(store, listed), mode="r")).schema_arrow
+    except pa.ArrowInvalid as exc:
+        raise StorageError(f"{listed.key} is not a readable Parquet file: {exc}") from exc
+    return ShardFooter(**_metadata_of(schema, listed.key)["shard"])
+
+
+def read_identity(store: SupportsGet, key: str) -> RunIdentity:
+    """The run identity that an annotation object carries."""
+    run = _metadata_of(pq.read_schema(pa.BufferReader(store.get(key))), key)["run"]
+    categories = tuple(Category(**c) for c in run.pop("categories"))
+    return RunIdentity(**run, categories=categories)
+
+
+def read_tables(
+    store: SupportsGet, key: str, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """One annotation object as Arrow tables, a row group at a time; ``columns`` None: all."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(store.get(key)))
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=list(columns) if columns else None)
+    except pa.ArrowInvalid as exc:
+        raise StorageError(f"{key} is not a readable Parquet file: {exc}") from exc
+
+
+def read_rows(store: SupportsGet, key: str) -> Iterator[AnnotationRow]:
+    """One annotation object as rows, in the order of the shard."""
+    for table in read_tables(store, key):
+        yield from table_to_rows(table)

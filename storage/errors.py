@@ -13,6 +13,7 @@
     │   ├── StorageFull
     │   ├── StorageUnavailable               still failing after the retries
     │   └── NotAtomic                        the store cannot create atomically
+    ├── InvalidRow                           an annotation row contradicts its own schema
     ├── SourceError                          nothing to label, or not what it claims to be
     │   ├── SourceEmpty
     │   └── SourceTruncated                  a tar ended in the middle
@@ -113,6 +114,10 @@ class StorageUnavailable(StorageError):
 
 class NotAtomic(StorageError):
     """The store has no atomic create, so it cannot hold a run's output."""
+
+
+class InvalidRow(LabelfleetError):
+    """A row a reader could not trust (a box outside its image, a score of 2): a bug, said aloud."""
 
 
 class SourceError(LabelfleetError):

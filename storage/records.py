@@ -14,6 +14,7 @@ Status = Literal["ok", "undecodable", "too_large", "unsupported", "missing"]
 STATUSES: tuple[Status, ...] = ("ok", "undecodable", "too_large", "unsupported", "missing")
 
 ShardKind = Literal["tar", "images"]
+SHARD_KINDS: tuple[ShardKind, ...] = ("tar", "images")
 
 
 @dataclass(frozen=True, slots=True)
