@@ -1,0 +1,303 @@
+"""Dispatcher: which shard goes to which worker next. A pure state machine: no Ray, no clock.
+
+    queued ──assign──> in flight ──completed──> done
+      ^                   │ failed / worker lost
+      └──── requeue ──────┤
+                          └── attempts used up ──> quarantined
+
+Shards are pulled from an iterator only as workers have room, so a million of them cost no memory.
+The caller tells the time, reports what happened, and carries out what ``assign`` returns.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from statistics import median
+
+from storage.records import Shard
+
+_SAMPLE = 200  # durations kept for the straggler rule
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchRules:
+    """The limits.
+
+    Attributes:
+        attempts: failures that name the shard, after which it is quarantined.
+        depth: shards in flight a worker, at most.
+        deaths_before_alone: worker deaths a shard was present at, after which it runs alone.
+        straggler_factor: near the end, a shard in flight longer than this times the median gets
+            a second copy on an idle worker.
+        straggler_min_s: but never before this many seconds.
+    """
+
+    attempts: int = 3
+    depth: int = 3
+    deaths_before_alone: int = 2
+    straggler_factor: float = 3.0
+    straggler_min_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Give this shard to this worker; ``attempt`` counts from 1, ``copy`` marks speculation."""
+
+    worker: str
+    shard: Shard
+    attempt: int
+    copy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A shard that used up its attempts, and what each of them said."""
+
+    shard: Shard
+    errors: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Flight:
+    shard: Shard
+    started_s: float
+
+
+@dataclass(slots=True)
+class _Worker:
+    flights: dict[str, _Flight] = field(default_factory=dict)
+    draining: bool = False
+    alone: str | None = None  # the one shard it may run
+
+
+class Dispatcher:
+    """Hands shards to workers until each is done or quarantined.
+
+    Args:
+        shards: the work, in order; pulled lazily.
+        rules: the limits.
+    """
+
+    def __init__(self, shards: Iterable[Shard], rules: DispatchRules | None = None) -> None:
+        self.rules = rules or DispatchRules()
+        self._shards: Iterator[Shard] = iter(shards)
+        self._exhausted = False
+        self._requeued: deque[Shard] = deque()
+        self._alone: deque[Shard] = deque()  # present at too many deaths: these run by themselves
+        self._workers: dict[str, _Worker] = {}
+        # Workers with room, by load, so that a thousand of them cost no search a shard.
+        self._open: list[dict[str, None]] = [{} for _ in range(self.rules.depth)]
+        self._copies: dict[str, set[str]] = {}  # shard id -> workers that have it
+        self._errors: dict[str, list[str]] = {}
+        self._deaths: dict[str, int] = {}
+        self._durations_s: deque[float] = deque(maxlen=_SAMPLE)
+        self.completed_count = 0
+        self.requeued_count = 0
+        self.quarantined: list[Quarantined] = []
+
+    # -- what the caller asks
+
+    @property
+    def done(self) -> bool:
+        """Nothing queued, nothing in flight."""
+        return not self._copies and not self._has_queued()
+
+    @property
+    def in_flight(self) -> int:
+        """Distinct shards that some worker has."""
+        return len(self._copies)
+
+    def workers(self) -> list[str]:
+        """Known workers."""
+        return list(self._workers)
+
+    def holds(self, worker: str) -> list[str]:
+        """Shard ids that a worker has in flight."""
+        return list(self._workers[worker].flights)
+
+    def assign(self, now_s: float) -> list[Assignment]:
+        """Fill the workers, emptiest first, one shard each in turn; then copy stragglers."""
+        given: list[Assignment] = []
+        while (worker := self._emptiest()) is not None:
+            shard = self._next_for(worker)
+            if shard is None:
+                break
+            given.append(self._give(worker, shard, now_s))
+        given.extend(self._copy_stragglers(now_s))
+        return given
+
+    # -- what the caller reports
+
+    def worker_joined(self, worker: str) -> None:
+        """A worker is ready for shards."""
+        self._workers.setdefault(worker, _Worker())
+        self._place(worker)
+
+    def worker_draining(self, worker: str) -> None:
+        """A worker's node is going away: it gets nothing more, what it has may still finish."""
+        if worker in self._workers:
+            self._workers[worker].draining = True
+            self._place(worker)
+
+    def worker_lost(self, worker: str, *, reason: str, blameless: bool = False) -> None:
+        """A worker is gone; its shards go back to the front of the queue.
+
+        Args:
+            worker: its name; unknown ones are ignored.
+            reason: for the record, should the shard be charged.
+            blameless: a drain, a lost node: no shard is suspected of having caused it.
+        """
+        lost = self._workers.pop(worker, None)
+        if lost is None:
+            return
+        self._place(worker)
+        for shard_id, flight in lost.flights.items():
+            self._drop_copy(shard_id, worker)
+            if blameless:
+                self._requeue(flight.shard, suspect=shard_id == lost.alone)
+            elif shard_id == lost.alone:
+                self._charge(flight.shard, f"its worker died while running it alone: {reason}")
+            else:
+                self._deaths[shard_id] = self._deaths.get(shard_id, 0) + 1
+                self._requeue(flight.shard)
+
+    def completed(self, worker: str, shard_id: str, now_s: float) -> bool:
+        """A worker finished a shard.
+
+        Returns:
+            False when another copy was first (or the worker is not known to have it): the caller
+            counts the shard only once.
+        """
+        flight = self._finish(worker, shard_id)
+        if flight is None:
+            return False
+        self._durations_s.append(now_s - flight.started_s)
+        self._errors.pop(shard_id, None)
+        self._deaths.pop(shard_id, None)
+        # The slower copies run on, but nobody waits for them or counts them.
+        for other in list(self._copies.get(shard_id, ())):
+            self._finish(other, shard_id)
+        self.completed_count += 1
+        return True
+
+    def failed(self, worker: str, shard_id: str, error: str) -> Quarantined | None:
+        """An attempt failed with an error that names the shard.
+
+        Returns:
+            The quarantine record, when that was its last attempt.
+        """
+        flight = self._finish(worker, shard_id)
+        if flight is None:
+            return None
+        return self._charge(flight.shard, error)
+
+    def give_back(self, worker: str, shard_id: str) -> None:
+        """A worker could not take a shard, through no fault of the shard's: queue it again."""
+        flight = self._finish(worker, shard_id)
+        if flight is not None:
+            self._requeue(flight.shard)
+
+    # -- how it works
+
+    def _has_queued(self) -> bool:
+        if self._requeued or self._alone:
+            return True
+        if not self._exhausted:
+            shard = next(self._shards, None)
+            if shard is None:
+                self._exhausted = True
+            else:
+                self._requeued.append(shard)
+        return bool(self._requeued)
+
+    def _emptiest(self) -> str | None:
+        if not self._has_queued():
+            return None
+        return next((next(iter(level)) for level in self._open if level), None)
+
+    def _place(self, worker: str) -> None:
+        """Put a worker where its load says, or nowhere when it takes nothing."""
+        for level in self._open:
+            level.pop(worker, None)
+        state = self._workers.get(worker)
+        if state is None or state.draining or state.alone is not None:
+            return
+        if len(state.flights) < self.rules.depth:
+            self._open[len(state.flights)][worker] = None
+
+    def _next_for(self, worker: str) -> Shard | None:
+        if self._alone and not self._workers[worker].flights:
+            shard = self._alone.popleft()
+            self._workers[worker].alone = shard.shard_id
+            return shard
+        self._has_queued()  # pulls the next one where none waits
+        return self._requeued.popleft() if self._requeued else None
+
+    def _give(self, worker: str, shard: Shard, now_s: float, *, copy: bool = False) -> Assignment:
+        self._workers[worker].flights[shard.shard_id] = _Flight(shard, now_s)
+        self._copies.setdefault(shard.shard_id, set()).add(worker)
+        self._place(worker)
+        attempt = len(self._errors.get(shard.shard_id, ())) + 1
+        return Assignment(worker, shard, attempt, copy)
+
+    def _copy_stragglers(self, now_s: float) -> Iterator[Assignment]:
+        idle = list(self._open[0])
+        if not idle or not self._durations_s or self._has_queued():
+            return
+        limit_s = max(
+            self.rules.straggler_min_s, self.rules.straggler_factor * median(self._durations_s)
+        )
+        slow = sorted(
+            (flight.started_s, name, shard_id)
+            for name, state in self._workers.items()
+            for shard_id, flight in state.flights.items()
+            if len(self._copies[shard_id]) == 1
+            and state.alone is None
+            and now_s - flight.started_s > limit_s
+        )
+        for worker, (_, name, shard_id) in zip(idle, slow, strict=False):
+            yield self._give(worker, self._workers[name].flights[shard_id].shard, now_s, copy=True)
+
+    def _finish(self, worker: str, shard_id: str) -> _Flight | None:
+        state = self._workers.get(worker)
+        flight = state.flights.pop(shard_id, None) if state else None
+        if state is None or flight is None:
+            return None
+        self._drop_copy(shard_id, worker)
+        if state.alone == shard_id:
+            state.alone = None
+        self._place(worker)
+        return flight
+
+    def _drop_copy(self, shard_id: str, worker: str) -> None:
+        holders = self._copies.get(shard_id)
+        if holders is not None:
+            holders.discard(worker)
+            if not holders:
+                del self._copies[shard_id]
+
+    def _charge(self, shard: Shard, error: str) -> Quarantined | None:
+        if shard.shard_id in self._copies:
+            return None  # the other copy may still succeed, and decides
+        errors = self._errors.setdefault(shard.shard_id, [])
+        errors.append(error)
+        if len(errors) < self.rules.attempts:
+            self._requeue(shard)
+            return None
+        record = Quarantined(shard, tuple(errors))
+        self._errors.pop(shard.shard_id)
+        self._deaths.pop(shard.shard_id, None)
+        self.quarantined.append(record)
+        return record
+
+    def _requeue(self, shard: Shard, *, suspect: bool = False) -> None:
+        if shard.shard_id in self._copies:
+            return  # a copy is still running
+        self.requeued_count += 1
+        deaths = self._deaths.get(shard.shard_id, 0)
+        if suspect or deaths >= self.rules.deaths_before_alone:
+            self._alone.append(shard)
+        else:
+            self._requeued.appendleft(shard)
