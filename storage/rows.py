@@ -6,7 +6,7 @@ Live rows are those of committed, live shards, less the images that a later list
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,13 +19,17 @@ from storage.records import AnnotationRow
 
 
 def live_tables(
-    manifest: Manifest, columns: Sequence[str] | None = None
+    manifest: Manifest,
+    columns: Sequence[str] | None = None,
+    *,
+    only: Container[str] | None = None,
 ) -> Iterator[tuple[str, pa.Table]]:
     """(shard id, Arrow table) of live rows, a row group at a time, in listing order.
 
     Args:
         manifest: the run.
         columns: names from the annotation schema, or None for all.
+        only: shard ids to read, or None for all.
 
     Shards that are not committed yet are passed over.
     """
@@ -33,6 +37,8 @@ def live_tables(
     dropped = listing.dropped()
     wanted = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
     for shard_id in listing.live_ids():
+        if only is not None and shard_id not in only:
+            continue
         gone = dropped.get(shard_id)
         try:
             for table in read_tables(manifest.store, annotation_key(shard_id), wanted):
