@@ -1,0 +1,245 @@
+"""Decode: the bytes of an image file to upright RGB pixels, or an error that becomes its row.
+
+The oracle is Pillow, since super-gradients' ``predict()`` reads files with it: same pixels to
+the bit, alpha dropped, palettes and CMYK converted its way. On top of ``predict()``, the EXIF
+orientation is applied, and 16-bit grey is scaled to 8 bits instead of clipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from storage.errors import ImageError, TooLarge, Undecodable, Unsupported
+from workers.jpeg_header import JpegHeader, count_scans, read_jpeg_header
+from workers.letterbox import LetterboxTransform, letterbox
+from workers.phash import phash
+from workers.signatures import describe_foreign, format_of, webp_size, without_metadata
+
+__all__ = [
+    "DecodedImage",
+    "LetterboxTransform",
+    "decode",
+    "letterbox",
+    "phash",
+    "probe",
+]
+
+_ORIENTATION_TAG = 0x0112
+_MAX_SCAN_PASSES = 64  # a progressive JPEG may cost so many passes over max_pixels, not more
+
+# The plugins are called by name: Image.open would try every format it knows, and warns or
+# refuses by a process-wide limit that is not ours.
+_OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """Pixels as a person would see them.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], RGB, upright, C-contiguous; may be read-only.
+        exif_orientation: 1-8, what the file said (1 where it said nothing usable); already
+            applied to ``pixels``.
+    """
+
+    pixels: NDArray[np.uint8]
+    exif_orientation: int
+
+
+def decode(data: bytes, *, max_pixels: int) -> DecodedImage:
+    """Decode one image file, whatever its name said; of an animation the first frame.
+
+    JPEG, PNG, WebP, BMP, TIFF and GIF of any colour model that Pillow turns into RGB. Alpha is
+    dropped, not composited. Grey of 9 to 16 bits keeps its highest 8 bits.
+
+    Raises:
+        TooLarge: the header announces more than ``max_pixels``; no pixel memory was spent.
+        Unsupported: another format, or samples that have no agreed 8-bit meaning (32-bit
+            integers, floats, CIELAB).
+        Undecodable: empty, truncated, damaged, or no image at all.
+    """
+    if not data:
+        raise Undecodable("empty: 0 bytes")
+    kind = format_of(data)
+    if kind is None:
+        foreign, what = describe_foreign(data)
+        raise (Unsupported if foreign else Undecodable)(what)
+    try:
+        if kind == "JPEG":
+            return _decode_jpeg(data, max_pixels)
+        return _decode_with_pillow(kind, data, max_pixels)
+    except ImageError:
+        raise
+    except MemoryError as exc:
+        raise TooLarge(f"not enough memory to decode this {kind}") from exc
+    except Exception as exc:  # a decoder fed hostile bytes raises what it likes
+        raise Undecodable(f"damaged {kind}: {_reason(exc)}") from exc
+
+
+def probe(data: bytes) -> tuple[int, int, int] | None:
+    """(width, height, orientation) of the upright image, from the header alone; None if unknown."""
+    try:
+        kind = format_of(data)
+        if kind == "JPEG":
+            header = read_jpeg_header(data)
+            if header is None:
+                return None
+            return _upright_size(header.width, header.height, _jpeg_orientation(data, header))
+        if kind is None:
+            return None
+        if kind == "WebP" and (size := webp_size(data)) is not None:
+            return (*size, 1)
+        image = _open(kind, data)
+        return _upright_size(*image.size, _orientation(image), done=kind == "TIFF")
+    except Exception:  # noqa: BLE001  as in decode(): there is no size to tell
+        return None
+
+
+def _upright_size(
+    width: int, height: int, orientation: int, *, done: bool = False
+) -> tuple[int, int, int]:
+    turned = orientation >= 5 and not done
+    return (height, width, orientation) if turned else (width, height, orientation)
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise TooLarge(
+            f"{width}×{height} is {width * height} pixels; this run takes up to {max_pixels}"
+        )
+
+
+def _decode_jpeg(data: bytes, max_pixels: int) -> DecodedImage:
+    header = read_jpeg_header(data)
+    if header is None:
+        raise Undecodable("damaged JPEG: no frame header")
+    _check_pixels(header.width, header.height, max_pixels)
+    scans = count_scans(data)
+    if scans * header.width * header.height > _MAX_SCAN_PASSES * max_pixels:
+        raise TooLarge(f"{scans} scans over {header.width}×{header.height} pixels")
+    pixels = _fast_jpeg(data) if header.components in (1, 3) else None
+    if pixels is None:
+        return _decode_with_pillow("JPEG", data, max_pixels)
+    orientation = _jpeg_orientation(data, header)
+    return DecodedImage(_upright(pixels, orientation), orientation)
+
+
+def _fast_jpeg(data: bytes) -> NDArray[np.uint8] | None:
+    """Pillow's pixels in two thirds of its time; None where libjpeg had anything to remark."""
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    except ValueError:
+        return None  # Pillow decides whether the remark is fatal
+    return pixels
+
+
+def _jpeg_orientation(data: bytes, header: JpegHeader) -> int:
+    return _orientation(_open("JPEG", data)) if header.has_metadata else 1
+
+
+def _decode_with_pillow(kind: str, data: bytes, max_pixels: int) -> DecodedImage:
+    if kind == "WebP" and (size := webp_size(data)) is not None:
+        _check_pixels(*size, max_pixels)  # its plugin allocates the canvas on opening
+    image = _open(kind, data)
+    _check_pixels(*image.size, max_pixels)
+    _check_tiles(image, max_pixels)
+    orientation = _orientation(image)
+    bits = _bits_per_sample(image)
+    image.load()
+    pixels = _to_rgb(image, bits)
+    if kind != "TIFF":  # Pillow has turned a TIFF already
+        pixels = _upright(pixels, orientation)
+    return DecodedImage(pixels, orientation)
+
+
+def _open(kind: str, data: bytes) -> Image.Image:
+    _silence_pillow()
+    try:
+        return _OPENERS[kind](io.BytesIO(data))
+    except ValueError:
+        if kind != "PNG":
+            raise
+        # Oversized text or colour profiles: the pixels do not depend on them.
+        return _OPENERS[kind](io.BytesIO(without_metadata(data)))
+
+
+@functools.cache
+def _silence_pillow() -> None:
+    """Remarks on odd metadata say nothing about the row, and would go to every worker's log."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value: Any = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # noqa: BLE001  damaged EXIF: the pixels are fine, their turn is unknown
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _check_tiles(image: Image.Image, max_pixels: int) -> None:
+    """A TIFF's tile is decoded whole, however small the image that it is cut from."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        width, height = (image.tag_v2.get(tag, 0) for tag in (322, 323))
+        if isinstance(width, int) and isinstance(height, int):
+            _check_pixels(width, height, max_pixels)
+
+
+def _bits_per_sample(image: Image.Image) -> int:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = image.tag_v2.get(258, (8,))
+        return max(bits) if isinstance(bits, tuple) else int(bits)
+    return 16
+
+
+def _to_rgb(image: Image.Image, bits: int) -> NDArray[np.uint8]:
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> max(0, bits - 8)).astype(np.uint8)
+        return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
+    if image.mode in ("I", "F", "LAB"):
+        raise Unsupported(f"samples of mode {image.mode!r} have no agreed 8-bit meaning")
+    image.info.pop("transparency", None)  # dropped like alpha; convert() would remark on it
+    return np.ascontiguousarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Undo the EXIF orientation (JEITA CP-3451, tag 0x0112); [H, W, 3] or [W, H, 3]."""
+    turned: Any = pixels
+    if orientation in (5, 6, 7, 8):
+        turned = cv2.transpose(turned)
+    if orientation in (2, 3, 6, 7):
+        turned = cv2.flip(turned, 1)
+    if orientation in (3, 4, 7, 8):
+        turned = cv2.flip(turned, 0)
+    return np.ascontiguousarray(turned)
+
+
+def _reason(exc: Exception) -> str:
+    text = " ".join(str(exc).split())[:200]
+    return f"{text}" if text else type(exc).__name__
