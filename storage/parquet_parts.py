@@ -80,7 +80,7 @@ def append_part(store: SupportsAppend, prefix: str, table: pa.Table, header: dic
 def read_header(store: SupportsGet, key: str) -> dict[str, Any]:
     """The metadata JSON of one part. Raises StorageError when it is not one of ours."""
     try:
-        metadata = pq.read_schema(pa.BufferReader(store.get(key))).metadata or {}
+        metadata = pq.ParquetFile(pa.BufferReader(store.get(key))).metadata.metadata or {}
     except pa.ArrowInvalid as exc:
         raise StorageError(f"{key} is not a readable Parquet file: {exc}") from exc
     if METADATA_KEY not in metadata:
