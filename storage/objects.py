@@ -13,6 +13,27 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from storage.records import StoredObject
+from storage.urls import normalise_url, overlaps, parse_url, split_url
+
+__all__ = [
+    "Body",
+    "ObjectStore",
+    "StorageOptions",
+    "SupportsCreate",
+    "SupportsDelete",
+    "SupportsGet",
+    "SupportsGetRange",
+    "SupportsHead",
+    "SupportsList",
+    "SupportsPresign",
+    "SupportsPut",
+    "SupportsReplace",
+    "SupportsStream",
+    "normalise_url",
+    "open_object",
+    "open_store",
+    "overlaps",
+]
 
 Body = bytes | Path  # what is written: bytes, or a spool file that is read while sending
 
@@ -45,6 +66,8 @@ class SupportsList(Protocol):
         """All objects whose key starts with ``prefix``, ordered by key (UTF-8 bytes).
 
         Lazy: a page at a time. Zero-byte "folder" markers (keys ending in '/') are left out.
+        In a folder, symbolic links are listed with the etag ``link``, and pipes, sockets and
+        devices with ``special``; they cannot be read.
 
         Raises:
             BucketNotFound: the bucket or root folder does not exist.
@@ -79,9 +102,7 @@ class SupportsGetRange(Protocol):
 
 
 class SupportsStream(Protocol):
-    def stream(
-        self, key: str, *, if_match: str | None = None
-    ) -> AbstractContextManager[BinaryIO]:
+    def stream(self, key: str, *, if_match: str | None = None) -> AbstractContextManager[BinaryIO]:
         """The object from its start as a forward-only binary file, in bounded memory.
 
         A connection that breaks in the middle is resumed from where it broke (If-Match on the
@@ -106,13 +127,18 @@ class SupportsCreate(Protocol):
 
 class SupportsPut(Protocol):
     def put(self, key: str, body: Body) -> str:
-        """Write or overwrite, atomically (readers see the old or the new object). Returns the etag."""
+        """Write or overwrite, atomically: readers see the old or the new object. Returns the
+        new etag."""
         ...
 
 
 class SupportsReplace(Protocol):
     def replace(self, key: str, body: Body, *, if_match: str) -> str:
-        """Overwrite only if the etag still is ``if_match``; ObjectChanged otherwise. Returns the new etag."""
+        """Overwrite only if the etag still is ``if_match``; ObjectChanged otherwise (also when
+        there is no object any more). Returns the new etag.
+
+        A put whose reply was lost may look like ObjectChanged too: the caller compares.
+        """
         ...
 
 
@@ -164,4 +190,31 @@ def open_store(url: str, options: StorageOptions | None = None) -> ObjectStore:
     Raises:
         ConfigError: the URL cannot be read, or its scheme is not known here.
     """
-    raise NotImplementedError  # filled in by the storage change
+    place = parse_url(url)
+    options = options or StorageOptions()
+    # Imported here: whoever reads a local folder loads neither boto3 nor fsspec.
+    if place.scheme == "file":
+        from storage.local import LocalStore
+
+        return LocalStore(place.path)
+    if place.scheme == "s3":
+        from storage.s3 import S3Store
+
+        return S3Store(place.authority, place.path, options)
+    if place.scheme == "memory":
+        from storage.memory import MemoryStore
+
+        return MemoryStore(place.authority, place.path)
+    from storage.fsspec_store import open_fsspec
+
+    return open_fsspec(place, options)
+
+
+def open_object(url: str, options: StorageOptions | None = None) -> tuple[ObjectStore, str]:
+    """The store that holds a single object (a checkpoint, a list of keys), and its key there.
+
+    Raises:
+        ConfigError: as ``open_store``; or the URL names a bucket or a folder.
+    """
+    root, key = split_url(url)
+    return open_store(root, options), key

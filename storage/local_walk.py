@@ -1,0 +1,88 @@
+"""Listing a folder tree lazily, in the order of the full keys."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage.errors import BucketNotFound
+from storage.local_files import etag_of, is_own_file
+from storage.os_errors import from_os_error
+from storage.records import StoredObject
+from storage.urls import readable
+
+LINK_ETAG = "link"  # a symbolic link, to a file or a folder: listed, never followed
+SPECIAL_ETAG = "special"  # a pipe, a socket or a device
+
+
+def walk(root: str, prefix: str) -> Iterator[StoredObject]:
+    """All objects below ``root`` whose key starts with ``prefix``, ordered by their UTF-8 bytes.
+
+    Holds the names of the folders on the way to the present one, not the whole tree. What
+    vanishes meanwhile is left out; a folder that may not be read is an AccessDenied.
+    """
+    start = prefix.rpartition("/")[0]
+    if not {"", ".", ".."}.isdisjoint(start.split("/")) and start:
+        return  # no key looks like this
+    if start and not _is_real_folder(root, start):
+        return
+    # An explicit stack: a hostile tree can be deeper than Python's recursion limit.
+    pending = [_entries(root, start + "/" if start else "")]
+    while pending:
+        entry = next(pending[-1], None)
+        if entry is None:
+            pending.pop()
+            continue
+        key, is_folder = entry
+        if is_folder and (key.startswith(prefix) or prefix.startswith(key)):
+            pending.append(_entries(root, key))
+        elif not is_folder and key.startswith(prefix):
+            yield from _stored(root, key)
+
+
+def _is_real_folder(root: str, below: str) -> bool:
+    path = Path(root)
+    for part in below.split("/"):
+        path = path / part
+        if path.is_symlink() or not path.is_dir():
+            return False
+    return True
+
+
+def _entries(root: str, folder_key: str) -> Iterator[tuple[str, bool]]:
+    """(key, is a folder) of one folder's entries; a folder's key ends in '/', so that sorting
+    these keys sorts everything below them too ('a.txt' before 'a/…')."""
+    path = f"{root}/{folder_key}"
+    try:
+        with os.scandir(path) as found:
+            keys = [
+                (folder_key + e.name + "/", True)
+                if e.is_dir(follow_symlinks=False)
+                else (folder_key + e.name, False)
+                for e in found
+                if not is_own_file(e.name)
+            ]
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        if folder_key:
+            return iter(())
+        raise BucketNotFound(f"the folder {readable(root)} does not exist") from exc
+    except OSError as exc:
+        raise from_os_error(exc, readable(path)) from exc
+    keys.sort(key=lambda entry: entry[0].encode("utf-8", "surrogateescape"))
+    return iter(keys)
+
+
+def _stored(root: str, key: str) -> Iterator[StoredObject]:
+    path = f"{root}/{key}"
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise from_os_error(exc, readable(path)) from exc
+    if stat.S_ISREG(status.st_mode):
+        yield StoredObject(key, status.st_size, etag_of(status))
+    elif not stat.S_ISDIR(status.st_mode):
+        yield StoredObject(key, 0, LINK_ETAG if stat.S_ISLNK(status.st_mode) else SPECIAL_ETAG)

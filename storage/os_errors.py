@@ -1,0 +1,56 @@
+"""OSError to the error tree: one table for every store that is a file system underneath."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from storage.errors import AccessDenied, ObjectNotFound, StorageError, StorageFull
+from storage.errors import StorageUnavailable as Unavailable
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
+_TRANSIENT = frozenset(
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.EAGAIN,
+        errno.ECONNRESET,
+        errno.ECONNREFUSED,
+        errno.ECONNABORTED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EPIPE,
+    }
+)
+
+
+def from_os_error(exc: OSError, where: str) -> StorageError:
+    """The error of ours that says what ``exc`` means at ``where``."""
+    reason = exc.strerror or type(exc).__name__
+    if exc.errno in _FULL:
+        return StorageFull(
+            f"no space left for {where}: {reason}",
+            hint="free some space (or raise the quota) and run the same command again",
+        )
+    if exc.errno in _DENIED or isinstance(exc, PermissionError):
+        return AccessDenied(
+            f"{where}: {reason}", hint="check the owner and the permissions of that folder"
+        )
+    if exc.errno in _ABSENT or isinstance(exc, FileNotFoundError):
+        return ObjectNotFound(f"{where} does not exist")
+    if exc.errno in _TRANSIENT or isinstance(exc, ConnectionError | TimeoutError):
+        return Unavailable(f"{where}: {reason}", hint="check the disk or the network behind it")
+    return StorageError(f"{where}: {reason}")
+
+
+@contextmanager
+def translating_os_errors(where: str) -> Iterator[None]:
+    """Turn any OSError inside into an error of the tree that names ``where``."""
+    try:
+        yield
+    except OSError as exc:
+        raise from_os_error(exc, where) from exc

@@ -1,0 +1,190 @@
+"""URLs of stores and objects: parse, normalise, compare; and text that is safe to show."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from storage.errors import ConfigError, StorageError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_HALF_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
+_PATH_SAFE = "/~!$&'()*+,;=:@"
+_S3_ALIASES = frozenset({"s3", "s3a", "s3n"})
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A parsed URL.
+
+    Attributes:
+        scheme: ``file``, ``s3``, ``memory``, or one that fsspec serves.
+        authority: the bucket, host or name; '' for files.
+        path: for files the absolute path (undecodable bytes as surrogates); otherwise what
+            follows the authority's '/', without a trailing '/'.
+    """
+
+    scheme: str
+    authority: str
+    path: str
+
+    @property
+    def url(self) -> str:
+        """The one spelling of this location."""
+        if self.scheme == "file":
+            raw = self.path.encode("utf-8", "surrogateescape")
+            return "file://" + quote_from_bytes(raw, safe=_PATH_SAFE)
+        return f"{self.scheme}://{self.authority}" + (f"/{self.path}" if self.path else "")
+
+
+def parse_url(url: str) -> Location:
+    """Split a URL or plain path.
+
+    Percent-escapes mean something in file:// only; S3 keys are taken as they stand.
+
+    Raises:
+        ConfigError: empty, a foreign host in file://, no bucket, or credentials inside.
+    """
+    if not url or "\0" in url:
+        raise ConfigError("an empty URL, or one with a NUL in it, names no place")
+    found = _SCHEME.match(url)
+    if found is None:
+        return _parse_path(url)
+    scheme, rest = found[1].lower(), found[2]
+    if scheme in ("file", "local"):
+        return _parse_file_url(url, rest)
+    authority, _, path = rest.partition("/")
+    if "::" not in url and "@" in authority.split("?")[0]:
+        raise ConfigError(
+            f"credentials do not belong in a URL ({scheme}://…@{authority.rpartition('@')[2]})",
+            hint="leave them out; they are read from the environment or the profile of the machine",
+        )
+    if scheme in _S3_ALIASES:
+        return _parse_s3(authority, path)
+    return Location(scheme, authority, path if "?" in path else path.rstrip("/"))
+
+
+def _parse_path(url: str) -> Location:
+    half = _HALF_SCHEME.match(url)
+    if half is not None and half[1].lower() == "file":
+        return _parse_file_url(url, url[len("file:") :])
+    if half is not None:
+        raise ConfigError(
+            f"{readable(url)} has one slash after '{half[1]}:'",
+            hint=f"write {half[1]}://…, or ./{readable(url)} if it really is a folder",
+        )
+    return Location("file", "", _absolute(str(Path(url).expanduser())))
+
+
+def _parse_file_url(url: str, rest: str) -> Location:
+    path = rest.removeprefix("localhost") if rest.startswith("localhost/") else rest
+    if not path.startswith("/"):
+        raise ConfigError(
+            f"{readable(url)} does not name an absolute path",
+            hint="a file URL has three slashes: file:///folder; or write a plain path",
+        )
+    raw = unquote_to_bytes(path.encode("utf-8", "surrogateescape"))
+    if b"\0" in raw:
+        raise ConfigError(f"{readable(url)} has a NUL in it")
+    return Location("file", "", _absolute(raw.decode("utf-8", "surrogateescape")))
+
+
+def _parse_s3(bucket: str, path: str) -> Location:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", bucket):
+        raise ConfigError(
+            f"'{readable(bucket)}' is not the name of an S3 bucket",
+            hint="write s3://bucket/prefix",
+        )
+    return Location("s3", bucket, path.rstrip("/"))
+
+
+def _absolute(path: str) -> str:
+    # 'link/..' is the parent of what the link points at: only the file system can resolve it.
+    plain = os.path.realpath(path) if ".." in path.split("/") else str(Path(path).absolute())
+    return "/" + plain.lstrip("/")
+
+
+def normalise_url(url: str) -> str:
+    """The one spelling of a URL: a plain path becomes an absolute file:// URL, trailing
+    slashes go. Idempotent. Raises ConfigError as ``parse_url`` does."""
+    return parse_url(url).url
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """The URL of a single object as (URL of the store that holds it, its key there).
+
+    Raises:
+        ConfigError: the URL names a bucket or a folder, not an object.
+    """
+    place = parse_url(url)
+    before_query, mark, query = place.path.partition("?")
+    if place.scheme not in ("http", "https"):
+        before_query, mark, query = place.path, "", ""
+    root, _, name = before_query.rpartition("/")
+    if not name or url.endswith("/"):
+        raise ConfigError(
+            f"{shown_url(url)} names a bucket or a folder, not an object",
+            hint="give the whole URL, with the object's name at its end",
+        )
+    root = root or ("/" if place.scheme == "file" else "")
+    return Location(place.scheme, place.authority, root).url, name + mark + query
+
+
+def overlaps(url_a: str, url_b: str) -> bool:
+    """Whether one of two places is the other, or lies inside it.
+
+    Files are compared as the file system resolves them (symbolic links, '..'); everything
+    else by scheme, bucket and path. Needs no permission and no network.
+    """
+    a, b = _resolved(parse_url(url_a)), _resolved(parse_url(url_b))
+    if (a.scheme, a.authority) != (b.scheme, b.authority):
+        return False
+    inner, outer = sorted((_folder(a.path), _folder(b.path)), key=len, reverse=True)
+    return inner.startswith(outer)
+
+
+def _resolved(place: Location) -> Location:
+    return Location("file", "", os.path.realpath(place.path)) if place.scheme == "file" else place
+
+
+def _folder(path: str) -> str:
+    return path.rstrip("/") + "/" if path.strip("/") else ""
+
+
+def check_key(key: str) -> str:
+    """The key, if it can name an object in every store.
+
+    Raises:
+        StorageError: empty, a trailing '/', a NUL, or a '.' or '..' between slashes: stores
+            that are file systems underneath would leave their root.
+    """
+    if not key or key.endswith("/") or "\0" in key:
+        raise StorageError(f"'{readable(key)}' cannot be the key of an object")
+    if not {".", ".."}.isdisjoint(key.split("/")):
+        raise StorageError(
+            f"'{readable(key)}' has a '.' or '..' between slashes; such keys are refused",
+            hint="rename the object",
+        )
+    return key
+
+
+def readable(text: str) -> str:
+    """Text on one line that can always be printed: control characters and undecodable bytes
+    become escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown_url(url: str) -> str:
+    """A URL for messages: without user, password and query, which may be secrets."""
+    found = _SCHEME.match(url)
+    if found is None:
+        return readable(url)
+    authority, slash, path = found[2].partition("/")
+    if found[1].lower() in ("http", "https"):
+        path = re.sub(r"\?.*", "?…", path, flags=re.DOTALL)
+    return readable(f"{found[1]}://{authority.rpartition('@')[2]}{slash}{path}")
