@@ -17,7 +17,11 @@ from storage.tar_stream import TarMember, TarStream
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-LINK_ETAG = "link"  # how a listing of files marks a symbolic link, which is never followed
+# Etags by which a listing of files marks what is none.
+_NOT_FILES = {
+    "link": "a symbolic link; links are not followed",
+    "special": "a pipe, socket or device, not a plain file",
+}
 READERS = 8
 _AHEAD_BYTES = 64 << 20
 
@@ -170,9 +174,8 @@ def _member_record(
 def _not_a_file(member: TarMember) -> str:
     if member.kind in ("symlink", "hardlink"):
         return f"a {member.kind} to {printable(member.target)!r}; links are not followed"
-    return f"a {member.kind} member, not a plain file" if member.kind != "other" else (
-        "a member of unknown type, not a plain file"
-    )
+    kind = "member of unknown type" if member.kind == "other" else f"{member.kind} member"
+    return f"a {kind}, not a plain file"
 
 
 def _too_large(image_id: str, offset: int | None, nbytes: int, limit: int) -> ImageRecord:
@@ -223,9 +226,7 @@ def _read_images(
         while remaining or waiting:
             if abort is not None and abort():
                 raise Interrupted(f"stopped while reading the images from {objects[0].key}")
-            while remaining and len(waiting) < 2 * readers and (
-                not waiting or ahead + remaining[0].nbytes <= _AHEAD_BYTES
-            ):
+            while remaining and _may_fetch(len(waiting), ahead + remaining[0].nbytes, readers):
                 listed = remaining.popleft()
                 ahead += listed.nbytes
                 fetch = pool.submit(_image_record, store, listed, max_image_bytes)
@@ -237,11 +238,14 @@ def _read_images(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _may_fetch(waiting: int, ahead_nbytes: int, readers: int) -> bool:
+    return waiting == 0 or (waiting < 2 * readers and ahead_nbytes <= _AHEAD_BYTES)
+
+
 def _image_record(store: SupportsGet, listed: StoredObject, max_image_bytes: int) -> ImageRecord:
     image_id = printable(listed.key)
-    if listed.etag == LINK_ETAG:
-        error = "a symbolic link; links are not followed"
-        return ImageRecord(image_id, None, 0, None, "unsupported", error)
+    if listed.etag in _NOT_FILES:
+        return ImageRecord(image_id, None, 0, None, "unsupported", _NOT_FILES[listed.etag])
     if listed.nbytes > max_image_bytes:
         return _too_large(image_id, 0, listed.nbytes, max_image_bytes)
     try:

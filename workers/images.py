@@ -7,9 +7,7 @@ orientation is applied, and 16-bit grey is scaled to 8 bits instead of clipped.
 
 from __future__ import annotations
 
-import functools
 import io
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +27,11 @@ from PIL import (
 )
 
 from storage.errors import ImageError, TooLarge, Undecodable, Unsupported
-from workers.jpeg_header import JpegHeader, count_scans, read_jpeg_header
+from workers.decoder_noise import silence
+from workers.jpeg_header import JpegHeader, count_scans, has_end, read_jpeg_header
 from workers.letterbox import LetterboxTransform, letterbox
 from workers.phash import phash
-from workers.signatures import describe_foreign, format_of, webp_size, without_metadata
+from workers.signatures import describe_foreign, format_of, webp_exif, webp_size, without_metadata
 
 __all__ = [
     "DecodedImage",
@@ -114,7 +113,9 @@ def probe(data: bytes) -> tuple[int, int, int] | None:
         if kind is None:
             return None
         if kind == "WebP" and (size := webp_size(data)) is not None:
-            return (*size, 1)
+            exif = Image.Exif()
+            exif.load(webp_exif(data))
+            return _upright_size(*size, _valid(exif.get(_ORIENTATION_TAG)))
         image = _open(kind, data)
         return _upright_size(*image.size, _orientation(image), done=kind == "TIFF")
     except Exception:  # noqa: BLE001  as in decode(): there is no size to tell
@@ -145,6 +146,8 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> DecodedImage:
         raise TooLarge(f"{scans} scans over {header.width}×{header.height} pixels")
     pixels = _fast_jpeg(data) if header.components in (1, 3) else None
     if pixels is None:
+        if not has_end(data):  # Pillow sometimes lets the last bytes go, sometimes not
+            raise Undecodable("truncated JPEG: it ends without its end marker")
         return _decode_with_pillow("JPEG", data, max_pixels)
     orientation = _jpeg_orientation(data, header)
     return DecodedImage(_upright(pixels, orientation), orientation)
@@ -179,7 +182,7 @@ def _decode_with_pillow(kind: str, data: bytes, max_pixels: int) -> DecodedImage
 
 
 def _open(kind: str, data: bytes) -> Image.Image:
-    _silence_pillow()
+    silence()
     try:
         return _OPENERS[kind](io.BytesIO(data))
     except ValueError:
@@ -189,17 +192,14 @@ def _open(kind: str, data: bytes) -> Image.Image:
         return _OPENERS[kind](io.BytesIO(without_metadata(data)))
 
 
-@functools.cache
-def _silence_pillow() -> None:
-    """Remarks on odd metadata say nothing about the row, and would go to every worker's log."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
 def _orientation(image: Image.Image) -> int:
     try:
-        value: Any = image.getexif().get(_ORIENTATION_TAG, 1)
+        return _valid(image.getexif().get(_ORIENTATION_TAG))
     except Exception:  # noqa: BLE001  damaged EXIF: the pixels are fine, their turn is unknown
         return 1
+
+
+def _valid(value: Any) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 

@@ -59,3 +59,8 @@ def count_scans(data: bytes) -> int:
     In image data FF is never followed by DA, so counting bytes is exact but for thumbnails.
     """
     return data.count(b"\xff\xda")
+
+
+def has_end(data: bytes) -> bool:
+    """Whether the end-of-image marker follows the last scan; a cut file lacks it."""
+    return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")

@@ -78,6 +78,17 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
+def webp_exif(data: bytes) -> bytes:
+    """The EXIF chunk's payload, empty where there is none."""
+    at = 12
+    while at + 8 <= len(data):
+        nbytes = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"EXIF":
+            return data[at + 8 : at + 8 + nbytes]
+        at += 8 + nbytes + nbytes % 2
+    return b""
+
+
 def without_metadata(png: bytes) -> bytes:
     """The same PNG with only the chunks its first frame needs."""
     kept, at = [_PNG], len(_PNG)
