@@ -99,7 +99,7 @@ items = st.builds(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(drawn=st.lists(items, max_size=5))
 def test_queue_comes_back(tmp_path_factory: Folders, drawn: list[ReviewItem]) -> None:
     store = open_store(str(tmp_path_factory.mktemp("run")))
@@ -109,7 +109,7 @@ def test_queue_comes_back(tmp_path_factory: Folders, drawn: list[ReviewItem]) ->
     assert read_head(store, key) == HEAD
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(given_answers=st.lists(answers, min_size=1, max_size=4))
 def test_answers_come_back(tmp_path_factory: Folders, given_answers: list[Answer]) -> None:
     store = open_store(str(tmp_path_factory.mktemp("run")))
