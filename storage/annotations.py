@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """A class: ``id`` contiguous, as in the rows; ``official_id`` the data set's (COCO has gaps)."""
+    """A class: ``id`` contiguous, as in the rows; ``official_id`` the data set's (may have gaps)."""
 
     id: int
     name: str
@@ -220,8 +221,10 @@ def validate_row(row: AnnotationRow, n_categories: int) -> None:
         raise InvalidRow(f"{where}: {len(d)} detections on an image of status {row.status}")
     if not len(d):
         return
-    if not (np.isfinite(d.boxes).all() and np.isfinite(d.box_std).all()):
-        raise InvalidRow(f"{where}: a box or its spread is not finite")
+    _validate_shapes(d, where)
+    for name in ("boxes", "box_std", "box_entropy", "topk_scores"):
+        if not np.isfinite(getattr(d, name)).all():
+            raise InvalidRow(f"{where}: {name} is not finite")
     if not ((d.scores >= 0) & (d.scores <= 1)).all():
         raise InvalidRow(f"{where}: a score outside [0, 1]")
     x1, y1, x2, y2 = d.boxes.T
@@ -231,6 +234,17 @@ def validate_row(row: AnnotationRow, n_categories: int) -> None:
         raise InvalidRow(f"{where}: a box outside the {row.width}x{row.height} image")
     if (d.category_ids < 0).any() or (d.category_ids >= n_categories).any():
         raise InvalidRow(f"{where}: a category id outside 0..{n_categories - 1}")
+
+
+def _validate_shapes(d: Detections, where: str) -> None:
+    n, k = len(d), d.topk_ids.shape[-1]
+    shapes = {
+        "boxes": (n, 4), "category_ids": (n,), "topk_ids": (n, k), "topk_scores": (n, k),
+        "box_std": (n, 4), "box_entropy": (n,), "anchor": (n,),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        if (found := getattr(d, name).shape) != shape:
+            raise InvalidRow(f"{where}: {name} has shape {found}, not {shape}")
 
 
 class RowWriter:
@@ -323,8 +337,22 @@ class _RangedFile(io.RawIOBase):
         return chunk
 
 
-def _metadata_of(schema: pa.Schema, key: str) -> dict[str, Any]:
-    raw = (schema.metadata or {}).get(METADATA_KEY)
+@contextmanager
+def _opened(source: pa.NativeFile, key: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file; what pyarrow says of a damaged one becomes StorageError with the key."""
+    try:
+        with pq.ParquetFile(source) as file:
+            yield file
+    except (pa.ArrowException, OSError) as exc:
+        raise StorageError(
+            f"{key} is not a readable Parquet file: {exc}",
+            hint="it was damaged or put there by something else; move it away and run again",
+        ) from exc
+
+
+def _metadata_of(file: pq.ParquetFile, key: str) -> dict[str, Any]:
+    # The footer's own key-value pairs; the Arrow schema inside it does not repeat them.
+    raw = (file.metadata.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise StorageError(
             f"{key} is a Parquet file, but not one that labelfleet wrote",
@@ -346,16 +374,15 @@ def read_footer(store: SupportsGetRange, listed: StoredObject) -> ShardFooter:
     Raises:
         StorageError: not a Parquet file, or not one of ours.
     """
-    try:
-        schema = pq.ParquetFile(pa.PythonFile(_RangedFile(store, listed), mode="r")).schema_arrow
-    except pa.ArrowInvalid as exc:
-        raise StorageError(f"{listed.key} is not a readable Parquet file: {exc}") from exc
-    return ShardFooter(**_metadata_of(schema, listed.key)["shard"])
+    ranged = pa.PythonFile(_RangedFile(store, listed), mode="r")
+    with _opened(ranged, listed.key) as file:
+        return ShardFooter(**_metadata_of(file, listed.key)["shard"])
 
 
 def read_identity(store: SupportsGet, key: str) -> RunIdentity:
-    """The run identity that an annotation object carries."""
-    run = _metadata_of(pq.read_schema(pa.BufferReader(store.get(key))), key)["run"]
+    """The run identity that an annotation object carries. Raises StorageError: not one of ours."""
+    with _opened(pa.BufferReader(store.get(key)), key) as file:
+        run = _metadata_of(file, key)["run"]
     categories = tuple(Category(**c) for c in run.pop("categories"))
     return RunIdentity(**run, categories=categories)
 
@@ -363,13 +390,16 @@ def read_identity(store: SupportsGet, key: str) -> RunIdentity:
 def read_tables(
     store: SupportsGet, key: str, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """One annotation object as Arrow tables, a row group at a time; ``columns`` None: all."""
-    try:
-        file = pq.ParquetFile(pa.BufferReader(store.get(key)))
+    """One annotation object as Arrow tables, a row group at a time; ``columns`` None: all.
+
+    Raises:
+        ObjectNotFound: no such object.
+        StorageError: not a Parquet file, or not one of ours.
+    """
+    with _opened(pa.BufferReader(store.get(key)), key) as file:
+        _metadata_of(file, key)
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=list(columns) if columns else None)
-    except pa.ArrowInvalid as exc:
-        raise StorageError(f"{key} is not a readable Parquet file: {exc}") from exc
 
 
 def read_rows(store: SupportsGet, key: str) -> Iterator[AnnotationRow]:

@@ -2,7 +2,9 @@
 
 ``source/<n>.parquet`` holds what the n-th listing added and dropped. What an earlier listing
 grouped is never regrouped: new images form new shards, a changed image is dropped from its old
-shard and joins a new one, a deleted one is dropped. Live is what was added and not dropped.
+shard and joins a new one, a deleted one is dropped. Live is what was added and not dropped since.
+An image that comes back as it was can make the same shard again: it is then added a second time,
+which takes the drop back, and what was labelled under that id counts again.
 
 Both the store's listing and each generation are ordered by key, so a later listing is compared
 with all earlier ones by a merge join, in memory that does not grow with the source.
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.objects import ObjectStore
@@ -70,6 +73,7 @@ class Listing:
         self._store = store
         self._generations: list[str] | None = None
         self._dropped: dict[str, set[str]] | None = None
+        self._added_again: set[str] = set()  # shard ids that were added, dropped and added
 
     def generations(self) -> list[str]:
         """Keys of the listings, oldest first."""
@@ -81,17 +85,35 @@ class Listing:
     def dropped(self) -> dict[str, set[str]]:
         """Tombstoned object keys by shard id."""
         if self._dropped is None:
-            self._dropped = {}
-            for row in self._rows("drop"):
-                self._dropped.setdefault(row["shard_id"], set()).update(
-                    o.key for o in _shard(row).objects
-                )
+            self._dropped, self._added_again = {}, set()
+            for key in self.generations():
+                self._apply_drops(key, self._dropped, self._added_again)
         return self._dropped
+
+    def _apply_drops(self, key: str, dropped: dict[str, set[str]], again: set[str]) -> None:
+        if dropped:
+            for row in self._rows("add", only=key, columns=["op", "shard_id"]):
+                if dropped.pop(row["shard_id"], None) is not None:
+                    again.add(row["shard_id"])
+        for row in self._rows("drop", only=key):
+            keys = (o.key for o in _shard(row).objects)
+            dropped.setdefault(row["shard_id"], set()).update(keys)
 
     def all_shards(self) -> Iterator[Shard]:
         """Every shard that was ever listed, oldest generation first, as it was listed."""
-        for row in self._rows("add"):
+        for row in self._added():
             yield _shard(row)
+
+    def _added(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The rows that added a shard, each shard once."""
+        self.dropped()
+        repeats: set[str] = set()
+        for row in self._rows("add", columns=columns):
+            if row["shard_id"] in self._added_again:
+                if row["shard_id"] in repeats:
+                    continue
+                repeats.add(row["shard_id"])
+            yield row
 
     def live_shards(self) -> Iterator[Shard]:
         """Shards with at least one live object, as they were listed (the id covers all objects)."""
@@ -110,7 +132,7 @@ class Listing:
         if self.dropped():
             yield from (shard.shard_id for shard in self.live_shards())
             return
-        for row in self._rows("add", columns=["op", "shard_id"]):
+        for row in self._added(columns=["op", "shard_id"]):
             yield row["shard_id"]
 
     def refresh(
@@ -187,7 +209,11 @@ class Listing:
 
         # Within a generation tars and groups of images interleave; each kind alone is ordered.
         streams = [one(key, kind) for key in self.generations() for kind in SHARD_KINDS]
-        return heapq.merge(*streams, key=lambda known: known.key_bytes)
+        before: bytes | None = None
+        for known in heapq.merge(*streams, key=lambda known: known.key_bytes):
+            if known.key_bytes != before:  # a shard that was added again is in two generations
+                yield known
+            before = known.key_bytes
 
     def _rows(
         self, op: str, *, only: str | None = None, columns: list[str] | None = None
@@ -195,7 +221,7 @@ class Listing:
         for key in self.generations() if only is None else [only]:
             file = pq.ParquetFile(pa.BufferReader(self._store.get(key)))
             for batch in file.iter_batches(batch_size=_SHARDS_PER_GROUP, columns=columns):
-                yield from (row for row in batch.to_pylist() if row["op"] == op)
+                yield from batch.filter(pc.equal(batch.column("op"), op)).to_pylist()
 
 
 def _generation_number(key: str) -> int:

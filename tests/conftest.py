@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure: no test judges how long an example took.
+settings.register_profile("labelfleet", deadline=None)
+settings.load_profile("labelfleet")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,0 +1,177 @@
+"""The frozen listings: whatever happens to a source, the live set is the source, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.listing import Listing, ListingChange
+from storage.memory import MemoryStore
+from storage.records import Shard, StoredObject, shard_id_of
+
+GROUP = 3
+HOSTILE = ["../u.jpg", "a b.jpg", "ü.jpg", "\udcff\udc80.jpg", "<b>.jpg", "'\"\n.jpg", "日本.tar"]
+
+
+def by_key(keys: Iterable[str]) -> list[str]:
+    return sorted(keys, key=lambda k: k.encode("utf-8", "surrogateescape"))
+
+
+def group(objects: Iterable[StoredObject]) -> Iterator[Shard]:
+    """Tars alone, images in threes; a group is emitted when full, among the tars."""
+    waiting: list[StoredObject] = []
+    for one in objects:
+        if one.key.endswith(".tar"):
+            yield Shard(shard_id_of([one]), "tar", (one,))
+            continue
+        waiting.append(one)
+        if len(waiting) == GROUP:
+            yield Shard(shard_id_of(waiting), "images", tuple(waiting))
+            waiting = []
+    if waiting:
+        yield Shard(shard_id_of(waiting), "images", tuple(waiting))
+
+
+def listed(source: dict[str, int]) -> list[StoredObject]:
+    return [StoredObject(key, 10 + source[key], f"v{source[key]}") for key in by_key(source)]
+
+
+def refresh(store: MemoryStore, source: dict[str, int]) -> ListingChange:
+    return Listing(store).refresh(listed(source), group)
+
+
+def live_objects(listing: Listing) -> list[tuple[str, str]]:
+    """(key, etag) of every live object, with repeats if there are any."""
+    dropped = listing.dropped()
+    return [
+        (o.key, o.etag)
+        for shard in listing.live_shards()
+        for o in shard.objects
+        if o.key not in dropped.get(shard.shard_id, ())
+    ]
+
+
+keys = st.sampled_from([*(f"{c}{n}.jpg" for c in "abc" for n in range(5)), *HOSTILE]) | (
+    st.sampled_from([f"s{n}.tar" for n in range(4)])
+)
+sources = st.dictionaries(keys, st.integers(0, 3), max_size=18)
+
+
+@given(steps=st.lists(sources, min_size=1, max_size=6))
+def test_live_is_the_source_whatever_happened_to_it(steps: list[dict[str, int]]) -> None:
+    store = MemoryStore()
+    before: dict[str, int] = {}
+    ever: dict[str, tuple[StoredObject, ...]] = {}
+    for source in steps:
+        change = refresh(store, source)
+        added, changed, deleted = difference(before, source)
+        assert (change.added, change.changed, change.deleted) == (added, changed, deleted)
+        listing = Listing(store)
+        live = live_objects(listing)
+        # All of the source, none twice, nothing else.
+        assert sorted(live) == sorted((o.key, o.etag) for o in listed(source))
+        now = {s.shard_id: s.objects for s in listing.all_shards()}
+        # What was grouped once stays grouped like that.
+        assert all(now[shard_id] == objects for shard_id, objects in ever.items())
+        assert sorted(listing.live_ids()) == sorted(s.shard_id for s in listing.live_shards())
+        assert listing.count() == len(list(listing.live_shards()))
+        ever, before = now, source
+
+
+def difference(before: dict[str, int], now: dict[str, int]) -> tuple[int, int, int]:
+    both = before.keys() & now.keys()
+    changed = sum(before[k] != now[k] for k in both)
+    return len(now.keys() - before.keys()), changed, len(before.keys() - now.keys())
+
+
+@given(steps=st.lists(st.booleans(), min_size=1, max_size=7), source=sources)
+def test_a_source_that_comes_and_goes(steps: list[bool], source: dict[str, int]) -> None:
+    store = MemoryStore()
+    for there in steps:
+        refresh(store, source if there else {})
+        assert sorted(live_objects(Listing(store))) == sorted(
+            (o.key, o.etag) for o in (listed(source) if there else ())
+        )
+        ids = [s.shard_id for s in Listing(store).all_shards()]
+        assert len(ids) == len(set(ids))
+
+
+@given(source=sources)
+def test_an_unchanged_source_writes_nothing(source: dict[str, int]) -> None:
+    store = MemoryStore()
+    first = refresh(store, source)
+    objects = {o.key: o.etag for o in store.list()}
+    second = refresh(store, source)
+    assert second == ListingChange(first.generation, 0, 0, 0, 0)
+    assert {o.key: o.etag for o in store.list()} == objects
+
+
+def test_one_listing_object_sees_its_own_refresh() -> None:
+    listing = Listing(MemoryStore())
+    assert listing.count() == 0
+    listing.refresh(listed({"a.jpg": 0, "b.jpg": 0}), group)
+    assert listing.dropped() == {}
+    listing.refresh(listed({"b.jpg": 0}), group)
+    assert live_objects(listing) == [("b.jpg", "v0")]
+    assert len(listing.generations()) == 2
+
+
+def test_an_image_that_comes_back_unchanged_is_live_again() -> None:
+    """Deleted, then restored with the same bytes and time: the same shard id would result."""
+    store = MemoryStore()
+    refresh(store, {"a.jpg": 0})
+    refresh(store, {})
+    assert live_objects(Listing(store)) == []
+    refresh(store, {"a.jpg": 0})
+    assert live_objects(Listing(store)) == [("a.jpg", "v0")]
+
+
+def test_more_shards_than_a_row_group_stay_in_order() -> None:
+    source = {f"{n:05}.jpg": 0 for n in range(2000)}
+    store = MemoryStore()
+    change = refresh(store, source)
+    assert change.shards_added == -(-2000 // GROUP)
+    assert [k for k, _ in live_objects(Listing(store))] == by_key(source)
+    more = source | {f"{n:05}x.jpg": 0 for n in range(0, 2000, 7)}
+    del more["00010.jpg"]
+    change = refresh(store, more)
+    assert (change.added, change.deleted) == (286, 1)
+    assert sorted(k for k, _ in live_objects(Listing(store))) == sorted(more)
+
+
+def test_generations_count_like_numbers() -> None:
+    store = MemoryStore()
+    for n in range(12):
+        refresh(store, {"a.jpg": n})
+    assert Listing(store).generations() == [f"source/{n}.parquet" for n in range(12)]
+    assert live_objects(Listing(store)) == [("a.jpg", "v11")]
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_any_key_comes_back_as_it_was(key: str) -> None:
+    store = MemoryStore()
+    refresh(store, {key: 1})
+    assert live_objects(Listing(store)) == [(key, "v1")]
+
+
+def test_a_refresh_reads_the_source_lazily() -> None:
+    """Grouping starts before the listing is complete, so a large source need not fit in memory."""
+    pulled: list[str] = []
+
+    def slow() -> Iterator[StoredObject]:
+        for one in listed({f"{n:03}.jpg": 0 for n in range(30)}):
+            pulled.append(one.key)
+            yield one
+
+    def noting(objects: Iterable[StoredObject]) -> Iterator[Shard]:
+        first = tuple(islice(objects, 2))
+        assert len(pulled) <= 3
+        yield Shard(shard_id_of(first), "images", first)
+        yield from group(objects)
+
+    Listing(MemoryStore()).refresh(slow(), noting)
+    assert len(pulled) == 30
