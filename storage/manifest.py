@@ -200,9 +200,14 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -
             yield f"{path}{key} ({a!r} there, {b!r} now)"
 
 
+def _classes(record: RunRecord) -> dict[str, Any]:
+    return {"classes": [c.name for c in record.identity.categories]}
+
+
 def _refuse_mismatch(url: str, existing: RunRecord, wanted: RunRecord) -> None:
     differing = [
-        *_differing({"source": existing.source["url"]}, {"source": wanted.source["url"]}),
+        *_differing({"source.url": existing.source["url"]}, {"source.url": wanted.source["url"]}),
+        *_differing(_classes(existing), _classes(wanted)),
         # Through JSON, since tuples come back as lists.
         *_differing(existing.inference, json.loads(json.dumps(wanted.inference))),
     ]
