@@ -1,0 +1,113 @@
+"""What a person would have to correct: predicted boxes against the boxes that are right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Boxes = NDArray[np.floating[Any]]
+Ids = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Corrections:
+    """How predicted boxes of one image differ from the truth; each correction is counted once.
+
+    Attributes:
+        right: predictions with the class and IoU >= 0.5 of a true box.
+        wrong_class: IoU >= 0.5 with a true box of another class.
+        misplaced: the class, but IoU in [0.1, 0.5): to be moved.
+        spurious: predictions with nothing there: to be deleted.
+        missed: true boxes without a prediction: to be drawn.
+    """
+
+    right: int = 0
+    wrong_class: int = 0
+    misplaced: int = 0
+    spurious: int = 0
+    missed: int = 0
+
+    @property
+    def errors(self) -> int:
+        """Everything that is not right."""
+        return self.wrong_class + self.misplaced + self.spurious + self.missed
+
+    @property
+    def predicted(self) -> int:
+        """Predicted boxes."""
+        return self.right + self.wrong_class + self.misplaced + self.spurious
+
+    @property
+    def true(self) -> int:
+        """True boxes."""
+        return self.right + self.wrong_class + self.misplaced + self.missed
+
+    def __add__(self, other: Corrections) -> Corrections:
+        sums = (getattr(self, f.name) + getattr(other, f.name) for f in fields(self))
+        return Corrections(*sums)
+
+
+def iou_matrix(a: Boxes, b: Boxes) -> NDArray[np.float64]:
+    """IoU of xyxy boxes [N, 4] and [M, 4]: float64 [N, M]. Without area, none."""
+    a, b = np.asarray(a, np.float64).reshape(-1, 4), np.asarray(b, np.float64).reshape(-1, 4)
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=2)
+    union = _area(a)[:, None] + _area(b)[None, :] - shared
+    out: NDArray[np.float64] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return out
+
+
+def match(iou: NDArray[np.float64], at_least: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Greedy pairs in the order of rows, each taking its best free column, as COCO's matching does.
+
+    Args:
+        iou: [N, M], rows by falling score; pairs that may not be made hold 0.
+        at_least: smallest IoU of a pair, above 0.
+
+    Returns:
+        Row indices and column indices of the pairs.
+    """
+    free = iou.copy()
+    rows, columns = [], []
+    for row in range(free.shape[0] if free.shape[1] else 0):
+        column = int(free[row].argmax())
+        if free[row, column] >= at_least:
+            rows.append(row)
+            columns.append(column)
+            free[:, column] = 0.0
+    return np.array(rows, np.intp), np.array(columns, np.intp)
+
+
+def compare(boxes: Boxes, ids: Ids, true_boxes: Boxes, true_ids: Ids) -> Corrections:
+    """Count what a person would correct in one image.
+
+    Args:
+        boxes: xyxy [N, 4], by falling score.
+        ids: [N] class ids.
+        true_boxes: xyxy [M, 4].
+        true_ids: [M] class ids.
+    """
+    iou = iou_matrix(boxes, true_boxes)
+    same = np.asarray(ids)[:, None] == np.asarray(true_ids)[None, :]
+    right = _take(iou, same, 0.5)
+    wrong_class = _take(iou, ~same, 0.5)
+    misplaced = _take(iou, same, 0.1)
+    found = right + wrong_class + misplaced
+    return Corrections(right, wrong_class, misplaced, iou.shape[0] - found, iou.shape[1] - found)
+
+
+def _take(iou: NDArray[np.float64], allowed: NDArray[np.bool_], at_least: float) -> int:
+    """Match allowed pairs and strike them from ``iou``, in place; how many there were."""
+    rows, columns = match(np.where(allowed, iou, 0.0), at_least)
+    iou[rows] = 0.0
+    iou[:, columns] = 0.0
+    return len(rows)
+
+
+def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    out: NDArray[np.float64] = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)
+    return out
