@@ -28,6 +28,7 @@ from storage.objects import Body, StorageOptions
 from storage.os_errors import translating_os_errors
 from storage.records import StoredObject
 from storage.s3_errors import from_s3_error, is_conflict, is_precondition_failure, is_range_failure
+from storage.s3_list import ordered_entries
 from storage.s3_read import CHUNK_BYTES, ResumingReader
 from storage.urls import Location, check_key, readable, shown_url
 
@@ -76,15 +77,9 @@ class S3Store:
         return Location("s3", self._bucket, self._prefix.removesuffix("/")).url
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        where = self._where(prefix)
-        pages = self._client(where).get_paginator("list_objects_v2")
-        found = iter(pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix))
-        while (page := self._translated(lambda: next(found, None), where)) is not None:
-            for entry in page.get("Contents", ()):
-                if not entry["Key"].endswith("/"):
-                    yield StoredObject(
-                        entry["Key"][len(self._prefix) :], entry["Size"], entry["ETag"].strip('"')
-                    )
+        for entry in ordered_entries(self._pages, self._prefix + prefix, self._where(prefix)):
+            key = entry["Key"][len(self._prefix) :]
+            yield StoredObject(key, int(entry["Size"]), entry["ETag"].strip('"'))
 
     def head(self, key: str) -> StoredObject:
         reply = self._send("head_object", key)
@@ -141,6 +136,14 @@ class S3Store:
                 where,
             )
         )
+
+    def _pages(self, prefix: str, delimiter: str) -> Iterator[Mapping[str, Any]]:
+        where = self._where(prefix.removeprefix(self._prefix))
+        paginator = self._client(where).get_paginator("list_objects_v2")
+        parameters = {"Delimiter": delimiter} if delimiter else {}
+        found = iter(paginator.paginate(Bucket=self._bucket, Prefix=prefix, **parameters))
+        while (page := self._translated(lambda: next(found, None), where)) is not None:
+            yield page
 
     def _put_object(self, key: str, body: Body, **condition: str) -> str:
         def once() -> str:

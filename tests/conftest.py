@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from servers import S3Server, credentials_env, moto_server, weed_server
 
 # A busy machine is no failure: no test judges how long an example took.
 settings.register_profile("labelfleet", deadline=None)
@@ -32,3 +34,28 @@ def data_dir() -> Path:
 def models_dir() -> Path:
     """A small trained YOLO-NAS to start with."""
     return _optional_folder("LABELFLEET_MODELS", "models")
+
+
+@pytest.fixture(scope="session")
+def s3_credentials() -> Iterator[None]:
+    """This process's boto3 sees the test servers' credentials and nothing of the machine's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in credentials_env().items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="session")
+def moto_s3(s3_credentials: None) -> Iterator[S3Server]:
+    """moto: quick to start, checks no credentials."""
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def weed_s3(s3_credentials: None) -> Iterator[S3Server]:
+    """SeaweedFS: a real object store with credentials; seconds to start."""
+    with weed_server() as server:
+        yield server
