@@ -24,6 +24,8 @@ class Preprocessing:
     Attributes:
         size: (height, width) of the network input in pixels.
         resize_to: (height, width) the image is scaled to fit into, keeping its aspect.
+        keep_aspect: False stretches it to ``resize_to`` instead (super-gradients'
+            DetectionRescale).
         padding: ``center`` or ``bottom_right``.
         pad_value: 0–255, for all three channels.
         channels: order the network was trained on.
@@ -39,6 +41,7 @@ class Preprocessing:
     scale: float = 1 / 255
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    keep_aspect: bool = True
 
 
 class Detector(Protocol):

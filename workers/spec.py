@@ -22,17 +22,19 @@ class ModelRequest:
     """The model as the config asks for it; None and ``auto`` mean: from the checkpoint, or found.
 
     Attributes:
-        name: yolo_nas_s, yolo_nas_m or yolo_nas_l; the base that ``arch`` edits.
+        name: yolo_nas_s, yolo_nas_m or yolo_nas_l, the base that ``arch`` edits; None: the
+            checkpoint's own, else yolo_nas_s.
         arch: URL or path of an arch_params yaml; None: the checkpoint's own, else plain ``name``.
         checkpoint: URL or path of a .pth, .pt or .safetensors file.
         sha256: expected digest of the checkpoint; None: any.
         classes: names by contiguous id, or None: the checkpoint's.
         image_size: (height, width) or None: the checkpoint's, else 640.
         keep: subset of class names whose detections are kept, or None: all.
+        nms_iou: boxes of one class that overlap more are merged; None: the checkpoint's, else 0.7.
     """
 
     checkpoint: str
-    name: str = "yolo_nas_s"
+    name: str | None = None
     arch: str | None = None
     sha256: str | None = None
     classes: tuple[str, ...] | None = None
@@ -41,7 +43,7 @@ class ModelRequest:
     runtime: RuntimeName = "torch"
     precision: Literal["auto"] | PrecisionName = "auto"
     score_floor: float = 0.05
-    nms_iou: float = 0.7
+    nms_iou: float | None = None
     max_detections: int = 300
 
 
@@ -57,6 +59,7 @@ class ModelSpec:
         preprocessing: config and checkpoint agreed.
         device: what kind of device every worker must have.
         precision: enforced on every worker.
+        licence: as the checkpoint states it; None when it does not.
     """
 
     checkpoint: str
@@ -72,6 +75,7 @@ class ModelSpec:
     score_floor: float
     nms_iou: float
     max_detections: int
+    licence: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

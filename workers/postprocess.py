@@ -1,0 +1,117 @@
+"""From dense network output to detections: candidates, class-wise NMS, top-5 classes.
+
+Runtime independent: numpy in, ``Detections`` out. The rules are those of super-gradients'
+``predict()``: every (anchor, class) above the floor is a candidate of its own, the best 1,024 of
+an image enter NMS, NMS knows no other class, at most ``max_detections`` leave it. A lower floor
+than predict()'s only adds candidates behind the ones it would have had, so what it adds can
+neither displace nor suppress them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.records import Detections
+
+PRE_NMS_CANDIDATES = 1024
+TOPK_CLASSES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class NmsRules:
+    """What survives: score above ``score_floor``, overlap up to ``nms_iou``, at most so many."""
+
+    score_floor: float
+    nms_iou: float
+    max_detections: int
+
+
+def best_candidates(
+    scores: NDArray[np.float32], anchors: NDArray[np.int64], classes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Indices of the at most 1,024 best candidates [N] of one image, highest score first.
+
+    Ties go to the lower anchor, then to the lower class: the same on every machine.
+    """
+    order: NDArray[np.int64] = np.lexsort((classes, anchors, -scores))
+    return order[:PRE_NMS_CANDIDATES]
+
+
+def suppress(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    rules: NmsRules,
+) -> NDArray[np.int64]:
+    """Greedy NMS within each class; indices of what stays, highest score first.
+
+    Args:
+        boxes: float32 [N, 4], xyxy.
+        scores: float32 [N], already in falling order.
+        classes: int64 [N].
+    """
+    if len(scores) == 0:
+        return np.zeros(0, np.int64)
+    xywh = boxes.astype(np.float64)
+    xywh[:, 2:] -= xywh[:, :2]
+    kept = cv2.dnn.NMSBoxesBatched(
+        xywh,  # type: ignore[arg-type]  # the stubs ask for a list of rectangles
+        scores,  # type: ignore[arg-type]
+        classes.astype(np.int32),  # type: ignore[arg-type]
+        -1.0,  # the floor was applied before
+        rules.nms_iou,
+    )
+    stay = np.sort(np.asarray(kept, np.int64).reshape(-1))
+    return stay[: rules.max_detections]
+
+
+def top_classes(
+    scores: NDArray[np.float32],
+) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    """The best min(5, C) classes of each row of ``scores`` [N, C]: ids and scores, descending."""
+    k = min(TOPK_CLASSES, scores.shape[1])
+    ids = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return ids.astype(np.int16), np.take_along_axis(scores, ids, axis=1)
+
+
+def detections_from_dense(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    box_std: NDArray[np.float32],
+    entropy: NDArray[np.float32],
+    *,
+    keep: Sequence[int],
+    rules: NmsRules,
+) -> Detections:
+    """One image's detections from the output of ``DenseDetector.forward``, whatever ran it.
+
+    Args:
+        boxes: float32 [A, 4], xyxy in input pixels.
+        scores: float32 [A, C].
+        box_std: float32 [A, 4], pixels.
+        entropy: float32 [A], nats.
+        keep: class ids that may be detected.
+    """
+    allowed = np.zeros(scores.shape[1], bool)
+    allowed[list(keep)] = True
+    anchors, classes = np.nonzero((scores > rules.score_floor) & allowed)
+    found = scores[anchors, classes]
+    best = best_candidates(found, anchors, classes)
+    stay = best[suppress(boxes[anchors[best]], found[best], classes[best], rules)]
+    anchor = anchors[stay]
+    topk_ids, topk_scores = top_classes(scores[anchor])
+    return Detections(
+        boxes=boxes[anchor],
+        scores=found[stay],
+        category_ids=classes[stay].astype(np.int16),
+        topk_ids=topk_ids,
+        topk_scores=topk_scores,
+        box_std=box_std[anchor],
+        box_entropy=entropy[anchor],
+        anchor=anchor.astype(np.int32),
+    )

@@ -1,0 +1,59 @@
+"""What importing super-gradients does to a process, and how it is kept from doing it.
+
+Left alone, the import tees stdout and stderr into files in the home directory, takes over the
+root logger, installs a crash handler, and prints. onnxruntime, which comes with it, writes a
+telemetry database. None of that may happen in a command that prints JSON or in a worker.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+
+_SETTINGS = {
+    "CRASH_HANDLER": "FALSE",
+    "CONSOLE_LOG_LEVEL": "ERROR",
+    "FILE_LOG_LEVEL": "ERROR",
+    "UPLOAD_LOGS": "FALSE",
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Import super-gradients inside this: streams, root logger and home stay as they were."""
+    _prepare_environment()
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    # It wraps whatever sys.stdout is at that moment; leaving the block puts the real one back.
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for handler in set(root.handlers) - set(handlers):
+                handler.close()
+            root.handlers[:] = handlers
+            root.setLevel(level)
+
+
+def _prepare_environment() -> None:
+    """Settings it reads once, at import; what the user set stays."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if "SUPER_GRADIENTS_LOG_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="labelfleet-sg-")
+        # Registered before its own exit hook, so run after it: that one writes there once more.
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["SUPER_GRADIENTS_LOG_DIR"] = folder
