@@ -13,7 +13,8 @@ from typing import Literal, Protocol
 from storage.errors import Interrupted, ObjectChanged, ObjectNotFound
 from storage.objects import SupportsGet, SupportsList, SupportsStream
 from storage.records import ImageRecord, Shard, StoredObject, shard_id_of
-from storage.tar_stream import TarMember, TarStream
+from storage.tar_header import TarMember
+from storage.tar_stream import TarStream
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
