@@ -67,8 +67,8 @@ class ModelConfig(Part):
     """The detector. What the checkpoint knows about itself need not be repeated."""
 
     checkpoint: Url = Field(description=".pth, .pt or .safetensors at any URL.")
-    name: Literal["yolo_nas_s", "yolo_nas_m", "yolo_nas_l"] = Field(
-        "yolo_nas_s", description="Architecture."
+    name: Literal["yolo_nas_s", "yolo_nas_m", "yolo_nas_l"] | None = Field(
+        None, description="Architecture; none: the checkpoint's, or yolo_nas_s."
     )
     arch: Url | None = Field(None, description="arch_params yaml that scales `name`.")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(

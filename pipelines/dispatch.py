@@ -78,12 +78,21 @@ class Dispatcher:
     Args:
         shards: the work, in order; pulled lazily.
         rules: the limits.
+        last_chance: shard ids out of quarantine, which get one attempt.
     """
 
-    def __init__(self, shards: Iterable[Shard], rules: DispatchRules | None = None) -> None:
+    def __init__(
+        self,
+        shards: Iterable[Shard],
+        rules: DispatchRules | None = None,
+        *,
+        last_chance: frozenset[str] = frozenset(),
+    ) -> None:
         self.rules = rules or DispatchRules()
+        self._last_chance = last_chance
         self._shards: Iterator[Shard] = iter(shards)
         self._exhausted = False
+        self._closed = False
         self._requeued: deque[Shard] = deque()
         self._alone: deque[Shard] = deque()  # present at too many deaths: these run by themselves
         self._workers: dict[str, _Worker] = {}
@@ -96,6 +105,7 @@ class Dispatcher:
         self.completed_count = 0
         self.requeued_count = 0
         self.quarantined: list[Quarantined] = []
+        self._taken = 0
 
     # -- what the caller asks
 
@@ -103,6 +113,11 @@ class Dispatcher:
     def done(self) -> bool:
         """Nothing queued, nothing in flight."""
         return not self._copies and not self._has_queued()
+
+    @property
+    def closed(self) -> bool:
+        """Nothing new is handed out any more."""
+        return self._closed
 
     @property
     def in_flight(self) -> int:
@@ -193,6 +208,15 @@ class Dispatcher:
             return None
         return self._charge(flight.shard, error)
 
+    def close(self) -> None:
+        """Hand out nothing more: what is in flight may finish, what is queued stays for later."""
+        self._closed = True
+
+    def take_quarantined(self) -> list[Quarantined]:
+        """Quarantine records since the last call."""
+        new, self._taken = self.quarantined[self._taken :], len(self.quarantined)
+        return new
+
     def give_back(self, worker: str, shard_id: str) -> None:
         """A worker could not take a shard, through no fault of the shard's: queue it again."""
         flight = self._finish(worker, shard_id)
@@ -202,6 +226,8 @@ class Dispatcher:
     # -- how it works
 
     def _has_queued(self) -> bool:
+        if self._closed:
+            return False
         if self._requeued or self._alone:
             return True
         if not self._exhausted:
@@ -244,7 +270,7 @@ class Dispatcher:
 
     def _copy_stragglers(self, now_s: float) -> Iterator[Assignment]:
         idle = list(self._open[0])
-        if not idle or not self._durations_s or self._has_queued():
+        if not idle or not self._durations_s or self._closed or self._has_queued():
             return
         limit_s = max(
             self.rules.straggler_min_s, self.rules.straggler_factor * median(self._durations_s)
@@ -283,7 +309,8 @@ class Dispatcher:
             return None  # the other copy may still succeed, and decides
         errors = self._errors.setdefault(shard.shard_id, [])
         errors.append(error)
-        if len(errors) < self.rules.attempts:
+        allowed = 1 if shard.shard_id in self._last_chance else self.rules.attempts
+        if len(errors) < allowed:
             self._requeue(shard)
             return None
         record = Quarantined(shard, tuple(errors))

@@ -1,0 +1,258 @@
+"""The command line: parse, load the config, call. No logic, and nothing heavy at import."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from storage.errors import LabelfleetError
+
+app = typer.Typer(
+    name="labelfleet",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Label image collections too large to label by hand.\n\n"
+    "YOLO-NAS on Ray, from object storage to Parquet annotations.",
+    epilog="Add [bold]--debug[/] to any command for the traceback behind an error.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run config: YAML, any URL.")]
+RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="A run's output URL.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field: model.score_floor=0.1"),
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option("--endpoint-url", help="S3-compatible server; default: AWS_ENDPOINT_URL or AWS."),
+]
+
+
+@app.command(epilog="Example: labelfleet run cells.yaml --set workers.batch_size=4")
+def run(
+    config: ConfigPath,
+    set_: Sets = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most this many shards in this invocation.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a local Ray.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Label a source. Run it again to continue, or to label what was added since."""
+    from pipelines.config import load_config
+    from pipelines.label import label_run
+    from pipelines.label_view import render
+
+    summary = label_run(load_config(config, tuple(set_ or ())), address=address, limit=limit)
+    _show(render(summary), summary.to_json(), json_)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command(epilog="Example: labelfleet plan cells.yaml")
+def plan(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
+    """Say what a run would do and what it costs: shards, images, GiB, hours. Touches nothing."""
+    from pipelines.config import load_config
+    from pipelines.plan import plan_run, render
+
+    planned = plan_run(load_config(config, tuple(set_ or ())))
+    _show(render(planned), planned.to_json(), json_)
+
+
+@app.command(epilog="Example: labelfleet status s3://plates/labels/blood-cells")
+def status(run: RunUrl, endpoint_url: Endpoint = None, json_: Json = False) -> None:
+    """Show how far a run is, in flight or ended, from any machine that reaches its output."""
+    from pipelines.status import render, run_status
+
+    found = run_status(_open(run, endpoint_url))
+    _show(render(found), found.to_json(), json_)
+
+
+@app.command(epilog="Example: labelfleet evaluate runs/cells --truth instances.json")
+def evaluate(
+    run: RunUrl,
+    truth: Annotated[str, typer.Option(help="COCO ground truth: JSON, any URL.")],
+    allow_missing: Annotated[
+        bool, typer.Option(help="Leave out truth images that the run has no row for.")
+    ] = False,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Measure a run against COCO ground truth: mAP, AR, per class."""
+    from pipelines.evaluate import evaluate_run, render
+
+    result = evaluate_run(
+        _open(run, endpoint_url),
+        truth,
+        options=_options(endpoint_url),
+        allow_missing=allow_missing,
+    )
+    _show(render(result), result.to_json(), json_)
+
+
+@app.command(epilog="Example: labelfleet report runs/cells --truth instances.json")
+def report(
+    run: RunUrl,
+    truth: Annotated[
+        str | None, typer.Option(help="COCO ground truth, for an evaluation section.")
+    ] = None,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Write the run's report, one self-contained HTML page with pictures."""
+    from pipelines.evaluate import evaluate_run
+    from pipelines.report import write_report
+
+    manifest, options = _open(run, endpoint_url), _options(endpoint_url)
+    measured = evaluate_run(manifest, truth, options=options) if truth else None
+    url = write_report(manifest, source_options=options, evaluation=measured)
+    _show(f"report: {url}", {"report": url}, json_)
+
+
+@app.command(epilog="Example: labelfleet ingest unlabeled2017.zip s3://plates/shards")
+def ingest(
+    source: Annotated[str, typer.Argument(help="Folder, .zip, or a text/CSV list of URLs.")],
+    dest: Annotated[str, typer.Argument(help="Where the tar shards go: any URL.")],
+    shard_size: Annotated[int, typer.Option(min=1, help="Images a shard, at most.")] = 1000,
+    shard_mib: Annotated[int, typer.Option(min=1, help="MiB a shard, at most.")] = 256,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Pack images into tar shards, byte for byte. Run it again to continue."""
+    from pipelines.ingest import ingest as ingest_images
+    from pipelines.ingest_view import ingest_progress, render
+
+    with ingest_progress() as progress:
+        summary = ingest_images(
+            source,
+            dest,
+            options=_options(endpoint_url),
+            images_per_shard=shard_size,
+            shard_bytes=shard_mib * 1024 * 1024,
+            progress=progress,
+        )
+    _show(render(summary), summary.to_json(), json_)
+
+
+@app.command(epilog="Example: labelfleet train examples/digits/train.yaml")
+def train(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
+    """Train a YOLO-NAS on a COCO-format data set, on this machine."""
+    from pipelines.train import render, train_from_file
+
+    summary = train_from_file(config, tuple(set_ or ()))
+    _show(render(summary), summary.to_json(), json_)
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        str | None, typer.Argument(help="Also check this run config's storage and model.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Say what is installed and works here, and what to do about what does not."""
+    from pipelines.doctor import examine, render
+
+    findings = examine(config)
+    _show(render(findings), findings.to_json(), json_)
+    raise typer.Exit(0 if findings.healthy else 1)
+
+
+@app.command(epilog="Example: labelfleet demo runs/demo")
+def demo(
+    dest: Annotated[Path, typer.Argument(help="A folder for everything it makes.")] = Path(
+        "runs/demo"
+    ),
+    json_: Json = False,
+) -> None:
+    """Make 300 pages of handwritten digits, label them, measure it, write the report."""
+    from pipelines.demo import render, run_demo
+
+    summary = run_demo(dest)
+    _show(render(summary), summary.to_json(), json_)
+
+
+def _options(endpoint_url: str | None) -> Any:
+    from storage.objects import StorageOptions
+
+    return StorageOptions(endpoint_url=endpoint_url)
+
+
+def _open(run: str, endpoint_url: str | None) -> Any:
+    from storage.manifest import Manifest
+
+    return Manifest.open(run, _options(endpoint_url))
+
+
+def _show(rendered: Any, fields: dict[str, Any], as_json: bool) -> None:
+    """For machines one line on stdout; for people the rendered view."""
+    if as_json:
+        sys.stdout.write(json.dumps(fields) + "\n")
+        sys.stdout.flush()
+    else:
+        Console().print(rendered)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script; every error becomes a readable line and an exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        app(given, standalone_mode=False, prog_name="labelfleet")
+    except click.exceptions.Exit as exc:
+        _leave(exc.exit_code)
+    except click.ClickException as exc:
+        exc.show()
+        _leave(2)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", "run the same command to continue", 130, given)
+    except LabelfleetError as exc:
+        if debug:
+            logging.exception("the traceback behind the error")
+        _fail(exc.message, exc.hint, exc.exit_code, given)
+    except BrokenPipeError:
+        _leave(1)
+    except Exception as exc:  # the process's border: a line, not a traceback
+        if debug:
+            logging.exception("the traceback behind the error")
+        hint = "this is a bug of labelfleet: run again with --debug and report the traceback"
+        _fail(f"{type(exc).__name__}: {exc}", hint, 1, given)
+
+
+def _fail(message: str, hint: str | None, code: int, given: list[str]) -> None:
+    console = Console(stderr=True)
+    console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    if hint:
+        console.print(f"  [dim]->[/] {escape(hint)}", highlight=False, soft_wrap=True)
+    if "--json" in given:
+        sys.stdout.write(json.dumps({"error": message, "hint": hint, "exit_code": code}) + "\n")
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    main()

@@ -1,0 +1,247 @@
+"""Drive: the loop between Dispatcher and LabelPool, and what each event means for the run."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from pipelines.dispatch import Dispatcher
+from storage.annotations import ShardFooter
+from storage.errors import (
+    AccessDenied,
+    BucketNotFound,
+    ConfigError,
+    Interrupted,
+    ModelError,
+    NotAtomic,
+    StorageFull,
+    StorageUnavailable,
+    WorkerStartFailed,
+)
+from storage.ledger import LedgerEntry, LedgerWriter
+from storage.manifest import Manifest
+from workers.pool import (
+    Event,
+    LabelPool,
+    ShardDone,
+    ShardError,
+    StartFailed,
+    WorkerGone,
+    WorkerReady,
+)
+
+Outcome = Literal["done", "stopped"]
+
+# Never one shard's fault: retrying it on the others would only fail them too.
+_ENDS_THE_RUN = (StorageFull, BucketNotFound, NotAtomic)
+# One shard's fault or everybody's; several shards in a row tell which.
+_MAYBE_OUTAGE = (AccessDenied, StorageUnavailable)
+_OUTAGE_FAILURES = 3
+_START_FAILURES = 5
+_BEAT_S = 5.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What this invocation did so far; the progress display reads it."""
+
+    shards: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    detections: int = 0
+    quarantined: int = 0
+    errors: int = 0
+    requeued: int = 0
+    workers_alive: int = 0
+    workers_lost: int = 0
+    truncated: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """Rows written."""
+        return sum(self.counts.values())
+
+    def add(self, footer: ShardFooter) -> None:
+        """Count a committed shard."""
+        self.shards += 1
+        self.detections += footer.detections
+        for status, n in footer.counts.items():
+            self.counts[status] = self.counts.get(status, 0) + n
+        if footer.source_truncated:
+            self.truncated.append(f"{footer.shard_key}: {footer.source_truncated}")
+
+
+class Watcher(Protocol):
+    """Who is told how it goes, several times a second; and short notes for people."""
+
+    def update(self, tally: Tally) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Stopper:
+    """Asked to stop: once, shards in flight may finish; twice, at once."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.reason = "interrupted"
+
+    def request(self, reason: str = "interrupted") -> None:
+        """Ask (once more)."""
+        self.requests += 1
+        self.reason = reason
+
+
+class Drive:
+    """One invocation's loop. Used by one thread.
+
+    Args:
+        manifest: where quarantine records go.
+        ledger: where the invocation's record goes.
+        dispatcher, pool: who decides, and who carries it out.
+        watcher: who is told.
+        stopper: who may ask it to end.
+        invocation: id, for quarantine records.
+        deadline_s: wall seconds after which the run stops, resumable; None: never.
+        guard: called every turn; raises when the run must not go on (its lock was lost).
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        ledger: LedgerWriter,
+        dispatcher: Dispatcher,
+        pool: LabelPool,
+        watcher: Watcher,
+        stopper: Stopper,
+        *,
+        invocation: str,
+        deadline_s: float | None = None,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._manifest, self._ledger = manifest, ledger
+        self._dispatcher, self._pool = dispatcher, pool
+        self._watcher, self._stopper = watcher, stopper
+        self._invocation, self._deadline_s, self._guard = invocation, deadline_s, guard
+        self.tally = Tally()
+        self._began_s = time.monotonic()
+        self._beat_s = 0.0
+        self._start_failures = 0
+        self._outage: set[str] = set()
+        self._outage_failures = 0
+
+    def run(self) -> Outcome:
+        """Label until nothing is left, or until asked to stop.
+
+        Raises:
+            Interrupted: stopped at once on the second request.
+            LabelfleetError: the run cannot go on; the message says why.
+        """
+        while not self._dispatcher.done:
+            self._guard()
+            self._heed_stop()
+            self._assign()
+            for event in self._pool.events(timeout_s=0.2):
+                self._handle(event)
+            self._beat()
+            self._watcher.update(self.tally)
+        return "stopped" if self._stopper.requests else "done"
+
+    # -- one turn
+
+    def _assign(self) -> None:
+        for given in self._dispatcher.assign(time.monotonic()):
+            attempt = f"{self._invocation}-{given.shard.shard_id}-{secrets.token_hex(4)}"
+            self._pool.submit(given.worker, given.shard, attempt)
+
+    def _heed_stop(self) -> None:
+        if self._deadline_s is not None and time.monotonic() - self._began_s > self._deadline_s:
+            self._deadline_s = None
+            self._stopper.request("max_hours or max_cost reached")
+        if self._stopper.requests >= 2:
+            raise Interrupted(
+                f"stopped at once ({self._stopper.reason})",
+                hint="what is committed stays; run the same command to continue",
+            )
+        if self._stopper.requests and not self._dispatcher.closed:
+            self._dispatcher.close()
+            self._watcher.note(
+                f"{self._stopper.reason}: finishing {self._dispatcher.in_flight} shards in flight; "
+                "Ctrl-C again stops at once"
+            )
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case WorkerReady():
+                self._dispatcher.worker_joined(event.worker)
+            case ShardDone():
+                self._shard_done(event)
+            case ShardError():
+                self._shard_failed(event)
+            case WorkerGone():
+                self.tally.workers_lost += 1
+                self._watcher.note(f"lost {event.worker}: {event.reason}; its shards are requeued")
+                self._dispatcher.worker_lost(
+                    event.worker, reason=event.reason, blameless=event.blameless
+                )
+            case StartFailed():
+                self._start_failed(event)
+        self._set_aside()
+        self.tally.workers_alive = self._pool.alive
+        self.tally.requeued = self._dispatcher.requeued_count
+
+    def _shard_done(self, event: ShardDone) -> None:
+        self._outage.clear()
+        self._outage_failures = 0
+        if not self._dispatcher.completed(event.worker, event.shard_id, time.monotonic()):
+            return  # a slower copy
+        footer = event.commit.footer
+        self.tally.add(footer)
+        self._write(
+            "shard",
+            shard_id=event.shard_id,
+            counts=footer.counts,
+            detections=footer.detections,
+            seconds=footer.seconds,
+            note={"worker": event.worker, "won": event.commit.won},
+        )
+
+    def _shard_failed(self, event: ShardError) -> None:
+        if isinstance(event.error, _ENDS_THE_RUN):
+            raise event.error
+        self.tally.errors += 1
+        self._watcher.note(f"attempt failed: {event.error.message}")
+        if isinstance(event.error, _MAYBE_OUTAGE):
+            self._outage.add(event.shard_id)
+            self._outage_failures += 1
+            if len(self._outage) > 1 and self._outage_failures >= _OUTAGE_FAILURES:
+                raise event.error
+        self._dispatcher.failed(event.worker, event.shard_id, event.error.message)
+
+    def _start_failed(self, event: StartFailed) -> None:
+        self._start_failures += 1
+        self._watcher.note(f"a worker could not start: {event.error.message}")
+        if self.tally.shards == 0 and self._start_failures >= _START_FAILURES:
+            raise WorkerStartFailed(
+                f"{_START_FAILURES} workers in a row could not start: {event.error.message}",
+                hint=event.error.hint or "run with --debug, or see `labelfleet doctor`",
+            )
+        if isinstance(event.error, ModelError | ConfigError) and self._pool.alive == 0:
+            raise event.error  # it will not load at the next try either
+
+    def _set_aside(self) -> None:
+        for record in self._dispatcher.take_quarantined():
+            self.tally.quarantined += 1
+            self._manifest.set_aside(record.shard, list(record.errors), self._invocation)
+            self._watcher.note(f"quarantined {record.shard.key}: {record.errors[-1]}")
+
+    def _beat(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._beat_s >= _BEAT_S:
+            self._beat_s = now_s
+            self._write("beat", note={"alive": self._pool.alive, "images": self.tally.images})
+
+    def _write(self, event: str, **fields: object) -> None:
+        self._ledger.write(LedgerEntry(event=event, at=time.time(), **fields))  # type: ignore[arg-type]  # the dataclass checks the names

@@ -1,0 +1,267 @@
+"""The labelling run: from a config to committed Parquet. This page is the whole of it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import httpx
+
+from pipelines.cluster import cluster_nodes, ray_cluster
+from pipelines.config import RunConfig
+from pipelines.dispatch import Dispatcher, DispatchRules
+from pipelines.drive import Drive, Outcome, Tally
+from pipelines.open_run import OpenRun, check_places, listed_objects, open_run, refresh_listing
+from pipelines.progress import watching
+from pipelines.sizing import Sizing, size_pool, wants_gpu
+from pipelines.status import RunStatus, run_status
+from pipelines.stopping import stopping_on_signals
+from storage.errors import Interrupted, StorageError
+from storage.ledger import LedgerEntry, LedgerWriter, new_invocation
+from storage.listing import Listing
+from storage.lock import run_lock
+from storage.manifest import Manifest
+from storage.objects import normalise_url
+from storage.records import Shard
+from workers.pool import LabelPool, PoolSize
+from workers.spec import LabellerOptions, WorkerSpec
+
+log = logging.getLogger("labelfleet")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How a run stands after one invocation; counts are the whole run's unless said otherwise.
+
+    Attributes:
+        images, ok, undecodable, too_large, unsupported, missing: rows, all and by status.
+        detections: boxes above the score floor.
+        shards: committed. ``left``: listed and not yet committed. ``quarantined``: set aside.
+        seconds, images_per_s, new_images, new_shards: of this invocation, start-up included.
+        truncated: tars that ended in the middle, with what was said.
+        outcome: ``done``, or ``stopped`` on request with work left.
+    """
+
+    images: int
+    ok: int
+    undecodable: int
+    too_large: int
+    unsupported: int
+    missing: int
+    detections: int
+    shards: int
+    left: int
+    quarantined: int
+    new_images: int
+    new_shards: int
+    seconds: float
+    images_per_s: float
+    output: str
+    outcome: Outcome
+    exit_code: int
+    truncated: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+
+def label_run(
+    config: RunConfig, *, address: str | None = None, limit: int | None = None
+) -> RunSummary:
+    """Label everything of the source that is not labelled yet.
+
+    Args:
+        config: the run.
+        address: a Ray cluster's address; None: RAY_ADDRESS, else a local Ray.
+        limit: at most this many shards in this invocation.
+
+    Raises:
+        LabelfleetError: the run could not start or go on; what is committed stays, and the same
+            call continues it.
+    """
+    began_s = time.monotonic()
+    check_places(config)
+    next(listed_objects(config))  # a missing source shows before Ray takes seconds to start
+    with ExitStack() as stack:
+        stack.enter_context(ray_cluster(address))
+        nodes = cluster_nodes()
+        run = open_run(config, cuda=wants_gpu(config.workers, nodes))
+        lock = stack.enter_context(run_lock(run.manifest.store, f"labelfleet run {config.name}"))
+        work = find_work(run, config, limit)
+        tally: Tally = Tally()
+        outcome: Outcome = "done"
+        if work.total:
+            sizing = size_pool(config.workers, nodes, cuda=run.model.device == "cuda")
+            pool = stack.enter_context(open_pool(config, run, sizing, work.total))
+            tally, outcome = drive(config, run, pool, sizing, work, lock.check)
+        release_quarantine(run.manifest)
+        summary = summarise(run_status(run.manifest), tally, outcome, began_s, config)
+    notify(config, summary)
+    return summary
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is left: shards, lazily; how many; and which of them are out of quarantine."""
+
+    shards: Iterator[Shard]
+    total: int
+    last_chance: frozenset[str]
+
+
+def find_work(run: OpenRun, config: RunConfig, limit: int | None) -> Work:
+    """List the source again; live shards minus committed ones, quarantined ones last."""
+    listing, change = refresh_listing(run, config)
+    log.info("listing %d: %d new shards", change.generation, change.shards_added)
+    committed = run.manifest.committed()
+    held_back = frozenset(run.manifest.quarantined())
+    left = sum(shard_id not in committed for shard_id in listing.live_ids())
+    shards = shards_to_do(listing, committed, held_back)
+    total = left if limit is None else min(left, limit)
+    return Work(itertools.islice(shards, total), total, held_back)
+
+
+def shards_to_do(
+    listing: Listing, committed: set[str], held_back: frozenset[str]
+) -> Iterator[Shard]:
+    """Live shards that are not committed; those in quarantine come last."""
+    for quarantined in (False, True):
+        for shard in listing.live_shards() if held_back or not quarantined else ():
+            if shard.shard_id not in committed and (shard.shard_id in held_back) == quarantined:
+                yield shard
+
+
+@contextmanager
+def open_pool(config: RunConfig, run: OpenRun, sizing: Sizing, shards: int) -> Iterator[LabelPool]:
+    """The actors, no more than there are shards; killed at the end."""
+    options = LabellerOptions(
+        decode_threads=sizing.decode_threads,
+        batch_size=sizing.batch_size,
+        max_pixels=config.max_pixels,
+        max_image_bytes=config.max_image_bytes,
+    )
+    spec = WorkerSpec(
+        model=run.model,
+        source_url=run.source.url,
+        output_url=run.manifest.url,
+        storage=config.storage.options(),
+        options=options,
+        torch_threads=sizing.torch_threads,
+    )
+    pool = LabelPool(
+        spec,
+        PoolSize(min(sizing.count, shards), sizing.gpus, sizing.cpus),
+        depth=config.workers.depth,
+        hang_after_s=config.workers.hang_after_s,
+    )
+    pool.start()
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def drive(
+    config: RunConfig,
+    run: OpenRun,
+    pool: LabelPool,
+    sizing: Sizing,
+    work: Work,
+    guard: Callable[[], None],
+) -> tuple[Tally, Outcome]:
+    """Run the loop with its ledger, its progress display and its signal handlers."""
+    invocation = new_invocation()
+    ledger = LedgerWriter(run.manifest.store, invocation)
+    rules = DispatchRules(attempts=config.attempts, depth=config.workers.depth)
+    dispatcher = Dispatcher(work.shards, rules, last_chance=work.last_chance)
+    ledger.write(_event("start", {"workers": sizing.count, "shards": work.total}))
+    ended = "failed"
+    with stopping_on_signals() as stopper, watching(work.total) as watcher:
+        loop = Drive(
+            run.manifest, ledger, dispatcher, pool, watcher, stopper,
+            invocation=invocation, deadline_s=deadline_s(config, sizing), guard=guard,
+        )  # fmt: skip
+        try:
+            outcome = loop.run()
+            ended = "quarantined" if loop.tally.quarantined else outcome
+        except Interrupted:
+            ended = "interrupted"
+            raise
+        finally:
+            _close_ledger(ledger, ended)
+    return loop.tally, outcome
+
+
+def _close_ledger(ledger: LedgerWriter, ended: str) -> None:
+    """The ledger is a cache: that it cannot be written must not hide why the run ended."""
+    try:
+        ledger.write(_event("end", {"outcome": ended}))
+        ledger.flush()
+    except StorageError as exc:
+        log.warning("the ledger's last part could not be written: %s", exc.message)
+
+
+def _event(event: str, note: dict[str, Any]) -> LedgerEntry:
+    return LedgerEntry(event=event, at=time.time(), note=note)
+
+
+def deadline_s(config: RunConfig, sizing: Sizing) -> float | None:
+    """Seconds until max_hours or max_cost, whichever comes first; None: neither is set."""
+    hours = [config.max_hours] if config.max_hours is not None else []
+    per_hour = (config.price_per_gpu_hour or 0) * sizing.count * max(sizing.gpus, 0)
+    if config.max_cost is not None and per_hour > 0:
+        hours.append(config.max_cost / per_hour)
+    return min(hours) * 3600 if hours else None
+
+
+def release_quarantine(manifest: Manifest) -> None:
+    """Remove the records of shards that were labelled after all."""
+    held_back = manifest.quarantined()
+    for shard_id in held_back.keys() & manifest.committed() if held_back else ():
+        manifest.release(shard_id)
+
+
+def summarise(
+    status: RunStatus, tally: Tally, outcome: Outcome, began_s: float, config: RunConfig
+) -> RunSummary:
+    """The run as it stands, with what this invocation added."""
+    seconds = time.monotonic() - began_s
+    counts, images = status.images, sum(status.images.values())
+    too_bad = images - counts["ok"] > config.max_bad_share * images
+    failed = 3 if status.quarantined or too_bad else 0
+    return RunSummary(
+        images=images,
+        ok=counts["ok"],
+        undecodable=counts["undecodable"],
+        too_large=counts["too_large"],
+        unsupported=counts["unsupported"],
+        missing=counts["missing"],
+        detections=status.detections,
+        shards=status.committed,
+        left=status.left,
+        quarantined=status.quarantined,
+        new_images=tally.images,
+        new_shards=tally.shards,
+        seconds=round(seconds, 2),
+        images_per_s=round(tally.images / seconds, 2),
+        output=normalise_url(config.output),
+        outcome=outcome,
+        exit_code=130 if outcome == "stopped" else failed,
+        truncated=tally.truncated,
+    )
+
+
+def notify(config: RunConfig, summary: RunSummary) -> None:
+    """Tell the webhook, if there is one; that it does not answer is no reason to fail."""
+    if config.notify is None:
+        return
+    try:
+        httpx.post(config.notify, json=summary.to_json(), timeout=10).raise_for_status()
+    except httpx.HTTPError as exc:
+        log.warning("notify: the webhook failed: %s", type(exc).__name__)

@@ -1,0 +1,92 @@
+"""What people see while a run is going: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pipelines.drive import Tally, Watcher
+
+_LINE_EVERY_S = 10.0
+
+
+class _Bar:
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("labelling", total=total, said="starting workers")
+        self._began_s = time.monotonic()
+
+    def update(self, tally: Tally) -> None:
+        rate = tally.images / max(1e-6, time.monotonic() - self._began_s)
+        self._progress.update(
+            self._task, completed=tally.shards + tally.quarantined, said=_said(tally, rate)
+        )
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(f"[yellow]{escape(text)}[/]", highlight=False)
+
+
+class _Lines:
+    def __init__(self, console: Console, total: int, clock: Callable[[], float]) -> None:
+        self._console, self._total, self._clock = console, total, clock
+        self._began_s = self._last_s = clock()
+
+    def update(self, tally: Tally) -> None:
+        now_s = self._clock()
+        if now_s - self._last_s >= _LINE_EVERY_S:
+            self._last_s = now_s
+            rate = tally.images / max(1e-6, now_s - self._began_s)
+            done = tally.shards + tally.quarantined
+            self._console.print(f"{done}/{self._total} shards, {_said(tally, rate)}", markup=False)
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+
+def _said(tally: Tally, rate: float) -> str:
+    if tally.workers_alive == 0 and tally.images == 0:
+        return "starting workers"
+    parts = [f"{tally.images} images", f"{rate:.1f}/s", f"{tally.workers_alive} actors"]
+    bad = tally.images - tally.counts.get("ok", 0)
+    if bad:
+        parts.append(f"{bad} not ok")
+    if tally.errors or tally.workers_lost:
+        parts.append(f"{tally.errors} errors, {tally.workers_lost} workers lost")
+    if tally.quarantined:
+        parts.append(f"{tally.quarantined} quarantined")
+    return ", ".join(parts)
+
+
+@contextmanager
+def watching(total_shards: int) -> Iterator[Watcher]:
+    """A watcher on stderr: a bar where that is a terminal, else a line every ten seconds."""
+    console = Console(stderr=True)
+    if not sys.stderr.isatty():
+        yield _Lines(console, total_shards, time.monotonic)
+        return
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("shards"),
+        TextColumn("{task.fields[said]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with progress:
+        yield _Bar(progress, total_shards)

@@ -1,0 +1,100 @@
+"""How many actors, and what each gets: from the config and from what the machines have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.config import WorkersConfig
+from storage.errors import ConfigError
+
+CORES_PER_CPU_ACTOR = 4  # more threads an actor scale badly, fewer cost memory: measured
+DECODERS_MAX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine of the cluster, as Ray sees it."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """The pool's size and one worker's threads."""
+
+    count: int
+    gpus: float
+    cpus: float
+    torch_threads: int
+    decode_threads: int
+    batch_size: int
+
+
+def wants_gpu(config: WorkersConfig, nodes: Sequence[Node]) -> bool:
+    """Whether the run labels on GPUs: when there are any, unless ``workers.gpus: 0``."""
+    return config.gpus != 0 and any(node.gpus > 0 for node in nodes)
+
+
+def size_pool(config: WorkersConfig, nodes: Sequence[Node], *, cuda: bool) -> Sizing:
+    """Resolve every ``auto``.
+
+    Args:
+        config: the ``workers`` section.
+        nodes: what the cluster has now.
+        cuda: whether the run is one on GPUs.
+
+    Raises:
+        ConfigError: what is asked for fits on no node.
+    """
+    gpus = _gpus_per_actor(config, cuda)
+    hosts = [node for node in nodes if node.gpus >= gpus > 0 or (gpus == 0 and node.cpus >= 1)]
+    if not hosts:
+        raise ConfigError(
+            f"no node has {gpus:g} GPU(s) for an actor",
+            hint="lower workers.gpus, or set it to 0 to label on CPUs",
+        )
+    cpus = _cpus_per_actor(config, hosts, gpus)
+    fitting = sum(_actors_on(node, gpus, cpus) for node in hosts)
+    if not fitting:
+        most = max(node.cpus for node in hosts)
+        raise ConfigError(
+            f"workers.cpus: {cpus:g} cores an actor, but the largest node has {most:g}",
+            hint="lower workers.cpus or leave it at auto",
+        )
+    count = fitting if config.count == "auto" else config.count
+    if cuda:
+        torch_threads, decoders = 1, max(2, min(DECODERS_MAX, int(cpus) - 1))
+    else:
+        torch_threads, decoders = max(1, int(cpus)), max(1, min(4, int(cpus)))
+    batch = (32 if cuda else 8) if config.batch_size == "auto" else config.batch_size
+    return Sizing(count, gpus, cpus, torch_threads, decoders, batch)
+
+
+def _gpus_per_actor(config: WorkersConfig, cuda: bool) -> float:
+    if not cuda:
+        if config.gpus not in ("auto", 0):
+            raise ConfigError(
+                f"workers.gpus is {config.gpus:g}, but the run is one on CPUs",
+                hint="no node has a GPU, or the run was created without; set workers.gpus: 0",
+            )
+        return 0.0
+    return 1.0 if config.gpus == "auto" else float(config.gpus)
+
+
+def _cpus_per_actor(config: WorkersConfig, hosts: Sequence[Node], gpus: float) -> float:
+    if config.cpus != "auto":
+        return float(config.cpus)
+    if gpus:
+        return max(1.0, min(node.cpus * gpus / node.gpus for node in hosts) // 1)
+    if config.count != "auto":
+        cores = sum(node.cpus for node in hosts)
+        largest = max(node.cpus for node in hosts)
+        return max(1.0, min(largest, cores / config.count // 1))
+    return max(1.0, min(CORES_PER_CPU_ACTOR, *(node.cpus for node in hosts), CORES_PER_CPU_ACTOR))
+
+
+def _actors_on(node: Node, gpus: float, cpus: float) -> int:
+    by_cpu = int(node.cpus // cpus)
+    return min(by_cpu, int(node.gpus / gpus + 1e-6)) if gpus else by_cpu

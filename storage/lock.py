@@ -1,0 +1,219 @@
+"""The run lock: one driver at a time works on a run, and a dead one never blocks it for long.
+
+``lock.json`` names the owner and carries a counter that the owner raises every third of a lease.
+Clocks are never compared across machines: a taker watches the counter, and takes over only after
+it stood still for a whole lease on the taker's own monotonic clock. An owner whose process is gone
+from this very boot of this very host is taken over at once. The conditional put of the commits
+stays the backstop: even two owners could not double a label.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from storage.errors import AlreadyExists, ObjectChanged, ObjectNotFound, RunLocked, StorageError
+from storage.objects import SupportsCreate, SupportsDelete, SupportsGet, SupportsHead
+from storage.objects import SupportsReplace as Replaces
+
+LOCK_KEY = "lock.json"
+LEASE_S = 30.0
+
+log = logging.getLogger("labelfleet.lock")
+
+
+class LockStore(SupportsGet, SupportsHead, SupportsCreate, Replaces, SupportsDelete, Protocol):
+    """What the lock needs of a store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who holds the lock. ``started`` tells a process from a later one with the same pid."""
+
+    token: str
+    host: str
+    boot: str
+    pid: int
+    started: str
+    command: str
+    counter: int = 0
+
+    def describe(self) -> str:
+        """For people."""
+        return f"`{self.command}` (pid {self.pid} on {self.host})"
+
+    def is_dead_here(self) -> bool:
+        """Certainly gone: this boot of this host knows no such process."""
+        if (self.host, self.boot) != (socket.gethostname(), _boot_id()):
+            return False
+        return _started(self.pid) != self.started
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return secrets.token_hex(8)  # unknown: never equal, so never taken over at once
+
+
+def _started(pid: int) -> str:
+    """The process's start in clock ticks since boot, '' when there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]
+
+
+class RunLock:
+    """A held lock; its heartbeat runs until ``release``."""
+
+    def __init__(self, store: LockStore, owner: Owner, etag: str, lease_s: float) -> None:
+        self._store, self._owner, self._etag, self._lease_s = store, owner, etag, lease_s
+        self._renewed_s = time.monotonic()
+        self._lost: str | None = None
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._heartbeat, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise RunLocked when the lock can no longer be trusted to be ours."""
+        if self._lost is not None:
+            raise RunLocked(
+                f"the run's lock was lost: {self._lost}",
+                hint="what is committed stays; run the same command to continue",
+            )
+
+    def release(self) -> None:
+        """Stop the heartbeat; remove the lock if it still is ours."""
+        self._released.set()
+        self._thread.join(timeout=self._lease_s)
+        try:
+            if self._lost is None and _read(self._store)[0].token == self._owner.token:
+                self._store.delete(LOCK_KEY)
+        except StorageError as exc:
+            log.warning("the run's lock stays behind, to be taken over later: %s", exc.message)
+
+    def _heartbeat(self) -> None:
+        while not self._released.wait(self._lease_s / 3) and self._lost is None:
+            try:
+                self._renew()
+            except (ObjectChanged, ObjectNotFound):
+                self._lost = "another process took it over"
+            except StorageError as exc:
+                # A taker may act one lease after our last renewal: stop trusting it before.
+                if time.monotonic() - self._renewed_s > self._lease_s * 0.8:
+                    self._lost = f"it could not be renewed: {exc.message}"
+
+    def _renew(self) -> None:
+        began_s = time.monotonic()
+        owner = replace(self._owner, counter=self._owner.counter + 1)
+        try:
+            self._etag = self._store.replace(LOCK_KEY, _body(owner), if_match=self._etag)
+        except ObjectChanged:
+            found, etag = _read(self._store)  # our own renewal, its reply lost?
+            if (found.token, found.counter) != (owner.token, owner.counter):
+                raise
+            self._etag = etag
+        self._owner, self._renewed_s = owner, began_s
+
+
+@contextmanager
+def run_lock(
+    store: LockStore,
+    command: str,
+    *,
+    lease_s: float = LEASE_S,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[RunLock]:
+    """Hold the run's lock.
+
+    Args:
+        store: the run's output.
+        command: what the holder does, for the message the other one gets.
+        lease_s: seconds; the same for all who share a run.
+
+    Raises:
+        RunLocked: somebody alive holds it; says who (exit code 75).
+    """
+    pid = os.getpid()
+    owner = Owner(
+        secrets.token_hex(8), socket.gethostname(), _boot_id(), pid, _started(pid), command
+    )
+    etag = _acquire(store, owner, lease_s, sleep, clock)
+    lock = RunLock(store, owner, etag, lease_s)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def _acquire(
+    store: LockStore,
+    owner: Owner,
+    lease_s: float,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float],
+) -> str:
+    while True:
+        try:
+            return store.create(LOCK_KEY, _body(owner))
+        except AlreadyExists:
+            pass
+        try:
+            holder, etag = _read(store)
+            if holder.token == owner.token:
+                return etag  # our own create, its reply lost
+            if not holder.is_dead_here():
+                _wait_until_abandoned(store, holder, lease_s, sleep, clock)
+            return store.replace(LOCK_KEY, _body(owner), if_match=etag)
+        except ObjectNotFound:
+            continue  # released in between
+        except ObjectChanged:
+            raise RunLocked(
+                "the run's lock was taken by another process just now",
+                hint="wait for that run to end, or look at `labelfleet status`",
+            ) from None
+
+
+def _wait_until_abandoned(
+    store: LockStore,
+    holder: Owner,
+    lease_s: float,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float],
+) -> None:
+    if (holder.host, holder.boot) != (socket.gethostname(), _boot_id()):
+        until_s = clock() + lease_s
+        while clock() < until_s:
+            sleep(min(1.0, lease_s / 10))
+            now, _ = _read(store)
+            if (now.token, now.counter) != (holder.token, holder.counter):
+                break
+        else:
+            return
+    raise RunLocked(
+        f"the run is held by {holder.describe()}",
+        hint="wait for it to end; `labelfleet status` shows how far it is",
+    )
+
+
+def _read(store: LockStore) -> tuple[Owner, str]:
+    listed = store.head(LOCK_KEY)
+    raw = store.get(LOCK_KEY, if_match=listed.etag)
+    return Owner(**json.loads(raw)), listed.etag
+
+
+def _body(owner: Owner) -> bytes:
+    return json.dumps(asdict(owner)).encode()

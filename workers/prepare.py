@@ -1,0 +1,98 @@
+"""One image from bytes to network input, or to the row that says why not."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import ImageError
+from storage.records import AnnotationRow, Detections, ImageRecord, Status
+from workers.detector import Preprocessing
+from workers.images import LetterboxTransform, decode, letterbox, phash, probe
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A decoded image, ready for the network.
+
+    Attributes:
+        pixels: uint8 [H, W, 3] RGB, letterboxed to the network's input.
+        transform: letterbox geometry; knows the upright image's size.
+        exif_orientation: 1–8, as found; the pixels are upright already.
+        sha256, phash: of the encoded bytes, and of the upright pixels.
+    """
+
+    pixels: NDArray[np.uint8]
+    transform: LetterboxTransform
+    exif_orientation: int
+    sha256: str
+    phash: int
+
+    def row(self, record: ImageRecord, shard_id: str, detections: Detections) -> AnnotationRow:
+        """The image's row; ``detections`` as the detector gave them, in input pixels."""
+        return AnnotationRow(
+            image_id=record.image_id,
+            shard_id=shard_id,
+            offset=record.offset,
+            nbytes=record.nbytes,
+            sha256=self.sha256,
+            phash=self.phash,
+            width=self.transform.width,
+            height=self.transform.height,
+            exif_orientation=self.exif_orientation,
+            status="ok",
+            error=None,
+            detections=self.transform.invert(detections),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An image that cannot be labelled, and the row that says so."""
+
+    row: AnnotationRow
+
+
+def prepare(
+    record: ImageRecord, shard_id: str, preprocessing: Preprocessing, max_pixels: int
+) -> Prepared | Skipped:
+    """Decode, orient and letterbox one image. Never raises for a bad image."""
+    digest = "" if record.data is None else hashlib.sha256(record.data).hexdigest()
+    if record.status != "ok" or record.data is None:
+        reason = record.error or "no bytes"
+        status: Status = record.status if record.status != "ok" else "missing"
+        return _skipped(record, shard_id, digest, status, reason)
+    try:
+        image = decode(record.data, max_pixels=max_pixels)
+        pixels, transform = letterbox(image.pixels, preprocessing)
+    except ImageError as exc:
+        return _skipped(record, shard_id, digest, exc.status, exc.message)
+    except Exception as exc:  # noqa: BLE001 - foreign decoders on hostile bytes
+        return _skipped(record, shard_id, digest, "undecodable", f"{type(exc).__name__}: {exc}")
+    return Prepared(pixels, transform, image.exif_orientation, digest, phash(image.pixels))
+
+
+def _skipped(
+    record: ImageRecord, shard_id: str, digest: str, status: Status, error: str
+) -> Skipped:
+    size = probe(record.data) if record.data else None
+    width, height, orientation = size or (0, 0, 0)
+    return Skipped(
+        AnnotationRow(
+            image_id=record.image_id,
+            shard_id=shard_id,
+            offset=record.offset,
+            nbytes=record.nbytes,
+            sha256=digest,
+            phash=None,
+            width=width,
+            height=height,
+            exif_orientation=orientation,
+            status=status,
+            error=error,
+            detections=Detections.empty(),
+        )
+    )
