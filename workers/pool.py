@@ -189,7 +189,8 @@ class LabelPool:
             "max_concurrency": self._depth + 2,
             "runtime_env": {"env_vars": _thread_environment(self._spec.torch_threads)},
         }
-        handle = ray.remote(LabelActor).options(**options).remote(self._spec)
+        actor: Any = ray.remote(LabelActor)
+        handle = actor.options(**options).remote(self._spec)
         self._members[worker] = _Member(handle, moved_s=self._clock())
         self._calls[handle.start.remote()] = _Call("start", worker)
 

@@ -1,0 +1,270 @@
+"""ShardLabeller: every image of every shard a row, in order, whatever goes wrong beside it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from brightness import BrightnessDetector
+from image_samples import encode
+from PIL import Image
+from synthetic_run import record
+from tar_samples import tar_of
+
+from storage.annotations import ShardFooter, read_footer, read_rows
+from storage.errors import LabelfleetError, ShardFailed, StorageFull, WorkerLost
+from storage.manifest import Commit, Manifest, annotation_key
+from storage.memory import MemoryStore
+from storage.records import ImageRecord, Shard, StoredObject
+from storage.shards import group_images, read_shard, tar_shards
+from workers.labeller import ByteBudget, ShardLabeller
+from workers.spec import LabellerOptions
+
+
+def grey(value: int, width: int = 40, height: int = 30) -> bytes:
+    return encode(Image.fromarray(np.full((height, width, 3), value, np.uint8)), "PNG")
+
+
+class Bench:
+    """A labeller over memory stores, and what it wrote."""
+
+    def __init__(self, detector: BrightnessDetector | None = None, **options: object) -> None:
+        self.source, self.output = MemoryStore(), MemoryStore()
+        self.manifest = Manifest.create_or_continue(self.output, record(("dark", "bright")))
+        self.detector = detector or BrightnessDetector()
+        self.options = LabellerOptions(**{"batch_size": 4, **options})  # type: ignore[arg-type]  # by name
+
+    @contextmanager
+    def labeller(self, **replaced: object) -> Iterator[ShardLabeller]:
+        parts = {"read": self.read, "commit": self.manifest.commit, **replaced}
+        made = ShardLabeller(
+            self.detector,
+            parts["read"],  # type: ignore[arg-type]  # a test's own callable
+            parts["commit"],  # type: ignore[arg-type]  # a test's own callable
+            self.manifest.record.identity,
+            self.options,
+        )
+        try:
+            yield made
+        finally:
+            self.detector.gate.set()
+            made.close()
+
+    def read(self, shard: Shard, abort: Callable[[], bool]) -> Iterator[ImageRecord]:
+        return read_shard(self.source, shard, max_image_bytes=1 << 20, abort=abort)
+
+    def tar(self, key: str, *members: tuple[str, bytes]) -> Shard:
+        self.source.put(key, tar_of(*members))
+        return next(tar_shards([self.source.head(key)]))
+
+    def rows(self, shard: Shard) -> list[tuple[str, str]]:
+        found = read_rows(self.output, annotation_key(shard.shard_id))
+        return [(row.image_id, row.status) for row in found]
+
+
+def footer(bench: Bench, shard: Shard) -> ShardFooter:
+    return read_footer(bench.output, bench.output.head(annotation_key(shard.shard_id)))
+
+
+def test_every_member_becomes_a_row_in_the_order_of_the_shard() -> None:
+    bench = Bench(decode_threads=4)
+    members = [(f"{i:03}.png", grey(i)) for i in range(50)]
+    members[7] = ("007.png", b"")
+    members[20] = ("020.png", grey(1)[:40])
+    shard = bench.tar("a.tar", *members)
+    with bench.labeller() as labeller:
+        commit = labeller.label(shard, "try-1")
+    assert commit.won
+    wanted = [(f"a.tar/{i:03}.png", "undecodable" if i in (7, 20) else "ok") for i in range(50)]
+    assert bench.rows(shard) == wanted
+    assert footer(bench, shard).counts["ok"] == 48
+    assert footer(bench, shard).counts["undecodable"] == 2
+    assert labeller.images_done == 50
+
+
+def test_boxes_come_back_in_pixels_of_the_upright_image() -> None:
+    bench = Bench()
+    pixels = np.zeros((200, 400, 3), np.uint8)
+    pixels[100:150, 200:300] = 255
+    shard = bench.tar("a.tar", ("x.png", encode(Image.fromarray(pixels), "PNG")))
+    with bench.labeller() as labeller:
+        labeller.label(shard, "try-1")
+    (row,) = read_rows(bench.output, annotation_key(shard.shard_id))
+    assert (row.width, row.height) == (400, 200)
+    np.testing.assert_allclose(row.detections.boxes[0], [200, 100, 300, 150], atol=7)
+
+
+def test_batches_cross_shard_borders() -> None:
+    bench = Bench(batch_size=6, partial_batch_ms=10_000)
+    shards = [bench.tar(f"{i}.tar", (f"{i}.png", grey(i))) for i in range(6)]
+    bench.detector.gate.clear()
+    with bench.labeller() as labeller, ThreadPoolExecutor(6) as callers:
+        results = [callers.submit(labeller.label, s, f"try-{s.key}") for s in shards]
+        bench.detector.gate.set()
+        assert all(r.result(30).won for r in results)
+    assert sum(bench.detector.batches) == 6
+    assert max(bench.detector.batches) > 1
+    for shard in shards:
+        assert len(bench.rows(shard)) == 1
+
+
+def test_a_partial_batch_goes_when_nothing_else_is_queued() -> None:
+    bench = Bench(batch_size=64, partial_batch_ms=600_000)
+    shard = bench.tar("a.tar", ("x.png", grey(1)), ("y.png", grey(2)))
+    with bench.labeller() as labeller, ThreadPoolExecutor(1) as caller:
+        assert caller.submit(labeller.label, shard, "try").result(30).won
+
+
+def test_empty_shard_is_a_commit_without_rows() -> None:
+    bench = Bench()
+    shard = bench.tar("a.tar", ("notes.txt", b"nothing here"))
+    with bench.labeller() as labeller:
+        assert labeller.label(shard, "try").footer.images == 0
+    assert bench.rows(shard) == []
+
+
+def test_a_poison_image_fails_its_own_shard_only() -> None:
+    bench = Bench(BrightnessDetector(fail_on=77))
+    bad = bench.tar("bad.tar", ("a.png", grey(10)), ("p.png", grey(77, 64, 64)))
+    good = bench.tar("good.tar", *[(f"{i}.png", grey(i)) for i in range(20)])
+    with bench.labeller() as labeller, ThreadPoolExecutor(2) as callers:
+        failing = callers.submit(labeller.label, bad, "try-bad")
+        fine = callers.submit(labeller.label, good, "try-good")
+        with pytest.raises(ShardFailed, match=r"bad\.tar.*'bad.tar/p.png'.*poison"):
+            failing.result(30)
+        assert fine.result(30).won
+        assert labeller.label(good, "again").won is False  # still alive, and told it was late
+    assert len(bench.rows(good)) == 20
+    assert [o.key for o in bench.output.list("annotations/")] == [annotation_key(good.shard_id)]
+
+
+def test_a_broken_device_is_the_workers_fault_not_a_shards() -> None:
+    bench = Bench(BrightnessDetector(fail_always=True))
+    shard = bench.tar("a.tar", ("x.png", grey(1)))
+    with bench.labeller() as labeller:
+        with pytest.raises(WorkerLost, match="device lost"):
+            labeller.label(shard, "try-1")
+        with pytest.raises(WorkerLost, match="device lost"):
+            labeller.label(shard, "try-2")
+
+
+def test_batches_shrink_until_they_fit_the_device() -> None:
+    bench = Bench(BrightnessDetector(most=3), batch_size=16)
+    shard = bench.tar("a.tar", *[(f"{i}.png", grey(i)) for i in range(64)])
+    with bench.labeller() as labeller:
+        assert labeller.label(shard, "try").footer.counts["ok"] == 64
+    assert max(bench.detector.batches) <= 3
+
+
+def test_a_reader_that_breaks_in_the_middle_fails_the_attempt_and_a_second_one_succeeds() -> None:
+    bench = Bench()
+    shard = bench.tar("a.tar", *[(f"{i}.png", grey(i)) for i in range(30)])
+    tries = iter([True, False])
+
+    def read(wanted: Shard, abort: Callable[[], bool]) -> Iterator[ImageRecord]:
+        fails = next(tries)
+        for i, image in enumerate(bench.read(wanted, abort)):
+            if fails and i == 20:
+                raise ValueError("a bug in a reader")
+            yield image
+
+    with bench.labeller(read=read) as labeller:
+        with pytest.raises(ShardFailed, match="a bug in a reader"):
+            labeller.label(shard, "try-1")
+        assert labeller.label(shard, "try-2").won
+    assert len(bench.rows(shard)) == 30
+    assert labeller.images_done >= 30
+
+
+def test_a_truncated_tar_commits_what_was_readable_and_says_so() -> None:
+    bench = Bench()
+    whole = tar_of(*[(f"{i}.png", grey(i)) for i in range(10)])
+    bench.source.put("cut.tar", whole[:5000])
+    shard = next(tar_shards([bench.source.head("cut.tar")]))
+    with bench.labeller() as labeller:
+        commit = labeller.label(shard, "try")
+    assert 0 < commit.footer.images < 10
+    assert commit.footer.source_truncated
+    assert footer(bench, shard) == commit.footer
+
+
+def test_loose_images_that_changed_or_vanished_are_rows() -> None:
+    bench = Bench()
+    for name in ("a.png", "b.png", "c.png"):
+        bench.source.put(name, grey(5))
+    listed = list(bench.source.list())
+    (shard,) = group_images(listed, 10)
+    bench.source.put("a.png", grey(6))
+    bench.source.delete("b.png")
+    with bench.labeller() as labeller:
+        labeller.label(shard, "try")
+    assert bench.rows(shard) == [("a.png", "missing"), ("b.png", "missing"), ("c.png", "ok")]
+
+
+def test_the_class_of_a_storage_error_survives_and_its_message_names_the_shard() -> None:
+    bench = Bench()
+    shard = bench.tar("a.tar", ("x.png", grey(1)))
+
+    def full(footer: ShardFooter, spool: Path) -> Commit:
+        raise StorageFull("no space left", hint="free some")
+
+    wanted = pytest.raises(StorageFull, match=r"a\.tar.*no space left")
+    with bench.labeller(commit=full) as labeller, wanted as caught:
+        labeller.label(shard, "try")
+    assert caught.value.hint == "free some"
+
+
+def test_close_ends_attempts_in_flight() -> None:
+    bench = Bench()
+    shard = bench.tar("a.tar", *[(f"{i}.png", grey(i)) for i in range(200)])
+    bench.detector.gate.clear()
+    with bench.labeller() as labeller, ThreadPoolExecutor(1) as caller:
+        flying = caller.submit(labeller.label, shard, "try")
+        threading.Thread(target=labeller.close, daemon=True).start()
+        with pytest.raises(WorkerLost, match="closed"):
+            flying.result(30)
+
+
+def test_no_spool_file_stays_behind(tmp_path: Path) -> None:
+    bench = Bench()
+    shard = bench.tar("a.tar", ("x.png", grey(1)))
+    labeller = ShardLabeller(
+        bench.detector, bench.read, bench.manifest.commit, bench.manifest.record.identity,
+        bench.options, spool_dir=tmp_path,
+    )  # fmt: skip
+    labeller.label(shard, "one")
+    (folder,) = tmp_path.iterdir()
+    assert list(folder.iterdir()) == []
+    labeller.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_budget_lets_one_oversized_item_through_and_blocks_the_next() -> None:
+    budget = ByteBudget(10)
+    budget.reserve(50)
+    waiting = threading.Thread(target=budget.reserve, args=(1,), daemon=True)
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    budget.release(50)
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_errors_travel_between_processes_whole() -> None:
+    import pickle
+
+    error = StorageFull("no space", hint="free some")
+    back = pickle.loads(pickle.dumps(error))
+    assert (type(back), back.message, back.hint) == (StorageFull, "no space", "free some")
+    assert isinstance(back, LabelfleetError)
+
+
+def test_shards_key_names_it_for_people() -> None:
+    objects = tuple(StoredObject(f"{i}.jpg", 1, "e") for i in range(3))
+    assert Shard("0" * 16, "images", objects).key == "0.jpg (+2)"
