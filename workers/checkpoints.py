@@ -32,6 +32,12 @@ __all__ = [
 ]
 
 DEFAULT_NAME = "yolo_nas_s"
+# Input channels of the three classification heads, by which unscaled weights are told apart.
+_HEAD_CHANNELS = {
+    (64, 128, 256): "yolo_nas_s",
+    (96, 192, 384): "yolo_nas_m",
+    (128, 256, 512): "yolo_nas_l",
+}
 DEFAULT_SIZE = (640, 640)
 DEFAULT_NMS_IOU = 0.7
 COCO_MARGIN = 4  # the COCO weights' longest side is this much smaller than the input
@@ -58,7 +64,7 @@ def resolve_model(
     return ModelSpec(
         checkpoint=request.checkpoint,
         sha256=checkpoint.sha256,
-        name=_agreed("model.name", request.name, checkpoint.name, checkpoint) or DEFAULT_NAME,
+        name=_name(request, checkpoint),
         arch_params=_agreed("model.arch", arch, checkpoint.arch_params, checkpoint),
         classes=classes,
         keep=_keep(request, classes),
@@ -110,6 +116,26 @@ def _agreed(field: str, asked: str | None, said: str | None, checkpoint: Checkpo
 def _short(value: Any) -> str:
     text = ", ".join(value) if isinstance(value, tuple) else str(value)
     return text if len(text) <= 100 else text[:97] + "…"
+
+
+def _name(request: ModelRequest, checkpoint: Checkpoint) -> str:
+    asked = _agreed("model.name", request.name, checkpoint.name, checkpoint)
+    if request.arch is not None or checkpoint.arch_params is not None:
+        return asked or DEFAULT_NAME
+    heads = [checkpoint.shapes.get(f"heads.head{i}.cls_pred.weight", ()) for i in (1, 2, 3)]
+    seen = _HEAD_CHANNELS.get(tuple(shape[1] for shape in heads if len(shape) == 4))
+    if seen is None:
+        raise ConfigError(
+            f"model.arch is missing, and the weights in {checkpoint.path.name} are none of "
+            f"{', '.join(_HEAD_CHANNELS.values())}, but a scaled variant",
+            hint="give the arch_params yaml they were trained with",
+        )
+    if asked is not None and asked != seen:
+        raise ConfigError(
+            f"model.name says {asked}, and the weights in {checkpoint.path.name} are {seen}'s",
+            hint="leave model.name out to use the checkpoint's own",
+        )
+    return seen
 
 
 def _classes(request: ModelRequest, checkpoint: Checkpoint) -> tuple[str, ...]:

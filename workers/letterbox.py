@@ -17,7 +17,7 @@ class LetterboxTransform:
     """Where an upright image lies in the network's input.
 
     Attributes:
-        scale_x, scale_y: input pixels per upright pixel. Equal, since the aspect is kept; the
+        scale_x, scale_y: input pixels per upright pixel. Equal where the aspect is kept; the
             resized sides are rounded to whole pixels, and as in super-gradients' ``predict()``
             that rounding is not part of the scale.
         pad_left, pad_top: where its top-left corner lies, in input pixels.
@@ -54,8 +54,9 @@ def letterbox(
 ) -> tuple[NDArray[np.uint8], LetterboxTransform]:
     """Scale to fit ``resize_to`` with the aspect kept (bilinear), pad to ``size``.
 
-    The same pixels as super-gradients' DetectionLongestMaxSizeRescale followed by
-    DetectionCenterPadding or DetectionBottomRightPadding. Channel order is not touched.
+    The same pixels as super-gradients' DetectionLongestMaxSizeRescale (without ``keep_aspect``:
+    DetectionRescale) followed by DetectionCenterPadding or DetectionBottomRightPadding. Channel
+    order is not touched.
 
     Args:
         pixels: uint8 [H, W, 3], upright.
@@ -67,9 +68,11 @@ def letterbox(
     """
     height, width = pixels.shape[:2]
     input_height, input_width = preprocessing.size
-    scale = min(preprocessing.resize_to[0] / height, preprocessing.resize_to[1] / width)
+    scale_y, scale_x = preprocessing.resize_to[0] / height, preprocessing.resize_to[1] / width
+    if preprocessing.keep_aspect:
+        scale_y = scale_x = min(scale_y, scale_x)
     # A side of an extremely long image may round to nothing; one pixel of it stays.
-    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    new_height, new_width = max(1, round(height * scale_y)), max(1, round(width * scale_x))
     top = left = 0
     if preprocessing.padding == "center":
         top, left = (input_height - new_height) // 2, (input_width - new_width) // 2
@@ -77,7 +80,7 @@ def letterbox(
     _pad(canvas, top, left, new_height, new_width, preprocessing.pad_value)
     inner = canvas[top : top + new_height, left : left + new_width]
     _resize_into(inner, pixels)
-    return canvas, LetterboxTransform(scale, scale, left, top, width, height)
+    return canvas, LetterboxTransform(scale_x, scale_y, left, top, width, height)
 
 
 def _pad(
