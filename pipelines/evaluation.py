@@ -110,22 +110,22 @@ def remarks(e: Evaluation) -> list[str]:
     """What a reader of the figures has to know, a sentence each; empty when there is nothing."""
     bad = {s: n for s, n in e.statuses.items() if s != "ok"}
     said = [
-        (sum(bad.values()), f"images count as empty, their status is not ok: {_listed(bad)}"),
-        (e.missing, "images of the ground truth have no row and were left out"),
-        (e.rows_without_truth, "rows of the run have no ground truth and were left out"),
-        (e.ignored, "boxes of the ground truth are crowds or ignore regions and count neither way"),
+        (sum(bad.values()), f"counted as empty, since their status is not ok: {_listed(bad)}"),
+        (e.missing, f"left out, images of the ground truth without a row: {e.missing:,}"),
+        (e.rows_without_truth, f"left out, rows without ground truth: {e.rows_without_truth:,}"),
+        (e.ignored, f"counted neither way, crowds and ignore regions: {e.ignored:,}"),
         (
             e.n_size_differs,
-            "images do not have the size the ground truth states, so boxes may not fit "
-            f"(turned by EXIF? rescaled?): {', '.join(e.size_differs)}",
+            f"not the size that the ground truth states: {e.n_size_differs:,} images, such as "
+            f"{', '.join(e.size_differs)}; boxes may not fit (turned by EXIF? rescaled?)",
         ),
-        (len(e.unknown_to_run), f"classes the run lacks, left out: {', '.join(e.unknown_to_run)}"),
+        (len(e.unknown_to_run), f"left out, classes the run lacks: {', '.join(e.unknown_to_run)}"),
         (
             len(e.unknown_to_truth),
-            f"classes the ground truth lacks, left out: {', '.join(e.unknown_to_truth)}",
+            f"left out, classes the ground truth lacks: {', '.join(e.unknown_to_truth)}",
         ),
     ]
-    return [f"{n:,} {what}" for n, what in said if n]
+    return [what for n, what in said if n]
 
 
 def _listed(counts: dict[str, int]) -> str:

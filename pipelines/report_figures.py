@@ -1,0 +1,153 @@
+"""The report's charts as inline SVG: crisp at any size, light or dark by the page's variables.
+
+Text goes through ``Markup.format``, which escapes it. Bars carry their value as a tooltip, and
+each figure a sentence for screen readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import floor, log10
+
+from markupsafe import Markup
+
+_WIDTH, _HEIGHT = 560, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 12, 34
+
+
+def columns(
+    values: Sequence[float],
+    labels: Sequence[str],
+    *,
+    says: str,
+    x_title: str,
+    tips: Sequence[str],
+    classes: Sequence[str] | None = None,
+) -> Markup:
+    """A column chart.
+
+    Args:
+        values: heights, from 0.
+        labels: below each column; '' for none.
+        says: what the figure shows, for those who cannot see it.
+        tips: the tooltip of each column.
+        classes: a CSS class for each column, or None: ``bar`` for all.
+    """
+    top = _nice_top(max(values, default=0))
+    step = (_WIDTH - _LEFT - _RIGHT) / max(len(values), 1)
+    parts = [_y_axis(top)]
+    for i, (value, label, tip) in enumerate(zip(values, labels, tips, strict=True)):
+        x, y = _LEFT + i * step, _y(value, top)
+        parts.append(
+            Markup(
+                '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="1.5">'
+                "<title>{}</title></rect>"
+            ).format(
+                classes[i] if classes else "bar",
+                x + step * 0.08,
+                y,
+                step * 0.84,
+                _HEIGHT - _BOTTOM - y,
+                tip,
+            )
+        )
+        if label:
+            parts.append(_text(x + step / 2, _HEIGHT - _BOTTOM + 15, label, "middle"))
+    parts.append(_x_title(x_title))
+    return _svg(parts, says)
+
+
+def area(
+    edges: Sequence[float], values: Sequence[float], *, says: str, x_title: str, mean: float
+) -> Markup:
+    """A stepped line over intervals, filled, with a dashed line at the mean.
+
+    Args:
+        edges: borders of the intervals, ascending, one more than ``values``.
+        mean: where the dashed line goes.
+    """
+    top = _nice_top(max([*values, mean], default=0))
+    span = (edges[-1] - edges[0]) or 1.0
+    wide = _WIDTH - _LEFT - _RIGHT
+
+    def x(at: float) -> float:
+        return _LEFT + wide * (at - edges[0]) / span
+
+    line = " ".join(
+        f"{x(a):.1f},{_y(v, top):.1f} {x(b):.1f},{_y(v, top):.1f}"
+        for a, b, v in zip(edges, edges[1:], values, strict=False)
+    )
+    base = _HEIGHT - _BOTTOM
+    parts = [
+        _y_axis(top),
+        Markup('<polygon class="area" points="{},{} {} {},{}"/>').format(
+            _LEFT, base, line, _WIDTH - _RIGHT, base
+        ),
+        Markup('<polyline class="line" points="{}"/>').format(line),
+        Markup('<line class="mean" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
+            _LEFT, _WIDTH - _RIGHT, _y(mean, top), _y(mean, top)
+        ),
+        _x_title(x_title),
+    ]
+    for i in range(5):
+        at = edges[0] + span * i / 4
+        anchor = "start" if i == 0 else "end" if i == 4 else "middle"
+        parts.append(_text(x(at), base + 15, _seconds(at), anchor))
+    return _svg(parts, says)
+
+
+def _y(value: float, top: float) -> float:
+    return _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP) * value / top
+
+
+def _y_axis(top: float) -> Markup:
+    lines = []
+    for i in range(5):
+        value = top * i / 4
+        y = _y(value, top)
+        lines.append(
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
+                _LEFT, _WIDTH - _RIGHT, y, y
+            )
+        )
+        lines.append(_text(_LEFT - 6, y + 4, short(value), "end"))
+    return Markup("").join(lines)
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+        x, y, anchor, text
+    )
+
+
+def _x_title(text: str) -> Markup:
+    return _text(_LEFT + (_WIDTH - _LEFT - _RIGHT) / 2, _HEIGHT - 4, text, "middle")
+
+
+def _svg(parts: Sequence[Markup], says: str) -> Markup:
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        _WIDTH, _HEIGHT, says, Markup("").join(parts)
+    )
+
+
+def _nice_top(highest: float) -> float:
+    """The least of 1, 2, 4, 8, 10 × 10ⁿ that is not below; quarters of it are round numbers."""
+    if highest <= 0:
+        return 1.0
+    unit = 10.0 ** floor(log10(highest))
+    return next(m * unit for m in (1, 2, 4, 8, 10) if m * unit >= highest * 0.999)
+
+
+def short(value: float) -> str:
+    """A number in a few characters: 950, 1.2k, 34k, 5.6M."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            scaled = value / unit
+            return f"{scaled:.0f}{name}" if scaled >= 10 else f"{scaled:.2g}{name}"
+    return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
+
+
+def _seconds(value: float) -> str:
+    if value < 120:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
