@@ -1,0 +1,51 @@
+# Every target says what it needs. Python 3.11 and a package registry are enough for all but
+# `chromium`, which wants Debian's apt and root (the browser tests skip, with a reason, without it).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# uv reads neither pip's find-links nor its certificate setting; hand them on where they are set.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+ifneq ($(PIP_CERT),)
+export SSL_CERT_FILE ?= $(PIP_CERT)
+endif
+
+.PHONY: help setup demo check lint test chromium clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+
+setup: $(READY)  ## a virtual environment with everything (2 GB); nothing to do the second time
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "labelfleet needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv==0.13.9
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## label 300 pages of handwritten digits on this machine, and look at the report
+	$(BIN)/labelfleet demo runs/demo
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint  ## ruff, mypy --strict, import-linter and the fast tests: under two minutes
+	$(BIN)/pytest -q -m "not slow"
+
+test: lint chromium  ## everything: real Ray, S3 servers and browser; under 20 minutes on 2 cores
+	$(BIN)/pytest -q
+
+chromium:  ## Debian's Chromium for the browser tests, if it can be had
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+		|| echo "no chromium here and no way to install it: the browser tests will skip"
+
+clean:  ## remove what the targets above made
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
