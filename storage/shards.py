@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from typing import Literal, Protocol
 
 from storage.errors import Interrupted, ObjectChanged, ObjectNotFound
+from storage.local_walk import LINK_ETAG, SPECIAL_ETAG
 from storage.objects import SupportsGet, SupportsList, SupportsStream
+from storage.prefetch import READERS, in_order
 from storage.records import ImageRecord, Shard, StoredObject, shard_id_of
 from storage.tar_header import TarMember
 from storage.tar_stream import TarStream
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-# Etags by which a listing of files marks what is none.
 _NOT_FILES = {
-    "link": "a symbolic link; links are not followed",
-    "special": "a pipe, socket or device, not a plain file",
+    LINK_ETAG: "a symbolic link; links are not followed",
+    SPECIAL_ETAG: "a pipe, socket or device, not a plain file",
 }
-READERS = 8
-_AHEAD_BYTES = 64 << 20
 
 Kind = Literal["tar", "image", "other"]
 
@@ -218,29 +216,18 @@ def _read_images(
     abort: Callable[[], bool] | None,
     readers: int,
 ) -> Iterator[ImageRecord]:
-    """Fetch ahead in order; what was fetched or is on its way stays under _AHEAD_BYTES."""
-    waiting: deque[tuple[int, Future[ImageRecord]]] = deque()
-    ahead = 0
-    remaining = deque(objects)
-    pool = ThreadPoolExecutor(readers, thread_name_prefix="fetch")
-    try:
-        while remaining or waiting:
+    def fetch(listed: StoredObject) -> ImageRecord:
+        return _image_record(store, listed, max_image_bytes)
+
+    def to_fetch(listed: StoredObject) -> int:
+        return listed.nbytes if listed.nbytes <= max_image_bytes else 0
+
+    records = in_order(objects, fetch, to_fetch, readers=readers)
+    with closing(records):
+        for record in records:
             if abort is not None and abort():
                 raise Interrupted(f"stopped while reading the images from {objects[0].key}")
-            while remaining and _may_fetch(len(waiting), ahead + remaining[0].nbytes, readers):
-                listed = remaining.popleft()
-                ahead += listed.nbytes
-                fetch = pool.submit(_image_record, store, listed, max_image_bytes)
-                waiting.append((listed.nbytes, fetch))
-            nbytes, fetch = waiting.popleft()
-            ahead -= nbytes
-            yield fetch.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _may_fetch(waiting: int, ahead_nbytes: int, readers: int) -> bool:
-    return waiting == 0 or (waiting < 2 * readers and ahead_nbytes <= _AHEAD_BYTES)
+            yield record
 
 
 def _image_record(store: SupportsGet, listed: StoredObject, max_image_bytes: int) -> ImageRecord:
