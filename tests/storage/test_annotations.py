@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from synthetic_run import boxes, identity, random_boxes, row
@@ -93,6 +93,7 @@ def annotation_rows(draw: st.DrawFn) -> AnnotationRow:
     )
 
 
+@settings(max_examples=50)
 @given(rows=st.lists(annotation_rows(), max_size=6))
 def test_rows_come_back_as_they_were(
     rows: list[AnnotationRow], tmp_path_factory: pytest.TempPathFactory

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.listing import Listing, ListingChange
@@ -61,7 +61,9 @@ keys = st.sampled_from([*(f"{c}{n}.jpg" for c in "abc" for n in range(5)), *HOST
 sources = st.dictionaries(keys, st.integers(0, 3), max_size=18)
 
 
-@given(steps=st.lists(sources, min_size=1, max_size=6))
+@pytest.mark.slow
+@settings(max_examples=60)
+@given(steps=st.lists(sources, min_size=1, max_size=5))
 def test_live_is_the_source_whatever_happened_to_it(steps: list[dict[str, int]]) -> None:
     store = MemoryStore()
     before: dict[str, int] = {}
@@ -88,7 +90,9 @@ def difference(before: dict[str, int], now: dict[str, int]) -> tuple[int, int, i
     return len(now.keys() - before.keys()), changed, len(before.keys() - now.keys())
 
 
-@given(steps=st.lists(st.booleans(), min_size=1, max_size=7), source=sources)
+@pytest.mark.slow
+@settings(max_examples=30)
+@given(steps=st.lists(st.booleans(), min_size=1, max_size=5), source=sources)
 def test_a_source_that_comes_and_goes(steps: list[bool], source: dict[str, int]) -> None:
     store = MemoryStore()
     for there in steps:
@@ -100,6 +104,7 @@ def test_a_source_that_comes_and_goes(steps: list[bool], source: dict[str, int])
         assert len(ids) == len(set(ids))
 
 
+@settings(max_examples=20)
 @given(source=sources)
 def test_an_unchanged_source_writes_nothing(source: dict[str, int]) -> None:
     store = MemoryStore()
