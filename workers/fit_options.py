@@ -1,0 +1,43 @@
+"""How a network is fitted: the options, and the learning rate over the steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+TrainPrecision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """How a network is fitted.
+
+    Attributes:
+        steps: optimiser steps.
+        lr: peak learning rate of AdamW; it ends at ``lr × final_lr_share``.
+        warmup_steps: linear rise from 0 before the cosine.
+        weight_decay: on weights of two or more dimensions; never on norms and biases.
+        ema_decay: of the weight average that is validated and kept.
+        eval_every: steps between validations.
+        precision: of the forward pass; the loss is always float32.
+    """
+
+    steps: int
+    lr: float = 2e-3
+    final_lr_share: float = 0.05
+    warmup_steps: int = 100
+    weight_decay: float = 1e-4
+    ema_decay: float = 0.998
+    eval_every: int = 500
+    precision: TrainPrecision = "fp32"
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+def learning_rate(step: int, options: FitOptions) -> float:
+    """Rate for ``step`` (from 0): linear warm-up, then a half cosine to its final share."""
+    if step < options.warmup_steps:
+        return options.lr * (step + 1) / options.warmup_steps
+    length = max(1, options.steps - options.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - options.warmup_steps) / length))
+    return options.lr * (options.final_lr_share + (1 - options.final_lr_share) * cosine)
