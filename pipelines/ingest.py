@@ -26,7 +26,7 @@ from pipelines.ingest_entries import Entry, Source, survey
 from pipelines.ingest_shard import Fetched, ShardInMaking, fetch
 from pipelines.ingest_sources import open_source
 from storage.errors import ConfigError, SourceEmpty, SourceError
-from storage.objects import StorageOptions, open_store
+from storage.objects import ObjectStore, StorageOptions, open_store
 from storage.prefetch import in_order
 from storage.preflight import check_output
 from storage.urls import overlaps, shown_url
@@ -35,6 +35,15 @@ IMAGES_PER_SHARD = 1000
 SHARD_BYTES = 256 << 20
 MAX_IMAGE_BYTES = 512 << 20
 _HOPELESS = 20  # when so many entries fail in a row from the start, the cause is not theirs
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The limits of ``ingest``, by the same names."""
+
+    images_per_shard: int = IMAGES_PER_SHARD
+    shard_bytes: int = SHARD_BYTES
+    max_image_bytes: int = MAX_IMAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +117,6 @@ def ingest(
         SourceError: an unreadable zip or list, or nothing of it can be fetched.
         StorageError: the source as a whole, or ``dest``, failed; run it again.
     """
-    began = time.monotonic()
     options = options or StorageOptions()
     if overlaps(source, dest):
         raise ConfigError(
@@ -116,32 +124,43 @@ def ingest(
             hint="write the shards to a folder of their own",
         )
     opened = open_source(source, options, max_image_bytes=max_image_bytes)
-    surveyed = survey(opened)
-    if surveyed.entries == 0:
-        raise SourceEmpty(f"no images in {opened.url}", hint="check the path and the suffixes")
     store = open_store(dest, options)
+    sizes = Sizes(images_per_shard, shard_bytes, max_image_bytes)
+    return pack(opened, store, name or shard_name(source), sizes, progress)
+
+
+def pack(
+    source: Source,
+    store: ObjectStore,
+    name: str,
+    sizes: Sizes,
+    progress: Progress | None = None,
+) -> IngestSummary:
+    """``ingest`` with source and store already open."""
+    began = time.monotonic()
+    surveyed = survey(source)
+    if surveyed.entries == 0:
+        raise SourceEmpty(f"no images in {source.url}", hint="check the path and the suffixes")
     check_output(store)
-    book = IngestBook(store, name or shard_name(source))
-    book.open(
-        {
-            "source": opened.url,
-            "fingerprint": surveyed.fingerprint,
-            "entries": surveyed.entries,
-            "images_per_shard": images_per_shard,
-            "shard_bytes": shard_bytes,
-            "max_image_bytes": max_image_bytes,
-        }
-    )
+    book = IngestBook(store, name)
+    identity = {"source": source.url, "fingerprint": surveyed.fingerprint}
+    book.open(identity | {"entries": surveyed.entries} | asdict(sizes))
     total = _Total(IngestProgress(0, surveyed.entries, 0, 0, 0, 0, 0), progress)
-    entries = opened.entries()
-    _keep_or_rebuild(book, opened, entries, total)
-    _pack_the_rest(book, opened, entries, images_per_shard, shard_bytes, total)
+    entries = source.entries()
+    _keep_or_rebuild(book, source, entries, total)
+    _pack_the_rest(book, source, entries, sizes, total)
     done = total.now
-    errors_url = book.write_errors() if done.errors else None
     return IngestSummary(
-        opened.url, store.url, done.images, done.errors, done.shards, done.kept, done.nbytes,
-        time.monotonic() - began, errors_url,
-    )  # fmt: skip
+        source=source.url,
+        output=store.url,
+        images=done.images,
+        errors=done.errors,
+        shards=done.shards,
+        kept=done.kept,
+        nbytes=done.nbytes,
+        seconds=time.monotonic() - began,
+        errors_url=book.write_errors() if done.errors else None,
+    )
 
 
 def shard_name(source: str) -> str:
@@ -191,7 +210,7 @@ def _keep_or_rebuild(
             continue
         failed = {failure.entry for failure in record.failures}
         wanted = (e for n, e in enumerate(covered, record.first) if n not in failed)
-        with ShardInMaking(book.next_index(), record.first) as shard:
+        with ShardInMaking(record.index, record.first) as shard:
             for fetched in _fetch(source, wanted):
                 if fetched.error is not None:
                     raise SourceError(
@@ -208,8 +227,7 @@ def _pack_the_rest(
     book: IngestBook,
     source: Source,
     entries: Iterator[Entry],
-    images_per_shard: int,
-    shard_bytes: int,
+    sizes: Sizes,
     total: _Total,
 ) -> None:
     fetched_entries = _fetch(source, entries)
@@ -218,7 +236,9 @@ def _pack_the_rest(
         while held is not None:
             first = book.next_entry()
             with ShardInMaking(book.next_index(), first) as shard:
-                while held is not None and shard.has_room(held, images_per_shard, shard_bytes):
+                while held is not None and shard.has_room(
+                    held, sizes.images_per_shard, sizes.shard_bytes
+                ):
                     shard.add(held)
                     total.entry()
                     if first == 0 and shard.hopeless(_HOPELESS):

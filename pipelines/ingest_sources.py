@@ -124,9 +124,9 @@ class ZipSource:
         check_size(member.file_size, self._limit)
         try:
             with self._lock, self._zip.open(member) as file:
-                # The directory's size may lie: never more than it, and no byte less.
+                # Never more than the directory says; the checksum tells when that is a lie.
                 body = file.read(member.file_size)
-                if len(body) < member.file_size or file.read(1):
+                if len(body) < member.file_size:
                     raise Undecodable(f"not the {member.file_size} bytes its directory entry says")
         except StorageError:
             raise

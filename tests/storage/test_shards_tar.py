@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
+from peak_memory import PeakMemory
 from tar_samples import Member, records_of, store_of, tar_of, zipped
 
 from storage.errors import Interrupted, ObjectChanged, ObjectNotFound
 from storage.objects import open_store
 from storage.records import StoredObject
 from storage.shards import list_source, read_shard, tar_shards
+from storage.tar_writer import TarWriter
 
 LONG = "/".join(["folder"] * 60)
 MEMBERS: list[Member] = [
@@ -229,3 +233,27 @@ def test_a_tar_in_a_folder_reads_like_one_in_memory(tmp_path: Path) -> None:
 def test_tar_shards_pass_over_what_is_no_tar() -> None:
     listed = [StoredObject(key, 1, "e") for key in ("a.jpg", "b.tar", "c.txt", "d.tgz")]
     assert [s.key for s in tar_shards(listed)] == ["b.tar", "d.tgz"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compressed", [False, True])
+def test_memory_does_not_grow_with_the_shard(tmp_path: Path, compressed: bool) -> None:
+    body = os.urandom(200_000)
+    growth: list[int] = []
+    for images in (100, 2000):  # 20 MB, 400 MB
+        path = tmp_path / f"{images}.tar"
+        with path.open("wb") as file:
+            packed = gzip.GzipFile(fileobj=file, mode="wb", compresslevel=0) if compressed else file
+            writer = TarWriter(cast(BinaryIO, packed))
+            for number in range(images):
+                writer.add(f"{number}.jpg", body)
+            writer.close()
+        store = open_store(str(tmp_path))
+        (shard,) = tar_shards(list_source(store, include=[path.name]))
+        memory = PeakMemory()
+        records = read_shard(store, shard, max_image_bytes=1 << 20)
+        assert sum(record.data == body for record in records) == images
+        growth.append(memory.growth())
+        path.unlink()
+    assert growth[1] < growth[0] + (16 << 20)
+    assert growth[1] < 32 << 20
