@@ -106,7 +106,7 @@ def free_ports(count: int) -> list[int]:
 def moto_server() -> Iterator[S3Server]:
     """moto's server in a process of its own; forgets everything at the end."""
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, str(Path(__file__).with_name("moto_app.py")), str(port)]
     with _process(command, Path(os.devnull)) as process:
         server = S3Server("moto", f"http://127.0.0.1:{port}", process.pid)
         _wait(process, lambda: _answers(server.endpoint_url + "/moto-api/"), "moto")
@@ -150,7 +150,7 @@ def _weed_command(folder: Path, ports: Sequence[int]) -> list[str]:
         "-master.telemetry=false",
         "-master.electionTimeout=1s",
         "-master.volumeSizeLimitMB=1024",
-        "-volume.max=100",
+        "-volume.max=2000",  # every bucket takes several
         "-filer",
         "-s3",
         "-s3.port.iceberg=0",
