@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-Effect = Literal["drop_reply", "cut", "answer", "hang", "ignore_range", "then"]
+Effect = Literal["drop_reply", "cut", "answer", "hang", "ignore_range", "ignore_condition", "then"]
 
 
 @dataclass
@@ -22,7 +22,8 @@ class Rule:
         effect: ``drop_reply``: the server does the work, the client hears nothing; ``cut``:
             the body ends after ``keep_bytes``; ``answer``: ``status`` and ``code`` come from the
             proxy, the server sees nothing; ``hang``: nothing comes until the proxy closes;
-            ``ignore_range``: Range does not reach the server; ``then``: only ``action``.
+            ``ignore_range``, ``ignore_condition``: Range, or If-None-Match, does not reach the
+            server; ``then``: only ``action``.
         action: runs before the request is forwarded.
         times: how many requests; None: all.
         after: how many matching requests go well first.
@@ -116,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif effect == "answer" and rule is not None:
             self._answer(rule)
         else:
-            self._forward(body, rule, without_range=effect == "ignore_range")
+            self._forward(body, rule)
 
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _handle  # noqa: N815 - http.server's names
 
@@ -128,11 +129,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content.encode())
 
-    def _forward(self, body: bytes, rule: Rule | None, *, without_range: bool) -> None:
+    def _forward(self, body: bytes, rule: Rule | None) -> None:
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)
         try:
             upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            left_out = {"expect", "connection"} | ({"range"} if without_range else set())
+            ignored = {"ignore_range": "range", "ignore_condition": "if-none-match"}
+            left_out = {"expect", "connection", ignored.get(rule.effect if rule else "", "")}
             for name, value in self.headers.items():
                 if name.lower() not in left_out:
                     upstream.putheader(name, value)
