@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ class Pace:
 
     Attributes:
         started_at: seconds since the epoch.
+        startup_s: until a worker was ready, as far as the driver's beats tell.
         seconds: from its start to its last commit.
         images: committed in it.
         workers: as many as it said at its start, or None.
@@ -37,6 +39,7 @@ class Pace:
     """
 
     started_at: float
+    startup_s: float
     seconds: float
     images: int
     workers: int | None
@@ -47,8 +50,9 @@ class Pace:
 
     @property
     def mean_images_per_s(self) -> float:
-        """Over the whole invocation, its start included."""
-        return self.images / self.seconds if self.seconds else 0.0
+        """From the first ready worker to the last commit."""
+        working_s = self.seconds - self.startup_s
+        return self.images / working_s if working_s > 0 else 0.0
 
     @property
     def limit(self) -> str | None:
@@ -56,6 +60,11 @@ class Pace:
         total = sum(self.stages.values())
         if not total:
             return None
+        if self.startup_s > self.seconds / 2:
+            return (
+                f"Most of the time went into starting the workers ({self.startup_s:.0f} of "
+                f"{self.seconds:.0f} s), which a larger run pays once."
+            )
         slowest = max(self.stages, key=lambda stage: self.stages[stage])
         share = self.stages[slowest] / total
         advice = _ADVICE.get(slowest, f"{slowest} took the largest part.")
@@ -81,9 +90,11 @@ def _pace(entries: list[LedgerEntry], n_invocations: int, bins: int) -> Pace | N
     for entry in won:
         stages.update(entry.seconds)
     edges = np.linspace(0.0, max(end - start, 1e-9), bins + 1, dtype=np.float64)
-    done = _done_by(edges, won, start)
+    startup_s = min(startup_seconds(entries), won[0].at - start)
+    done = _done_by(edges, won, start, startup_s)
     return Pace(
         started_at=start,
+        startup_s=startup_s,
         seconds=end - start,
         images=sum(sum(e.counts.values()) for e in won),
         workers=entries[0].note.get("workers"),
@@ -94,15 +105,27 @@ def _pace(entries: list[LedgerEntry], n_invocations: int, bins: int) -> Pace | N
     )
 
 
+def startup_seconds(entries: Iterable[LedgerEntry]) -> float:
+    """From an invocation's start to the last beat that saw no worker before the first shard."""
+    start: float | None = None
+    ready = 0.0
+    for entry in entries:
+        start = entry.at if start is None else start
+        if entry.event == "shard" or entry.note.get("alive", 0) > 0:
+            break
+        ready = entry.at - start
+    return max(0.0, ready)
+
+
 def _done_by(
-    edges: NDArray[np.float64], won: list[LedgerEntry], start: float
+    edges: NDArray[np.float64], won: list[LedgerEntry], start: float, startup_s: float
 ) -> NDArray[np.float64]:
     """Images done by each edge; a shard's are spread over the time since its worker's last one."""
     last: dict[object, float] = {}
     begun, ended, images = [], [], []
     for entry in won:
         worker = entry.note.get("worker")
-        begun.append(min(last.get(worker, 0.0), entry.at - start))
+        begun.append(min(last.get(worker, startup_s), entry.at - start))
         ended.append(entry.at - start)
         images.append(sum(entry.counts.values()))
         last[worker] = entry.at - start

@@ -45,7 +45,8 @@ class InvocationStatus:
         workers: alive, as last said; None where it was not.
         shards, images: done by this invocation.
         seconds: from its start to its last entry.
-        images_per_s: over all of it.
+        startup_s: until a worker was ready, as far as the driver's beats tell.
+        images_per_s: from then to its last entry.
         eta_s: until the last shard at the pace so far; only while it runs.
     """
 
@@ -58,6 +59,7 @@ class InvocationStatus:
     shards: int
     images: int
     seconds: float
+    startup_s: float
     images_per_s: float | None
     eta_s: float | None
 
@@ -146,12 +148,17 @@ class _Invocation:
     outcome: str | None = None
     ended: bool = False
     workers: int | None = None
+    waiting: bool = True  # for the first worker
+    waited_until: float = 0.0
     shards: int = 0
     images: int = 0
 
     def add(self, entry: LedgerEntry) -> None:
         self.first = self.first or entry
         self.last = entry
+        self.waiting &= entry.event != "shard" and not entry.note.get("alive")
+        if self.waiting:
+            self.waited_until = entry.at
         self.workers = entry.note.get("alive", entry.note.get("workers", self.workers))
         # A copy that lost the race for its shard was work, but not the run's.
         if entry.event == "shard" and entry.note.get("won", True):
@@ -168,9 +175,11 @@ class _Invocation:
         state: State = "ended" if self.ended else "running"
         if state == "running" and silent_s > SILENT_AFTER_S:
             state = "silent"
+        startup_s = min(seconds, max(0.0, self.waited_until - self.first.at))
+        working_s = seconds - startup_s
         eta_s = None
-        if state == "running" and self.shards and seconds:
-            eta_s = 0.0 if not left else max(0.0, left * seconds / self.shards - silent_s)
+        if state == "running" and self.shards and working_s:
+            eta_s = max(0.0, left * working_s / self.shards - silent_s)
         return InvocationStatus(
             invocation=self.name,
             state=state,
@@ -181,7 +190,8 @@ class _Invocation:
             shards=self.shards,
             images=self.images,
             seconds=seconds,
-            images_per_s=self.images / seconds if seconds else None,
+            startup_s=startup_s,
+            images_per_s=self.images / working_s if working_s else None,
             eta_s=eta_s,
         )
 

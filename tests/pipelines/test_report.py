@@ -321,6 +321,22 @@ def test_pace_spreads_a_shard_over_the_time_it_took() -> None:
     assert "75 %" in pace.limit
 
 
+def test_pace_tells_start_up_from_work() -> None:
+    store = MemoryStore()
+    writer = LedgerWriter(store, "1")
+    writer.write(LedgerEntry("start", 100.0, note={"workers": 1}))
+    for at in (130, 160):
+        writer.write(LedgerEntry("beat", at, note={"alive": 0}))
+    writer.write(entry(170, "a", 50))
+    writer.write(LedgerEntry("beat", 171, note={"alive": 0}))
+    writer.flush()
+    pace = newest_pace(make_run(store, {}), bins=7)
+    assert pace is not None
+    assert (pace.startup_s, pace.mean_images_per_s) == (60, 5)
+    np.testing.assert_allclose(pace.images_per_s, [0, 0, 0, 0, 0, 0, 5])
+    assert "starting the workers (60 of 70 s)" in str(pace.limit)
+
+
 def test_no_ledger_no_pace() -> None:
     assert newest_pace(make_run(MemoryStore(), {})) is None
 

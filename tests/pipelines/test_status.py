@@ -120,7 +120,18 @@ def test_running_silent_ended(manifest: Manifest) -> None:
     ended = run_status(manifest, now=9999).invocation
     assert ended is not None
     assert (ended.invocation, ended.state, ended.outcome) == ("2", "ended", "done")
-    assert ended.images_per_s == 0
+    assert ended.images == 0
+
+
+def test_the_pace_is_counted_from_the_first_worker_on(manifest: Manifest) -> None:
+    write_ledger(
+        manifest, "1", start(100), beat(130, 0), beat(160, 0), beat(161, 1), shard(170, TARS[0])
+    )
+    found = run_status(manifest, now=170).invocation
+    assert found is not None
+    assert (found.seconds, found.startup_s) == (70, 60)
+    assert found.images_per_s == pytest.approx(3 / 10)
+    assert found.eta_s == pytest.approx(20)
 
 
 def test_a_copy_that_lost_the_race_is_not_counted(manifest: Manifest) -> None:
