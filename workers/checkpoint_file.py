@@ -6,8 +6,6 @@ files of our own carry a JSON description under the metadata key ``labelfleet``.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +17,17 @@ from safetensors.torch import save_file
 
 from storage.errors import CheckpointError
 from workers.checkpoint_cache import file_sha256
-from workers.checkpoint_processing import check_preprocessing, preprocessing_of
+from workers.checkpoint_description import (
+    METADATA_KEY,
+    description,
+    names_of,
+    read_description,
+)
+from workers.checkpoint_processing import preprocessing_of
 from workers.checkpoint_values import plain
 from workers.detector import Preprocessing
 from workers.pickle_values import Call
 from workers.torch_file import TensorRef, TorchFile, tensor_ref
-
-METADATA_KEY = "labelfleet"
-FORMAT = 1
-_DESCRIPTION_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +93,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     root = _root(TorchFile(path))
     shapes = {name: ref.shape for name, ref in _weights(path, root).items()}
     params = root.get("processing_params")
-    said = _from_processing(plain(params)) if params is not None else {}
+    said = _from_processing(path, plain(params)) if params is not None else {}
     return _checked(Checkpoint(path, digest, _num_classes(path, shapes), shapes, **said))
-
-
-def canonical_arch(arch_params: Mapping[str, Any]) -> str:
-    """arch_params as canonical JSON text, without the class count, which the weights decide."""
-    params = json.loads(json.dumps(arch_params))
-    params.pop("num_classes", None)
-    for heads in (params.get("heads") or {}).values() if _is_map(params.get("heads")) else ():
-        if _is_map(heads):
-            heads.pop("num_classes", None)
-    return json.dumps(params, sort_keys=True, separators=(",", ":"))
 
 
 def save_checkpoint(
@@ -124,18 +114,17 @@ def save_checkpoint(
         state_dict: unfused weights, in the dtype to keep (float16 halves the file).
         training: JSON values; how it was made.
     """
-    description = {
-        "format": FORMAT,
-        "name": name,
-        "arch_params": None if arch_params is None else json.loads(arch_params),
-        "classes": list(classes),
-        "preprocessing": dataclasses.asdict(preprocessing),
-        "licence": licence,
-        "training": dict(training),
-    }
+    text = description(
+        name=name,
+        arch_params=arch_params,
+        classes=classes,
+        preprocessing=preprocessing,
+        licence=licence,
+        training=training,
+    )
     weights = {k: v.detach().cpu().contiguous() for k, v in state_dict.items()}
     temporary = path.with_name(f".{path.name}.part")
-    save_file(weights, temporary, metadata={METADATA_KEY: json.dumps(description)})
+    save_file(weights, temporary, metadata={METADATA_KEY: text})
     temporary.replace(path)
 
 
@@ -152,45 +141,13 @@ def _read_safetensors(path: Path, digest: str) -> Checkpoint:
             }
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(f"{path.name} is damaged, or no safetensors file: {exc}") from exc
-    said = _from_description(path, metadata.get(METADATA_KEY))
+    said = read_description(path.name, metadata.get(METADATA_KEY))
     return _checked(Checkpoint(path, digest, _num_classes(path, shapes), shapes, **said))
 
 
 def _safetensors_weights(path: Path) -> dict[str, torch.Tensor]:
     with safe_open(path, framework="pt") as file:
         return {_without_prefix(k): file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-
-
-def _from_description(path: Path, text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        if len(text) > _DESCRIPTION_BYTES:
-            raise ValueError(f"{len(text)} characters")
-        said = json.loads(text)
-        if said["format"] != FORMAT:
-            raise ValueError(f"format {said['format']!r:.20} is not {FORMAT}")
-        arch = said.get("arch_params")
-        return {
-            "name": _text_or_none(said.get("name")),
-            "arch_params": None if arch is None else canonical_arch(arch),
-            "classes": _names(said["classes"]),
-            "preprocessing": _preprocessing(said["preprocessing"]),
-            "licence": _text_or_none(said.get("licence")),
-            "training": dict(said.get("training") or {}),
-        }
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
-        raise CheckpointError(f"{path.name} describes itself wrongly: {exc!r:.200}") from exc
-
-
-def _preprocessing(said: Mapping[str, Any]) -> Preprocessing:
-    """From JSON, where tuples are lists. Raises TypeError or ValueError."""
-    if unknown := set(said) - {f.name for f in dataclasses.fields(Preprocessing)}:
-        raise ValueError(f"preprocessing has {sorted(unknown)}")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
-    found = Preprocessing(**values)
-    check_preprocessing(found)
-    return found
 
 
 # .pth and .pt
@@ -221,7 +178,10 @@ def _weights(path: Path, root: Mapping[Any, Any]) -> dict[str, TensorRef]:
         found = found.items
     refs = {}
     for name, value in found.items() if isinstance(found, dict) else ():
-        ref = tensor_ref(value)
+        try:
+            ref = tensor_ref(value)
+        except CheckpointError as exc:
+            raise CheckpointError(f"{path.name}: {name!s:.80}: {exc.message}") from exc
         if ref is not None and isinstance(name, str):
             refs[name] = ref
     if not refs:
@@ -236,27 +196,28 @@ def _without_prefix(name: str) -> str:
     return name.removeprefix("module.")
 
 
-def _from_processing(params: Any) -> dict[str, Any]:
-    if not _is_map(params):
-        raise CheckpointError("the checkpoint's processing_params are not a dict")
+def _from_processing(path: Path, params: Any) -> dict[str, Any]:
+    """What ``processing_params`` say; None of them need be there."""
     said: dict[str, Any] = {}
-    if params.get("class_names") is not None:
-        said["classes"] = _names(params["class_names"])
-    if params.get("image_processor") is not None:
-        said["preprocessing"] = preprocessing_of(params["image_processor"])
-    iou = params.get("iou")
-    if isinstance(iou, int | float) and 0 < iou <= 1:
-        said["nms_iou"] = float(iou)
+    try:
+        if params.get("class_names") is not None:
+            said["classes"] = names_of(params["class_names"])
+        if params.get("image_processor") is not None:
+            said["preprocessing"] = preprocessing_of(params["image_processor"])
+        if params.get("iou") is not None:
+            said["nms_iou"] = _share(params["iou"])
+    except (ValueError, TypeError, AttributeError) as exc:
+        raise CheckpointError(f"{path.name}: its processing_params: {exc!s:.200}") from exc
     return said
 
 
+def _share(value: Any) -> float:
+    if not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"iou is {value!r:.40}")
+    return float(value)
+
+
 # both
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(n, str) for n in value):
-        raise CheckpointError(f"the checkpoint's classes are no list of names: {value!r:.80}")
-    return tuple(value)
 
 
 def _num_classes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -294,13 +255,3 @@ def _check_values(path: Path, name: str, tensor: torch.Tensor) -> None:
             f"{path.name}: {name} holds values that are not finite",
             hint="the training diverged; take an earlier checkpoint",
         )
-
-
-def _text_or_none(value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{value!r:.40} is no text")
-    return value
-
-
-def _is_map(value: Any) -> bool:
-    return isinstance(value, Mapping)

@@ -60,7 +60,7 @@ def preprocessing_of(image_processor: Any) -> Preprocessing:
     for name, params in _flat(image_processor):
         try:
             _APPLY[name](steps, params)
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as exc:
             raise CheckpointError(
                 f"the checkpoint's processing step {name} is malformed: {exc!r}"
             ) from exc

@@ -11,12 +11,8 @@ import yaml
 from storage.errors import ConfigError, ObjectNotFound
 from storage.objects import StorageOptions, open_object
 from workers.checkpoint_cache import cache_folder, fetch_checkpoint
-from workers.checkpoint_file import (
-    Checkpoint,
-    canonical_arch,
-    read_checkpoint,
-    save_checkpoint,
-)
+from workers.checkpoint_description import canonical_arch
+from workers.checkpoint_file import Checkpoint, read_checkpoint, save_checkpoint
 from workers.detector import Preprocessing
 from workers.spec import DeviceName, ModelRequest, ModelSpec, PrecisionName
 
@@ -33,7 +29,7 @@ __all__ = [
 
 DEFAULT_NAME = "yolo_nas_s"
 # Input channels of the three classification heads, by which unscaled weights are told apart.
-_HEAD_CHANNELS = {
+_HEAD_CHANNELS: dict[tuple[int, ...], str] = {
     (64, 128, 256): "yolo_nas_s",
     (96, 192, 384): "yolo_nas_m",
     (128, 256, 512): "yolo_nas_l",

@@ -11,7 +11,9 @@ import pickletools
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from storage.errors import CheckpointError
+
+class MalformedPickle(ValueError):
+    """Not a complete, well-formed pickle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def read_pickle(file: BinaryIO) -> Any:
         ``Persistent`` for everything else. Values may be shared, and may contain themselves.
 
     Raises:
-        CheckpointError: not a complete, well-formed pickle.
+        MalformedPickle: damaged, truncated, or something else altogether.
     """
     machine = _Machine()
     try:
@@ -75,7 +77,7 @@ def read_pickle(file: BinaryIO) -> Any:
         return machine.stack.pop()
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, MemoryError) as exc:
         # What malformed opcodes and operands of the wrong kind end in.
-        raise CheckpointError(f"not a readable pickle: {str(exc)[:120]}") from exc
+        raise MalformedPickle(f"not a readable pickle: {str(exc)[:120]}") from exc
 
 
 class _Machine:

@@ -18,6 +18,18 @@ import torch
 from storage.errors import CheckpointError
 from workers.pickle_values import Call, Global, Persistent, read_pickle
 
+# What zipfile and a pickle reader end in when the bytes are not what they should be.
+_READ_ERRORS = (
+    zipfile.BadZipFile,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    ValueError,
+    struct.error,
+)
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -59,10 +71,10 @@ class TorchFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._spans: dict[str, tuple[int, int]] = {}
-        self._zip = zipfile.is_zipfile(path)
         try:
+            self._zip = zipfile.is_zipfile(path)
             self.root = self._read_zip() if self._zip else self._read_legacy()
-        except (zipfile.BadZipFile, EOFError, struct.error, OSError, NotImplementedError) as exc:
+        except _READ_ERRORS as exc:
             raise CheckpointError(f"{path.name} is damaged: {exc}", hint=_DAMAGED) from exc
 
     def tensors(self, refs: Mapping[str, TensorRef]) -> dict[str, torch.Tensor]:
@@ -93,7 +105,7 @@ class TorchFile:
         wanted = ref.storage_numel * ref.dtype.itemsize
         try:
             raw = self._zip_bytes(source, ref) if self._zip else self._legacy_bytes(source, ref)
-        except (KeyError, zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as exc:
+        except _READ_ERRORS as exc:
             raise CheckpointError(
                 f"{self.path.name} is damaged: storage {ref.storage}: {exc}", hint=_DAMAGED
             ) from exc
@@ -169,8 +181,8 @@ _DAMAGED = "fetch the file again; give its sha256 in the config to notice earlie
 def _stored(archive: zipfile.ZipFile, name: str) -> Any:
     """A member as a file. torch never compresses, and refusing to expand keeps bombs out."""
     entry = archive.getinfo(name)
-    if entry.compress_type != zipfile.ZIP_STORED:
-        raise zipfile.BadZipFile(f"{name} is compressed")
+    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+        raise zipfile.BadZipFile(f"{name} is compressed or encrypted")
     return archive.open(entry)
 
 
@@ -178,6 +190,8 @@ def _refuse_other_formats(path: Path, head: bytes) -> None:
     start = head.lstrip()[:64].lower()
     if not head.strip(b"\0"):
         raise CheckpointError(f"{path.name} is empty" if not head else f"{path.name} is all zeros")
+    if head.startswith(b"PK"):
+        raise CheckpointError(f"{path.name} is damaged: its end is missing", hint=_DAMAGED)
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise CheckpointError(
             f"{path.name} is a web page, not a checkpoint",
@@ -231,15 +245,18 @@ def tensor_ref(value: Any) -> TensorRef | None:
     try:
         return _checked_ref(*value.args[:4])
     except (TypeError, ValueError, KeyError) as exc:
-        raise CheckpointError(f"a malformed tensor: {exc}") from exc
+        raise CheckpointError(f"a malformed tensor: {str(exc)[:120]}") from exc
 
 
 def _checked_ref(storage: Any, offset: Any, shape: Any, stride: Any) -> TensorRef:
-    kind, dtype, key, _, numel = storage.key[:5]
-    if kind != "storage" or (len(storage.key) > 5 and storage.key[5] is not None):
-        raise ValueError(f"storage {storage.key!r:.80}")
+    key = storage.key if isinstance(storage, Persistent) else None
+    if not isinstance(key, tuple) or len(key) < 5 or key[0] != "storage":
+        raise ValueError("it has no storage")
+    _, dtype, name, _, numel, *view = key
+    if not isinstance(dtype, Global) or view not in ([], [None]):
+        raise ValueError("its storage is of a kind that is not supported")
     ref = TensorRef(
-        str(key),
+        str(name),
         _DTYPES[dtype.name],
         _count(numel),
         _count(offset),
