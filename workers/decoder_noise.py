@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import warnings
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import PIL
 
 @functools.cache
 def silence() -> None:
-    """Once per process: Pillow's warnings are ignored, libtiff's error handler is taken off."""
+    """Once per process: Pillow's warnings and log are ignored, libtiff's error handler taken off."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     # Pillow leaves libtiff's default handler, which prints to stderr, in place. Its wheels bring
     # the library beside the package; where it lies elsewhere, the lines are printed after all.
     for library in (Path(PIL.__file__).parent.parent / "pillow.libs").glob("libtiff*.so*"):

@@ -102,24 +102,33 @@ def decode(data: bytes, *, max_pixels: int) -> DecodedImage:
 
 
 def probe(data: bytes) -> tuple[int, int, int] | None:
-    """(width, height, orientation) of the upright image, from the header alone; None if unknown."""
+    """(width, height, orientation) of the upright image, from the header alone; None if unknown.
+
+    Both sides fit an int32.
+    """
     try:
-        kind = format_of(data)
-        if kind == "JPEG":
-            header = read_jpeg_header(data)
-            if header is None:
-                return None
-            return _upright_size(header.width, header.height, _jpeg_orientation(data, header))
-        if kind is None:
-            return None
-        if kind == "WebP" and (size := webp_size(data)) is not None:
-            exif = Image.Exif()
-            exif.load(webp_exif(data))
-            return _upright_size(*size, _valid(exif.get(_ORIENTATION_TAG)))
-        image = _open(kind, data)
-        return _upright_size(*image.size, _orientation(image), done=kind == "TIFF")
+        width, height, orientation = _probe(data)
     except Exception:  # noqa: BLE001  as in decode(): there is no size to tell
         return None
+    sides_fit = 0 < width < 1 << 31 and 0 < height < 1 << 31
+    return (width, height, orientation) if sides_fit else None
+
+
+def _probe(data: bytes) -> tuple[int, int, int]:
+    kind = format_of(data)
+    if kind is None:
+        raise Undecodable("not an image")
+    if kind == "JPEG":
+        header = read_jpeg_header(data)
+        if header is None:
+            raise Undecodable("no frame header")
+        return _upright_size(header.width, header.height, _jpeg_orientation(data, header))
+    if kind == "WebP" and (size := webp_size(data)) is not None:
+        exif = Image.Exif()
+        exif.load(webp_exif(data))
+        return _upright_size(*size, _valid(exif.get(_ORIENTATION_TAG)))
+    image = _open(kind, data)
+    return _upright_size(*image.size, _orientation(image), done=kind == "TIFF")
 
 
 def _upright_size(
@@ -130,6 +139,8 @@ def _upright_size(
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width <= 0 or height <= 0:
+        raise Undecodable(f"a size of {width}×{height} pixels")
     if width * height > max_pixels:
         raise TooLarge(
             f"{width}×{height} is {width * height} pixels; this run takes up to {max_pixels}"
@@ -207,7 +218,7 @@ def _check_tiles(image: Image.Image, max_pixels: int) -> None:
     """A TIFF's tile is decoded whole, however small the image that it is cut from."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         width, height = (image.tag_v2.get(tag, 0) for tag in (322, 323))
-        if isinstance(width, int) and isinstance(height, int):
+        if isinstance(width, int) and isinstance(height, int) and width and height:
             _check_pixels(width, height, max_pixels)
 
 

@@ -237,6 +237,7 @@ def test_a_gzip_bomb_takes_no_memory(kind: bytes) -> None:
     assert memory.growth() < 100 << 20
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 13_000), st.binary(min_size=1, max_size=30)), max_size=6),
@@ -257,6 +258,7 @@ def test_damage_anywhere_never_costs_what_came_before_it(
     assert len({r.image_id for r in records}) == len(records)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.integers(10, 4000), st.binary(min_size=1, max_size=8))
 def test_damage_in_compressed_bytes_gives_records_or_our_error(at: int, noise: bytes) -> None:

@@ -95,6 +95,25 @@ def test_a_refused_image_still_has_its_size(name: str) -> None:
     assert found[2] == 1
 
 
+def test_a_size_beyond_int32_is_refused_and_not_told() -> None:
+    tags = {256: 2**32 - 1, 257: 2**32 - 1, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 279: 64}
+    with pytest.raises(TooLarge):
+        decode(tiff(tags), max_pixels=MAX_PIXELS)
+    assert probe(tiff(tags)) is None
+
+
+@pytest.mark.parametrize("name", ["png", "bmp", "webp", "tiff"])
+def test_an_image_without_pixels_is_undecodable(name: str) -> None:
+    empty = {
+        "png": png(png_header(0, 5), (b"IDAT", PIXELS), (b"IEND", b"")),
+        "bmp": bmp(0, 5),
+        "webp": webp(1, 5)[:24] + bytes(6),
+        "tiff": tiff({256: 0, 257: 5, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 279: 64}),
+    }
+    with pytest.raises(Undecodable):
+        decode(empty[name], max_pixels=MAX_PIXELS)
+
+
 def test_the_limit_itself_is_allowed() -> None:
     assert decode(PLAIN["png"], max_pixels=37 * 53).pixels.shape == (37, 53, 3)
     with pytest.raises(TooLarge):
@@ -181,6 +200,7 @@ DAMAGED = st.sampled_from(sorted(PLAIN)).flatmap(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(DAMAGED)
 def test_damaged_bytes_give_an_image_or_one_of_our_errors(
@@ -224,10 +244,17 @@ for whole in PLAIN.values():
             decode(data, max_pixels=MAX_PIXELS)
         except ImageError:
             tried += 1
+samples = PLAIN["tiff"].replace(b"\\x15\\1\\3\\0\\1\\0\\0\\0\\3", b"\\x15\\1\\3\\0\\1\\0\\0\\0\\xff")
+assert samples != PLAIN["tiff"]
+try:
+    decode(samples, max_pixels=MAX_PIXELS)
+except ImageError:
+    tried += 1
 print(tried)
 """
 
 
+@pytest.mark.slow
 def test_the_decoders_write_nothing_to_the_workers_log() -> None:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     ran = subprocess.run(
