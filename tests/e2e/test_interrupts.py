@@ -1,0 +1,99 @@
+"""Ctrl-C once and twice, a full disk, two drivers at once: readable, resumable, nothing doubled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jobs import Job, wait_until
+
+from pipelines.digits import make_pages
+
+pytestmark = pytest.mark.slow
+
+PAGES = 96
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
+    make_pages(folder, images=PAGES, seed=6, broken=False)
+    return folder / "images"
+
+
+def commits(job: Job) -> int:
+    folder = Path(job.output) / "annotations"
+    return len(list(folder.glob("*.parquet"))) if folder.is_dir() else 0
+
+
+def test_ctrl_c_lets_shards_in_flight_finish_and_the_next_run_continues(
+    pages: Path, tmp_path: Path
+) -> None:
+    job = Job(tmp_path, str(pages), str(tmp_path / "run"), fields={"workers": {"depth": 2}})
+    with job.started() as driver:
+        wait_until(lambda: commits(job) >= 1)
+        driver.send_signal(signal.SIGINT)
+        out, err = driver.communicate(timeout=200)
+    assert driver.returncode == 130, err
+    assert "Traceback" not in err
+    assert '"outcome": "stopped"' in out
+    assert 1 <= commits(job) < PAGES // 8
+    # A second driver in between finds the lock free, and the counts add up.
+    code, summary, err = job.run()
+    assert code == 0, err
+    assert summary["images"] == len(job.rows()) == PAGES
+
+
+def test_ctrl_c_twice_stops_at_once(pages: Path, tmp_path: Path) -> None:
+    job = Job(tmp_path, str(pages), str(tmp_path / "run"))
+    with job.started() as driver:
+        wait_until(lambda: commits(job) >= 1)
+        driver.send_signal(signal.SIGINT)
+        driver.send_signal(signal.SIGINT)
+        _, err = driver.communicate(timeout=100)
+    assert driver.returncode == 130, err
+    assert "Traceback" not in err
+    assert "run the same command to continue" in err
+
+
+def test_a_second_driver_is_told_who_holds_the_run(pages: Path, tmp_path: Path) -> None:
+    job = Job(tmp_path, str(pages), str(tmp_path / "run"))
+    with job.started() as first:
+        wait_until(lambda: commits(job) >= 1)
+        code, said, _ = job.run()
+        assert code == 75
+        assert f"pid {first.pid}" in said["error"]
+        assert first.poll() is None, "the first ended too soon to show anything"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(folder)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if os.geteuid() != 0 or mounted.returncode != 0:
+        pytest.skip(f"needs the right to mount a small file system: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_run_with_one_line_and_it_continues_once_mended(
+    pages: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    job = Job(tmp_path, str(pages), str(small_disk / "run"))
+    code, said, err = job.run()
+    assert code == 1, err
+    assert "no space left" in said["error"]
+    assert "Traceback" not in err
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    code, summary, err = job.run()
+    assert code == 0, err
+    assert summary["images"] == len(job.rows()) == PAGES
+    assert summary["quarantined"] == 0

@@ -1,0 +1,123 @@
+"""The main job on a real Ray against a real S3 server: killed, continued, complete."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs import Job, wait_until
+from servers import S3Server
+from tar_samples import tar_of
+
+from pipelines.digits import make_pages
+from storage.objects import open_store
+from storage.records import AnnotationRow
+
+pytestmark = pytest.mark.slow
+
+SHARDS, PAGES = 12, 72
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes]]:
+    folder = tmp_path_factory.mktemp("pages")
+    make_pages(folder, images=PAGES, seed=5)
+    return [(path.name, path.read_bytes()) for path in sorted((folder / "images").iterdir())]
+
+
+def fill(server: S3Server, pages: list[tuple[str, bytes]]) -> str:
+    """The pages as tars in a new bucket; returns the bucket."""
+    bucket = server.fresh_bucket()
+    store = open_store(f"s3://{bucket}/shards", server.options)
+    for i in range(SHARDS):
+        store.put(f"pages-{i:06d}.tar", tar_of(*pages[i::SHARDS]))
+    return bucket
+
+
+def same(a: AnnotationRow, b: AnnotationRow) -> bool:
+    """Rows of two runs are the same: boxes to 0.05 px, scores to 1e-3."""
+    plain = ("image_id", "shard_id", "offset", "nbytes", "sha256", "phash", "status", "width")
+    if any(getattr(a, name) != getattr(b, name) for name in plain):
+        return False
+    x, y = a.detections, b.detections
+    clear = x.scores > 0.051, y.scores > 0.051  # at the floor itself rounding may decide
+    return (
+        int(clear[0].sum()) == int(clear[1].sum())
+        and np.allclose(x.boxes[clear[0]], y.boxes[clear[1]], atol=0.05)
+        and np.allclose(x.scores[clear[0]], y.scores[clear[1]], atol=1e-3)
+    )
+
+
+def test_a_killed_driver_continues_and_every_image_is_there_once(
+    weed_s3: S3Server, pages: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    bucket = fill(weed_s3, pages)
+    job = Job(
+        tmp_path, f"s3://{bucket}/shards", f"s3://{bucket}/run", weed_s3.env(),
+        options=weed_s3.options,
+    )  # fmt: skip
+    store = open_store(job.output, weed_s3.options)
+    with job.started() as driver:
+        wait_until(lambda: sum(1 for _ in store.list("annotations/")) >= 2 or driver.poll() == 0)
+        driver.send_signal(signal.SIGKILL)
+    committed = {o.key: o.etag for o in store.list("annotations/")}
+    assert 0 < len(committed) < SHARDS, "the kill came too late to show anything"
+
+    code, summary, err = job.run()
+    assert code == 0, err
+    assert summary["images"] == len(pages)
+    assert summary["shards"] == SHARDS
+    assert summary["left"] == summary["quarantined"] == 0
+    rows = job.rows()
+    wanted = {f"pages-{i:06d}.tar/{n}" for i in range(SHARDS) for n, _ in pages[i::SHARDS]}
+    assert rows.keys() == wanted
+    after = {o.key: o.etag for o in store.list("annotations/")}
+    assert committed.items() <= after.items(), "what was committed was written again"
+
+    again = Job(tmp_path, job.source, f"s3://{bucket}/undisturbed", job.env, options=job.options)
+    code, _, err = again.run()
+    assert code == 0, err
+    undisturbed = again.rows()
+    assert rows.keys() == undisturbed.keys()
+    assert [key for key in rows if not same(rows[key], undisturbed[key])] == []
+    assert sum(len(row.detections) for row in rows.values()) > 0
+
+    data = dict(pages)
+    source = open_store(job.source, weed_s3.options)
+    for row in list(rows.values())[:10]:  # a ranged read gets the image back
+        shard, name = row.image_id.split("/", 1)
+        assert row.offset is not None
+        assert source.get_range(shard, row.offset, row.nbytes) == data[name]
+
+
+def test_a_finished_run_does_nothing_and_a_grown_source_only_what_is_new(
+    weed_s3: S3Server, pages: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    bucket = weed_s3.fresh_bucket()
+    source = open_store(f"s3://{bucket}/images", weed_s3.options)
+    for name, data in pages[:12]:
+        source.put(name, data)
+    job = Job(
+        tmp_path, f"s3://{bucket}/images", f"s3://{bucket}/run", weed_s3.env(),
+        options=weed_s3.options,
+    )  # fmt: skip
+    assert job.run()[0] == 0
+    first = job.rows()
+    code, summary, _ = job.run()
+    assert (code, summary["new_shards"], summary["images"]) == (0, 0, 12)
+
+    source.put(pages[12][0], pages[12][1])
+    changed, _ = pages[0]
+    source.put(changed, pages[13][1])
+    deleted, _ = pages[1]
+    source.delete(deleted)
+    code, summary, err = job.run()
+    assert code == 0, err
+    assert summary["new_images"] == 2
+    rows = job.rows()
+    assert rows.keys() == (first.keys() | {pages[12][0]}) - {deleted}
+    assert rows[changed].sha256 != first[changed].sha256
+    kept = rows.keys() & first.keys() - {changed}
+    assert all(rows[key].sha256 == first[key].sha256 for key in kept)
