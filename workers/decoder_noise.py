@@ -17,7 +17,7 @@ import PIL
 
 @functools.cache
 def silence() -> None:
-    """Once per process: Pillow's warnings and log are ignored, libtiff's error handler taken off."""
+    """Once per process: no warnings, no log and no libtiff error handler any more."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     # Pillow leaves libtiff's default handler, which prints to stderr, in place. Its wheels bring

@@ -244,7 +244,8 @@ for whole in PLAIN.values():
             decode(data, max_pixels=MAX_PIXELS)
         except ImageError:
             tried += 1
-samples = PLAIN["tiff"].replace(b"\\x15\\1\\3\\0\\1\\0\\0\\0\\3", b"\\x15\\1\\3\\0\\1\\0\\0\\0\\xff")
+count = b"\\x15\\1\\3\\0\\1\\0\\0\\0"  # the tag SamplesPerPixel, one short
+samples = PLAIN["tiff"].replace(count + b"\\3", count + b"\\xff")
 assert samples != PLAIN["tiff"]
 try:
     decode(samples, max_pixels=MAX_PIXELS)
