@@ -6,27 +6,25 @@ from boto3's own chain, the Label Studio token from LABEL_STUDIO_API_KEY.
 
 from __future__ import annotations
 
-import difflib
 import re
-import types
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from storage.errors import ConfigError
-from storage.objects import StorageOptions, open_object
+from pipelines.config_messages import expected, mismatch
+from pipelines.config_yaml import apply_override, parse_config, read_yaml
+from storage.objects import StorageOptions
 
-P = TypeVar("P", bound="Part")
+__all__ = ["Part", "RunConfig", "apply_override", "load_config", "parse_config", "read_yaml"]
+
 Auto = Literal["auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -34,16 +32,47 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Part(BaseModel):
     """Base of every section: frozen, and strict about names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: Any, given: ValidationInfo) -> Any:
+        """YAML reads `yes` and `on` as true, which pydantic would take for 1."""
+        field = cls.model_fields[str(given.field_name)]
+        if isinstance(value, bool) and "true or false" not in expected(field):
+            raise ValueError(mismatch(field, value))
+        return value
 
 
-def _no_credentials(url: str) -> str:
-    if re.match(r"^[a-z0-9+.-]+://[^/@]*@", url):
+# User and password before an '@'; a secret may hold a '/', while `host:9000/a@b` has a port.
+_CREDENTIALS = re.compile(r"[a-z0-9+.-]+://([^/@]*@|[^/@:]*:(?!\d+(/|$))[^@]*@)", re.IGNORECASE)
+
+
+def _url(url: str) -> str:
+    if not url.strip():
+        raise ValueError("a URL or path is expected, not an empty text")
+    if _CREDENTIALS.match(url):
         raise ValueError("a URL with credentials in it; use environment, profile or instance role")
     return url
 
 
-Url = Annotated[str, Field(min_length=1), AfterValidator(_no_credentials)]
+def _run_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError("up to 100 letters, digits, `.`, `_` and `-` are expected, no spaces")
+    return name
+
+
+def _digest(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ValueError("64 hex digits in lower case are expected, as sha256sum prints them")
+    return text
+
+
+Url = Annotated[str, "a URL or path", AfterValidator(_url)]
+Name = Annotated[str, "a name", AfterValidator(_run_name)]
+Digest = Annotated[str, "64 hex digits", AfterValidator(_digest)]
 
 
 class SourceConfig(Part):
@@ -71,7 +100,7 @@ class ModelConfig(Part):
         None, description="Architecture; none: the checkpoint's, or yolo_nas_s."
     )
     arch: Url | None = Field(None, description="arch_params yaml that scales `name`.")
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+    sha256: Digest | None = Field(
         None, description="Expected digest of the checkpoint; refused when it differs."
     )
     licence: str | None = Field(
@@ -101,7 +130,7 @@ class ModelConfig(Part):
     @field_validator("image_size")
     @classmethod
     def _strides(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-        sides = value if isinstance(value, tuple) else (value,) if value else ()
+        sides = value if isinstance(value, tuple) else (value,) if value is not None else ()
         for side in sides:
             if side % 32 or not 32 <= side <= 4096:
                 raise ValueError(f"{side} is not a multiple of 32 between 32 and 4096")
@@ -190,16 +219,18 @@ class StorageConfig(Part):
 class RunConfig(Part):
     """A labelling run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
-        description="Letters, digits, `.`, `_`, `-`."
-    )
-    source: SourceConfig
+    name: Name = Field(description="Letters, digits, `.`, `_`, `-`.")
+    source: SourceConfig = Field(description="Where the images are.")
     output: Url = Field(description="Folder, file:// or s3:// URL; may not overlap the source.")
-    model: ModelConfig
-    workers: WorkersConfig = WorkersConfig()
-    policy: PolicyConfig | Url = PolicyConfig()
-    review: ReviewConfig | None = None
-    storage: StorageConfig = StorageConfig()
+    model: ModelConfig = Field(description="The detector.")
+    workers: WorkersConfig = Field(WorkersConfig(), description="Actors and their resources.")
+    policy: PolicyConfig | Url = Field(
+        PolicyConfig(), description="Thresholds, or the URL of a policy.yaml as `fit` writes it."
+    )
+    review: ReviewConfig | None = Field(
+        None, description="What people see, and where; none: nothing is routed."
+    )
+    storage: StorageConfig = Field(StorageConfig(), description="How S3 is reached.")
     max_pixels: int = Field(
         178_956_970, ge=1, description="Larger images become `too_large` rows, from the header."
     )
@@ -238,95 +269,3 @@ def load_config(path: str, overrides: tuple[str, ...] = ()) -> RunConfig:
     for override in overrides:
         apply_override(fields, override)
     return parse_config(RunConfig, fields, where=path)
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """A YAML mapping from a path or URL. Raises ConfigError with line and column."""
-    store, key = open_object(path)
-    raw = store.get(key)
-    try:
-        loaded = yaml.safe_load(raw)
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} is not YAML: {exc}", hint="check the indentation there") from exc
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} holds no config: a YAML mapping is expected, not {loaded!r:.80}")
-    return loaded
-
-
-def apply_override(fields: dict[str, Any], override: str) -> None:
-    """Set ``a.b=value`` in nested dicts, in place. Raises ConfigError for another form."""
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"--set {override!r}: write key=value, such as model.score_floor=0.1")
-    *parents, last = key.strip().split(".")
-    at = fields
-    for parent in parents:
-        at = at.setdefault(parent, {})
-        if not isinstance(at, dict):
-            raise ConfigError(f"--set {override!r}: {parent} is a value, not a section")
-    try:
-        at[last] = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
-        raise ConfigError(f"--set {override!r}: the value is not YAML") from exc
-
-
-def parse_config(kind: type[P], fields: dict[str, Any], *, where: str) -> P:
-    """Validate ``fields`` as ``kind``; every problem on a line of its own, in a ConfigError."""
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as exc:
-        problems = dict.fromkeys(_explain(kind, error) for error in _relevant(exc.errors()))
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        raise ConfigError(
-            f"{where} cannot be used:\n{lines}", hint="docs/configuration.md lists every field"
-        ) from None  # pydantic's own text repeats the values, which may hold a secret
-
-
-def _explain(kind: type[Part], error: Any) -> str:
-    names = [str(part) for part in error["loc"] if _is_name(part)]
-    path = ".".join(names) or "config"
-    if error["type"] == "extra_forbidden":
-        valid = list(_section(kind, names[:-1]).model_fields)
-        close = difflib.get_close_matches(names[-1], valid, n=1, cutoff=0.5)
-        rest = f"did you mean `{close[0]}`?" if close else f"valid are {', '.join(valid)}"
-        return f"{path}: unknown key; {rest}"
-    if error["type"] == "missing":
-        return f"{path}: missing"
-    return f"{path}: {error['msg'].removeprefix('Value error, ')}"
-
-
-def _relevant(errors: Sequence[Any]) -> list[Any]:
-    """Of a union's members, only those that the value came close to."""
-
-    def shadowed(error: Any) -> bool:
-        types_only = {"string_type", "literal_error", "none_required", "tuple_type"}
-        return error["type"] in types_only and any(
-            other is not error
-            and other["loc"][0] == error["loc"][0]
-            and (len(other["loc"]) > len(error["loc"]) or other["type"] not in types_only)
-            and other["loc"][: len(error["loc"]) - 1] == error["loc"][:-1]
-            for other in errors
-        )
-
-    return [error for error in errors if not shadowed(error)] or list(errors)
-
-
-def _is_name(part: Any) -> bool:
-    # Union members add their own names to the path: `PolicyConfig`, `literal['auto']`, `int`.
-    member = {"str", "int", "float", "bool", "constrained-str", "constrained-int"}
-    return re.fullmatch(r"[a-z_0-9]+", str(part)) is not None and str(part) not in member
-
-
-def _section(kind: type[Part], names: list[str]) -> type[Part]:
-    for name in names:
-        field = kind.model_fields.get(name)
-        kind = _part_in(field.annotation) or kind if field else kind
-    return kind
-
-
-def _part_in(annotation: Any) -> type[Part] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Part):
-        return annotation
-    if get_origin(annotation) in (Union, types.UnionType, Annotated):
-        return next((p for a in get_args(annotation) if (p := _part_in(a))), None)
-    return None

@@ -1,0 +1,80 @@
+"""A config file: YAML, overridden by ``--set``, validated as a model with readable errors."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipelines.config_messages import explain
+from storage.errors import BucketNotFound, ConfigError, ObjectNotFound
+from storage.objects import open_object
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A YAML mapping from a path or URL. Raises ConfigError with line and column."""
+    store, key = open_object(path)
+    try:
+        raw = store.get(key)
+    except (ObjectNotFound, BucketNotFound) as exc:
+        raise ConfigError(
+            f"{exc.message}, or is no file",
+            hint="give the path or URL of a YAML file; docs/configuration.md shows one",
+        ) from exc
+    try:
+        loaded = yaml.safe_load(raw)
+    except yaml.YAMLError as exc:
+        raise ConfigError(
+            f"{path} is not YAML{_where(exc)}", hint="check the indentation and brackets there"
+        ) from exc
+    if not isinstance(loaded, dict):
+        found = {type(None): "it is empty", list: "not a list"}.get(type(loaded), "not a text")
+        raise ConfigError(
+            f"{path} holds no config: `key: value` lines are expected, {found}",
+            hint="docs/configuration.md shows a config to start from",
+        )
+    return loaded
+
+
+def _where(exc: yaml.YAMLError) -> str:
+    mark, problem = getattr(exc, "problem_mark", None), getattr(exc, "problem", None)
+    if mark is None:
+        return ": it is not text in UTF-8"
+    return f": line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
+def apply_override(fields: dict[str, Any], override: str) -> None:
+    """Set ``a.b=value`` in nested dicts, in place. Raises ConfigError for another form."""
+    key, separator, text = override.partition("=")
+    *parents, last = key.strip().split(".")
+    if not separator or not all([*parents, last]):
+        raise ConfigError(
+            f"--set {key!r}: key=value is expected", hint="such as --set model.score_floor=0.1"
+        )
+    at = fields
+    for parent in parents:
+        if at.get(parent) is None:
+            at[parent] = {}  # a section without keys
+        at = at[parent]
+        if not isinstance(at, dict):
+            raise ConfigError(f"--set {key}: {parent} is a value, not a section")
+    try:
+        at[last] = yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        raise ConfigError(
+            f"--set {key}: the value is not YAML{_where(exc)}", hint="put it in quotes"
+        ) from exc
+
+
+def parse_config(kind: type[M], fields: dict[str, Any], *, where: str) -> M:
+    """Validate ``fields`` as ``kind``; every problem on a line of its own, in a ConfigError."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as exc:
+        lines = "\n".join(f"  {problem}" for problem in explain(kind, exc.errors()))
+        raise ConfigError(
+            f"{where} cannot be used:\n{lines}", hint="docs/configuration.md lists every field"
+        ) from None  # pydantic's own text repeats the values, which may hold a secret
