@@ -9,15 +9,25 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
-from rich.console import Console
-from rich.markup import escape
+from typer.core import TyperGroup
 
-from storage.errors import LabelfleetError
+from storage.errors import Interrupted, LabelfleetError
+
+
+class _Commands(TyperGroup):
+    """Typer would turn Ctrl-C into a silent exit code; people are told how to go on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted", hint="run the same command to continue") from None
+
 
 app = typer.Typer(
     name="labelfleet",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -203,7 +213,10 @@ def _show(rendered: Any, fields: dict[str, Any], as_json: bool) -> None:
         sys.stdout.write(json.dumps(fields) + "\n")
         sys.stdout.flush()
     else:
-        Console().print(rendered)
+        from rich.console import Console  # half of what `--help` would wait for
+
+        # A bare string is text: brackets in a URL are no markup.
+        Console().print(rendered, markup=not isinstance(rendered, str))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -216,20 +229,17 @@ def main(arguments: list[str] | None = None) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     try:
-        app(given, standalone_mode=False, prog_name="labelfleet")
-    except click.exceptions.Exit as exc:
-        _leave(exc.exit_code)
-    except click.ClickException as exc:
-        exc.show()
-        _leave(2)
-    except (KeyboardInterrupt, click.Abort):
+        # Not standalone: Typer then returns the code of an Exit, and raises everything else.
+        code = app(given, standalone_mode=False, prog_name="labelfleet")
+        _leave(code if isinstance(code, int) else 0)
+    except typer.TyperException as exc:
+        _usage(exc, given)
+    except typer.Abort:
         _fail("interrupted", "run the same command to continue", 130, given)
     except LabelfleetError as exc:
         if debug:
             logging.exception("the traceback behind the error")
         _fail(exc.message, exc.hint, exc.exit_code, given)
-    except BrokenPipeError:
-        _leave(1)
     except Exception as exc:  # the process's border: a line, not a traceback
         if debug:
             logging.exception("the traceback behind the error")
@@ -237,11 +247,23 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{type(exc).__name__}: {exc}", hint, 1, given)
 
 
+def _usage(exc: typer.TyperException, given: list[str]) -> None:
+    """A wrong command, option or argument. Without any arguments Typer has shown the help."""
+    message = exc.format_message()
+    if not message:
+        _leave(2)
+    command = getattr(getattr(exc, "ctx", None), "command_path", "labelfleet")
+    _fail(message, f"see `{command} --help`", 2, given)
+
+
 def _fail(message: str, hint: str | None, code: int, given: list[str]) -> None:
-    console = Console(stderr=True)
-    console.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    from rich.console import Console
+    from rich.text import Text
+
+    said = Text.assemble(("error:", "bold red"), " ", message)
     if hint:
-        console.print(f"  [dim]->[/] {escape(hint)}", highlight=False, soft_wrap=True)
+        said.append("\n  -> ", "dim").append(hint)
+    Console(stderr=True).print(said, soft_wrap=True)
     if "--json" in given:
         sys.stdout.write(json.dumps({"error": message, "hint": hint, "exit_code": code}) + "\n")
     _leave(code)
