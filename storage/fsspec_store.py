@@ -322,7 +322,10 @@ def etag_of(found: dict[str, Any]) -> str:
 
 def from_driver_error(exc: Exception, where: str) -> StorageError:
     """Any driver's error in our words. Its text is left out: it may hold signed URLs."""
-    numbers = [getattr(exc, name, None) for name in ("status", "code", "status_code")]
+    if isinstance(exc, FileNotFoundError) and isinstance(exc.__cause__, Exception):
+        # HTTP's driver calls everything that goes wrong "not found"; the cause says what it was.
+        return from_driver_error(exc.__cause__, where)
+    numbers = (getattr(exc, name, None) for name in ("status", "status_code", "code"))
     status = next((number for number in numbers if isinstance(number, int)), 0)
     if status in (401, 403):
         return AccessDenied(

@@ -18,6 +18,7 @@ from typing import Any
 
 from storage.errors import ObjectChanged, StorageError
 from storage.os_errors import translating_os_errors
+from storage.urls import readable
 
 TEMPORARY_PREFIX = ".labelfleet-tmp-"
 LOCK_NAME = ".labelfleet-lock"
@@ -134,7 +135,9 @@ def temporary_copy(folder: int, body: bytes | Path) -> Iterator[tuple[str, int]]
 def _fill(descriptor: int, body: bytes | Path) -> None:
     with open(descriptor, "wb", closefd=False) as sink:
         if isinstance(body, Path):
-            with body.open("rb") as source:
+            with translating_os_errors(readable(str(body))):
+                source = body.open("rb")
+            with source:
                 shutil.copyfileobj(source, sink, CHUNK_BYTES)
         else:
             sink.write(body)

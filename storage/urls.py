@@ -68,9 +68,9 @@ def parse_url(url: str) -> Location:
 
 
 def _parse_path(url: str) -> Location:
+    if url[:5].lower() == "file:":
+        return _parse_file_url(url, url[5:])
     half = _HALF_SCHEME.match(url)
-    if half is not None and half[1].lower() == "file":
-        return _parse_file_url(url, url[len("file:") :])
     if half is not None:
         raise ConfigError(
             f"{readable(url)} has one slash after '{half[1]}:'",
