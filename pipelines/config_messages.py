@@ -72,8 +72,8 @@ def _expected(annotation: Any, limits: Sequence[Any] = ()) -> str:
     if origin in _UNIONS:
         return " or ".join(_expected(m, limits) for m in members if m is not type(None))
     if origin is Literal:
-        named = [f"`{member}`" for member in members]
-        return named[0] if len(named) == 1 else f"one of {', '.join(named)}"
+        values = [f"`{member}`" for member in members]
+        return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
     if origin is tuple:
         if members[-1] is Ellipsis:
             return f"a list of {_expected(members[0]).removeprefix('a ')}s"
