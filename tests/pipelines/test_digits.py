@@ -1,4 +1,4 @@
-"""The demo's pages: the same for the same seed, boxes tight on ink, no handwriting in two splits."""
+"""The demo's pages: the same for a seed, boxes tight on ink, no handwriting in two splits."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from training_samples import box, write_coco
 
 from storage.errors import ConfigError, ModelError
-from training_samples import box, write_coco
 from workers.augment import Augmentation
 from workers.batches import Batch, BatchSource
 from workers.detector import Preprocessing
@@ -26,7 +26,17 @@ pytestmark = pytest.mark.slow  # super-gradients takes seconds to import
 
 ARCH = Path(__file__).resolve().parents[2] / "pipelines" / "assets" / "digits_nano_arch.yaml"
 SIDE = 96
+IDS = (7, 3, 90)
 PREPROCESSING = Preprocessing(size=(SIDE, SIDE), resize_to=(92, 92))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from more, and wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -47,7 +57,8 @@ def raw_outputs(seed: int = 0) -> tuple[Any, ...]:
 @pytest.fixture
 def source(tmp_path: Path) -> BatchSource:
     """Four grey images, each with one coloured square per class."""
-    boxes = [box(n, c, 12 + 26 * k, 8 + 16 * n, 20, 20) for n in (1, 2, 3, 4) for k, c in enumerate((7, 3, 90))]  # fmt: skip
+    corners = [(n, c, 12 + 26 * k, 8 + 16 * n) for n in (1, 2, 3, 4) for k, c in enumerate(IDS)]
+    boxes = [box(n, c, x, y, 20, 20) for n, c, x, y in corners]
     path = write_coco(tmp_path, [(SIDE, SIDE)] * 4, boxes)
     from PIL import Image
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-
 from training_samples import image_with_patch
+
 from workers.augment import Augmentation, Sample, augment
 from workers.detector import Preprocessing
 from workers.letterbox import letterbox
@@ -81,7 +81,8 @@ def test_without_randomness_it_is_the_letterbox_of_inference(
     )
     rng = np.random.default_rng(1)
     pixels = np.asarray(rng.integers(0, 256, (size[1], size[0], 3)), np.uint8)
-    blank = Sample(pixels, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros((0, 4), np.float32))  # fmt: skip
+    none = np.zeros((0, 4), np.float32)
+    blank = Sample(pixels, none, np.zeros(0, np.int64), none)
     expected, _ = letterbox(pixels, preprocessing)
     found = augment(blank, preprocessing, Augmentation.none(), rng).pixels
     # warpAffine interpolates with 5 bits of position, resize with more.

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training_samples import box, write_coco
 
 from storage.errors import SourceError
-from training_samples import box, write_coco
 from workers.augment import Augmentation, Sample
 from workers.batches import BatchSource, collate
 from workers.detector import Preprocessing
@@ -54,9 +54,7 @@ def test_a_stream_is_the_same_wherever_it_starts_and_however_many_threads(
 
 def test_another_seed_gives_another_order(source: BatchSource) -> None:
     other = replace(source, seed=5)
-    assert any(
-        not torch.equal(source.batch(s).targets, other.batch(s).targets) for s in range(5)
-    )
+    assert any(not torch.equal(source.batch(s).targets, other.batch(s).targets) for s in range(5))
 
 
 def test_images_are_contiguous_nchw_and_targets_are_in_input_pixels() -> None:

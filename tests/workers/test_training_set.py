@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from training_samples import box, write_coco
 
 from storage.errors import ConfigError, SourceEmpty, SourceError
-from training_samples import box, write_coco
 from workers.training_set import read_training_set
 
 
@@ -52,7 +52,9 @@ def test_every_way_to_mark_a_region_makes_it_one_to_ignore_and_none_to_learn(
 
 def test_boxes_are_clipped_and_those_outside_are_counted(tmp_path: Path) -> None:
     path = write_coco(
-        tmp_path, [(40, 30)], [box(1, 7, -5, -5, 10, 10), box(1, 7, 50, 0, 9, 9), box(1, 3, 1, 1, 0, 4)]
+        tmp_path,
+        [(40, 30)],
+        [box(1, 7, -5, -5, 10, 10), box(1, 7, 50, 0, 9, 9), box(1, 3, 1, 1, 0, 4)],
     )
     found = read_training_set(path, tmp_path)
     assert found.images[0].boxes.tolist() == [[0, 0, 5, 5]]
