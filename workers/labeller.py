@@ -22,7 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.annotations import RowWriter, RunIdentity, ShardFooter
-from storage.errors import LabelfleetError, ShardFailed, SourceTruncated, WorkerLost
+from storage.errors import (
+    LabelfleetError,
+    ObjectChanged,
+    ObjectNotFound,
+    ShardFailed,
+    SourceTruncated,
+    StorageError,
+    WorkerLost,
+)
 from storage.manifest import Commit
 from storage.os_errors import from_os_error, translating_os_errors
 from storage.records import AnnotationRow, Detections, ImageRecord, Shard
@@ -87,6 +95,10 @@ class _Ready:
     record: ImageRecord
     prepared: Prepared
     reserved: int
+
+
+def _missing(shard: Shard, error: StorageError) -> ImageRecord:
+    return ImageRecord(shard.key, None, shard.nbytes, None, "missing", error.message)
 
 
 class ByteBudget:
@@ -259,6 +271,11 @@ class ShardLabeller:
                 record = next(images, None)
             except SourceTruncated as exc:
                 job.truncated, record = exc.message, None
+            except (ObjectNotFound, ObjectChanged) as exc:
+                # A tar that is not the one that was listed; a later listing picks it up anew.
+                job.truncated = exc.message
+                record = _missing(job.shard, exc) if index == 0 else None
+                images = iter(())
             job.seconds["fetch"] += time.perf_counter() - began
             if record is None:
                 break

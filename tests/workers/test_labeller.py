@@ -206,6 +206,20 @@ def test_loose_images_that_changed_or_vanished_are_rows() -> None:
     assert bench.rows(shard) == [("a.png", "missing"), ("b.png", "missing"), ("c.png", "ok")]
 
 
+@pytest.mark.parametrize("fate", ["vanished", "changed"])
+def test_a_tar_that_is_not_the_one_listed_is_a_row_that_says_so(fate: str) -> None:
+    bench = Bench()
+    shard = bench.tar("a.tar", ("x.png", grey(1)))
+    if fate == "vanished":
+        bench.source.delete("a.tar")
+    else:
+        bench.source.put("a.tar", tar_of(("y.png", grey(2))))
+    with bench.labeller() as labeller:
+        commit = labeller.label(shard, "try")
+    assert bench.rows(shard) == [("a.tar", "missing")]
+    assert commit.footer.source_truncated
+
+
 def test_the_class_of_a_storage_error_survives_and_its_message_names_the_shard() -> None:
     bench = Bench()
     shard = bench.tar("a.tar", ("x.png", grey(1)))
