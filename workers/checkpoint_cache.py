@@ -12,14 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from storage.errors import CheckpointError, ObjectNotFound, StorageFull
+from storage.errors import CheckpointError, ObjectNotFound
 from storage.objects import ObjectStore, StorageOptions, open_object
+from storage.os_errors import translating_os_errors
 from storage.records import StoredObject
 from storage.urls import parse_url
 
 MAX_CHECKPOINT_BYTES = 8 * 1024**3
 SUFFIXES = (".pth", ".pt", ".safetensors")
 _CHUNK = 1 << 20
+_CACHE = "the checkpoint cache {} (LABELFLEET_CACHE names another)"
 
 
 def cache_folder() -> Path:
@@ -58,7 +60,8 @@ def fetch_checkpoint(url: str, options: StorageOptions, *, sha256: str | None = 
     if (place := parse_url(url)).scheme == "file":
         return _local(Path(place.path), sha256)
     folder = cache_folder() / "checkpoints"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with translating_os_errors(_CACHE.format(folder)):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if sha256 is not None and (cached := _intact(folder, sha256, suffix)):
         return cached
     store, key = open_object(url, options)
@@ -110,24 +113,19 @@ def _download(
     store: ObjectStore, entry: StoredObject, folder: Path, suffix: str
 ) -> tuple[str, Path]:
     """Stream to a temporary file beside its place, hashing; it appears whole or not at all."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".part-", delete=False) as part:
-            temporary = Path(part.name)
-            try:
-                with store.stream(entry.key, if_match=entry.etag) as source:
-                    digest = _copy(source, part, MAX_CHECKPOINT_BYTES)
-                part.flush()
-                os.fsync(part.fileno())
-                final = folder / f"{digest}{suffix}"
-                temporary.replace(final)
-            finally:
-                temporary.unlink(missing_ok=True)
-    except OSError as exc:
-        raise StorageFull(
-            f"cannot keep the checkpoint in {folder}: {exc.strerror}",
-            hint="free some space, or set LABELFLEET_CACHE to another folder",
-        ) from exc
-    return digest, final
+    with (
+        translating_os_errors(_CACHE.format(folder)),
+        tempfile.NamedTemporaryFile(dir=folder, prefix=".part-", delete=False) as part,
+    ):
+        temporary = Path(part.name)
+        try:
+            with store.stream(entry.key, if_match=entry.etag) as source:
+                digest = _copy(source, part, MAX_CHECKPOINT_BYTES)
+            part.flush()
+            os.fsync(part.fileno())
+            return digest, temporary.replace(folder / f"{digest}{suffix}")
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _copy(source: IO[bytes], target: IO[bytes], limit: int) -> str:
