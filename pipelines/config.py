@@ -151,7 +151,7 @@ class WorkersConfig(Part):
     """Actors and their share of the machine; `auto` looks at what is there."""
 
     count: Auto | Annotated[int, Field(ge=1, le=100_000)] = Field(
-        "auto", description="Actors; auto: one a GPU, or on a CPU machine one per 4 cores."
+        "auto", description="Actors; auto: one a GPU, or on a CPU machine one per 4 cores or so."
     )
     gpus: Auto | Annotated[float, Field(ge=0)] = Field(
         "auto", description="GPUs an actor (0.5: two share one); auto: 1 where there are any."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from pipelines.config import WorkersConfig
 from storage.errors import ConfigError
@@ -49,12 +50,7 @@ def size_pool(config: WorkersConfig, nodes: Sequence[Node], *, cuda: bool) -> Si
         ConfigError: what is asked for fits on no node.
     """
     gpus = _gpus_per_actor(config, cuda)
-    hosts = [node for node in nodes if node.gpus >= gpus > 0 or (gpus == 0 and node.cpus >= 1)]
-    if not hosts:
-        raise ConfigError(
-            f"no node has {gpus:g} GPU(s) for an actor",
-            hint="lower workers.gpus, or set it to 0 to label on CPUs",
-        )
+    hosts = _hosts(nodes, gpus)
     cpus = _cpus_per_actor(config, hosts, gpus)
     fitting = sum(_actors_on(node, gpus, cpus) for node in hosts)
     if not fitting:
@@ -72,6 +68,23 @@ def size_pool(config: WorkersConfig, nodes: Sequence[Node], *, cuda: bool) -> Si
     return Sizing(count, gpus, cpus, torch_threads, decoders, batch)
 
 
+def _hosts(nodes: Sequence[Node], gpus: float) -> list[Node]:
+    """The nodes that have room for an actor's GPUs, or on CPUs for a core."""
+    hosts = [node for node in nodes if (node.gpus >= gpus if gpus else node.cpus >= 1)]
+    if not hosts and gpus:
+        most = max((node.gpus for node in nodes), default=0)
+        raise ConfigError(
+            f"workers.gpus: {gpus:g} for an actor, but no node has more than {most:g}",
+            hint="lower workers.gpus, or set it to 0 to label on CPUs",
+        )
+    if not hosts:
+        raise ConfigError(
+            "no node of the cluster has a CPU core for an actor",
+            hint="start its worker nodes first; `ray status` shows what there is",
+        )
+    return hosts
+
+
 def _gpus_per_actor(config: WorkersConfig, cuda: bool) -> float:
     if not cuda:
         if config.gpus not in ("auto", 0):
@@ -80,7 +93,13 @@ def _gpus_per_actor(config: WorkersConfig, cuda: bool) -> float:
                 hint="no node has a GPU, or the run was created without; set workers.gpus: 0",
             )
         return 0.0
-    return 1.0 if config.gpus == "auto" else float(config.gpus)
+    gpus = 1.0 if config.gpus == "auto" else float(config.gpus)
+    if gpus > 1 and gpus % 1:
+        raise ConfigError(
+            f"workers.gpus: {gpus:g} cannot be given to an actor",
+            hint="a share of one GPU (0.5), or a whole number",
+        )
+    return gpus
 
 
 def _cpus_per_actor(config: WorkersConfig, hosts: Sequence[Node], gpus: float) -> float:
@@ -92,9 +111,18 @@ def _cpus_per_actor(config: WorkersConfig, hosts: Sequence[Node], gpus: float) -
         cores = sum(node.cpus for node in hosts)
         largest = max(node.cpus for node in hosts)
         return max(1.0, min(largest, cores / config.count // 1))
-    return max(1.0, min(CORES_PER_CPU_ACTOR, *(node.cpus for node in hosts), CORES_PER_CPU_ACTOR))
+    return float(min(_even_share(node.cpus) for node in hosts))
+
+
+def _even_share(cpus: float) -> int:
+    """Cores an actor, at most CORES_PER_CPU_ACTOR, so that few are left over: 6 is 2 x 3."""
+    return int(cpus // ceil(cpus / CORES_PER_CPU_ACTOR))
 
 
 def _actors_on(node: Node, gpus: float, cpus: float) -> int:
     by_cpu = int(node.cpus // cpus)
-    return min(by_cpu, int(node.gpus / gpus + 1e-6)) if gpus else by_cpu
+    if not gpus:
+        return by_cpu
+    # Ray splits one GPU among actors, but gives no actor parts of two.
+    by_gpu = int(1 / gpus + 1e-6) * int(node.gpus) if gpus < 1 else int(node.gpus / gpus)
+    return min(by_cpu, by_gpu)
