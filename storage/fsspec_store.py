@@ -16,7 +16,6 @@ from fsspec.registry import known_implementations
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from storage.errors import (
-    AccessDenied,
     BucketNotFound,
     ConfigError,
     LabelfleetError,
@@ -27,8 +26,8 @@ from storage.errors import (
     StorageError,
     StorageUnavailable,
 )
+from storage.fsspec_errors import etag_of, from_driver_error
 from storage.objects import Body, StorageOptions
-from storage.os_errors import from_os_error
 from storage.records import StoredObject
 from storage.urls import Location, check_key, shown_url
 
@@ -309,36 +308,3 @@ class _ResumingFile(io.RawIOBase):
         if file is not None:
             with contextlib.suppress(Exception):  # it is being given up
                 file.close()
-
-
-def etag_of(found: dict[str, Any]) -> str:
-    """A version from what the driver tells: etag, generation or checksum, else size and time."""
-    for name in ("ETag", "etag", "generation", "md5Hash", "content_md5"):
-        if found.get(name):
-            return str(found[name]).removeprefix("W/").strip('"')
-    times = (found.get(n) for n in ("mtime", "last_modified", "modified", "LastModified"))
-    return f"{found.get('size')}-{next((t for t in times if t is not None), '')}"
-
-
-def from_driver_error(exc: Exception, where: str) -> StorageError:
-    """Any driver's error in our words. Its text is left out: it may hold signed URLs."""
-    if isinstance(exc, FileNotFoundError) and isinstance(exc.__cause__, Exception):
-        # HTTP's driver calls everything that goes wrong "not found"; the cause says what it was.
-        return from_driver_error(exc.__cause__, where)
-    numbers = (getattr(exc, name, None) for name in ("status", "status_code", "code"))
-    status = next((number for number in numbers if isinstance(number, int)), 0)
-    if status in (401, 403):
-        return AccessDenied(
-            f"access to {where} was refused (HTTP {status})",
-            hint="check the credentials that this machine has for it",
-        )
-    if status in (404, 410):
-        return ObjectNotFound(f"{where} does not exist")
-    if isinstance(exc, NotImplementedError):
-        return StorageError(f"{where}: this kind of store cannot do that")
-    if isinstance(exc, OSError) and (exc.errno or isinstance(exc, FileNotFoundError)):
-        return from_os_error(exc, where)
-    return StorageUnavailable(
-        f"{where} could not be used ({type(exc).__name__})",
-        hint="check the network and the credentials; --debug shows the driver's own words",
-    )
