@@ -61,14 +61,14 @@ class DemoSummary:
         return {**self.run.to_json(), **{k: v for k, v in asdict(self).items() if k != "run"}}
 
 
-def run_demo(dest: Path) -> DemoSummary:
-    """Run the demo below ``dest``, or continue one.
+def run_demo(dest: Path, *, images: int = IMAGES) -> DemoSummary:
+    """Run the demo below ``dest``, or continue one, on so many image files.
 
     Raises:
         LabelfleetError: as ingest, label_run, evaluate_run and write_report do.
     """
     began_s = time.monotonic()
-    pages = _pages(dest / "pages")
+    pages = _pages(dest / "pages", images)
     _say("packing them into tar shards")
     ingest(str(pages.images), str(dest / "shards"), images_per_shard=IMAGES_PER_SHARD)
     config = _write_config(dest)
@@ -87,9 +87,9 @@ def checkpoint_path() -> Path:
     return Path(str(files("pipelines") / "assets" / CHECKPOINT))
 
 
-def _pages(folder: Path) -> Pages:
-    _say(f"drawing {IMAGES} pages of handwritten digits, a few of them broken on purpose")
-    return make_pages(folder, images=IMAGES)
+def _pages(folder: Path, images: int) -> Pages:
+    _say(f"drawing {images} pages of handwritten digits, a few of them broken on purpose")
+    return make_pages(folder, images=images)
 
 
 def _write_config(dest: Path) -> Path:
@@ -161,4 +161,5 @@ def _next(summary: DemoSummary) -> Text:
         "  copy the config, point source.url at a folder of your own images and",
         "  model.checkpoint at your own YOLO-NAS weights",
     )
-    return Text("\n".join(lines))
+    # A command that a narrow terminal breaks cannot be copied.
+    return Text("\n".join(lines), no_wrap=True, overflow="ignore")

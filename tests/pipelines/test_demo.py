@@ -1,0 +1,43 @@
+"""The demo, whole, on real Ray: every file accounted for, and a second one has nothing to do."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from pipelines.oddities import BROKEN
+
+
+@pytest.mark.slow
+def test_it_labels_its_own_pages_and_then_has_nothing_left_to_do(tmp_path: Path) -> None:
+    from pipelines.demo import render, run_demo
+
+    first = run_demo(tmp_path, images=60)
+    assert first.run.images == 60
+    assert first.run.ok == 60 - len(BROKEN)
+    assert first.run.too_large == 1
+    assert first.run.undecodable == len(BROKEN) - 1
+    assert first.run.shards == 2
+    assert first.map50 is not None
+    assert first.map50 > 0.7
+    assert (tmp_path / "run" / "report" / "index.html").stat().st_size > 10_000
+    config = yaml.safe_load(Path(first.config).read_text())
+    assert config["model"]["licence"] == "Apache-2.0"
+
+    second = run_demo(tmp_path, images=60)
+    assert second.run.new_images == 0
+    assert second.run.images == 60
+    assert second.map50 == first.map50
+    assert asdict(second).keys() == asdict(first).keys()
+
+    shown = io.StringIO()
+    Console(file=shown, width=60).print(render(second))
+    command = f"  labelfleet evaluate {second.run.output} --truth {second.truth}\n"
+    assert command in shown.getvalue(), "in one line, to be copied"
+    assert second.to_json()["images"] == 60
+    assert second.to_json()["map50"] == second.map50
