@@ -4,7 +4,8 @@
 Clocks are never compared across machines: a taker watches the counter, and takes over only after
 it stood still for a whole lease on the taker's own monotonic clock. An owner whose process is gone
 from this very boot of this very host is taken over at once. The conditional put of the commits
-stays the backstop: even two owners could not double a label.
+stays the backstop: even two owners could not double a label. (So it is where a server ignores
+If-Match on PutObject; moto, SeaweedFS and AWS honour it.)
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from storage.errors import AlreadyExists, ObjectChanged, ObjectNotFound, RunLocked, StorageError
+from storage.errors import (
+    AlreadyExists,
+    LabelfleetError,
+    ObjectChanged,
+    ObjectNotFound,
+    RunLocked,
+)
 from storage.objects import SupportsCreate, SupportsDelete, SupportsGet, SupportsHead
 from storage.objects import SupportsReplace as Replaces
 
@@ -60,34 +67,51 @@ class Owner:
 
 
 def _boot_id() -> str:
+    """This boot, and this pid namespace: containers of one host count their processes apart."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return secrets.token_hex(8)  # unknown: never equal, so never taken over at once
 
 
 def _started(pid: int) -> str:
-    """The process's start in clock ticks since boot, '' when there is no such process."""
+    """The process's start in clock ticks since boot, '' when there is none, or it has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
-    return stat.rpartition(")")[2].split()[19]
+    state, *fields = stat.rpartition(")")[2].split()
+    return "" if state in "ZX" else fields[18]
 
 
 class RunLock:
     """A held lock; its heartbeat runs until ``release``."""
 
-    def __init__(self, store: LockStore, owner: Owner, etag: str, lease_s: float) -> None:
-        self._store, self._owner, self._etag, self._lease_s = store, owner, etag, lease_s
-        self._renewed_s = time.monotonic()
+    def __init__(
+        self,
+        store: LockStore,
+        owner: Owner,
+        etag: str,
+        lease_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._owner, self._etag = store, owner, etag
+        self._lease_s, self._clock = lease_s, clock
+        self._renewed_s = clock()
         self._lost: str | None = None
+        self._renewing = threading.Lock()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._heartbeat, daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise RunLocked when the lock can no longer be trusted to be ours."""
+        """Raise RunLocked when the lock can no longer be trusted to be ours.
+
+        After a pause (the process was suspended, the heartbeat hangs) the store is asked.
+        """
+        if self._overdue():
+            self._beat()
         if self._lost is not None:
             raise RunLocked(
                 f"the run's lock was lost: {self._lost}",
@@ -101,30 +125,40 @@ class RunLock:
         try:
             if self._lost is None and _read(self._store)[0].token == self._owner.token:
                 self._store.delete(LOCK_KEY)
-        except StorageError as exc:
+        except ObjectNotFound:
+            pass  # it is gone already
+        except LabelfleetError as exc:
             log.warning("the run's lock stays behind, to be taken over later: %s", exc.message)
 
     def _heartbeat(self) -> None:
         while not self._released.wait(self._lease_s / 3) and self._lost is None:
+            self._beat()
+
+    def _overdue(self) -> bool:
+        # A taker may act one lease after our last renewal: stop trusting it before.
+        return self._clock() - self._renewed_s > self._lease_s * 0.8
+
+    def _beat(self) -> None:
+        with self._renewing:
             try:
                 self._renew()
             except (ObjectChanged, ObjectNotFound):
                 self._lost = "another process took it over"
-            except StorageError as exc:
-                # A taker may act one lease after our last renewal: stop trusting it before.
-                if time.monotonic() - self._renewed_s > self._lease_s * 0.8:
+            except LabelfleetError as exc:
+                if self._overdue():
                     self._lost = f"it could not be renewed: {exc.message}"
 
     def _renew(self) -> None:
-        began_s = time.monotonic()
+        began_s = self._clock()
         owner = replace(self._owner, counter=self._owner.counter + 1)
         try:
             self._etag = self._store.replace(LOCK_KEY, _body(owner), if_match=self._etag)
         except ObjectChanged:
-            found, etag = _read(self._store)  # our own renewal, its reply lost?
-            if (found.token, found.counter) != (owner.token, owner.counter):
+            found, etag = _read(self._store)
+            if found.token != owner.token:
                 raise
-            self._etag = etag
+            # Our own renewal, now or an earlier one, whose reply was lost.
+            self._etag, owner = etag, found
         self._owner, self._renewed_s = owner, began_s
 
 
@@ -152,7 +186,7 @@ def run_lock(
         secrets.token_hex(8), socket.gethostname(), _boot_id(), pid, _started(pid), command
     )
     etag = _acquire(store, owner, lease_s, sleep, clock)
-    lock = RunLock(store, owner, etag, lease_s)
+    lock = RunLock(store, owner, etag, lease_s, clock)
     try:
         yield lock
     finally:
@@ -195,6 +229,7 @@ def _wait_until_abandoned(
     clock: Callable[[], float],
 ) -> None:
     if (holder.host, holder.boot) != (socket.gethostname(), _boot_id()):
+        log.warning("is %s alive? waiting up to %.0f s to see", holder.describe(), lease_s)
         until_s = clock() + lease_s
         while clock() < until_s:
             sleep(min(1.0, lease_s / 10))
@@ -210,9 +245,20 @@ def _wait_until_abandoned(
 
 
 def _read(store: LockStore) -> tuple[Owner, str]:
-    listed = store.head(LOCK_KEY)
-    raw = store.get(LOCK_KEY, if_match=listed.etag)
-    return Owner(**json.loads(raw)), listed.etag
+    """Who holds it, and the etag. Raises ObjectNotFound, or RunLocked where that is unreadable."""
+    while True:
+        listed = store.head(LOCK_KEY)
+        try:
+            raw = store.get(LOCK_KEY, if_match=listed.etag)
+        except ObjectChanged:
+            continue  # renewed in between
+        try:
+            return Owner(**json.loads(raw)), listed.etag
+        except (ValueError, TypeError) as exc:
+            raise RunLocked(
+                f"{LOCK_KEY} cannot be read: damaged, or written by another version of labelfleet",
+                hint=f"if nothing works on the run, delete {LOCK_KEY} at its output",
+            ) from exc
 
 
 def _body(owner: Owner) -> bytes:
