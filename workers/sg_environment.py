@@ -2,7 +2,8 @@
 
 Left alone, the import tees stdout and stderr into files in the home directory, takes over the
 root logger, installs a crash handler, and prints. onnxruntime, which comes with it, writes a
-telemetry database. None of that may happen in a command that prints JSON or in a worker.
+telemetry database, matplotlib a font list. None of that may happen in a worker, or in a command
+that prints JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
+
+from workers.checkpoint_cache import cache_folder
 
 _SETTINGS = {
     "CRASH_HANDLER": "FALSE",
@@ -52,6 +55,7 @@ def _prepare_environment() -> None:
     """Settings it reads once, at import; what the user set stays."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
     if "SUPER_GRADIENTS_LOG_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="labelfleet-sg-")
         # Registered before its own exit hook, so run after it: that one writes there once more.
