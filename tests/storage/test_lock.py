@@ -212,9 +212,11 @@ def test_a_lock_that_vanished_fails_the_check(store: MemoryStore) -> None:
 
 def test_a_heartbeat_that_cannot_reach_the_store_fails_the_check(store: MemoryStore) -> None:
     faulty = FaultyStore(store, [fail("replace", times=None)])
-    with run_lock(faulty, "labelfleet run cells", lease_s=0.1) as lock:
-        with pytest.raises(RunLocked, match="could not be renewed"):
-            until(lambda: lock.check() is not None)
+    with (
+        run_lock(faulty, "labelfleet run cells", lease_s=0.1) as lock,
+        pytest.raises(RunLocked, match="could not be renewed"),
+    ):
+        until(lambda: lock.check() is not None)
 
 
 def test_a_short_outage_is_outlived(store: MemoryStore) -> None:
