@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray._private import ray_constants
 
 from pipelines.sizing import Node
 from storage.errors import ConfigError
@@ -40,6 +42,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
 
 @contextmanager
 def _joined(address: str) -> Iterator[None]:
+    _knock(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as exc:
@@ -54,24 +57,60 @@ def _joined(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+def _knock(address: str) -> None:
+    """Ray itself tries for minutes before it says that nobody is there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # `auto`, or a form that Ray knows better
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as exc:
+        raise ConfigError(
+            f"no Ray cluster at {address}: {exc.strerror or exc}",
+            hint="check --address (or RAY_ADDRESS); without it a local Ray is started",
+        ) from exc
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Ray binds its servers to loopback where it knows the machine is no part of a cluster.
+
+    It decides so by this switch, which it sets by itself on Windows and macOS only; there is no
+    public way to ask for it on Linux (``_node_ip_address="127.0.0.1"`` is resolved to the
+    machine's own address). The variable is for Ray's processes, the constant for this one.
+    """
+    variable, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[variable] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[variable]
+
+
 @contextmanager
 def _local() -> Iterator[None]:
     # Ray puts unix sockets below it, whose paths may have 107 bytes: it must be short.
     folder = tempfile.mkdtemp(prefix="lf-", dir="/tmp")
     try:
-        ray.init(
-            num_cpus=len(os.sched_getaffinity(0)),
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=folder,
-            _node_ip_address="127.0.0.1",
-        )
-        yield
+        with _loopback_only():
+            _init_local(folder)
+            yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _init_local(folder: str) -> None:
+    ray.init(
+        num_cpus=len(os.sched_getaffinity(0)),
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=folder,
+    )
 
 
 def cluster_nodes() -> list[Node]:

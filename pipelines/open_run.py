@@ -17,6 +17,7 @@ from storage.identity import config_hash
 from storage.listing import Listing, ListingChange
 from storage.manifest import RUN_KEY, Manifest, RunRecord
 from storage.objects import ObjectStore, normalise_url, open_store, overlaps
+from storage.preflight import check_output
 from storage.records import Shard, StoredObject
 from storage.shards import classify, group_images, list_source, tar_shards
 from workers.checkpoints import resolve_model
@@ -102,6 +103,8 @@ def open_run(config: RunConfig, *, cuda: bool) -> OpenRun:
     output = open_store(config.output, options)
     existing = _existing(output)
     model = resolve_model(_request(config, existing), options, device=_device(existing, cuda))
+    if existing is None:
+        check_output(output)
     manifest = Manifest.create_or_continue(output, _record(config, model))
     return OpenRun(manifest, open_store(config.source.url, options), model)
 

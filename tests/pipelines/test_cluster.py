@@ -1,0 +1,80 @@
+"""A local Ray: private to this machine, gone afterwards; and a cluster that is not there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.cluster import ray_cluster
+from storage.errors import ConfigError
+
+LISTENING = """
+import os, sys
+from pathlib import Path
+import ray
+from pipelines.cluster import cluster_nodes, ray_cluster
+
+def listening():
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":  # LISTEN
+                found.add((fields[1], fields[9]))
+    return found
+
+def inodes(pid):
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            yield os.readlink(fd)
+        except OSError:
+            pass
+
+def descendants(pid):
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text()
+        except OSError:
+            continue
+        if int(text.rpartition(")")[2].split()[1]) == pid:
+            child = int(stat.parent.name)
+            yield child
+            yield from descendants(child)
+
+with ray_cluster(None):
+    @ray.remote
+    def one():
+        return 1
+    assert ray.get(one.remote()) == 1
+    assert cluster_nodes()[0].cpus >= 1
+    mine = {f"socket:[{inode}]": address for address, inode in listening()}
+    for pid in [os.getpid(), *descendants(os.getpid())]:
+        for link in inodes(pid):
+            if link in mine:
+                print(mine[link].rpartition(":")[0])
+"""
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+@pytest.mark.slow
+def test_a_local_ray_listens_on_loopback_only(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    bound = done.stdout.split()
+    assert len(bound) >= 5, "the sockets of Ray's processes were not found"
+    assert set(bound) <= LOOPBACK
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_one_line() -> None:
+    with (
+        pytest.raises(ConfigError, match=r"no Ray cluster at 127\.0\.0\.1:1"),
+        ray_cluster("127.0.0.1:1"),
+    ):
+        pass
