@@ -17,15 +17,17 @@ from storage.errors import (
     Interrupted,
     ModelError,
     NotAtomic,
+    ShardFailed,
+    StorageError,
     StorageFull,
     StorageUnavailable,
     WorkerStartFailed,
 )
 from storage.ledger import LedgerEntry, LedgerWriter
 from storage.manifest import Manifest
+from storage.records import Shard
 from workers.pool import (
     Event,
-    LabelPool,
     ShardDone,
     ShardError,
     StartFailed,
@@ -41,6 +43,8 @@ _ENDS_THE_RUN = (StorageFull, BucketNotFound, NotAtomic)
 _MAYBE_OUTAGE = (AccessDenied, StorageUnavailable)
 _OUTAGE_FAILURES = 3
 _START_FAILURES = 5
+# So many set aside and none committed: something is wrong with all of them.
+_SYSTEMATIC = 20
 _BEAT_S = 5.0
 
 
@@ -81,6 +85,17 @@ class Watcher(Protocol):
     def note(self, text: str) -> None: ...
 
 
+class Pool(Protocol):
+    """What the loop needs of a LabelPool."""
+
+    @property
+    def alive(self) -> int: ...
+
+    def submit(self, worker: str, shard: Shard, attempt: str) -> None: ...
+
+    def events(self, timeout_s: float) -> list[Event]: ...
+
+
 class Stopper:
     """Asked to stop: once, shards in flight may finish; twice, at once."""
 
@@ -113,7 +128,7 @@ class Drive:
         manifest: Manifest,
         ledger: LedgerWriter,
         dispatcher: Dispatcher,
-        pool: LabelPool,
+        pool: Pool,
         watcher: Watcher,
         stopper: Stopper,
         *,
@@ -131,6 +146,7 @@ class Drive:
         self._start_failures = 0
         self._outage: set[str] = set()
         self._outage_failures = 0
+        self._ledger_failed = False
 
     def run(self) -> Outcome:
         """Label until nothing is left, or until asked to stop.
@@ -175,6 +191,7 @@ class Drive:
     def _handle(self, event: Event) -> None:
         match event:
             case WorkerReady():
+                self._start_failures = 0
                 self._dispatcher.worker_joined(event.worker)
             case ShardDone():
                 self._shard_done(event)
@@ -223,12 +240,14 @@ class Drive:
     def _start_failed(self, event: StartFailed) -> None:
         self._start_failures += 1
         self._watcher.note(f"a worker could not start: {event.error.message}")
-        if self.tally.shards == 0 and self._start_failures >= _START_FAILURES:
+        if self._pool.alive:
+            return  # the others go on; the pool keeps trying
+        if self._start_failures >= _START_FAILURES:
             raise WorkerStartFailed(
                 f"{_START_FAILURES} workers in a row could not start: {event.error.message}",
                 hint=event.error.hint or "run with --debug, or see `labelfleet doctor`",
             )
-        if isinstance(event.error, ModelError | ConfigError) and self._pool.alive == 0:
+        if isinstance(event.error, ModelError | ConfigError):
             raise event.error  # it will not load at the next try either
 
     def _set_aside(self) -> None:
@@ -236,6 +255,12 @@ class Drive:
             self.tally.quarantined += 1
             self._manifest.set_aside(record.shard, list(record.errors), self._invocation)
             self._watcher.note(f"quarantined {record.shard.key}: {record.errors[-1]}")
+            if self.tally.quarantined >= _SYSTEMATIC and not self.tally.shards:
+                raise ShardFailed(
+                    f"{_SYSTEMATIC} shards failed every attempt and none succeeded; "
+                    f"the last one: {record.errors[-1]}",
+                    hint="mend the cause and run the same command: each of them is tried again",
+                )
 
     def _beat(self) -> None:
         now_s = time.monotonic()
@@ -244,4 +269,13 @@ class Drive:
             self._write("beat", note={"alive": self._pool.alive, "images": self.tally.images})
 
     def _write(self, event: str, **fields: object) -> None:
-        self._ledger.write(LedgerEntry(event=event, at=time.time(), **fields))  # type: ignore[arg-type]  # the dataclass checks the names
+        """To the ledger: a cache, whose trouble is noted once and ends no run."""
+        try:
+            self._ledger.write(LedgerEntry(event=event, at=time.time(), **fields))  # type: ignore[arg-type]  # the dataclass checks the names
+            self._ledger_failed = False
+        except _ENDS_THE_RUN:
+            raise
+        except StorageError as exc:  # what was not written stays with the writer
+            if not self._ledger_failed:
+                self._watcher.note(f"the ledger could not be written: {exc.message}")
+            self._ledger_failed = True

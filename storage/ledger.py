@@ -75,7 +75,8 @@ class LedgerWriter:
         if not self._buffer:
             return
         lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in self._buffer)
-        self._store.create(f"{LEDGER}{self._invocation}/{self._part:06d}.jsonl", lines.encode())
+        # Overwriting: an invocation has one writer, and a put whose reply was lost is put again.
+        self._store.put(f"{LEDGER}{self._invocation}/{self._part:06d}.jsonl", lines.encode())
         self._part += 1
         self._buffer.clear()
 

@@ -1,0 +1,365 @@
+"""The drive loop: what each event from the pool means for the run. No Ray process, no clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import pytest
+from synthetic_run import record, tar_shard
+
+from pipelines.dispatch import Dispatcher, DispatchRules
+from pipelines.drive import Drive, Outcome, Stopper, Tally
+from storage.annotations import ShardFooter
+from storage.errors import (
+    AccessDenied,
+    BucketNotFound,
+    CheckpointError,
+    Interrupted,
+    LabelfleetError,
+    RunLocked,
+    ShardFailed,
+    StorageFull,
+    StorageUnavailable,
+    WorkerStartFailed,
+)
+from storage.faulty import Fault, FaultyStore, drop_reply, fail
+from storage.ledger import LedgerEntry, LedgerWriter, read_ledger
+from storage.manifest import Commit, Manifest
+from storage.memory import MemoryStore
+from storage.objects import ObjectStore
+from storage.records import Shard
+from workers.actor import WorkerFacts
+from workers.pool import (
+    Event,
+    ShardDone,
+    ShardError,
+    StartFailed,
+    WorkerGone,
+    WorkerReady,
+)
+
+Answer = Callable[[str, Shard, str], Event | None]
+
+
+def done(worker: str, shard: Shard, attempt: str) -> Event:
+    footer = ShardFooter(
+        shard_id=shard.shard_id,
+        shard_key=shard.key,
+        attempt=attempt,
+        counts={"ok": 3, "undecodable": 1},
+        detections=7,
+        source_truncated=None,
+        seconds={"infer": 0.5},
+    )
+    return ShardDone(worker, shard.shard_id, Commit(shard.shard_id, True, footer))
+
+
+def failing(error: LabelfleetError, *keys: str) -> Answer:
+    """Every attempt at these shards (none named: at all) fails; the others are labelled."""
+
+    def answer(worker: str, shard: Shard, attempt: str) -> Event:
+        if not keys or shard.key in keys:
+            return ShardError(worker, shard.shard_id, error)
+        return done(worker, shard, attempt)
+
+    return answer
+
+
+class ScriptedPool:
+    """Answers each submitted shard at the next turn, one event a turn, as ``answer`` says."""
+
+    def __init__(self, answer: Answer = done, first: Sequence[Event] = ()) -> None:
+        self.answer = answer
+        self.alive = 0
+        self.submitted: list[tuple[str, str]] = []
+        self.attempts: list[str] = []
+        self.turns = 0
+        self.each_turn: Callable[[int], None] = lambda turn: None
+        self._queue: deque[Event] = deque(first or [ready("w0"), ready("w1")])
+
+    def submit(self, worker: str, shard: Shard, attempt: str) -> None:
+        self.submitted.append((worker, shard.key))
+        self.attempts.append(attempt)
+        event = self.answer(worker, shard, attempt)
+        if event is not None:
+            self._queue.append(event)
+
+    def events(self, timeout_s: float) -> list[Event]:
+        self.turns += 1
+        assert self.turns < 10_000, "the loop does not end"
+        self.each_turn(self.turns)
+        if not self._queue:
+            return []
+        event = self._queue.popleft()
+        self.alive += {WorkerReady: 1, WorkerGone: -1}.get(type(event), 0)
+        return [event]
+
+    def say(self, *events: Event) -> None:
+        self._queue.extend(events)
+
+
+class Notes:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def update(self, tally: Tally) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def ready(worker: str) -> WorkerReady:
+    return WorkerReady(worker, WorkerFacts("here", 1, "cpu", 8))
+
+
+class Bench:
+    """A run of so many tars, driven over a scripted pool."""
+
+    def __init__(
+        self,
+        shards: int,
+        pool: ScriptedPool,
+        *,
+        store: ObjectStore | None = None,
+        deadline_s: float | None = None,
+        guard: Callable[[], None] = lambda: None,
+        depth: int = 3,
+        ledger_lines: int = 1000,
+    ) -> None:
+        self.store = store or MemoryStore()
+        self.pool, self.notes, self.stopper = pool, Notes(), Stopper()
+        self.manifest = Manifest.create_or_continue(self.store, record())
+        self.ledger = LedgerWriter(self.store, "now", max_lines=ledger_lines)
+        self.shards = [tar_shard(f"{index:03d}.tar") for index in range(shards)]
+        self.dispatcher = Dispatcher(iter(self.shards), DispatchRules(attempts=3, depth=depth))
+        self.drive = Drive(
+            self.manifest, self.ledger, self.dispatcher, pool, self.notes, self.stopper,
+            invocation="now", deadline_s=deadline_s, guard=guard,
+        )  # fmt: skip
+
+    def run(self) -> Outcome:
+        return self.drive.run()
+
+    def fails(self, kind: type[LabelfleetError]) -> LabelfleetError:
+        with pytest.raises(kind) as caught:
+            self.run()
+        return caught.value
+
+    def entries(self, event: str) -> list[LedgerEntry]:
+        self.ledger.flush()
+        return [e for e in read_ledger(self.store, "now") if e.event == event]
+
+
+def test_every_shard_is_counted_once_and_written_to_the_ledger() -> None:
+    bench = Bench(20, ScriptedPool())
+    assert bench.run() == "done"
+    assert bench.drive.tally.shards == 20
+    assert bench.drive.tally.counts == {"ok": 60, "undecodable": 20}
+    assert bench.drive.tally.images == 80
+    assert bench.drive.tally.detections == 140
+    entries = bench.entries("shard")
+    assert sorted(e.shard_id or "" for e in entries) == sorted(s.shard_id for s in bench.shards)
+    assert {e.note["worker"] for e in entries} == {"w0", "w1"}
+    assert entries[0].counts == {"ok": 3, "undecodable": 1}
+    assert entries[0].seconds == {"infer": 0.5}
+
+
+def test_no_two_attempts_share_an_id() -> None:
+    bench = Bench(5, ScriptedPool(failing(ShardFailed("bad"), "001.tar")))
+    bench.run()
+    assert len(bench.pool.attempts) == 7
+    assert len(set(bench.pool.attempts)) == 7
+
+
+def test_a_slower_copy_is_not_counted_again() -> None:
+    def twice(worker: str, shard: Shard, attempt: str) -> Event:
+        bench.pool.say(done(worker, shard, attempt))
+        return done(worker, shard, attempt)
+
+    bench = Bench(6, ScriptedPool(twice))
+    bench.run()
+    assert bench.drive.tally.shards == 6
+    assert len(bench.entries("shard")) == 6
+
+
+def test_a_shard_that_fails_every_attempt_is_quarantined_and_the_rest_is_labelled() -> None:
+    bench = Bench(6, ScriptedPool(failing(ShardFailed("shard 003.tar: bad"), "003.tar")))
+    assert bench.run() == "done"
+    assert bench.drive.tally.quarantined == 1
+    assert bench.drive.tally.errors == 3
+    assert bench.drive.tally.shards == 5
+    (found,) = bench.manifest.quarantined().values()
+    assert found["key"] == "003.tar"
+    assert found["errors"] == ["shard 003.tar: bad"] * 3
+    assert found["invocation"] == "now"
+    assert any(note.startswith("quarantined 003.tar") for note in bench.notes.said)
+
+
+def test_twenty_quarantined_and_none_committed_end_the_run() -> None:
+    bench = Bench(100, ScriptedPool(failing(ShardFailed("the codec is missing"))))
+    error = bench.fails(ShardFailed)
+    assert "20 shards" in error.message
+    assert "the codec is missing" in error.message
+    assert error.hint
+    assert len(bench.manifest.quarantined()) == 20
+
+
+def test_twenty_quarantined_beside_one_success_do_not() -> None:
+    bad = [f"{index:03d}.tar" for index in range(1, 30)]
+    bench = Bench(30, ScriptedPool(failing(ShardFailed("bad"), *bad)))
+    assert bench.run() == "done"
+    assert (bench.drive.tally.quarantined, bench.drive.tally.shards) == (29, 1)
+
+
+# -- storage
+
+
+@pytest.mark.parametrize("error", [StorageFull("no space left"), BucketNotFound("no bucket")])
+def test_what_no_other_shard_would_survive_ends_the_run_at_once(error: LabelfleetError) -> None:
+    bench = Bench(6, ScriptedPool(failing(error, "002.tar")))
+    assert bench.fails(type(error)) is error
+    assert not bench.manifest.quarantined()
+
+
+@pytest.mark.parametrize("error", [AccessDenied("expired"), StorageUnavailable("down")])
+def test_an_outage_ends_the_run_and_charges_no_shard(error: LabelfleetError) -> None:
+    bench = Bench(30, ScriptedPool(failing(error)))
+    assert bench.fails(type(error)) is error
+    assert bench.drive.tally.errors == 3
+    assert not bench.manifest.quarantined()
+
+
+def test_one_forbidden_object_is_no_outage() -> None:
+    bench = Bench(30, ScriptedPool(failing(AccessDenied("forbidden"), "004.tar")))
+    assert bench.run() == "done"
+    assert (bench.drive.tally.quarantined, bench.drive.tally.shards) == (1, 29)
+
+
+def test_a_success_in_between_ends_the_streak() -> None:
+    seen: set[str] = set()
+
+    def every_other(worker: str, shard: Shard, attempt: str) -> Event:
+        first, odd = shard.key not in seen, int(shard.key[:3]) % 2
+        seen.add(shard.key)
+        if first and odd:
+            return ShardError(worker, shard.shard_id, StorageUnavailable("a hiccup"))
+        return done(worker, shard, attempt)
+
+    bench = Bench(40, ScriptedPool(every_other, [ready("w0")]), depth=1)
+    assert bench.run() == "done"
+    assert (bench.drive.tally.shards, bench.drive.tally.errors) == (40, 20)
+
+
+@pytest.mark.parametrize("trouble", [fail, drop_reply])
+def test_a_ledger_that_cannot_be_written_is_noted_and_loses_nothing(
+    trouble: Callable[..., Fault],
+) -> None:
+    store = FaultyStore(MemoryStore(), [trouble("put", "ledger/", times=3)])
+    bench = Bench(10, ScriptedPool(), store=store, ledger_lines=2)
+    assert bench.run() == "done"
+    assert sum("ledger" in note for note in bench.notes.said) == 1
+    assert len(bench.entries("shard")) == 10
+
+
+# -- workers
+
+
+def test_a_lost_worker_s_shards_go_to_another() -> None:
+    def dies(worker: str, shard: Shard, attempt: str) -> Event | None:
+        if worker == "w0":
+            if not lost:
+                lost.append(shard.key)
+                bench.pool.say(WorkerGone("w0", "killed", False), ready("w2"))
+            return None
+        return done(worker, shard, attempt)
+
+    lost: list[str] = []
+    bench = Bench(12, ScriptedPool(dies))
+    assert bench.run() == "done"
+    assert bench.drive.tally.shards == 12
+    assert bench.drive.tally.workers_lost == 1
+    assert bench.drive.tally.requeued >= 1
+    assert any("w0" in note and "requeued" in note for note in bench.notes.said)
+
+
+def test_workers_that_cannot_start_end_the_run_with_their_own_error() -> None:
+    failed = StartFailed(LabelfleetError("libcuda is missing", hint="install the driver"))
+    bench = Bench(3, ScriptedPool(first=[failed] * 10))
+    error = bench.fails(WorkerStartFailed)
+    assert "5 workers in a row" in error.message
+    assert "libcuda is missing" in error.message
+    assert error.hint == "install the driver"
+    assert bench.pool.turns == 5
+
+
+def test_a_model_that_cannot_load_is_not_tried_again() -> None:
+    error = CheckpointError("cells.pth is corrupt")
+    bench = Bench(3, ScriptedPool(first=[StartFailed(error)] * 10))
+    assert bench.fails(CheckpointError) is error
+    assert bench.pool.turns == 1
+
+
+def test_one_gpu_that_cannot_start_does_not_stop_the_others() -> None:
+    failed = StartFailed(CheckpointError("out of memory"))
+    bench = Bench(3, ScriptedPool(first=[ready("w0"), *[failed] * 20]))
+    assert bench.run() == "done"
+    assert bench.drive.tally.shards == 3
+
+
+def test_workers_that_cannot_start_after_commits_end_the_run_as_well() -> None:
+    failed = StartFailed(WorkerStartFailed("the node has no disk left"))
+
+    def once(worker: str, shard: Shard, attempt: str) -> Event | None:
+        if shard.key == "000.tar":
+            return done(worker, shard, attempt)
+        if shard.key == "001.tar":
+            bench.pool.say(WorkerGone("w0", "killed", False), *[failed] * 10)
+        return None
+
+    bench = Bench(9, ScriptedPool(once, [ready("w0")]))
+    bench.fails(WorkerStartFailed)
+    assert bench.drive.tally.shards == 1
+
+
+# -- stopping
+
+
+def test_asked_once_it_finishes_what_is_in_flight() -> None:
+    bench = Bench(100, ScriptedPool())
+    bench.pool.each_turn = lambda turn: bench.stopper.request() if turn == 10 else None
+    assert bench.run() == "stopped"
+    assert bench.drive.tally.shards == len(bench.pool.submitted) < 100
+    assert sum("finishing" in note for note in bench.notes.said) == 1
+
+
+def test_asked_twice_it_stops_at_once() -> None:
+    bench = Bench(100, ScriptedPool(lambda *_: None))  # nothing ever finishes
+    bench.pool.each_turn = lambda turn: bench.stopper.request() if turn in (10, 20) else None
+    error = bench.fails(Interrupted)
+    assert error.exit_code == 130
+    assert error.hint
+    assert bench.pool.turns == 20
+
+
+def test_the_deadline_stops_it_like_a_first_request() -> None:
+    bench = Bench(100, ScriptedPool(), deadline_s=0.0)
+    assert bench.run() == "stopped"
+    assert bench.stopper.reason == "max_hours or max_cost reached"
+    assert bench.drive.tally.shards == len(bench.pool.submitted)
+
+
+def test_a_lost_lock_ends_it_before_anything_more_is_handed_out() -> None:
+    given_at_loss: list[int] = []
+
+    def guard() -> None:
+        if bench.pool.turns == 5:
+            given_at_loss.append(len(bench.pool.submitted))
+            raise RunLocked("the run's lock was lost")
+
+    bench = Bench(100, ScriptedPool(), guard=guard)
+    bench.fails(RunLocked)
+    assert given_at_loss == [len(bench.pool.submitted)]
