@@ -16,29 +16,21 @@ import supervision as sv
 from numpy.typing import NDArray
 from PIL import ImageFont
 
+from pipelines.image_bytes import fetch_images
+from pipelines.palette import PALETTE, color_of
 from pipelines.report_scan import SHOWN_SCORE, Pick
-from storage.errors import LabelfleetError, ObjectNotFound, StorageError
-from storage.listing import Listing
+from storage.errors import LabelfleetError, StorageError
 from storage.manifest import Manifest
 from storage.objects import ObjectStore
-from storage.records import AnnotationRow, Detections, Shard, StoredObject
-from storage.rows import printable_key
-from storage.shards import read_shard
+from storage.records import Detections
 from workers.images import decode
 
 LONGEST_PX = 640
 _SMALLEST_PX = 320  # smaller images are enlarged, or their labels would hide them
 _JPEG_QUALITY = 82
 _MAX_PIXELS = 200_000_000
-_FETCHERS = 8
 _DRAWERS = 4
 _SURE = 0.5  # boxes below it are drawn thinner
-
-# Distinct at a thin line's width on light and dark images alike, and for the colour-blind.
-PALETTE = (
-    "#e6194b", "#0a9396", "#f58231", "#4363d8", "#b5e61d", "#911eb4", "#42d4f4", "#f032e6",
-    "#ffe119", "#3cb44b", "#fabed4", "#9a6324",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +47,6 @@ class Tile:
     shown: int
     jpeg: str | None
     problem: str | None
-
-
-def color_of(category_id: int) -> str:
-    """The colour of a class, '#rrggbb'."""
-    return PALETTE[category_id % len(PALETTE)]
 
 
 def draw_tiles(manifest: Manifest, source: ObjectStore, picks: Sequence[Pick]) -> dict[str, Tile]:
@@ -81,77 +68,6 @@ def draw_tiles(manifest: Manifest, source: ObjectStore, picks: Sequence[Pick]) -
 
     with ThreadPoolExecutor(_DRAWERS) as pool:
         return {t.pick.row.image_id: t for t in pool.map(tile, picks)}
-
-
-def fetch_images(
-    manifest: Manifest, source: ObjectStore, rows: Sequence[AnnotationRow]
-) -> dict[str, bytes | LabelfleetError]:
-    """The bytes of labelled images by image_id, or why they cannot be had.
-
-    By ranged reads; a compressed tar, where offsets are of no use, is read once for all of its
-    images.
-    """
-    shards = _shards_of(manifest, {row.shard_id for row in rows})
-    compressed: dict[str, list[AnnotationRow]] = {}
-    for row in rows:
-        if row.offset is None:
-            compressed.setdefault(row.shard_id, []).append(row)
-    found: dict[str, bytes | LabelfleetError] = {}
-    with ThreadPoolExecutor(_FETCHERS) as pool:
-        ranged = [row for row in rows if row.offset is not None]
-        bodies = pool.map(lambda row: _fetch(source, shards[row.shard_id], row), ranged)
-        found.update(zip((row.image_id for row in ranged), bodies, strict=True))
-        of_shards = compressed.items()
-        for part in pool.map(
-            lambda one: _from_compressed(source, shards[one[0]], one[1]), of_shards
-        ):
-            found.update(part)
-    return found
-
-
-def _shards_of(manifest: Manifest, wanted: set[str]) -> dict[str, Shard]:
-    found: dict[str, Shard] = {}
-    for shard in Listing(manifest.store).all_shards():
-        if shard.shard_id in wanted:
-            found[shard.shard_id] = shard
-            if len(found) == len(wanted):
-                break
-    return found
-
-
-def _fetch(source: ObjectStore, shard: Shard, row: AnnotationRow) -> bytes | LabelfleetError:
-    try:
-        listed = _object_of(shard, row)
-        return source.get_range(listed.key, row.offset or 0, row.nbytes, if_match=listed.etag)
-    except LabelfleetError as exc:
-        return exc
-
-
-def _object_of(shard: Shard, row: AnnotationRow) -> StoredObject:
-    if shard.kind == "tar":
-        return shard.objects[0]
-    for listed in shard.objects:
-        if printable_key(listed.key) == row.image_id:
-            return listed
-    raise ObjectNotFound(f"{row.image_id!r} is not listed in shard {shard.shard_id}")
-
-
-def _from_compressed(
-    source: ObjectStore, shard: Shard, rows: Sequence[AnnotationRow]
-) -> dict[str, bytes | LabelfleetError]:
-    missing = StorageError(f"not found in {shard.key} again")
-    found: dict[str, bytes | LabelfleetError] = {row.image_id: missing for row in rows}
-    largest, left = max(row.nbytes for row in rows), len(rows)
-    try:
-        for one in read_shard(source, shard, max_image_bytes=largest):
-            if one.image_id in found and one.data is not None:
-                found[one.image_id] = one.data
-                left -= 1
-                if not left:
-                    break
-    except LabelfleetError as exc:
-        return {key: exc if value is missing else value for key, value in found.items()}
-    return found
 
 
 def draw(

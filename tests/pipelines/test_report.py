@@ -17,8 +17,9 @@ from synthetic_run import boxes, image_shard, list_shards, make_run, row, tar_sh
 
 from pipelines.evaluate import Evaluation
 from pipelines.evaluation import ClassResult
+from pipelines.image_bytes import fetch_images
 from pipelines.report import write_report
-from pipelines.report_gallery import draw, fetch_images
+from pipelines.report_gallery import draw
 from pipelines.report_pace import newest_pace
 from pipelines.report_scan import error_kind, scan
 from storage.errors import LabelfleetError
