@@ -42,6 +42,7 @@ def _parquet(raw: bytes) -> pa.Table:
 
 
 def _csv(raw: bytes) -> pa.Table:
+    raw = raw.removeprefix(b"\xef\xbb\xbf")  # the mark that spreadsheets put before UTF-8
     # Every column as text: a key such as 000123 is no number.
     header = raw.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
     names = [name.strip().strip('"') for name in header.split(",")]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from pipelines.drive import Tally, Watcher
 
@@ -36,7 +36,7 @@ class _Bar:
         )
 
     def note(self, text: str) -> None:
-        self._progress.console.print(f"[yellow]{escape(text)}[/]", highlight=False)
+        self._progress.console.print(Text(text, "yellow"))
 
 
 class _Lines:
@@ -50,10 +50,10 @@ class _Lines:
             self._last_s = now_s
             rate = tally.images / max(1e-6, now_s - self._began_s)
             done = tally.shards + tally.quarantined
-            self._console.print(f"{done}/{self._total} shards, {_said(tally, rate)}", markup=False)
+            self.note(f"{done}/{self._total} shards, {_said(tally, rate)}")
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(Text(text), soft_wrap=True)
 
 
 def _said(tally: Tally, rate: float) -> str:
@@ -71,11 +71,24 @@ def _said(tally: Tally, rate: float) -> str:
 
 
 @contextmanager
-def watching(total_shards: int) -> Iterator[Watcher]:
-    """A watcher on stderr: a bar where that is a terminal, else a line every ten seconds."""
-    console = Console(stderr=True)
-    if not sys.stderr.isatty():
-        yield _Lines(console, total_shards, time.monotonic)
+def watching(
+    total_shards: int,
+    *,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Watcher]:
+    """A watcher: a bar where the console is a terminal, else a line every ten seconds.
+
+    Args:
+        total_shards: of this invocation.
+        console: None: stderr.
+        clock: monotonic seconds, for the lines.
+    """
+    # Not rich's own test, which FORCE_COLOR overrides: a bar makes a mess of a log.
+    live = sys.stderr.isatty() if console is None else console.is_terminal
+    console = console or Console(stderr=True)
+    if not live:
+        yield _Lines(console, total_shards, clock)
         return
     progress = Progress(
         TextColumn("{task.description}"),
