@@ -79,7 +79,9 @@ def read_finished(output: Path, fingerprint: str) -> TrainSummary | None:
             f"{output} holds a finished training with another config or other annotations",
             hint="choose another output",
         )
-    return replace(summary, checkpoint=str(output / Path(summary.checkpoint).name))
+    checkpoint = output / Path(summary.checkpoint).name
+    # Without its file a summary is worth nothing; the output may have been moved with both.
+    return replace(summary, checkpoint=str(checkpoint)) if checkpoint.exists() else None
 
 
 def render(summary: TrainSummary) -> RenderableType:
