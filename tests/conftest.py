@@ -37,6 +37,26 @@ def models_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def nano_checkpoint() -> Path:
+    """The project's own small YOLO-NAS, which describes itself: a config needs only its path."""
+    return ROOT / "pipelines/assets/digits_nano.safetensors"
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[str]:
+    """One real Ray on this machine for all tests that need it; gives its address for --address.
+
+    Seconds to start; this process is connected to it from then on.
+    """
+    import ray  # heavy, and most tests need none
+
+    from pipelines.cluster import ray_cluster
+
+    with ray_cluster("local"):
+        yield ray.get_runtime_context().gcs_address
+
+
+@pytest.fixture(scope="session")
 def s3_credentials() -> Iterator[None]:
     """This process's boto3 sees the test servers' credentials and nothing of the machine's."""
     with pytest.MonkeyPatch.context() as patch:
