@@ -26,7 +26,7 @@ from storage.ledger import LedgerEntry, LedgerWriter, new_invocation
 from storage.listing import Listing
 from storage.lock import run_lock
 from storage.manifest import Manifest
-from storage.objects import normalise_url
+from storage.objects import normalise_url, open_store
 from storage.records import Shard
 from workers.pool import LabelPool, PoolSize
 from workers.spec import LabellerOptions, WorkerSpec
@@ -89,10 +89,11 @@ def label_run(
     check_places(config)
     next(listed_objects(config))  # a missing source shows before Ray takes seconds to start
     with ExitStack() as stack:
+        output = open_store(config.output, config.storage.options())
+        lock = stack.enter_context(run_lock(output, f"labelfleet run {config.name}"))
         stack.enter_context(ray_cluster(address))
         nodes = cluster_nodes()
         run = open_run(config, cuda=wants_gpu(config.workers, nodes))
-        lock = stack.enter_context(run_lock(run.manifest.store, f"labelfleet run {config.name}"))
         work = find_work(run, config, limit)
         tally: Tally = Tally()
         outcome: Outcome = "done"
@@ -180,7 +181,9 @@ def drive(
     ledger = LedgerWriter(run.manifest.store, invocation)
     rules = DispatchRules(attempts=config.attempts, depth=config.workers.depth)
     dispatcher = Dispatcher(work.shards, rules, last_chance=work.last_chance)
-    ledger.write(_event("start", {"workers": sizing.count, "shards": work.total}))
+    workers = min(sizing.count, work.total)
+    note = {"workers": workers, "gpus": workers * sizing.gpus, "shards": work.total}
+    ledger.write(_event("start", note))
     ended = "failed"
     with stopping_on_signals() as stopper, watching(work.total) as watcher:
         loop = Drive(

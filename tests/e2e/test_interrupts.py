@@ -49,12 +49,16 @@ def test_ctrl_c_lets_shards_in_flight_finish_and_the_next_run_continues(
 
 
 def test_ctrl_c_twice_stops_at_once(pages: Path, tmp_path: Path) -> None:
-    job = Job(tmp_path, str(pages), str(tmp_path / "run"))
+    # Everything is in flight at once, so that there is much left to finish.
+    job = Job(tmp_path, str(pages), str(tmp_path / "run"), fields={"workers": {"depth": 12}})
     with job.started() as driver:
+        assert driver.stderr is not None
         wait_until(lambda: commits(job) >= 1)
         driver.send_signal(signal.SIGINT)
+        said = iter(driver.stderr.readline, "")
+        heard = next(line for line in said if "Ctrl-C again stops at once" in line)
         driver.send_signal(signal.SIGINT)
-        _, err = driver.communicate(timeout=100)
+        err = heard + "".join(said)
     assert driver.returncode == 130, err
     assert "Traceback" not in err
     assert "run the same command to continue" in err
@@ -64,10 +68,14 @@ def test_a_second_driver_is_told_who_holds_the_run(pages: Path, tmp_path: Path) 
     job = Job(tmp_path, str(pages), str(tmp_path / "run"))
     with job.started() as first:
         wait_until(lambda: commits(job) >= 1)
+        first.send_signal(signal.SIGSTOP)  # it still holds the run, and will not end meanwhile
         code, said, _ = job.run()
         assert code == 75
         assert f"pid {first.pid}" in said["error"]
-        assert first.poll() is None, "the first ended too soon to show anything"
+        first.send_signal(signal.SIGCONT)
+        _, err = first.communicate(timeout=200)
+    assert first.returncode == 0, err
+    assert len(job.rows()) == PAGES
 
 
 @pytest.fixture
