@@ -193,6 +193,7 @@ class Drive:
             case WorkerReady():
                 self._start_failures = 0
                 self._dispatcher.worker_joined(event.worker)
+                self._write("ready", note={"worker": event.worker, "alive": self._pool.alive})
             case ShardDone():
                 self._shard_done(event)
             case ShardError():

@@ -12,7 +12,7 @@ from pipelines import coco
 from pipelines.config import RunConfig
 from pipelines.keys import read_keys
 from storage.annotations import RunIdentity
-from storage.errors import ConfigError, ObjectNotFound, SourceEmpty
+from storage.errors import ConfigError, ObjectNotFound, SourceEmpty, StorageError
 from storage.identity import config_hash
 from storage.listing import Listing, ListingChange
 from storage.manifest import RUN_KEY, Manifest, RunRecord
@@ -36,7 +36,13 @@ class OpenRun:
 
 
 def check_places(config: RunConfig) -> None:
-    """Refuse an output inside the source or around it. Raises ConfigError."""
+    """Refuse an output inside the source or around it, or in memory. Raises ConfigError."""
+    for url in (config.source.url, config.output):
+        if normalise_url(url).startswith("memory:"):
+            raise ConfigError(
+                f"{url} lies in the memory of one process, where no worker finds it",
+                hint="use a folder, file:// or s3://",
+            )
     if overlaps(config.source.url, config.output):
         raise ConfigError(
             f"output {config.output} and source {config.source.url} overlap",
@@ -104,9 +110,17 @@ def open_run(config: RunConfig, *, cuda: bool) -> OpenRun:
     existing = _existing(output)
     model = resolve_model(_request(config, existing), options, device=_device(existing, cuda))
     if existing is None:
-        check_output(output)
+        _check_output(output)
     manifest = Manifest.create_or_continue(output, _record(config, model))
     return OpenRun(manifest, open_store(config.source.url, options), model)
+
+
+def _check_output(output: ObjectStore) -> None:
+    try:
+        check_output(output)
+    except StorageError as exc:
+        hint = exc.hint or "check `output`, and who may write there"
+        raise type(exc)(f"the output cannot be used: {exc.message}", hint=hint) from exc
 
 
 def refresh_listing(run: OpenRun, config: RunConfig) -> tuple[Listing, ListingChange]:
@@ -140,7 +154,7 @@ def model_request(config: RunConfig) -> ModelRequest:
     part = config.model
     size = part.image_size
     return ModelRequest(
-        checkpoint=part.checkpoint,
+        checkpoint=normalise_url(part.checkpoint),  # a worker may run in another folder
         name=part.name,
         arch=part.arch,
         sha256=part.sha256,

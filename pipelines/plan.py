@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from statistics import mean
+import random
+from collections.abc import Iterator, Set
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -13,10 +13,10 @@ from rich.text import Text
 
 from pipelines.config import RunConfig
 from pipelines.open_run import check_places, group_shards, listed_objects
-from storage.errors import ConfigError, SourceTruncated
+from storage.errors import ObjectNotFound, SourceTruncated
 from storage.ledger import invocations, read_ledger
 from storage.listing import Listing
-from storage.manifest import Manifest
+from storage.manifest import RUN_KEY, Manifest, RunRecord
 from storage.objects import open_store
 from storage.records import Shard
 from storage.shards import SupportsShards, read_shard
@@ -31,8 +31,10 @@ class Plan:
     Attributes:
         shards, images, gib: of the source as it is listed now.
         images_exact: False when the images in tars were estimated from a sample.
-        images_per_s: of this run's own invocations, a worker; None before the first.
-        hours_left, cost_left: None where there is no measured rate, or no price.
+        images_per_s: of this run's newest invocation that labelled anything, all its
+            ``measured_workers`` together; None before the first.
+        hours_left, cost_left: at that pace, on as many GPUs; None where there is no measured
+            pace, no price, or no GPU.
     """
 
     shards: int
@@ -43,6 +45,7 @@ class Plan:
     images_left: int
     gib_left: float
     images_per_s: float | None
+    measured_workers: int | None
     hours_left: float | None
     cost_left: float | None
     output: str
@@ -51,6 +54,13 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """For machines."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    images_per_s: float
+    workers: int
+    gpus: float
 
 
 @dataclass(slots=True)
@@ -71,6 +81,35 @@ class _Count:
             self.loose += len(shard.objects)
 
 
+class _Sample:
+    """Some tars, drawn evenly from all (reservoir sampling), and the images counted in them."""
+
+    def __init__(self) -> None:
+        self.tars: list[Shard] = []
+        self._images: list[int] = []
+        self._offered = 0
+        self._random = random.Random(0)  # the same plan twice
+
+    def offer(self, tar: Shard) -> None:
+        self._offered += 1
+        if len(self.tars) < _SAMPLED_TARS:
+            self.tars.append(tar)
+        elif (place := self._random.randrange(self._offered)) < _SAMPLED_TARS:
+            self.tars[place] = tar
+
+    def count(self, source: SupportsShards, max_image_bytes: int) -> None:
+        self._images = [_count_images(source, tar, max_image_bytes) for tar in self.tars]
+
+    def estimate(self, tar_nbytes: int, *, without: Set[str] = frozenset()) -> int:
+        """Images in tars of so many bytes: exact in the sampled ones, at their density beyond."""
+        nbytes = sum(tar.nbytes for tar in self.tars)
+        per_byte = sum(self._images) / nbytes if nbytes else 0.0
+        counted = [(t, n) for t, n in zip(self.tars, self._images, strict=True)
+                   if t.shard_id not in without]  # fmt: skip
+        beyond = tar_nbytes - sum(tar.nbytes for tar, _ in counted)
+        return sum(n for _, n in counted) + round(beyond * per_byte)
+
+
 def plan_run(config: RunConfig) -> Plan:
     """Estimate a run.
 
@@ -81,39 +120,45 @@ def plan_run(config: RunConfig) -> Plan:
     options = config.storage.options()
     manifest = _existing(config)
     committed = manifest.committed() if manifest else set()
-    everything, left, tars = _Count(), _Count(), list[Shard]()
+    everything, left, sample = _Count(), _Count(), _Sample()
     for shard in _shards(config, manifest):
         everything.add(shard)
         if shard.shard_id not in committed:
             left.add(shard)
-        if shard.kind == "tar" and len(tars) < _SAMPLED_TARS:
-            tars.append(shard)
-    source = open_store(config.source.url, options)
-    per_byte = _images_per_tar_byte(source, tars, config.max_image_bytes)
-    images_left = left.loose + round(left.tar_nbytes * per_byte)
-    rate = _measured_rate(manifest) if manifest else None
-    hours = images_left / rate / 3600 if rate else None
-    price = config.price_per_gpu_hour
+        if shard.kind == "tar":
+            sample.offer(shard)
+    sample.count(open_store(config.source.url, options), config.max_image_bytes)
+    images_left = left.loose + sample.estimate(left.tar_nbytes, without=committed)
+    pace = _measured_pace(manifest) if manifest else None
+    hours = images_left / pace.images_per_s / 3600 if pace else None
     return Plan(
         shards=everything.shards,
-        images=everything.loose + round(everything.tar_nbytes * per_byte),
+        images=everything.loose + sample.estimate(everything.tar_nbytes),
         gib=everything.nbytes / 2**30,
-        images_exact=everything.tars <= len(tars),
+        images_exact=everything.tars <= len(sample.tars),
         shards_left=left.shards,
         images_left=images_left,
         gib_left=left.nbytes / 2**30,
-        images_per_s=rate,
+        images_per_s=pace.images_per_s if pace else None,
+        measured_workers=pace.workers if pace else None,
         hours_left=hours,
-        cost_left=hours * price if hours is not None and price is not None else None,
+        cost_left=_cost(hours, pace, config.price_per_gpu_hour),
         output=open_store(config.output, options).url,
         output_exists=manifest is not None,
     )
 
 
+def _cost(hours: float | None, pace: _Pace | None, price: float | None) -> float | None:
+    if hours is None or pace is None or price is None or not pace.gpus:
+        return None
+    return hours * pace.gpus * price
+
+
 def _existing(config: RunConfig) -> Manifest | None:
+    store = open_store(config.output, config.storage.options())
     try:
-        return Manifest.open(config.output, config.storage.options())
-    except ConfigError:
+        return Manifest(store, RunRecord.from_json(store.get(RUN_KEY)))
+    except ObjectNotFound:
         return None  # not created yet
 
 
@@ -123,18 +168,13 @@ def _shards(config: RunConfig, manifest: Manifest | None) -> Iterator[Shard]:
     if manifest is None:
         yield from group_shards(listed, config.source.shard_size)
         return
-    listing = Listing(manifest.store)
-    known = {(o.key, o.nbytes, o.etag) for shard in listing.live_shards() for o in shard.objects}
-    yield from listing.live_shards()
-    fresh = (o for o in listed if (o.key, o.nbytes, o.etag) not in known)
-    yield from group_shards(fresh, config.source.shard_size)
-
-
-def _images_per_tar_byte(source: SupportsShards, tars: list[Shard], max_image_bytes: int) -> float:
-    densities = [
-        _count_images(source, tar, max_image_bytes) / tar.nbytes for tar in tars if tar.nbytes
-    ]
-    return mean(densities) if densities else 0.0
+    fresh = {(o.key, o.nbytes, o.etag): o for o in listed}
+    for shard in Listing(manifest.store).live_shards():
+        # What has changed or gone since is not labelled any more.
+        there = (fresh.pop((o.key, o.nbytes, o.etag), None) for o in shard.objects)
+        if kept := tuple(o for o in there if o is not None):
+            yield replace(shard, objects=kept)
+    yield from group_shards(fresh.values(), config.source.shard_size)
 
 
 def _count_images(source: SupportsShards, tar: Shard, max_image_bytes: int) -> int:
@@ -147,13 +187,18 @@ def _count_images(source: SupportsShards, tar: Shard, max_image_bytes: int) -> i
     return images
 
 
-def _measured_rate(manifest: Manifest) -> float | None:
-    """Images a second of the newest invocation that labelled anything, start-up left out."""
+def _measured_pace(manifest: Manifest) -> _Pace | None:
+    """Of the newest invocation that labelled anything, from its first ready worker on."""
     for invocation in reversed(invocations(manifest.store)):
-        shards = [e for e in read_ledger(manifest.store, invocation) if e.event == "shard"]
-        if len(shards) > 1 and shards[-1].at > shards[0].at:
-            images = sum(sum(e.counts.values()) for e in shards[1:])
-            return images / (shards[-1].at - shards[0].at)
+        entries = list(read_ledger(manifest.store, invocation))
+        start = next((e for e in entries if e.event == "start"), None)
+        ready = next((e for e in entries if e.event == "ready"), None)
+        shards = [e for e in entries if e.event == "shard"]
+        if start and ready and shards and shards[-1].at > ready.at:
+            images = sum(sum(e.counts.values()) for e in shards)
+            note = start.note
+            rate = images / (shards[-1].at - ready.at)
+            return _Pace(rate, int(note.get("workers", 1)), float(note.get("gpus", 0)))
     return None
 
 
@@ -171,6 +216,9 @@ def render(plan: Plan) -> RenderableType:
     remarks = [f"output: {plan.output} ({'exists' if plan.output_exists else 'new'})"]
     if plan.hours_left is None:
         remarks.append("hours: unknown until this run was measured; try `run --limit 2`, then plan")
-    elif plan.cost_left is None:
-        remarks.append("cost: set price_per_gpu_hour")
+    else:
+        remarks.append(
+            f"at {plan.images_per_s:.1f} images/s, as measured with {plan.measured_workers} "
+            "workers; more of them take less time"
+        )
     return Group(table, *(Text(remark) for remark in remarks))

@@ -23,7 +23,7 @@ class LedgerEntry:
     """One line.
 
     Attributes:
-        event: start, shard, beat, end.
+        event: start, ready (a worker takes shards), shard, beat, end.
         at: seconds since the epoch, on the driver's clock.
         shard_id: for ``shard``.
         counts: rows per status, for ``shard``.
