@@ -12,7 +12,7 @@ ifneq ($(PIP_CERT),)
 export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
-.PHONY: help setup demo check lint test chromium clean
+.PHONY: help setup demo check lint test chromium label-studio clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -30,6 +30,13 @@ $(READY): pyproject.toml
 demo: $(READY)  ## label 300 pages of handwritten digits on this machine, and look at the report
 	$(BIN)/labelfleet demo runs/demo
 
+label-studio: .venv-label-studio/.ready  ## Label Studio (1 GB) in an environment of its own, for review
+
+.venv-label-studio/.ready: $(READY)
+	test -x .venv-label-studio/bin/python || $(PYTHON) -m venv .venv-label-studio
+	$(BIN)/uv pip install --quiet --python .venv-label-studio/bin/python label-studio==1.23.2
+	touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,7 +46,7 @@ lint: $(READY)
 check: lint  ## ruff, mypy --strict, import-linter and the fast tests: under two minutes
 	$(BIN)/pytest -q -m "not slow"
 
-test: lint chromium  ## everything: real Ray, S3 servers and browser; under 20 minutes on 2 cores
+test: lint chromium label-studio  ## everything: real Ray, S3 servers and browser; under 20 minutes on 2 cores
 	$(BIN)/pytest -q
 
 chromium:  ## Debian's Chromium for the browser tests, if it can be had
@@ -48,4 +55,4 @@ chromium:  ## Debian's Chromium for the browser tests, if it can be had
 		|| echo "no chromium here and no way to install it: the browser tests will skip"
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-label-studio runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

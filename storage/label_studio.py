@@ -8,11 +8,12 @@ change meanwhile shift nothing.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Protocol
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
 
 from storage.errors import ReviewError
 from storage.label_studio_errors import OutcomeUnknown, ReviewDenied, ReviewRefused
@@ -20,18 +21,22 @@ from storage.label_studio_http import LabelStudioHttp
 
 KEY = "labelfleet_key"  # the field of a task's data by which it is known
 TITLE_LENGTH = 50
+StorageKind = Literal["s3", "localfiles"]
 _PAGE = 500
 _KEYS_A_LOOKUP = 50  # they travel in the URL, and proxies take 8 KB of it
-_PROJECT_FIELDS = "id,title,label_config,model_version,task_number,finished_task_number"
+_PROJECT_FIELDS = "id,title,parsed_label_config,model_version,task_number,finished_task_number"
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A project; ``tasks`` in all, ``finished`` of them with as many answers as it wants."""
+    """A project; ``tasks`` in all, ``finished`` of them with as many answers as it wants.
+
+    ``controls``: its labelling interface as the server parsed it, by control name.
+    """
 
     project_id: int
     title: str
-    label_config: str
+    controls: dict[str, Any]
     model_version: str
     tasks: int
     finished: int
@@ -39,19 +44,22 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class TaskRef:
-    """A task as its twins are told apart: ``touched`` once somebody answered, skipped or began."""
+    """A task as its twins are told apart; ``touched`` once somebody answered, skipped or began."""
 
     task_id: int
     key: str
     touched: bool
 
 
-class ListsTasks(Protocol):
-    """What looking keys up needs."""
+class SupportsTasks(Protocol):
+    """What creating tasks once needs; see ``LabelStudio``."""
 
     def task_refs(
         self, project_id: int, keys: Sequence[str] | None = None
     ) -> Iterator[TaskRef]: ...
+    def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> None: ...
+    def is_touched(self, task_id: int) -> bool: ...
+    def delete_task(self, task_id: int) -> None: ...
 
 
 class LabelStudio:
@@ -145,6 +153,12 @@ class LabelStudio:
                 if isinstance(key, str):
                     yield TaskRef(task["id"], key, _touched(task))
 
+    def predicted_by(self, project_id: int, model_version: str) -> set[int]:
+        """Ids of the tasks that have a prediction of this version."""
+        # A list: of a text the server would look for every letter by itself.
+        asked = _filter("predictions_model_versions", "contains", [model_version])
+        return {task["id"] for task in self.tasks(project_id, [asked], include="id")}
+
     def tasks(
         self,
         project_id: int,
@@ -178,6 +192,29 @@ class LabelStudio:
                 return
             last = found[-1]["id"]
 
+    def storages(self, project_id: int, kind: StorageKind) -> list[dict[str, Any]]:
+        """A project's source storages of one kind."""
+        found: list[dict[str, Any]] = self.http.get(
+            f"/api/storages/{kind}", {"project": project_id}
+        )
+        return found
+
+    def add_storage(self, project_id: int, kind: StorageKind, **fields: Any) -> None:
+        """Connect a source storage; nothing is synchronised.
+
+        Raises:
+            ReviewRefused: the server cannot reach it, or may not; its own words say which.
+        """
+        body = {"project": project_id, **fields}
+        self.http.send("POST", f"/api/storages/{kind}", body, repeatable=False)
+
+    def image_bytes(self, project_id: int, url: str) -> bytes:
+        """An image as a task of the project that names this URL would show it."""
+        if url.startswith("/"):
+            return self.http.get_bytes(url)
+        named = base64.urlsafe_b64encode(url.encode()).decode()
+        return self.http.get_bytes(f"/projects/{project_id}/resolve/", {"fileuri": named})
+
     def is_touched(self, task_id: int) -> bool:
         """Whether somebody answered, skipped or began a task, as of now; True if it is gone."""
         try:
@@ -198,7 +235,8 @@ class LabelStudio:
 
 def changed_since(when: datetime) -> dict[str, Any]:
     """A filter: tasks that were answered, edited or otherwise touched at this time or later."""
-    return _filter("updated_at", "greater_or_equal", when.isoformat(), kind="Datetime")
+    text = when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")  # anything else is a 500
+    return _filter("updated_at", "greater_or_equal", text, kind="Datetime")
 
 
 def with_keys(keys: Sequence[str]) -> dict[str, Any]:
@@ -223,7 +261,7 @@ def _project(fields: Mapping[str, Any]) -> Project:
     return Project(
         project_id=int(fields["id"]),
         title=str(fields["title"]),
-        label_config=str(fields.get("label_config") or ""),
+        controls=dict(fields.get("parsed_label_config") or {}),
         model_version=str(fields.get("model_version") or ""),
         tasks=int(fields.get("task_number") or 0),
         finished=int(fields.get("finished_task_number") or 0),

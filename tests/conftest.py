@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from label_studio_server import PROGRAM, LabelStudioServer, label_studio_server
 from servers import S3Server, credentials_env, moto_server, weed_server
 
 # A busy machine is no failure: no test judges how long an example took.
@@ -78,4 +79,13 @@ def moto_s3(s3_credentials: None) -> Iterator[S3Server]:
 def weed_s3(s3_credentials: None) -> Iterator[S3Server]:
     """SeaweedFS: a real object store with credentials; seconds to start."""
     with weed_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def label_studio() -> Iterator[LabelStudioServer]:
+    """A real Label Studio; half a minute to start."""
+    if not PROGRAM.exists():
+        pytest.skip("needs Label Studio in its own environment: make label-studio")
+    with label_studio_server() as server:
         yield server

@@ -170,7 +170,7 @@ def _process(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byt
             stderr=sink,
             stdin=subprocess.DEVNULL,
             env={**os.environ, **credentials_env()},
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
     try:
         yield process
@@ -180,7 +180,7 @@ def _process(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byt
         process.wait()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Linux: a server must not outlive tests that were killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
