@@ -124,7 +124,9 @@ class ModelConfig(Part):
     score_floor: Share = Field(
         0.05, description="Boxes below it are not written; policies come after."
     )
-    nms_iou: Share = Field(0.7, description="IoU above which NMS drops the lower box.")
+    nms_iou: Share | None = Field(
+        None, description="IoU above which NMS drops the lower box; none: the checkpoint's, or 0.7."
+    )
     max_detections: int = Field(300, ge=1, le=10_000, description="Boxes an image, at most.")
 
     @field_validator("image_size")
