@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from pipelines.cluster import cluster_nodes, ray_cluster
+from pipelines.cluster import check_shared_folders, cluster_nodes, ray_cluster
 from pipelines.config import RunConfig
 from pipelines.dispatch import Dispatcher, DispatchRules
 from pipelines.drive import Drive, Outcome, Tally
@@ -92,6 +92,7 @@ def label_run(
         output = open_store(config.output, config.storage.options())
         lock = stack.enter_context(run_lock(output, f"labelfleet run {config.name}"))
         stack.enter_context(ray_cluster(address))
+        check_shared_folders(normalise_url(config.source.url), output.url)
         nodes = cluster_nodes()
         run = open_run(config, cuda=wants_gpu(config.workers, nodes))
         work = find_work(run, config, limit)

@@ -78,3 +78,34 @@ def test_a_cluster_that_is_not_there_is_one_line() -> None:
         ray_cluster("127.0.0.1:1"),
     ):
         pass
+
+
+TWO_NODES = """
+import sys
+import ray
+from ray.cluster_utils import Cluster
+from pipelines.cluster import _nodes_without, check_shared_folders
+cluster = Cluster(
+    initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+)
+cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+nodes = [node for node in ray.nodes() if node["Alive"]]
+assert len(nodes) == 2
+check_shared_folders("s3://bucket/source", f"file://{sys.argv[1]}")
+check_shared_folders(f"file://{sys.argv[1]}", "s3://bucket/output")
+print(len(_nodes_without(sys.argv[1] + "/not-there", nodes)), "cannot see it")
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_folder_is_refused_where_a_node_does_not_see_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_NODES, str(tmp_path)],
+        capture_output=True, text=True, check=False, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1 cannot see it" in done.stdout  # both nodes have this machine's address
+    assert list(tmp_path.iterdir()) == []
