@@ -13,7 +13,7 @@ _STATUSES = ("ok", "undecodable", "too_large", "unsupported", "missing")
 
 def render(summary: RunSummary) -> RenderableType:
     """The final table, and below it what needs a person's eye."""
-    table = Table(show_header=False, title=f"{summary.output}", title_justify="left")
+    table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_row("images", f"{summary.images:,}")
@@ -29,7 +29,7 @@ def render(summary: RunSummary) -> RenderableType:
         table.add_row("shards quarantined", f"{summary.quarantined:,}", style="red")
     table.add_row("this time", f"{summary.new_images:,} images in {summary.seconds:.1f} s")
     table.add_row("", f"{summary.images_per_s:.1f} images/s")
-    return Group(table, *_remarks(summary))
+    return Group(Text(summary.output, "bold"), table, *_remarks(summary))
 
 
 def _remarks(summary: RunSummary) -> list[Text]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,9 +39,11 @@ def models_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def nano_checkpoint() -> Path:
-    """The project's own small YOLO-NAS, which describes itself: a config needs only its path."""
-    return ROOT / "pipelines/assets/digits_nano.safetensors"
+def nano_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project's own small YOLO-NAS, which describes itself: a config needs only
+    its path. (A copy, since a run refuses to go on when the weights change under it.)"""
+    original = ROOT / "pipelines/assets/digits_nano.safetensors"
+    return Path(shutil.copy(original, tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +56,10 @@ def local_ray() -> Iterator[str]:
 
     from pipelines.cluster import ray_cluster
 
-    with ray_cluster("local"):
+    before = set(os.environ)
+    with ray_cluster("local"), pytest.MonkeyPatch.context() as patch:
+        for name in set(os.environ) - before:  # what is for its processes, not for other Rays
+            patch.delenv(name)
         yield ray.get_runtime_context().gcs_address
 
 
