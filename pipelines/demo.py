@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,8 @@ class DemoSummary:
     Attributes:
         run: the labelling run's summary.
         map_, map50, map75: on all readable pages; ``plain_map50`` and ``hard_map50`` apart.
-        config, pages, shards, truth, report: where things are.
-        seconds: of everything.
+        config, pages, source, truth, output, report: where things are.
+        total_seconds: of everything, not of the labelling alone.
     """
 
     run: RunSummary
@@ -51,14 +50,16 @@ class DemoSummary:
     hard_map50: float | None
     config: str
     pages: str
-    shards: str
+    source: str
     truth: str
+    output: str
     report: str
-    seconds: float
+    total_seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """For machines: the run's fields, with the demo's own beside them."""
-        return {**self.run.to_json(), **{k: v for k, v in asdict(self).items() if k != "run"}}
+        own = {k.rstrip("_"): v for k, v in asdict(self).items() if k != "run"}
+        return {**own, **self.run.to_json()}
 
 
 def run_demo(dest: Path, *, images: int = IMAGES) -> DemoSummary:
@@ -78,13 +79,13 @@ def run_demo(dest: Path, *, images: int = IMAGES) -> DemoSummary:
     _say("comparing with the ground truth, and writing the report")
     whole = evaluate_run(manifest, pages.truth)
     parts = [evaluate_run(manifest, truth) for truth in (pages.truth_plain, pages.truth_hard)]
-    report = write_report(manifest, evaluation=whole)
-    return _summary(dest, pages, run, whole, parts, report, time.monotonic() - began_s)
+    write_report(manifest, evaluation=whole)
+    return _summary(dest, pages, run, whole, parts, time.monotonic() - began_s)
 
 
 def checkpoint_path() -> Path:
     """The compact YOLO-NAS that ships with labelfleet; see MODEL_CARD.md beside it."""
-    return Path(str(files("pipelines") / "assets" / CHECKPOINT))
+    return Path(__file__).resolve().parent / "assets" / CHECKPOINT
 
 
 def _pages(folder: Path, images: int) -> Pages:
@@ -110,7 +111,6 @@ def _summary(
     run: RunSummary,
     whole: Evaluation,
     parts: list[Evaluation],
-    report: str,
     seconds: float,
 ) -> DemoSummary:
     plain, hard = parts
@@ -123,10 +123,11 @@ def _summary(
         hard_map50=hard.map50,
         config=str(dest / "demo.yaml"),
         pages=str(pages.images),
-        shards=str(dest / "shards"),
+        source=str(dest / "shards"),
         truth=str(pages.truth),
-        report=report,
-        seconds=round(seconds, 1),
+        output=str(dest / "run"),
+        report=str(dest / "run" / "report" / "index.html"),
+        total_seconds=round(seconds, 1),
     )
 
 
@@ -141,9 +142,9 @@ def render(summary: DemoSummary) -> RenderableType:
     quality.add_row("plain", "", _figure(summary.plain_map50))
     quality.add_row("hard, unlike the training", "", _figure(summary.hard_map50))
     places = Table(show_header=False, box=None)
-    for name in ("report", "config", "pages", "truth", "shards"):
+    for name in ("report", "config", "pages", "truth", "source"):
         places.add_row(name, Text(getattr(summary, name), overflow="fold"))
-    places.add_row("annotations", Text(f"{summary.run.output}/annotations/*.parquet"))
+    places.add_row("annotations", Text(f"{summary.output}/annotations/*.parquet"))
     return Group(render_run(summary.run), Text(), quality, Text(), places, Text(), _next(summary))
 
 
@@ -153,13 +154,12 @@ def _figure(value: float | None) -> str:
 
 def _next(summary: DemoSummary) -> Text:
     lines = (
-        f"Done in {summary.seconds:.0f} s. What to try next:",
+        f"Done in {summary.total_seconds:.0f} s. What to try next:",
         "  open the report above in a browser",
         f"  labelfleet run {summary.config}        # again: nothing is left to do",
-        f"  labelfleet status {summary.run.output}",
-        f"  labelfleet evaluate {summary.run.output} --truth {summary.truth}",
+        f"  labelfleet status {summary.output}",
+        f"  labelfleet evaluate {summary.output} --truth {summary.truth}",
         "  copy the config, point source.url at a folder of your own images and",
         "  model.checkpoint at your own YOLO-NAS weights",
     )
-    # A command that a narrow terminal breaks cannot be copied.
-    return Text("\n".join(lines), no_wrap=True, overflow="ignore")
+    return Text("\n".join(lines))

@@ -36,8 +36,10 @@ def test_it_labels_its_own_pages_and_then_has_nothing_left_to_do(tmp_path: Path)
     assert asdict(second).keys() == asdict(first).keys()
 
     shown = io.StringIO()
-    Console(file=shown, width=60).print(render(second))
-    command = f"  labelfleet evaluate {second.run.output} --truth {second.truth}\n"
-    assert command in shown.getvalue(), "in one line, to be copied"
+    Console(file=shown, width=300).print(render(second))
+    for place in (second.config, second.output, second.truth, second.report):
+        assert Path(place).exists()
+        assert place in shown.getvalue()
     assert second.to_json()["images"] == 60
+    assert second.to_json()["shards"] == 2
     assert second.to_json()["map50"] == second.map50
