@@ -12,7 +12,7 @@ ifneq ($(PIP_CERT),)
 export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
-.PHONY: help setup demo check lint test chromium label-studio clean
+.PHONY: help setup demo check lint test chromium label-studio chaos-review clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -35,6 +35,7 @@ label-studio: .venv-label-studio/.ready  ## Label Studio (1 GB) in an environmen
 .venv-label-studio/.ready: $(READY)
 	test -x .venv-label-studio/bin/python || $(PYTHON) -m venv .venv-label-studio
 	$(BIN)/uv pip install --quiet --python .venv-label-studio/bin/python label-studio==1.23.2
+	rm -f .venv-label-studio/migrated.sqlite3
 	touch $@
 
 lint: $(READY)
@@ -53,6 +54,9 @@ chromium:  ## Debian's Chromium for the browser tests, if it can be had
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 		&& apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
 		|| echo "no chromium here and no way to install it: the browser tests will skip"
+
+chaos-review: $(READY) label-studio  ## 200 seeded schedules of faults between us and Label Studio (half an hour)
+	LABELFLEET_CHAOS=200 $(BIN)/pytest -q tests/e2e/test_review_faults.py
 
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) .venv-label-studio runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

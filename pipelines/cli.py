@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pipelines.cli_common import Endpoint, Json, RunUrl, open_manifest, show, storage_options
+from pipelines.cli_review import register
 from storage.errors import Interrupted, LabelfleetError
 
 
@@ -37,16 +39,10 @@ app = typer.Typer(
     epilog="Add [bold]--debug[/] to any command for the traceback behind an error.",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run config: YAML, any URL.")]
-RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="A run's output URL.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field: model.score_floor=0.1"),
-]
-Endpoint = Annotated[
-    str | None,
-    typer.Option("--endpoint-url", help="S3-compatible server; default: AWS_ENDPOINT_URL or AWS."),
 ]
 
 
@@ -68,7 +64,7 @@ def run(
     from pipelines.label_view import render
 
     summary = label_run(load_config(config, tuple(set_ or ())), address=address, limit=limit)
-    _show(render(summary), summary.to_json(), json_)
+    show(render(summary), summary.to_json(), json_)
     raise typer.Exit(summary.exit_code)
 
 
@@ -79,7 +75,7 @@ def plan(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
     from pipelines.plan import plan_run, render
 
     planned = plan_run(load_config(config, tuple(set_ or ())))
-    _show(render(planned), planned.to_json(), json_)
+    show(render(planned), planned.to_json(), json_)
 
 
 @app.command(epilog="Example: labelfleet status s3://plates/labels/blood-cells")
@@ -87,8 +83,8 @@ def status(run: RunUrl, endpoint_url: Endpoint = None, json_: Json = False) -> N
     """Show how far a run is, in flight or ended, from any machine that reaches its output."""
     from pipelines.status import render, run_status
 
-    found = run_status(_open(run, endpoint_url))
-    _show(render(found), found.to_json(), json_)
+    found = run_status(open_manifest(run, endpoint_url))
+    show(render(found), found.to_json(), json_)
 
 
 @app.command(epilog="Example: labelfleet evaluate runs/cells --truth instances.json")
@@ -105,12 +101,12 @@ def evaluate(
     from pipelines.evaluate import evaluate_run, render
 
     result = evaluate_run(
-        _open(run, endpoint_url),
+        open_manifest(run, endpoint_url),
         truth,
-        options=_options(endpoint_url),
+        options=storage_options(endpoint_url),
         allow_missing=allow_missing,
     )
-    _show(render(result), result.to_json(), json_)
+    show(render(result), result.to_json(), json_)
 
 
 @app.command(epilog="Example: labelfleet report runs/cells --truth instances.json")
@@ -126,10 +122,10 @@ def report(
     from pipelines.evaluate import evaluate_run
     from pipelines.report import write_report
 
-    manifest, options = _open(run, endpoint_url), _options(endpoint_url)
+    manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)
     measured = evaluate_run(manifest, truth, options=options) if truth else None
     url = write_report(manifest, source_options=options, evaluation=measured)
-    _show(f"report: {url}", {"report": url}, json_)
+    show(f"report: {url}", {"report": url}, json_)
 
 
 @app.command(epilog="Example: labelfleet ingest unlabeled2017.zip s3://plates/shards")
@@ -149,12 +145,12 @@ def ingest(
         summary = ingest_images(
             source,
             dest,
-            options=_options(endpoint_url),
+            options=storage_options(endpoint_url),
             images_per_shard=shard_size,
             shard_bytes=shard_mib * 1024 * 1024,
             progress=progress,
         )
-    _show(render(summary), summary.to_json(), json_)
+    show(render(summary), summary.to_json(), json_)
 
 
 @app.command(epilog="Example: labelfleet train examples/digits/train.yaml")
@@ -163,7 +159,7 @@ def train(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
     from pipelines.train import render, train_from_file
 
     summary = train_from_file(config, tuple(set_ or ()))
-    _show(render(summary), summary.to_json(), json_)
+    show(render(summary), summary.to_json(), json_)
 
 
 @app.command()
@@ -177,7 +173,7 @@ def doctor(
     from pipelines.doctor import examine, render
 
     findings = examine(config)
-    _show(render(findings), findings.to_json(), json_)
+    show(render(findings), findings.to_json(), json_)
     raise typer.Exit(0 if findings.healthy else 1)
 
 
@@ -192,31 +188,10 @@ def demo(
     from pipelines.demo import render, run_demo
 
     summary = run_demo(dest)
-    _show(render(summary), summary.to_json(), json_)
+    show(render(summary), summary.to_json(), json_)
 
 
-def _options(endpoint_url: str | None) -> Any:
-    from storage.objects import StorageOptions
-
-    return StorageOptions(endpoint_url=endpoint_url)
-
-
-def _open(run: str, endpoint_url: str | None) -> Any:
-    from storage.manifest import Manifest
-
-    return Manifest.open(run, _options(endpoint_url))
-
-
-def _show(rendered: Any, fields: dict[str, Any], as_json: bool) -> None:
-    """For machines one line on stdout; for people the rendered view."""
-    if as_json:
-        sys.stdout.write(json.dumps(fields) + "\n")
-        sys.stdout.flush()
-    else:
-        from rich.console import Console  # half of what `--help` would wait for
-
-        # A bare string is text: brackets in a URL are no markup.
-        Console().print(rendered, markup=not isinstance(rendered, str))
+register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

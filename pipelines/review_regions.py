@@ -15,6 +15,9 @@ from pipelines.label_config import Interface
 from storage.review_queue import Xyxy
 
 
+_SLIVER_PX = 0.01
+
+
 @dataclass(frozen=True, slots=True)
 class ShownBox:
     """A predicted box to be shown; ``region`` names it within its image, and survives edits."""
@@ -36,10 +39,11 @@ class Region:
 
 
 def clip(bbox: Xyxy, width: int, height: int) -> Xyxy | None:
-    """The part of a box inside its image; None where there is none."""
+    """The part of a box inside its image; None where there is none, or none to be seen."""
     x1, y1, x2, y2 = bbox
     inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-    return inside if inside[2] > inside[0] and inside[3] > inside[1] else None
+    seen = min(inside[2] - inside[0], inside[3] - inside[1]) >= _SLIVER_PX
+    return inside if seen else None
 
 
 def to_result(box: ShownBox, width: int, height: int, names: Interface) -> dict[str, Any] | None:

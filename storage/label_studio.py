@@ -16,13 +16,19 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 from storage.errors import ReviewError
-from storage.label_studio_errors import OutcomeUnknown, ReviewDenied, ReviewRefused
+from storage.label_studio_errors import (
+    OutcomeUnknown,
+    ReviewDenied,
+    ReviewRefused,
+    ReviewUnavailable,
+)
 from storage.label_studio_http import LabelStudioHttp
 
 KEY = "labelfleet_key"  # the field of a task's data by which it is known
 TITLE_LENGTH = 50
 StorageKind = Literal["s3", "localfiles"]
 _PAGE = 500
+_TRIES = 3
 _KEYS_A_LOOKUP = 50  # they travel in the URL, and proxies take 8 KB of it
 _PROJECT_FIELDS = "id,title,parsed_label_config,model_version,task_number,finished_task_number"
 
@@ -107,15 +113,23 @@ class LabelStudio:
         return _project(min(found, key=lambda p: int(p["id"]))) if found else None
 
     def create_project(self, title: str, label_config: str, **fields: Any) -> Project:
-        """Create a project, once: after a lost reply it is looked for before trying again."""
+        """Create a project, unless one of this title turns up after a lost reply.
+
+        Should two come of it, everyone takes the older: see ``find_project``.
+        """
         body = {"title": title, "label_config": label_config, **fields}
-        while True:
+        for doubt in range(_TRIES):
             try:
-                return _project(self.http.send("POST", "/api/projects", body, repeatable=False))
+                made = _project(self.http.send("POST", "/api/projects", body, repeatable=False))
+                return (self.find_project(title) or made) if doubt else made
             except OutcomeUnknown:
                 self.http.sleep(1.0)
-                if made := self.find_project(title):
-                    return made
+                if found := self.find_project(title):
+                    return found
+        raise ReviewUnavailable(
+            f"Label Studio failed {_TRIES} times to create the project {title!r}",
+            hint="look at its log, then run the same command again",
+        )
 
     def update_project(self, project_id: int, **fields: Any) -> Project:
         """Set fields, such as ``model_version``."""
@@ -200,13 +214,21 @@ class LabelStudio:
         return found
 
     def add_storage(self, project_id: int, kind: StorageKind, **fields: Any) -> None:
-        """Connect a source storage; nothing is synchronised.
+        """Connect a source storage; nothing is synchronised. A second one alike does no harm.
 
         Raises:
-            ReviewRefused: the server cannot reach it, or may not; its own words say which.
+            ReviewRefused, ReviewDenied: the server cannot reach it, or may not; in its words.
+            OutcomeUnknown: it keeps failing; an unreachable endpoint shows like that too.
         """
         body = {"project": project_id, **fields}
-        self.http.send("POST", f"/api/storages/{kind}", body, repeatable=False)
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                self.http.send("POST", f"/api/storages/{kind}", body, repeatable=False)
+                return
+            except OutcomeUnknown:
+                if not tries_left:
+                    raise
+                self.http.sleep(0.5)
 
     def image_bytes(self, project_id: int, url: str) -> bytes:
         """An image as a task of the project that names this URL would show it."""

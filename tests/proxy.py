@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-Effect = Literal["drop_reply", "cut", "answer", "hang", "ignore_range", "ignore_condition", "then"]
+Effect = Literal[
+    "drop_reply", "cut", "answer", "hang", "ignore_range", "ignore_condition", "then",
+    "close", "late", "delay", "answer_after",
+]  # fmt: skip
 
 
 @dataclass
@@ -23,7 +27,10 @@ class Rule:
             the body ends after ``keep_bytes``; ``answer``: ``status`` and ``code`` come from the
             proxy, the server sees nothing; ``hang``: nothing comes until the proxy closes;
             ``ignore_range``, ``ignore_condition``: Range, or If-None-Match, does not reach the
-            server; ``then``: only ``action``.
+            server; ``then``: only ``action``; ``close``: neither side hears anything; ``late``: the
+            client hears nothing, and the server hears of it only ``delay_s`` later; ``delay``: all
+            goes well, ``delay_s`` later; ``answer_after``: as ``answer``, once the server has done
+            the work.
         action: runs before the request is forwarded.
         times: how many requests; None: all.
         after: how many matching requests go well first.
@@ -37,6 +44,7 @@ class Rule:
     keep_bytes: int = 0
     status: int = 503
     code: str = "SlowDown"
+    delay_s: float = 0.0
     action: Callable[[], None] | None = None
     hits: int = 0
 
@@ -58,6 +66,8 @@ class FaultyProxy(ThreadingHTTPServer):
 
     Attributes:
         requests: (method, path, Range header) of all that arrived.
+        chaos: asked for a rule, with method and path, where none of ``rules`` takes a request.
+        late: how many requests are on their way to the server without a client.
     """
 
     daemon_threads = True
@@ -67,6 +77,8 @@ class FaultyProxy(ThreadingHTTPServer):
         self.upstream = urlsplit(upstream_url).netloc
         self.rules: list[Rule] = []
         self.requests: list[tuple[str, str, str]] = []
+        self.chaos: Callable[[str, str], Rule | None] | None = None
+        self.late = 0
         self.closing = threading.Event()
         self.guard = threading.Lock()
 
@@ -77,7 +89,8 @@ class FaultyProxy(ThreadingHTTPServer):
     def rule_for(self, method: str, path: str, range_header: str) -> Rule | None:
         with self.guard:
             self.requests.append((method, path, range_header))
-            return next((r for r in self.rules if r.takes(method, path)), None)
+            found = next((r for r in self.rules if r.takes(method, path)), None)
+            return self.chaos(method, path) if found is None and self.chaos else found
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that gave up is what these tests are about: nothing to report."""
@@ -116,10 +129,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif effect == "answer" and rule is not None:
             self._answer(rule)
+        elif effect == "close":
+            self.close_connection = True
+        elif effect == "late" and rule is not None:
+            self._forward_late(body, rule)
         else:
+            self.server.closing.wait(rule.delay_s if rule is not None else 0)
             self._forward(body, rule)
 
-    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _handle  # noqa: N815 - http.server's names
+    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = do_PATCH = _handle  # noqa: N815 - http.server's names
 
     def _answer(self, rule: Rule) -> None:
         content = f"<Error><Code>{rule.code}</Code><Message>from the proxy</Message></Error>"
@@ -128,6 +146,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content.encode())
+
+    def _forward_late(self, body: bytes, rule: Rule) -> None:
+        self.close_connection = True
+        drop = Rule("drop_reply", self.command)
+
+        def forward() -> None:
+            try:
+                time.sleep(rule.delay_s)
+                self._forward(body, drop)
+            finally:
+                with self.server.guard:
+                    self.server.late -= 1
+
+        with self.server.guard:
+            self.server.late += 1
+        threading.Thread(target=forward, daemon=True).start()
 
     def _forward(self, body: bytes, rule: Rule | None) -> None:
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)
@@ -145,6 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
             upstream.close()
         if rule is not None and rule.effect == "drop_reply":
             self.close_connection = True
+            return
+        if rule is not None and rule.effect == "answer_after":
+            self._answer(rule)
             return
         keep = rule.keep_bytes if rule is not None and rule.effect == "cut" else len(content)
         self._reply(reply, content, keep)

@@ -1,0 +1,42 @@
+"""What the commands share: options, opening a run, and showing a result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="A run's output URL.")]
+Endpoint = Annotated[
+    str | None,
+    typer.Option("--endpoint-url", help="S3-compatible server; default: AWS_ENDPOINT_URL or AWS."),
+]
+
+
+def storage_options(endpoint_url: str | None) -> Any:
+    """StorageOptions for a command's --endpoint-url."""
+    from storage.objects import StorageOptions
+
+    return StorageOptions(endpoint_url=endpoint_url)
+
+
+def open_manifest(run: str, endpoint_url: str | None) -> Any:
+    """The run at a URL. Raises ConfigError when there is none."""
+    from storage.manifest import Manifest
+
+    return Manifest.open(run, storage_options(endpoint_url))
+
+
+def show(rendered: Any, fields: dict[str, Any], as_json: bool) -> None:
+    """For machines one line on stdout; for people the rendered view."""
+    if as_json:
+        sys.stdout.write(json.dumps(fields) + "\n")
+        sys.stdout.flush()
+    else:
+        from rich.console import Console  # half of what `--help` would wait for
+
+        # A bare string is text: brackets in a URL are no markup.
+        Console().print(rendered, markup=not isinstance(rendered, str))

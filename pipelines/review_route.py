@@ -1,0 +1,55 @@
+"""Routing at the end of a labelling run, as its config's ``review:`` section says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.config import ReviewConfig, RunConfig
+from pipelines.policy import Policy
+from pipelines.route import route_run
+from storage.ledger import new_invocation
+from storage.manifest import Manifest
+from storage.review_queue import queue_parts
+from storage.review_settings import ReviewSettings, write_settings
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedReview:
+    """A review section whose policy is read already: a wrong one shows before hours of labelling.
+
+    ``part`` None: the config has no such section, and nothing is routed.
+    """
+
+    part: ReviewConfig | None
+    policy: Policy
+
+    @staticmethod
+    def of(config: RunConfig) -> PlannedReview:
+        """Raises ConfigError when the policy cannot be read."""
+        if config.review is None:
+            return PlannedReview(None, Policy())
+        if isinstance(config.policy, str):
+            policy = Policy.load(config.policy, config.storage.options())
+        else:
+            policy = Policy.from_config(config.policy)
+        return PlannedReview(config.review, policy)
+
+    def route(self, manifest: Manifest, new_shards: int) -> int:
+        """Draw this invocation's queue and remember where it goes. The caller holds the run's lock.
+
+        An invocation that labelled nothing new draws nothing more, unless nothing was ever drawn.
+
+        Returns:
+            Images routed to be shown.
+        """
+        if self.part is None:
+            return 0
+        settings = ReviewSettings(self.part.url, self.part.project, self.part.audit_blind)
+        write_settings(manifest.store, settings)
+        if not new_shards and queue_parts(manifest.store):
+            return 0
+        summary = route_run(
+            manifest, budget=self.part.budget, policy=self.policy, invocation=new_invocation(),
+            seed=self.part.seed, audit=self.part.audit,
+        )  # fmt: skip
+        return summary.audit + summary.value
