@@ -18,6 +18,7 @@ from pipelines.dispatch import Dispatcher, DispatchRules
 from pipelines.drive import Drive, Outcome, Tally
 from pipelines.open_run import OpenRun, check_places, listed_objects, open_run, refresh_listing
 from pipelines.progress import watching
+from pipelines.review_route import PlannedReview
 from pipelines.sizing import Sizing, size_pool, wants_gpu
 from pipelines.status import RunStatus, run_status
 from pipelines.stopping import stopping_on_signals
@@ -43,6 +44,7 @@ class RunSummary:
         detections: boxes above the score floor.
         shards: committed. ``left``: listed and not yet committed. ``quarantined``: set aside.
         seconds, images_per_s, new_images, new_shards: of this invocation, start-up included.
+        routed: images drawn for people to see, in this invocation.
         truncated: tars that ended in the middle, with what was said.
         outcome: ``done``, or ``stopped`` on request with work left.
     """
@@ -64,6 +66,7 @@ class RunSummary:
     output: str
     outcome: Outcome
     exit_code: int
+    routed: int = 0
     truncated: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -87,6 +90,7 @@ def label_run(
     """
     began_s = time.monotonic()
     check_places(config)
+    review = PlannedReview.of(config)
     next(listed_objects(config))  # a missing source shows before Ray takes seconds to start
     with ExitStack() as stack:
         output = open_store(config.output, config.storage.options())
@@ -103,7 +107,9 @@ def label_run(
             pool = stack.enter_context(open_pool(config, run, sizing, work.total))
             tally, outcome = drive(config, run, pool, sizing, work, lock.check)
         release_quarantine(run.manifest)
-        summary = summarise(run_status(run.manifest), tally, outcome, began_s, config)
+        routed = review.route(run.manifest, tally.shards)
+        status = run_status(run.manifest)
+        summary = summarise(status, tally, outcome, began_s, config, routed)
     notify(config, summary)
     return summary
 
@@ -232,7 +238,12 @@ def release_quarantine(manifest: Manifest) -> None:
 
 
 def summarise(
-    status: RunStatus, tally: Tally, outcome: Outcome, began_s: float, config: RunConfig
+    status: RunStatus,
+    tally: Tally,
+    outcome: Outcome,
+    began_s: float,
+    config: RunConfig,
+    routed: int = 0,
 ) -> RunSummary:
     """The run as it stands, with what this invocation added."""
     seconds = time.monotonic() - began_s
@@ -257,6 +268,7 @@ def summarise(
         output=normalise_url(config.output),
         outcome=outcome,
         exit_code=130 if outcome == "stopped" else failed,
+        routed=routed,
         truncated=tally.truncated,
     )
 

@@ -44,6 +44,10 @@ def _remarks(summary: RunSummary) -> list[Text]:
         )
     if summary.outcome == "stopped":
         remarks.append(Text("Stopped with work left; run the same command to continue."))
+    if summary.routed:
+        remarks.append(
+            Text(f"{summary.routed} images are routed: labelfleet review push {summary.output}")
+        )
     if not summary.new_shards and not summary.left:
         remarks.append(Text("Nothing was left to do."))
     return remarks

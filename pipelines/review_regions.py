@@ -14,7 +14,6 @@ from typing import Any
 from pipelines.label_config import Interface
 from storage.review_queue import Xyxy
 
-
 _SLIVER_PX = 0.01
 
 
