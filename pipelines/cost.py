@@ -74,7 +74,7 @@ class Budget:
         return np.ones_like(seconds) if self.unit == "images" else seconds
 
     def __str__(self) -> str:
-        amount = int(self.amount) if self.amount.is_integer() else self.amount
+        amount = int(self.amount) if float(self.amount).is_integer() else self.amount
         return f"{amount} {self.unit}"
 
 

@@ -74,6 +74,7 @@ def route_run(
     seed: int = 0,
     audit: float = 0.2,
     cost: CostModel | None = None,
+    other_runs: Sequence[Manifest] = (),
 ) -> RouteSummary:
     """Draw the review queue of one invocation. Needs no GPU; the caller holds the run's lock.
 
@@ -85,6 +86,8 @@ def route_run(
         seed: the same seed over the same rows draws the same queue.
         audit: share of the budget drawn at random, in [0, 1].
         cost: None: learned from lead times where 20 answers have one, else the stated model.
+        other_runs: earlier rounds over the same images, as for ``merge.decide_run``: what is in
+            their queues is not asked about again.
 
     Raises:
         ConfigError: the budget cannot be read, or the policy does not fit the run.
@@ -92,16 +95,21 @@ def route_run(
     """
     if not 0 <= audit <= 1:
         raise ConfigError(f"an audit share of {audit}", hint="give a share between 0 and 1")
-    stated = cost or cost_of(read_answers(manifest.store))
+    runs = [manifest, *other_runs]
+    stated = cost or cost_of(a for run in runs for a in read_answers(run.store))
     options = RouteOptions(Budget.parse(budget), audit, seed, stated)
-    return route(manifest, policy, invocation, options)
+    return route(manifest, policy, invocation, options, other_runs)
 
 
 def route(
-    manifest: Manifest, policy: Policy, invocation: str, options: RouteOptions
+    manifest: Manifest,
+    policy: Policy,
+    invocation: str,
+    options: RouteOptions,
+    other_runs: Sequence[Manifest] = (),
 ) -> RouteSummary:
     """As ``route_run``, with every option."""
-    earlier = Earlier.read(manifest)
+    earlier = Earlier.read(manifest, other_runs)
     for key, head in earlier.heads.items():
         if head.invocation == invocation:
             items = list(read_queue(manifest.store, [key], hidden=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,8 +101,8 @@ class Earlier:
     frames: Frames
 
     @staticmethod
-    def read(manifest: Manifest) -> Earlier:
-        """From the run's output."""
+    def read(manifest: Manifest, other_runs: Sequence[Manifest] = ()) -> Earlier:
+        """From the run's output; what other runs routed is known by its pixels only."""
         store = manifest.store
         heads = {key: read_head(store, key) for key in queue_parts(store)}
         framed = [(h.invocation, read_frame(store, h.frame)) for h in heads.values() if h.frame]
@@ -114,6 +114,10 @@ class Earlier:
             if item.part == "audit":
                 ranks = earlier.audited.setdefault(item.stratum, {})
                 ranks[item.image_id, item.sha256] = item.audit_rank
+        for other in other_runs:
+            for item in read_queue(other.store):
+                earlier.sha256s.add(item.sha256)
+                earlier.phashes.append(item.phash)
         return earlier
 
     def strata(self) -> dict[str, Stratum]:

@@ -242,6 +242,19 @@ def test_a_rare_class_has_its_quota() -> None:
     assert chosen[0].reasons[0].note == "Platelets"
 
 
+def test_a_second_round_asks_about_no_pixels_of_the_first() -> None:
+    first, second = random_run(MemoryStore(), 4, 30), random_run(MemoryStore(), 4, 30)
+    _route(first, audit=0.5)
+    asked = {i.sha256 for i in _items(first)}
+    _route(second, "round-2", audit=0.5, seed=0, other_runs=[first])
+    again = _items(second, hidden=True)
+    assert not asked & {i.sha256 for i in again if i.show}
+    # The audit is whole all the same: the first round's answers count for what is hidden.
+    audit = [i for i in again if i.part == "audit"]
+    assert len(audit) == 20
+    assert {i.sha256 for i in audit if not i.show} <= asked
+
+
 def test_an_empty_run_routes_nothing_and_says_so() -> None:
     manifest = make_run(MemoryStore(), {})
     summary = _route(manifest)
