@@ -51,8 +51,8 @@ test: lint chromium label-studio  ## everything: real Ray, S3 servers and browse
 	$(BIN)/pytest -q
 
 chromium:  ## Debian's Chromium for the browser tests, if it can be had
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-		&& apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+	@command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } \
 		|| echo "no chromium here and no way to install it: the browser tests will skip"
 
 chaos-review: $(READY) label-studio  ## 200 seeded schedules of faults between us and Label Studio (half an hour)

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.config import RunConfig, load_config
-from storage.errors import LabelfleetError
+from storage.errors import LabelfleetError, NotAtomic
 from storage.objects import open_store
 
 Level = Literal["ok", "note", "problem"]
@@ -31,12 +31,6 @@ _PACKAGES = (
     ("fsspec", "fsspec"),
     ("simplejpeg", "simplejpeg"),
     ("opencv-python-headless", "cv2"),
-    ("label-studio-sdk", "label_studio_sdk"),
-)
-_RUNTIMES = (
-    ("onnx", "onnxruntime", "onnxruntime"),
-    ("openvino", "openvino", "openvino"),
-    ("tensorrt", "tensorrt", "tensorrt"),
 )
 _SPOOL_BYTES = 2 * 1024**3
 
@@ -72,7 +66,7 @@ def examine(config: str | None = None) -> Findings:
 
     Touches nothing that lasts; a config's output is looked at, not written.
     """
-    findings = [_python(), *_packages(), *_devices(), *_runtimes(), *_places()]
+    findings = [_python(), *_packages(), *_devices(), *_places()]
     if config is not None:
         findings.extend(_config(config))
     return Findings(tuple(findings))
@@ -97,7 +91,7 @@ def _packages() -> Iterator[Finding]:
         except Exception as exc:  # noqa: BLE001 - a broken package may raise anything
             text = f"does not load: {type(exc).__name__}: {exc}"
             yield Finding("problem", distribution, text, "run `make clean setup`")
-    yield _attempt("super-gradients loads", _load_super_gradients, "run `make clean setup`")
+    yield _attempt("runtime torch", _load_super_gradients, "run `make clean setup`")
 
 
 def _load_super_gradients() -> str:
@@ -105,7 +99,7 @@ def _load_super_gradients() -> str:
 
     network = build_network("yolo_nas_s", None, 1)
     parameters = sum(p.numel() for p in network.parameters())
-    return f"yes: built a YOLO-NAS S of {parameters / 1e6:.1f}M parameters"
+    return f"super-gradients built a YOLO-NAS S of {parameters / 1e6:.1f}M parameters"
 
 
 def _attempt(subject: str, action: Callable[[], str], advice: str) -> Finding:
@@ -118,9 +112,12 @@ def _attempt(subject: str, action: Callable[[], str], advice: str) -> Finding:
 
 
 def _devices() -> Iterator[Finding]:
-    import torch
-
     cores = len(os.sched_getaffinity(0))
+    try:
+        import torch
+    except Exception:  # noqa: BLE001 - reported with the packages; the rest is still worth saying
+        yield Finding("ok", "cpu", f"{cores} cores")
+        return
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     extra = ", bf16 in hardware" if fast else ""
     yield Finding("ok", "cpu", f"{cores} cores{extra}")
@@ -136,17 +133,6 @@ def _devices() -> Iterator[Finding]:
         yield Finding("ok", f"cuda:{index}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB")
 
 
-def _runtimes() -> Iterator[Finding]:
-    yield Finding("ok", "runtime torch", "built in")
-    for name, module, distribution in _RUNTIMES:
-        try:
-            importlib.import_module(module)
-            yield Finding("ok", f"runtime {name}", version(distribution))
-        except Exception as exc:  # noqa: BLE001 - absent, or broken in its own way
-            found = f"not available ({type(exc).__name__})"
-            yield Finding("note", f"runtime {name}", found, f"pip install {distribution}")
-
-
 def _places() -> Iterator[Finding]:
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
@@ -159,9 +145,9 @@ def _places() -> Iterator[Finding]:
 
 
 def _s3_credentials() -> Finding:
-    import boto3
-
     try:
+        import boto3
+
         credentials = boto3.Session().get_credentials()
     except Exception as exc:  # noqa: BLE001 - a damaged profile, an unreachable role
         return Finding("problem", "s3 credentials", f"{type(exc).__name__}: {exc}", "mend ~/.aws")
@@ -181,8 +167,9 @@ def _config(path: str) -> Iterator[Finding]:
     yield Finding("ok", "config", path)
     yield _attempt("source", lambda: _source(config), "check the URL and the credentials")
     yield _attempt("output", lambda: _output(config), "check the URL and the credentials")
-    yield _attempt("model", lambda: _model(config), "check model.checkpoint")
-    yield _licence(config)
+    stated: list[str] = []
+    yield _attempt("model", lambda: _model(config, stated), "check model.checkpoint")
+    yield _licence([*filter(None, [config.model.licence]), *stated])
 
 
 def _source(config: RunConfig) -> str:
@@ -196,7 +183,10 @@ def _source(config: RunConfig) -> str:
 def _output(config: RunConfig) -> str:
     store = open_store(config.output, config.storage.options())
     if not store.atomic_create:
-        return f"{store.url}: cannot hold a run, it has no atomic create"
+        raise NotAtomic(
+            f"{store.url} cannot hold a run: it has no atomic create",
+            hint="use an output on file:// or s3://",
+        )
     from storage.manifest import RUN_KEY
 
     existing = any(listed.key == RUN_KEY for listed in _listed(store))
@@ -213,22 +203,23 @@ def _listed(store: Any) -> Iterator[Any]:
             raise  # a folder is made, a bucket is not
 
 
-def _model(config: RunConfig) -> str:
+def _model(config: RunConfig, stated: list[str]) -> str:
     from pipelines.open_run import model_request
     from workers.checkpoints import resolve_model
 
     model = resolve_model(model_request(config), config.storage.options(), device="cpu")
+    stated.extend(filter(None, [model.licence]))
     size = "x".join(str(side) for side in model.preprocessing.size)
     return f"{model.name}, {len(model.classes)} classes, {size}, sha256 {model.sha256[:12]}…"
 
 
-def _licence(config: RunConfig) -> Finding:
-    if config.model.licence:
-        return Finding("ok", "model licence", config.model.licence)
+def _licence(stated: Sequence[str]) -> Finding:
+    if stated:
+        return Finding("ok", "model licence", stated[0])
     return Finding(
         "note",
         "model licence",
-        "unstated in the config",
+        "unstated, by the config and by the checkpoint",
         "set model.licence; YOLO-NAS's own pretrained weights forbid commercial use",
     )
 

@@ -11,6 +11,9 @@ from pipelines.palette import color_of
 from storage.errors import ReviewError
 
 _HOTKEYS = "1234567890"
+# The page fits an image to its column and then takes the toolbar off the column: at full width the
+# image's borders, and what lies at them, would be cut off.
+_WIDTH = "94%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ def label_config(classes: Sequence[str]) -> str:
     )
     return (
         "<View>\n"
-        '  <Image name="image" value="$image" zoom="true" zoomControl="true"/>\n'
+        f'  <Image name="image" value="$image" width="{_WIDTH}"/>\n'
         '  <RectangleLabels name="label" toName="image" canRotate="false" strokeWidth="2">\n'
         f"{labels}\n"
         "  </RectangleLabels>\n"
