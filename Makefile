@@ -12,7 +12,8 @@ ifneq ($(PIP_CERT),)
 export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
-.PHONY: help setup demo check lint test chromium label-studio chaos-review clean
+.PHONY: help setup demo check lint test chromium label-studio review-demo \
+	review-demo-stop chaos-review clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -29,6 +30,13 @@ $(READY): pyproject.toml
 
 demo: $(READY)  ## label 300 pages of handwritten digits on this machine, and look at the report
 	$(BIN)/labelfleet demo runs/demo
+
+review-demo: label-studio  ## the demo run's review queue in a Label Studio on this machine
+	test -f runs/demo/run/run.json || $(BIN)/labelfleet demo runs/demo
+	$(BIN)/python examples/review/demo.py start runs/demo
+
+review-demo-stop:  ## end that Label Studio
+	$(BIN)/python examples/review/demo.py stop runs/demo
 
 label-studio: .venv-label-studio/.ready  ## Label Studio (1 GB) in an environment of its own, for review
 

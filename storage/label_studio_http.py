@@ -59,7 +59,8 @@ class LabelStudioHttp:
             )
         except (httpx.InvalidURL, ValueError) as exc:
             raise ConfigError(f"review.url {url!r} is no URL: {exc}") from exc
-        if self._client.base_url.scheme not in ("http", "https"):
+        base = self._client.base_url
+        if base.scheme not in ("http", "https") or not base.host:
             raise ConfigError(
                 f"review.url {url!r} is no web address", hint="for example http://localhost:8080"
             )
