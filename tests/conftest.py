@@ -47,10 +47,11 @@ def nano_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[str]:
-    """One real Ray on this machine for all tests that need it; gives its address for --address.
+def local_ray() -> Iterator[dict[str, str]]:
+    """One real Ray on this machine for all tests that need it.
 
-    Seconds to start; this process is connected to it from then on.
+    Seconds to start; this process is connected to it from then on. Gives the environment in which
+    another process can join it: RAY_ADDRESS, its token, and that it is on loopback.
     """
     import ray  # heavy, and most tests need none
 
@@ -58,9 +59,12 @@ def local_ray() -> Iterator[str]:
 
     before = set(os.environ)
     with ray_cluster("local"), pytest.MonkeyPatch.context() as patch:
-        for name in set(os.environ) - before:  # what is for its processes, not for other Rays
+        added = {name: os.environ[name] for name in set(os.environ) - before}
+        for name in added:  # what is for its processes, not for other Rays
             patch.delenv(name)
-        yield ray.get_runtime_context().gcs_address
+        address = ray.get_runtime_context().gcs_address
+        token = str(Path.home() / ".ray/auth_token")
+        yield {**added, "RAY_ADDRESS": address, "RAY_AUTH_TOKEN_PATH": token}
 
 
 @pytest.fixture(scope="session")

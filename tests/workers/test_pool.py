@@ -77,7 +77,7 @@ class Loop:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, nano_checkpoint: Path, local_ray: str) -> Bench:
+def bench(tmp_path: Path, nano_checkpoint: Path, local_ray: dict[str, str]) -> Bench:
     fill_folder(tmp_path / "in", 12)
     config = run_config(tmp_path / "in", tmp_path / "out", nano_checkpoint)
     run = open_run(config, cuda=False)
