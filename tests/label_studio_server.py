@@ -7,10 +7,11 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,14 +62,76 @@ class LabelStudioServer:
         return client
 
 
+class RestartableServer:
+    """A server that can be killed and started again, with the same data at the same address."""
+
+    def __init__(self, data: Path) -> None:
+        (port,) = free_ports(1)
+        self.data, self.port, self.url = data, port, f"http://127.0.0.1:{port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        for folder in ("files", "data"):
+            (data / folder).mkdir()
+        if MIGRATED.exists():
+            shutil.copy(MIGRATED, data / "data" / _DATABASE)
+
+    @property
+    def server(self) -> LabelStudioServer:
+        """How to reach it."""
+        pid = self._process.pid if self._process else 0
+        return LabelStudioServer(
+            self.url, self.data / "files", pid, _TOKEN, "owner@example.org", _PASSWORD
+        )
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        command = [
+            str(PROGRAM), "start", "--no-browser", "--internal-host", "127.0.0.1",
+            "--port", str(self.port), "--host", self.url,
+        ]  # fmt: skip
+        with (self.data / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=_environment(self.data), preexec_fn=_last_as_long_as_we_do(),
+            )  # fmt: skip
+        _wait(self._process, f"{self.url}/health", self.data / "log")
+        _keep_migrated(self.data / "data" / _DATABASE)
+
+    def kill(self) -> None:
+        """As by power cut."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def restartable_label_studio() -> Iterator[RestartableServer]:
+    """A running server; ended, and its data thrown away, when left."""
+    data = Path(tempfile.mkdtemp(prefix="label-studio-"))
+    server = RestartableServer(data)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(data, ignore_errors=True)
+
+
 @contextmanager
 def label_studio_server() -> Iterator[LabelStudioServer]:
     """A fresh server; ended, and its data thrown away, when left."""
-    data = Path(tempfile.mkdtemp(prefix="label-studio-"))
-    (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}"
-    env = {
-        **{k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "LABEL_STUDIO_"))},
+    with restartable_label_studio() as running:
+        yield running.server
+
+
+def _last_as_long_as_we_do() -> Callable[[], None] | None:
+    """Linux ends a child with the thread that started it: none for a thread that ends soon."""
+    return end_with_parent if threading.current_thread() is threading.main_thread() else None
+
+
+def _environment(data: Path) -> dict[str, str]:
+    foreign = ("AWS_", "LABEL_STUDIO_")
+    return {
+        **{k: v for k, v in os.environ.items() if not k.startswith(foreign)},
         "HOME": str(data),
         "LABEL_STUDIO_BASE_DATA_DIR": str(data / "data"),
         "LABEL_STUDIO_USERNAME": "owner@example.org",
@@ -82,29 +145,6 @@ def label_studio_server() -> Iterator[LabelStudioServer]:
         "LATEST_VERSION_CHECK": "false",
         "SENTRY_DSN": "",
     }
-    (data / "files").mkdir()
-    (data / "data").mkdir()
-    if MIGRATED.exists():
-        shutil.copy(MIGRATED, data / "data" / _DATABASE)
-    command = [
-        str(PROGRAM), "start", "--no-browser", "--internal-host", "127.0.0.1",
-        "--port", str(port), "--host", url,
-    ]  # fmt: skip
-    with (data / "log").open("ab") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
-            preexec_fn=end_with_parent,
-        )  # fmt: skip
-    try:
-        _wait(process, f"{url}/health", data / "log")
-        _keep_migrated(data / "data" / _DATABASE)
-        yield LabelStudioServer(
-            url, data / "files", process.pid, _TOKEN, "owner@example.org", _PASSWORD
-        )
-    finally:
-        process.kill()
-        process.wait()
-        shutil.rmtree(data, ignore_errors=True)
 
 
 def _keep_migrated(database: Path) -> None:
