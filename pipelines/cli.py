@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -199,10 +199,10 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if debug:  # ours only: botocore and httpx would log credentials and whole webhook URLs
+        logging.getLogger("labelfleet").setLevel(logging.DEBUG)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same clean-up as Ctrl-C
     try:
         # Not standalone: Typer then returns the code of an Exit, and raises everything else.
         code = app(given, standalone_mode=False, prog_name="labelfleet")
@@ -251,5 +251,4 @@ def _leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     main()

@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.sizing import Node
+from pipelines.stopping import terminating_like_ctrl_c
 from storage.errors import ConfigError
 from storage.urls import parse_url
 
@@ -58,6 +59,7 @@ def _joined(address: str) -> Iterator[None]:
             "one; without an address a local Ray is started",
         ) from exc
     try:
+        terminating_like_ctrl_c()
         yield
     finally:
         ray.shutdown()
@@ -86,6 +88,7 @@ def _loopback_only() -> Iterator[None]:
     machine's own address). The variable is for Ray's processes, the constant for this one.
     """
     variable, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    set_before = os.environ.get(variable)
     os.environ[variable] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -93,6 +96,8 @@ def _loopback_only() -> Iterator[None]:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
         del os.environ[variable]
+        if set_before is not None:
+            os.environ[variable] = set_before
 
 
 @contextmanager
@@ -102,6 +107,7 @@ def _local() -> Iterator[None]:
     try:
         with _loopback_only():
             _init_local(folder)
+            terminating_like_ctrl_c()
             yield
     finally:
         ray.shutdown()
@@ -111,6 +117,7 @@ def _local() -> Iterator[None]:
 def _init_local(folder: str) -> None:
     ray.init(
         num_cpus=len(os.sched_getaffinity(0)),
+        address="local",  # RAY_ADDRESS would win over no address at all
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
         log_to_driver=False,

@@ -115,9 +115,7 @@ class ModelConfig(Part):
     image_size: int | tuple[int, int] | None = Field(
         None, description="Network input in pixels, one side or [h, w]; none: checkpoint's, or 640."
     )
-    runtime: Literal["torch", "onnx", "openvino", "tensorrt"] = Field(
-        "torch", description="What runs the network."
-    )
+    runtime: Literal["torch"] = Field("torch", description="What runs the network.")
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
         "auto", description="auto: fp32 on CPU, fp16 on CUDA. Fixed when the run is created."
     )
@@ -165,6 +163,9 @@ class WorkersConfig(Part):
         "auto", description="Images a forward pass; auto: 8 on CPU, 32 on a GPU."
     )
     depth: int = Field(3, ge=1, le=64, description="Shards queued an actor, so that none waits.")
+    start_after_s: float = Field(
+        1800, gt=0, description="Seconds without any ready actor after which the run ends."
+    )
     hang_after_s: float = Field(
         600, gt=0, description="Seconds without a finished image after which an actor is replaced."
     )

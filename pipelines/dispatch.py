@@ -89,7 +89,7 @@ class Dispatcher:
         last_chance: frozenset[str] = frozenset(),
     ) -> None:
         self.rules = rules or DispatchRules()
-        self._last_chance = last_chance
+        self.last_chance = last_chance
         self._shards: Iterator[Shard] = iter(shards)
         self._exhausted = False
         self._closed = False
@@ -100,6 +100,7 @@ class Dispatcher:
         self._open: list[dict[str, None]] = [{} for _ in range(self.rules.depth)]
         self._copies: dict[str, set[str]] = {}  # shard id -> workers that have it
         self._errors: dict[str, list[str]] = {}
+        self._failed_on: dict[str, set[str]] = {}  # shard id -> workers it failed on
         self._deaths: dict[str, int] = {}
         self._durations_s: deque[float] = deque(maxlen=_SAMPLE)
         self.completed_count = 0
@@ -120,6 +121,11 @@ class Dispatcher:
         return self._closed
 
     @property
+    def has_more(self) -> bool:
+        """Whether something is queued still, closed or not."""
+        return bool(self._alone) or self._pull()
+
+    @property
     def in_flight(self) -> int:
         """Distinct shards that some worker has."""
         return len(self._copies)
@@ -135,11 +141,13 @@ class Dispatcher:
     def assign(self, now_s: float) -> list[Assignment]:
         """Fill the workers, emptiest first, one shard each in turn; then copy stragglers."""
         given: list[Assignment] = []
-        while (worker := self._emptiest()) is not None:
+        passed: set[str] = set()  # workers for which nothing of what is queued is meant
+        while (worker := self._emptiest(passed)) is not None:
             shard = self._next_for(worker)
             if shard is None:
-                break
-            given.append(self._give(worker, shard, now_s))
+                passed.add(worker)
+            else:
+                given.append(self._give(worker, shard, now_s))
         given.extend(self._copy_stragglers(now_s))
         return given
 
@@ -189,8 +197,7 @@ class Dispatcher:
         if flight is None:
             return False
         self._durations_s.append(now_s - flight.started_s)
-        self._errors.pop(shard_id, None)
-        self._deaths.pop(shard_id, None)
+        self._forget(shard_id)
         # The slower copies run on, but nobody waits for them or counts them.
         for other in list(self._copies.get(shard_id, ())):
             self._finish(other, shard_id)
@@ -206,6 +213,7 @@ class Dispatcher:
         flight = self._finish(worker, shard_id)
         if flight is None:
             return None
+        self._failed_on.setdefault(shard_id, set()).add(worker)
         return self._charge(flight.shard, error)
 
     def close(self) -> None:
@@ -217,20 +225,14 @@ class Dispatcher:
         new, self._taken = self.quarantined[self._taken :], len(self.quarantined)
         return new
 
-    def give_back(self, worker: str, shard_id: str) -> None:
-        """A worker could not take a shard, through no fault of the shard's: queue it again."""
-        flight = self._finish(worker, shard_id)
-        if flight is not None:
-            self._requeue(flight.shard)
-
     # -- how it works
 
     def _has_queued(self) -> bool:
-        if self._closed:
-            return False
-        if self._requeued or self._alone:
-            return True
-        if not self._exhausted:
+        return not self._closed and self.has_more
+
+    def _pull(self) -> bool:
+        """Whether a shard waits that need not run alone; the next one is pulled where none did."""
+        if not self._requeued and not self._exhausted:
             shard = next(self._shards, None)
             if shard is None:
                 self._exhausted = True
@@ -238,10 +240,10 @@ class Dispatcher:
                 self._requeued.append(shard)
         return bool(self._requeued)
 
-    def _emptiest(self) -> str | None:
+    def _emptiest(self, passed: set[str]) -> str | None:
         if not self._has_queued():
             return None
-        return next((next(iter(level)) for level in self._open if level), None)
+        return next((w for level in self._open for w in level if w not in passed), None)
 
     def _place(self, worker: str) -> None:
         """Put a worker where its load says, or nowhere when it takes nothing."""
@@ -258,8 +260,25 @@ class Dispatcher:
             shard = self._alone.popleft()
             self._workers[worker].alone = shard.shard_id
             return shard
-        self._has_queued()  # pulls the next one where none waits
-        return self._requeued.popleft() if self._requeued else None
+        return self._take(worker) if self._pull() else None
+
+    def _take(self, worker: str) -> Shard | None:
+        """The first waiting shard that did not fail on this worker, or failed on all others too.
+
+        A worker that fails everything (its disk, its network) is always the emptiest: without
+        this it would use up every attempt of every shard.
+        """
+        for i, shard in enumerate(self._requeued):
+            failed_on = self._failed_on.get(shard.shard_id, ())
+            if worker not in failed_on or all(other in failed_on for other in self._workers):
+                del self._requeued[i]
+                return shard
+        return self._take_new()
+
+    def _take_new(self) -> Shard | None:
+        shard = None if self._exhausted else next(self._shards, None)
+        self._exhausted = self._exhausted or shard is None
+        return shard
 
     def _give(self, worker: str, shard: Shard, now_s: float, *, copy: bool = False) -> Assignment:
         self._workers[worker].flights[shard.shard_id] = _Flight(shard, now_s)
@@ -309,15 +328,19 @@ class Dispatcher:
             return None  # the other copy may still succeed, and decides
         errors = self._errors.setdefault(shard.shard_id, [])
         errors.append(error)
-        allowed = 1 if shard.shard_id in self._last_chance else self.rules.attempts
+        allowed = 1 if shard.shard_id in self.last_chance else self.rules.attempts
         if len(errors) < allowed:
             self._requeue(shard)
             return None
         record = Quarantined(shard, tuple(errors))
-        self._errors.pop(shard.shard_id)
-        self._deaths.pop(shard.shard_id, None)
+        self._forget(shard.shard_id)
         self.quarantined.append(record)
         return record
+
+    def _forget(self, shard_id: str) -> None:
+        self._errors.pop(shard_id, None)
+        self._deaths.pop(shard_id, None)
+        self._failed_on.pop(shard_id, None)
 
     def _requeue(self, shard: Shard, *, suspect: bool = False) -> None:
         if shard.shard_id in self._copies:

@@ -31,6 +31,7 @@ _PACKAGES = (
     ("fsspec", "fsspec"),
     ("simplejpeg", "simplejpeg"),
     ("opencv-python-headless", "cv2"),
+    ("label-studio-sdk", "label_studio_sdk"),
 )
 _SPOOL_BYTES = 2 * 1024**3
 

@@ -9,23 +9,24 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from pipelines.dispatch import Dispatcher
+from pipelines.stopping import Stopper
 from storage.annotations import ShardFooter
 from storage.errors import (
     AccessDenied,
     BucketNotFound,
     ConfigError,
-    Interrupted,
     ModelError,
     NotAtomic,
     ShardFailed,
     StorageError,
     StorageFull,
     StorageUnavailable,
+    WorkerDiskFull,
     WorkerStartFailed,
 )
 from storage.ledger import LedgerEntry, LedgerWriter
 from storage.manifest import Manifest
-from storage.records import Shard
+from storage.records import Shard, printable
 from workers.pool import (
     Event,
     ShardDone,
@@ -41,11 +42,14 @@ Outcome = Literal["done", "stopped"]
 _ENDS_THE_RUN = (StorageFull, BucketNotFound, NotAtomic)
 # One shard's fault or everybody's; several shards in a row tell which.
 _MAYBE_OUTAGE = (AccessDenied, StorageUnavailable)
-_OUTAGE_FAILURES = 3
+_OUTAGE_SHARDS = 3
+# So many shards failing in a row on one worker, while others succeed: it is the worker.
+_FAILING_SHARDS = 3
 _START_FAILURES = 5
 # So many set aside and none committed: something is wrong with all of them.
 _SYSTEMATIC = 20
 _BEAT_S = 5.0
+_WAITING_NOTE_S = 60.0
 
 
 @dataclass(slots=True)
@@ -74,7 +78,7 @@ class Tally:
         for status, n in footer.counts.items():
             self.counts[status] = self.counts.get(status, 0) + n
         if footer.source_truncated:
-            self.truncated.append(f"{footer.shard_key}: {footer.source_truncated}")
+            self.truncated.append(printable(f"{footer.shard_key}: {footer.source_truncated}"))
 
 
 class Watcher(Protocol):
@@ -95,18 +99,7 @@ class Pool(Protocol):
 
     def events(self, timeout_s: float) -> list[Event]: ...
 
-
-class Stopper:
-    """Asked to stop: once, shards in flight may finish; twice, at once."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.reason = "interrupted"
-
-    def request(self, reason: str = "interrupted") -> None:
-        """Ask (once more)."""
-        self.requests += 1
-        self.reason = reason
+    def replace(self, worker: str, reason: str) -> None: ...
 
 
 class Drive:
@@ -120,6 +113,7 @@ class Drive:
         stopper: who may ask it to end.
         invocation: id, for quarantine records.
         deadline_s: wall seconds after which the run stops, resumable; None: never.
+        start_after_s: seconds without any ready worker after which the run ends.
         guard: called every turn; raises when the run must not go on (its lock was lost).
     """
 
@@ -134,25 +128,30 @@ class Drive:
         *,
         invocation: str,
         deadline_s: float | None = None,
+        start_after_s: float = 1800,
         guard: Callable[[], None] = lambda: None,
     ) -> None:
         self._manifest, self._ledger = manifest, ledger
         self._dispatcher, self._pool = dispatcher, pool
         self._watcher, self._stopper = watcher, stopper
         self._invocation, self._deadline_s, self._guard = invocation, deadline_s, guard
+        self._start_after_s = start_after_s
         self.tally = Tally()
         self._began_s = time.monotonic()
         self._beat_s = 0.0
         self._start_failures = 0
-        self._outage: set[str] = set()
-        self._outage_failures = 0
+        self._outage: set[str] = set()  # shards that failed in a row with what may be an outage
+        self._failing: dict[str, set[str]] = {}  # worker -> shards it failed, none done since
+        self._fresh_quarantined = 0
+        self._said: set[str] = set()
+        self._worked_s = self._waited_s = self._began_s
         self._ledger_failed = False
 
     def run(self) -> Outcome:
         """Label until nothing is left, or until asked to stop.
 
         Raises:
-            Interrupted: stopped at once on the second request.
+            KeyboardInterrupt: on the second request, from wherever the loop was.
             LabelfleetError: the run cannot go on; the message says why.
         """
         while not self._dispatcher.done:
@@ -161,9 +160,10 @@ class Drive:
             self._assign()
             for event in self._pool.events(timeout_s=0.2):
                 self._handle(event)
+            self._await_workers()
             self._beat()
             self._watcher.update(self.tally)
-        return "stopped" if self._stopper.requests else "done"
+        return "stopped" if self._dispatcher.closed and self._dispatcher.has_more else "done"
 
     # -- one turn
 
@@ -176,11 +176,6 @@ class Drive:
         if self._deadline_s is not None and time.monotonic() - self._began_s > self._deadline_s:
             self._deadline_s = None
             self._stopper.request("max_hours or max_cost reached")
-        if self._stopper.requests >= 2:
-            raise Interrupted(
-                f"stopped at once ({self._stopper.reason})",
-                hint="what is committed stays; run the same command to continue",
-            )
         if self._stopper.requests and not self._dispatcher.closed:
             self._dispatcher.close()
             self._watcher.note(
@@ -212,7 +207,7 @@ class Drive:
 
     def _shard_done(self, event: ShardDone) -> None:
         self._outage.clear()
-        self._outage_failures = 0
+        self._failing.pop(event.worker, None)
         if not self._dispatcher.completed(event.worker, event.shard_id, time.monotonic()):
             return  # a slower copy
         footer = event.commit.footer
@@ -229,18 +224,47 @@ class Drive:
     def _shard_failed(self, event: ShardError) -> None:
         if isinstance(event.error, _ENDS_THE_RUN):
             raise event.error
+        if isinstance(event.error, WorkerDiskFull) and self._pool.alive <= 1:
+            raise event.error
         self.tally.errors += 1
         self._watcher.note(f"attempt failed: {event.error.message}")
         if isinstance(event.error, _MAYBE_OUTAGE):
             self._outage.add(event.shard_id)
-            self._outage_failures += 1
-            if len(self._outage) > 1 and self._outage_failures >= _OUTAGE_FAILURES:
+            if len(self._outage) >= _OUTAGE_SHARDS:
                 raise event.error
         self._dispatcher.failed(event.worker, event.shard_id, event.error.message)
+        self._replace_if_failing(event.worker, event.shard_id)
+
+    def _replace_if_failing(self, worker: str, shard_id: str) -> None:
+        """A worker that fails everything while others work is itself what is wrong."""
+        failing = self._failing.setdefault(worker, set())
+        failing.add(shard_id)
+        if len(failing) >= _FAILING_SHARDS and self._pool.alive > 1 and self.tally.shards:
+            del self._failing[worker]
+            self._pool.replace(worker, f"{len(failing)} shards in a row failed on it")
+
+    def _await_workers(self) -> None:
+        """Say that none is there yet; after too long, that none will come."""
+        now_s = time.monotonic()
+        if self._pool.alive:
+            self._worked_s = self._waited_s = now_s
+        elif now_s - self._worked_s > self._start_after_s:
+            raise WorkerStartFailed(
+                f"no worker was ready for {self._start_after_s:.0f} s",
+                hint="`ray status` shows what the cluster has free; see workers.start_after_s",
+            )
+        elif now_s - self._waited_s > _WAITING_NOTE_S:
+            self._waited_s = now_s
+            self._watcher.note(
+                f"no worker is ready since {now_s - self._worked_s:.0f} s: they load, "
+                "or wait for room on the cluster"
+            )
 
     def _start_failed(self, event: StartFailed) -> None:
         self._start_failures += 1
-        self._watcher.note(f"a worker could not start: {event.error.message}")
+        if event.error.message not in self._said:  # the pool keeps trying: once is enough
+            self._said.add(event.error.message)
+            self._watcher.note(f"a worker could not start: {event.error.message}")
         if self._pool.alive:
             return  # the others go on; the pool keeps trying
         if self._start_failures >= _START_FAILURES:
@@ -256,7 +280,9 @@ class Drive:
             self.tally.quarantined += 1
             self._manifest.set_aside(record.shard, list(record.errors), self._invocation)
             self._watcher.note(f"quarantined {record.shard.key}: {record.errors[-1]}")
-            if self.tally.quarantined >= _SYSTEMATIC and not self.tally.shards:
+            # Those out of quarantine failed before: they say nothing of this run.
+            self._fresh_quarantined += record.shard.shard_id not in self._dispatcher.last_chance
+            if self._fresh_quarantined >= _SYSTEMATIC and not self.tally.shards:
                 raise ShardFailed(
                     f"{_SYSTEMATIC} shards failed every attempt and none succeeded; "
                     f"the last one: {record.errors[-1]}",

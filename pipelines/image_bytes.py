@@ -15,8 +15,7 @@ from storage.errors import LabelfleetError, ObjectNotFound, StorageError
 from storage.listing import Listing
 from storage.manifest import Manifest
 from storage.objects import ObjectStore
-from storage.records import Shard, StoredObject
-from storage.rows import printable_key
+from storage.records import Shard, StoredObject, printable
 from storage.shards import read_shard
 
 _FETCHERS = 8
@@ -93,7 +92,7 @@ def _object_of(shard: Shard | None, place: Placed) -> StoredObject:
     if shard is not None and shard.kind == "tar":
         return shard.objects[0]
     for listed in shard.objects if shard is not None else ():
-        if printable_key(listed.key) == place.image_id:
+        if printable(listed.key) == place.image_id:
             return listed
     raise ObjectNotFound(f"{place.image_id!r} is not listed in shard {place.shard_id}")
 

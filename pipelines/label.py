@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,13 +19,13 @@ from pipelines.drive import Drive, Outcome, Tally
 from pipelines.open_run import OpenRun, check_places, listed_objects, open_run, refresh_listing
 from pipelines.progress import watching
 from pipelines.review_route import PlannedReview
-from pipelines.sizing import Sizing, size_pool, wants_gpu
+from pipelines.sizing import Node, Sizing, size_pool, wants_gpu
 from pipelines.status import RunStatus, run_status
 from pipelines.stopping import stopping_on_signals
 from storage.errors import Interrupted, StorageError
 from storage.ledger import LedgerEntry, LedgerWriter, new_invocation
 from storage.listing import Listing
-from storage.lock import run_lock
+from storage.lock import RunLock, run_lock
 from storage.manifest import Manifest
 from storage.objects import normalise_url, open_store
 from storage.records import Shard
@@ -92,26 +92,32 @@ def label_run(
     check_places(config)
     review = PlannedReview.of(config)
     next(listed_objects(config))  # a missing source shows before Ray takes seconds to start
-    with ExitStack() as stack:
-        output = open_store(config.output, config.storage.options())
-        lock = stack.enter_context(run_lock(output, f"labelfleet run {config.name}"))
-        stack.enter_context(ray_cluster(address))
-        check_shared_folders(normalise_url(config.source.url), output.url)
-        nodes = cluster_nodes()
-        run = open_run(config, cuda=wants_gpu(config.workers, nodes))
-        work = find_work(run, config, limit)
-        tally: Tally = Tally()
-        outcome: Outcome = "done"
-        if work.total:
-            sizing = size_pool(config.workers, nodes, cuda=run.model.device == "cuda")
-            pool = stack.enter_context(open_pool(config, run, sizing, work.total))
-            tally, outcome = drive(config, run, pool, sizing, work, lock.check)
+    output = open_store(config.output, config.storage.options())
+    with run_lock(output, f"labelfleet run {config.name}") as lock:
+        with ray_cluster(address):
+            check_shared_folders(normalise_url(config.source.url), output.url)
+            nodes = cluster_nodes()
+            run = open_run(config, cuda=wants_gpu(config.workers, nodes))
+            tally, outcome = label_what_is_left(config, run, nodes, limit, lock)
+        # From here on no GPU is held.
         release_quarantine(run.manifest)
         routed = review.route(run.manifest, tally.shards)
         status = run_status(run.manifest)
         summary = summarise(status, tally, outcome, began_s, config, routed)
     notify(config, summary)
     return summary
+
+
+def label_what_is_left(
+    config: RunConfig, run: OpenRun, nodes: Sequence[Node], limit: int | None, lock: RunLock
+) -> tuple[Tally, Outcome]:
+    """List, and label what has no commit yet; no worker is started when nothing is left."""
+    work = find_work(run, config, limit)
+    if not work.total:
+        return Tally(), "done"
+    sizing = size_pool(config.workers, nodes, cuda=run.model.device == "cuda")
+    with open_pool(config, run, sizing, work.total) as pool:
+        return drive(config, run, pool, sizing, work, lock.check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +134,7 @@ def find_work(run: OpenRun, config: RunConfig, limit: int | None) -> Work:
     listing, change = refresh_listing(run, config)
     log.info("listing %d: %d new shards", change.generation, change.shards_added)
     committed = run.manifest.committed()
-    held_back = frozenset(run.manifest.quarantined())
+    held_back = frozenset(run.manifest.quarantined_ids())
     left = sum(shard_id not in committed for shard_id in listing.live_ids())
     shards = shards_to_do(listing, committed, held_back)
     total = left if limit is None else min(left, limit)
@@ -195,14 +201,18 @@ def drive(
     with stopping_on_signals() as stopper, watching(work.total) as watcher:
         loop = Drive(
             run.manifest, ledger, dispatcher, pool, watcher, stopper,
-            invocation=invocation, deadline_s=deadline_s(config, sizing), guard=guard,
+            invocation=invocation, deadline_s=deadline_s(config, sizing, work.total),
+            start_after_s=config.workers.start_after_s, guard=guard,
         )  # fmt: skip
         try:
             outcome = loop.run()
             ended = "quarantined" if loop.tally.quarantined else outcome
-        except Interrupted:
+        except KeyboardInterrupt:
             ended = "interrupted"
-            raise
+            raise Interrupted(
+                f"stopped at once ({stopper.reason})",
+                hint="what is committed stays; run the same command to continue",
+            ) from None
         finally:
             _close_ledger(ledger, ended)
     return loop.tally, outcome
@@ -221,10 +231,10 @@ def _event(event: str, note: dict[str, Any]) -> LedgerEntry:
     return LedgerEntry(event=event, at=time.time(), note=note)
 
 
-def deadline_s(config: RunConfig, sizing: Sizing) -> float | None:
+def deadline_s(config: RunConfig, sizing: Sizing, shards: int) -> float | None:
     """Seconds until max_hours or max_cost, whichever comes first; None: neither is set."""
     hours = [config.max_hours] if config.max_hours is not None else []
-    per_hour = (config.price_per_gpu_hour or 0) * sizing.count * max(sizing.gpus, 0)
+    per_hour = (config.price_per_gpu_hour or 0) * min(sizing.count, shards) * sizing.gpus
     if config.max_cost is not None and per_hour > 0:
         hours.append(config.max_cost / per_hour)
     return min(hours) * 3600 if hours else None
@@ -232,8 +242,8 @@ def deadline_s(config: RunConfig, sizing: Sizing) -> float | None:
 
 def release_quarantine(manifest: Manifest) -> None:
     """Remove the records of shards that were labelled after all."""
-    held_back = manifest.quarantined()
-    for shard_id in held_back.keys() & manifest.committed() if held_back else ():
+    held_back = manifest.quarantined_ids()
+    for shard_id in held_back & manifest.committed() if held_back else ():
         manifest.release(shard_id)
 
 
@@ -279,5 +289,5 @@ def notify(config: RunConfig, summary: RunSummary) -> None:
         return
     try:
         httpx.post(config.notify, json=summary.to_json(), timeout=10).raise_for_status()
-    except httpx.HTTPError as exc:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
         log.warning("notify: the webhook failed: %s", type(exc).__name__)

@@ -115,7 +115,7 @@ def run_status(manifest: Manifest, *, now: float | None = None) -> RunStatus:
     dropped = listing.dropped()
     annotated = manifest.committed()
     committed = live & annotated
-    quarantined = (live & manifest.quarantined().keys()) - committed
+    quarantined = (live & manifest.quarantined_ids()) - committed
     whole = committed - dropped.keys()
     tally, newest = _read_ledgers(manifest, whole)
     _count_partly_live(manifest, committed & dropped.keys(), tally)

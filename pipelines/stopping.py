@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM become requests to stop: the first lets shards in flight finish."""
+"""Ctrl-C and SIGTERM as requests to stop: the first lets work in flight finish, the second not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipelines.drive import Stopper
+
+class Stopper:
+    """Asked to stop: once, shards in flight may finish; twice, at once."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.reason = "interrupted"
+
+    def asked(self) -> bool:
+        """Whether anybody asked."""
+        return self.requests > 0
+
+    def request(self, reason: str = "interrupted") -> None:
+        """Ask (once more)."""
+        self.requests += 1
+        self.reason = reason
 
 
 @contextmanager
@@ -24,10 +39,25 @@ def stopping_on_signals() -> Iterator[Stopper]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         stopper.request("interrupted" if number == signal.SIGINT else "asked to terminate")
+        if stopper.requests > 1:
+            put_back()
+            raise KeyboardInterrupt  # out of whatever blocks: a slow store, a wait
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopper
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        put_back()
+
+
+def terminating_like_ctrl_c() -> None:
+    """SIGTERM raises KeyboardInterrupt, as SIGINT does: the same clean-up, the same exit code.
+
+    Ray's own handler, which it installs when it connects, would exit at once.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)

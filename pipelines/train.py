@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from pipelines.detection_scores import Scores, measure
-from pipelines.stop_signal import stop_signal
+from pipelines.stopping import stopping_on_signals
 from pipelines.train_config import TrainConfig, load_train_config
 from pipelines.train_start import (
     Machine,
@@ -106,14 +106,15 @@ class _Run:
     def fit(self, console: Console | None) -> None:
         """Run to the last step. Raises Interrupted when a signal stopped it before."""
         trainer, steps = self._trainer, self._trainer.options.steps
-        with TrainView(console, trainer.progress.step, steps) as view, stop_signal() as stop:
+        shown = TrainView(console, trainer.progress.step, steps)
+        with shown as view, stopping_on_signals() as stopper:
 
             def validate(network: nn.Module) -> float:
                 self._scores = measure(self._averaged(network), self._sets["val"])
                 view.validated(trainer.progress.step, self._scores)
                 return self._scores.map_
 
-            trainer.run(self._source().stream, validate, self._keep, view.step, stop)
+            trainer.run(self._source().stream, validate, self._keep, view.step, stopper.asked)
         if trainer.progress.step < steps:
             raise Interrupted(
                 f"stopped at step {trainer.progress.step} of {steps}; everything so far is kept in "

@@ -26,6 +26,7 @@
     ├── WorkerError
     │   ├── WorkerLost                       the process or its node is gone
     │   ├── WorkerStartFailed
+    │   ├── WorkerDiskFull                   no room for its spool file: the node's fault
     │   └── ShardFailed                      one attempt at one shard failed
     ├── TruthMismatch                        ground truth and rows do not join
     ├── ReviewError                          Label Studio, or what came back from it
@@ -37,6 +38,8 @@ A message says what was wrong and where; ``hint`` says what to do about it. Fore
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 
 class LabelfleetError(Exception):
@@ -135,7 +138,7 @@ class SourceTruncated(SourceError):
 class ImageError(LabelfleetError):
     """One image cannot be labelled; ``status`` is the value its row carries."""
 
-    status = "undecodable"
+    status: Literal["undecodable", "too_large", "unsupported"] = "undecodable"
 
 
 class Undecodable(ImageError):
@@ -145,13 +148,13 @@ class Undecodable(ImageError):
 class TooLarge(ImageError):
     """The header announces more pixels, or the object more bytes, than the run allows."""
 
-    status = "too_large"
+    status: Literal["undecodable", "too_large", "unsupported"] = "too_large"
 
 
 class Unsupported(ImageError):
     """A readable file of a kind that is not labelled (a link in a tar, an unknown format)."""
 
-    status = "unsupported"
+    status: Literal["undecodable", "too_large", "unsupported"] = "unsupported"
 
 
 class ModelError(LabelfleetError):
@@ -172,6 +175,10 @@ class WorkerLost(WorkerError):
 
 class WorkerStartFailed(WorkerError):
     """A worker could not be started."""
+
+
+class WorkerDiskFull(WorkerError):
+    """A worker has no room for the Parquet it is writing; its node is short, not the output."""
 
 
 class ShardFailed(WorkerError):

@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 from storage.objects import ObjectStore
 
 LEDGER = "ledger/"
+_READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,24 @@ def invocations(store: ObjectStore) -> list[str]:
 
 
 def read_ledger(store: ObjectStore, invocation: str) -> Iterator[LedgerEntry]:
-    """The entries of one invocation, in order."""
-    for listed in store.list(f"{LEDGER}{invocation}/"):
-        for line in store.get(listed.key).splitlines():
+    """The entries of one invocation, in order; what cannot be read is passed over.
+
+    Parts are fetched side by side: a run of days leaves tens of thousands.
+    """
+    keys = (listed.key for listed in store.list(f"{LEDGER}{invocation}/"))
+    with ThreadPoolExecutor(max_workers=_READERS) as pool:
+        for several in _batches(keys, _READERS * 4):
+            for part in pool.map(store.get, several):
+                yield from _entries(part)
+
+
+def _batches(keys: Iterator[str], size: int) -> Iterator[list[str]]:
+    while batch := list(islice(keys, size)):
+        yield batch
+
+
+def _entries(part: bytes) -> Iterator[LedgerEntry]:
+    for line in part.splitlines():
+        # A cache: damaged, or of another version, it is made good from the footers.
+        with suppress(ValueError, TypeError):
             yield LedgerEntry(**json.loads(line))

@@ -29,6 +29,7 @@ from storage.errors import (
     ObjectChanged,
     ObjectNotFound,
     RunLocked,
+    StorageUnavailable,
 )
 from storage.objects import SupportsCreate, SupportsDelete, SupportsGet, SupportsHead
 from storage.objects import SupportsReplace as Replaces
@@ -99,24 +100,25 @@ class RunLock:
         self._store, self._owner, self._etag = store, owner, etag
         self._lease_s, self._clock = lease_s, clock
         self._renewed_s = clock()
-        self._lost: str | None = None
+        self._lost: LabelfleetError | None = None
         self._renewing = threading.Lock()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._heartbeat, daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise RunLocked when the lock can no longer be trusted to be ours.
+        """Raise when the lock can no longer be trusted to be ours.
 
         After a pause (the process was suspended, the heartbeat hangs) the store is asked.
+
+        Raises:
+            RunLocked: another process took it over.
+            StorageUnavailable: it could not be renewed in time.
         """
         if self._overdue():
             self._beat()
         if self._lost is not None:
-            raise RunLocked(
-                f"the run's lock was lost: {self._lost}",
-                hint="what is committed stays; run the same command to continue",
-            )
+            raise self._lost
 
     def release(self) -> None:
         """Stop the heartbeat; remove the lock if it still is ours."""
@@ -143,10 +145,16 @@ class RunLock:
             try:
                 self._renew()
             except (ObjectChanged, ObjectNotFound):
-                self._lost = "another process took it over"
+                self._lost = RunLocked(
+                    "the run's lock was lost: another process took it over",
+                    hint="what is committed stays; see `labelfleet status`",
+                )
             except LabelfleetError as exc:
                 if self._overdue():
-                    self._lost = f"it could not be renewed: {exc.message}"
+                    self._lost = StorageUnavailable(
+                        f"the run's lock was lost: it could not be renewed: {exc.message}",
+                        hint="what is committed stays; run the same command to continue",
+                    )
 
     def _renew(self) -> None:
         began_s = self._clock()

@@ -167,14 +167,17 @@ class Manifest:
         }
         self.store.put(f"{QUARANTINE}{shard.shard_id}.json", json.dumps(body, indent=2).encode())
 
+    def quarantined_ids(self) -> set[str]:
+        """Shards that are in quarantine, by their keys alone."""
+        keys = (o.key for o in self.store.list(QUARANTINE) if o.key.endswith(".json"))
+        return {key.removeprefix(QUARANTINE).removesuffix(".json") for key in keys}
+
     def quarantined(self) -> dict[str, dict[str, Any]]:
-        """Quarantine records by shard id."""
-        found = {}
-        for listed in self.store.list(QUARANTINE):
-            if listed.key.endswith(".json"):
-                record = json.loads(self.store.get(listed.key))
-                found[str(record["shard_id"])] = record
-        return found
+        """Quarantine records by shard id. Raises StorageError when one is damaged."""
+        return {
+            shard_id: read_json(self.store, f"{QUARANTINE}{shard_id}.json")
+            for shard_id in sorted(self.quarantined_ids())
+        }
 
     def release(self, shard_id: str) -> None:
         """Remove a quarantine record: the shard was labelled after all."""

@@ -156,3 +156,12 @@ class AnnotationRow:
     status: Status
     error: str | None
     detections: Detections
+
+
+def printable(name: str | bytes) -> str:
+    """A name as it stands in ``image_id``: valid UTF-8; other bytes as ``\\xNN``.
+
+    Two members whose names become equal that way are told apart like any repeated name.
+    """
+    raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
+    return raw.decode("utf-8", "backslashreplace")

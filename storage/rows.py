@@ -15,7 +15,7 @@ from storage.annotations import read_tables, table_to_rows
 from storage.errors import ObjectNotFound
 from storage.listing import Listing
 from storage.manifest import Manifest, annotation_key
-from storage.records import AnnotationRow
+from storage.records import AnnotationRow, printable
 
 
 def live_tables(
@@ -55,10 +55,5 @@ def live_rows(manifest: Manifest) -> Iterator[AnnotationRow]:
 
 
 def _without(table: pa.Table, gone: set[str]) -> pa.Table:
-    ids = pa.array([printable_key(key) for key in gone], pa.string())
+    ids = pa.array([printable(key) for key in gone], pa.string())
     return table.filter(pc.invert(pc.is_in(table.column("image_id"), value_set=ids)))
-
-
-def printable_key(key: str) -> str:
-    """A key as it stands in ``image_id``: valid UTF-8; other bytes as backslash escapes."""
-    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -13,7 +13,7 @@ from storage.errors import Interrupted, ObjectChanged, ObjectNotFound
 from storage.local_walk import LINK_ETAG, SPECIAL_ETAG
 from storage.objects import SupportsGet, SupportsList, SupportsStream
 from storage.prefetch import READERS, in_order
-from storage.records import ImageRecord, Shard, StoredObject, shard_id_of
+from storage.records import ImageRecord, Shard, StoredObject, printable, shard_id_of
 from storage.tar_header import TarMember
 from storage.tar_stream import TarStream
 
@@ -198,15 +198,6 @@ class _UniqueNames:
         times = self._times.get(digest, 0) + 1
         self._times[digest] = times
         return name if times == 1 else f"{name}#{times}"
-
-
-def printable(name: str | bytes) -> str:
-    """A name as it stands in ``image_id``: valid UTF-8; other bytes as ``\\xNN``.
-
-    Two members whose names become equal that way are told apart like any repeated name.
-    """
-    raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
-    return raw.decode("utf-8", "backslashreplace")
 
 
 def _read_images(

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 
 import cv2
 
+from storage.errors import BucketNotFound, ObjectNotFound
 from storage.manifest import Manifest
-from storage.objects import open_store
+from storage.objects import SupportsList, open_store
 from storage.records import ImageRecord, Shard
 from storage.shards import read_shard
 from workers.labeller import ShardLabeller
 from workers.spec import WorkerSpec
 from workers.yolo_nas import load_detector
+
+
+def _refusing_a_vanished_source(
+    images: Iterator[ImageRecord], source: SupportsList
+) -> Iterator[ImageRecord]:
+    """An image that is gone is a row; a source that is gone (a mount that dropped) is an error.
+
+    Raises:
+        BucketNotFound: something was missing, and so is everything else.
+    """
+    missing = False
+    try:
+        for image in images:
+            missing = missing or image.status == "missing"
+            yield image
+    except ObjectNotFound:
+        _refuse_empty(source)
+        raise
+    if missing:
+        _refuse_empty(source)
+
+
+def _refuse_empty(source: SupportsList) -> None:
+    if next(source.list(), None) is None:
+        raise BucketNotFound(
+            f"the whole source is gone as seen from {socket.gethostname()}",
+            hint="if it is a mounted folder, check the mount there; then run the same command",
+        )
 
 
 def open_labeller(spec: WorkerSpec) -> ShardLabeller:
@@ -30,6 +60,7 @@ def open_labeller(spec: WorkerSpec) -> ShardLabeller:
     options = spec.options
 
     def read(shard: Shard, abort: Callable[[], bool]) -> Iterator[ImageRecord]:
-        return read_shard(source, shard, max_image_bytes=options.max_image_bytes, abort=abort)
+        images = read_shard(source, shard, max_image_bytes=options.max_image_bytes, abort=abort)
+        return _refusing_a_vanished_source(images, source)
 
     return ShardLabeller(detector, read, manifest.commit, manifest.record.identity, options)

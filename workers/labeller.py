@@ -9,11 +9,15 @@ yields becomes a row; an error that is a shard's own ends that shard's attempt a
 
 from __future__ import annotations
 
+import os
 import queue
+import shutil
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -29,17 +33,21 @@ from storage.errors import (
     ShardFailed,
     SourceTruncated,
     StorageError,
+    StorageFull,
+    WorkerDiskFull,
     WorkerLost,
 )
 from storage.manifest import Commit
-from storage.os_errors import from_os_error, translating_os_errors
-from storage.records import AnnotationRow, Detections, ImageRecord, Shard
+from storage.os_errors import from_os_error
+from storage.records import AnnotationRow, Detections, ImageRecord, Shard, printable
 from workers.detector import Detector
 from workers.prepare import Prepared, Skipped, prepare
 from workers.spec import LabellerOptions
 
 STAGES = ("fetch", "decode", "infer", "write")
 
+_SPOOL = "labelfleet-spool-"
+_SPOOL_KEPT_S = 3600.0
 _COUNTED, _ABANDON = -1, -2  # in place of a row's index: the shard's end is known; throw it away
 
 
@@ -98,7 +106,28 @@ class _Ready:
 
 
 def _missing(shard: Shard, error: StorageError) -> ImageRecord:
-    return ImageRecord(shard.key, None, shard.nbytes, None, "missing", error.message)
+    return ImageRecord(
+        printable(shard.key), None, shard.nbytes, None, "missing", printable(error.message)
+    )
+
+
+def _spool_error(exc: OSError, spool: Path) -> LabelfleetError:
+    if isinstance(from_os_error(exc, ""), StorageFull):
+        return WorkerDiskFull(
+            f"no space left for {spool} on {socket.gethostname()}",
+            hint="free some space there, or point TMPDIR at a larger disk; then run again",
+        )
+    return from_os_error(exc, f"the worker's spool file {spool}")
+
+
+def _sweep_spools(folder: Path) -> None:
+    """Remove what killed workers left: the owner is dead, and nothing was written for an hour."""
+    for spool in folder.glob(f"{_SPOOL}*"):
+        owner = spool.name.removeprefix(_SPOOL).split("-")[0]
+        with suppress(OSError):
+            old = time.time() - spool.stat().st_mtime > _SPOOL_KEPT_S
+            if old and owner.isdigit() and not Path(f"/proc/{owner}").exists():
+                shutil.rmtree(spool, ignore_errors=True)
 
 
 class ByteBudget:
@@ -154,7 +183,9 @@ class ShardLabeller:
     ) -> None:
         self._detector, self._read, self._commit, self._run = detector, read, commit, run
         self._options = options or LabellerOptions()
-        self._spool = tempfile.TemporaryDirectory(prefix="labelfleet-", dir=spool_dir)
+        _sweep_spools(Path(spool_dir or tempfile.gettempdir()))
+        prefix = f"{_SPOOL}{os.getpid()}-"
+        self._spool = tempfile.TemporaryDirectory(prefix=prefix, dir=spool_dir)
         height, width = detector.preprocessing.size
         self._input_nbytes = height * width * 3
         self._batch_size = self._options.batch_size
@@ -199,8 +230,9 @@ class ShardLabeller:
         """
         spool = Path(self._spool.name) / f"{attempt}.parquet"
         try:
-            with translating_os_errors(f"the worker's spool file {spool}"):
-                return self._label(shard, attempt, spool)
+            return self._label(shard, attempt, spool)
+        except OSError as exc:
+            raise _spool_error(exc, spool) from exc
         except WorkerLost:
             raise
         except LabelfleetError as exc:
@@ -371,14 +403,15 @@ class ShardLabeller:
         while (entry := self._rows.get()) is not None:
             job, index, row = entry
             if index == _ABANDON:
-                job.writer.abandon()
+                with suppress(Exception):  # on a full disk; nobody wants the file any more
+                    job.writer.abandon()
             if job.ended.is_set():
                 continue
             began = time.perf_counter()
             try:
                 self._write(job, index, row)
             except OSError as exc:
-                job.fail(from_os_error(exc, f"the spool file {job.spool}"))
+                job.fail(_spool_error(exc, job.spool))
                 continue
             except Exception as exc:  # noqa: BLE001 - border of the shard: its attempt is told
                 job.fail(exc)
@@ -417,10 +450,10 @@ class ShardLabeller:
 
     def _break(self, error: WorkerLost) -> None:
         """Nothing more can be labelled here; every attempt in flight is told."""
-        self._closed.set()
-        self._budget.close()
         with self._lock:
             self._broken = self._broken or error
             jobs = list(self._jobs_by_id.values())
-        for job in jobs:
+        for job in jobs:  # before the readers see that they are to stop, and call it their error
             job.fail(self._broken)
+        self._closed.set()
+        self._budget.close()

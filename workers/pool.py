@@ -25,18 +25,8 @@ from workers.spec import WorkerSpec
 
 log = logging.getLogger("labelfleet.pool")
 
-# "The actor is gone", in all the ways Ray says it. NodeDiedError, WorkerCrashedError and
-# OutOfMemoryError are no RayActorErrors.
-ACTOR_DIED = (
-    ray_errors.RayActorError,  # ActorDiedError, ActorUnavailableError
-    ray_errors.WorkerCrashedError,
-    ray_errors.OutOfMemoryError,
-    ray_errors.NodeDiedError,
-    ray_errors.ObjectLostError,
-    ray_errors.RaySystemError,
-    ray_errors.TaskUnschedulableError,
-    ray_errors.ActorUnschedulableError,
-)
+_CLOSE_S = 5.0
+_START_PAUSE_S, _START_PAUSE_MAX_S = 1.0, 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +126,9 @@ class LabelPool:
         self._calls: dict[Any, _Call] = {}
         self._names = (f"worker-{i}" for i in count())
         self._said: list[Event] = []
+        self._start_failures = 0
+        self._create_at_s: list[float] = []  # when to try again what could not start
+        self._watched_s = clock()
 
     @property
     def alive(self) -> int:
@@ -164,15 +157,30 @@ class LabelPool:
             time.sleep(0 if self._said else timeout_s)
         elif ray.wait(refs, timeout=0 if self._said else timeout_s)[0]:
             done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-            for ref in done:
-                call = self._calls.pop(ref, None)
-                if call is not None and call.worker in self._members:
-                    self._said.extend(self._settle(ref, call))
+            # Deaths last: what a worker finished before it died is not to be lost with it.
+            for call, answer in sorted(map(self._answer, done), key=lambda a: _is_death(a[1])):
+                if call.worker in self._members:
+                    self._said.extend(self._settle(call, answer))
         said, self._said = self._said, []
         return said
 
+    def replace(self, worker: str, reason: str) -> None:
+        """Kill a worker and create another; WorkerGone (blameless) comes with ``events``."""
+        if worker in self._members:
+            self._said.extend(self._replace(worker, reason, blameless=True))
+
     def close(self) -> None:
-        """Kill every actor; what they had in flight is lost, what they committed stays."""
+        """End every actor: asked first, so that it can clean up, and killed after some seconds.
+
+        What they had in flight is lost, what they committed stays.
+        """
+        asked = []
+        for member in self._members.values():
+            if member.ready:
+                asked.append(member.handle.close.remote())
+                asked.append(member.handle.__ray_terminate__.remote())
+        if asked:
+            ray.wait(asked, num_returns=len(asked), timeout=_CLOSE_S)
         for worker in list(self._members):
             self._forget(worker)
 
@@ -185,7 +193,7 @@ class LabelPool:
             "num_gpus": self._size.gpus,
             "max_restarts": 0,
             "max_task_retries": 0,
-            # The shards, the progress question, and one in reserve for close.
+            # The shards, the progress question, and close.
             "max_concurrency": self._depth + 2,
             "runtime_env": {"env_vars": _thread_environment(self._spec.torch_threads)},
         }
@@ -194,20 +202,27 @@ class LabelPool:
         self._members[worker] = _Member(handle, moved_s=self._clock())
         self._calls[handle.start.remote()] = _Call("start", worker)
 
-    def _settle(self, ref: Any, call: _Call) -> Iterator[Event]:
+    def _answer(self, ref: Any) -> tuple[_Call, Any]:
+        """A finished call and its value, or the exception in its place."""
+        call = self._calls.pop(ref)
         try:
-            value = ray.get(ref)
-        except ray_errors.RayTaskError as exc:
-            yield from self._failed(call, _own_error(exc))
-        except ACTOR_DIED as exc:
-            yield from self._died(call, exc)
+            return call, ray.get(ref)
+        except ray_errors.RayError as exc:
+            return call, exc
+
+    def _settle(self, call: _Call, answer: Any) -> Iterator[Event]:
+        if isinstance(answer, ray_errors.RayTaskError):
+            yield from self._failed(call, _own_error(answer))
+        elif isinstance(answer, ray_errors.RayError):
+            yield from self._died(call, answer)
         else:
-            yield from self._succeeded(call, value)
+            yield from self._succeeded(call, answer)
 
     def _succeeded(self, call: _Call, value: Any) -> Iterator[Event]:
         member = self._members[call.worker]
         if call.kind == "start":
             member.ready, member.moved_s = True, self._clock()
+            self._start_failures = 0
             yield WorkerReady(call.worker, value)
         elif call.kind == "progress":
             if value > member.images_done:
@@ -219,9 +234,7 @@ class LabelPool:
 
     def _failed(self, call: _Call, error: LabelfleetError) -> Iterator[Event]:
         if call.kind == "start":
-            self._forget(call.worker)
-            yield StartFailed(error)
-            self._create()
+            yield from self._could_not_start(call.worker, error)
         elif isinstance(error, WorkerLost):
             yield from self._replace(call.worker, error.message, blameless=False)
         elif call.kind == "label":
@@ -233,11 +246,18 @@ class LabelPool:
     def _died(self, call: _Call, exc: Exception) -> Iterator[Event]:
         reason = _first_line(exc)
         if not self._members[call.worker].ready and call.kind == "start":
-            self._forget(call.worker)
-            yield StartFailed(WorkerStartFailed(f"a worker died while starting: {reason}"))
-            self._create()
+            error = WorkerStartFailed(f"a worker died while starting: {reason}")
+            yield from self._could_not_start(call.worker, error)
         else:
             yield from self._replace(call.worker, reason, blameless=_node_went(exc))
+
+    def _could_not_start(self, worker: str, error: LabelfleetError) -> Iterator[Event]:
+        """Try another one, later each time: a broken node would fail every few seconds for ever."""
+        self._forget(worker)
+        yield StartFailed(error)
+        pause_s = min(_START_PAUSE_S * 2**self._start_failures, _START_PAUSE_MAX_S)
+        self._start_failures += 1
+        self._create_at_s.append(self._clock() + pause_s)
 
     def _replace(self, worker: str, reason: str, *, blameless: bool) -> Iterator[Event]:
         log.warning("lost %s: %s", worker, reason)
@@ -254,6 +274,14 @@ class LabelPool:
     def _watch(self) -> None:
         """Ask busy workers how far they are; replace those that stand still."""
         now_s = self._clock()
+        due = [at_s for at_s in self._create_at_s if at_s <= now_s]
+        self._create_at_s = [at_s for at_s in self._create_at_s if at_s > now_s]
+        for _ in due:
+            self._create()
+        if now_s - self._watched_s > self._hang_after_s / 2:
+            for member in self._members.values():
+                member.moved_s = now_s  # it was the driver that stood still, not they
+        self._watched_s = now_s
         for worker, member in list(self._members.items()):
             if not member.ready or not member.shards:
                 continue
@@ -263,6 +291,13 @@ class LabelPool:
             elif now_s - member.asked_s > min(5.0, self._hang_after_s / 4):
                 member.asked_s = now_s
                 self._calls[member.handle.images_done.remote()] = _Call("progress", worker)
+
+
+def _is_death(answer: Any) -> bool:
+    """ "The actor is gone", in all the ways Ray says it; a task's own error is none."""
+    return isinstance(answer, ray_errors.RayError) and not isinstance(
+        answer, ray_errors.RayTaskError
+    )
 
 
 def _own_error(exc: ray_errors.RayTaskError) -> LabelfleetError:

@@ -143,6 +143,50 @@ def test_reports_about_unknown_workers_and_shards_change_nothing() -> None:
     assert not d.done
 
 
+def test_a_worker_that_fails_everything_uses_up_no_shard() -> None:
+    d = Dispatcher(shards(60), DispatchRules(depth=2, attempts=3))
+    for name in ("bad", "good", "better"):
+        d.worker_joined(name)
+    now = 0.0
+    while not d.done:
+        now += 1
+        d.assign(now)
+        for shard_id in d.holds("bad"):  # fails at once, so it is always the emptiest
+            d.failed("bad", shard_id, "no space left in its spool folder")
+        for name in ("good", "better"):
+            for shard_id in d.holds(name)[:1]:
+                d.completed(name, shard_id, now)
+    assert d.quarantined == []
+    assert d.completed_count == 60
+
+
+def test_the_only_worker_left_gets_a_shard_again_that_failed_on_it() -> None:
+    d = Dispatcher(shards(1), DispatchRules(attempts=3))
+    d.worker_joined("a")
+    for _ in range(3):
+        (given,) = d.assign(0)
+        d.failed("a", given.shard.shard_id, "bad")
+    assert d.done
+    assert len(d.quarantined) == 1
+
+
+def test_closed_hands_out_nothing_and_says_whether_something_is_left() -> None:
+    d = Dispatcher(shards(2), DispatchRules(depth=1))
+    d.worker_joined("a")
+    (given,) = d.assign(0)
+    d.close()
+    assert d.completed("a", given.shard.shard_id, 1)
+    assert d.assign(1) == []
+    assert d.done
+    assert d.has_more
+    last = Dispatcher(shards(1))
+    last.worker_joined("a")
+    (given,) = last.assign(0)
+    last.close()
+    last.completed("a", given.shard.shard_id, 1)
+    assert not last.has_more
+
+
 class RandomDeaths(RuleBasedStateMachine):
     """Any order of joins, losses, failures, completions: each shard ends once, none vanishes."""
 

@@ -15,12 +15,12 @@ from storage.errors import (
     AccessDenied,
     BucketNotFound,
     CheckpointError,
-    Interrupted,
     LabelfleetError,
     RunLocked,
     ShardFailed,
     StorageFull,
     StorageUnavailable,
+    WorkerDiskFull,
     WorkerStartFailed,
 )
 from storage.faulty import Fault, FaultyStore, drop_reply, fail
@@ -74,6 +74,7 @@ class ScriptedPool:
         self.alive = 0
         self.submitted: list[tuple[str, str]] = []
         self.attempts: list[str] = []
+        self.replaced: list[str] = []
         self.turns = 0
         self.each_turn: Callable[[int], None] = lambda turn: None
         self._queue: deque[Event] = deque(first or [ready("w0"), ready("w1")])
@@ -94,6 +95,12 @@ class ScriptedPool:
         event = self._queue.popleft()
         self.alive += {WorkerReady: 1, WorkerGone: -1}.get(type(event), 0)
         return [event]
+
+    def replace(self, worker: str, reason: str) -> None:
+        self.replaced.append(worker)
+        self._queue = deque(e for e in self._queue if getattr(e, "worker", "") != worker)
+        self._queue.append(WorkerGone(worker, reason, blameless=True))
+        self._queue.append(ready(f"{worker}+"))
 
     def say(self, *events: Event) -> None:
         self._queue.extend(events)
@@ -336,15 +343,6 @@ def test_asked_once_it_finishes_what_is_in_flight() -> None:
     assert sum("finishing" in note for note in bench.notes.said) == 1
 
 
-def test_asked_twice_it_stops_at_once() -> None:
-    bench = Bench(100, ScriptedPool(lambda *_: None))  # nothing ever finishes
-    bench.pool.each_turn = lambda turn: bench.stopper.request() if turn in (10, 20) else None
-    error = bench.fails(Interrupted)
-    assert error.exit_code == 130
-    assert error.hint
-    assert bench.pool.turns == 20
-
-
 def test_the_deadline_stops_it_like_a_first_request() -> None:
     bench = Bench(100, ScriptedPool(), deadline_s=0.0)
     assert bench.run() == "stopped"
@@ -363,3 +361,38 @@ def test_a_lost_lock_ends_it_before_anything_more_is_handed_out() -> None:
     bench = Bench(100, ScriptedPool(), guard=guard)
     bench.fails(RunLocked)
     assert given_at_loss == [len(bench.pool.submitted)]
+
+
+def test_a_worker_on_which_everything_fails_is_replaced_and_no_shard_is_charged_away() -> None:
+    def answer(worker: str, shard: Shard, attempt: str) -> Event:
+        if worker == "w1":
+            return ShardError(worker, shard.shard_id, ShardFailed("its network is broken"))
+        return done(worker, shard, attempt)
+
+    bench = Bench(30, ScriptedPool(answer))
+    assert bench.run() == "done"
+    assert bench.pool.replaced == ["w1"]
+    assert bench.drive.tally.shards == 30
+    assert bench.drive.tally.quarantined == 0
+
+
+def test_old_poison_shards_do_not_end_later_runs() -> None:
+    bench = Bench(25, ScriptedPool(failing(ShardFailed("poison"))))
+    bench.dispatcher.last_chance = frozenset(s.shard_id for s in bench.shards)
+    assert bench.run() == "done"
+    assert bench.drive.tally.quarantined == 25
+
+
+def test_a_full_disk_on_the_only_worker_ends_the_run() -> None:
+    pool = ScriptedPool(failing(WorkerDiskFull("no space left for its spool")), [ready("w0")])
+    assert "no space left" in Bench(5, pool).fails(WorkerDiskFull).message
+
+
+def test_no_worker_for_too_long_ends_the_run() -> None:
+    class Empty(ScriptedPool):
+        def events(self, timeout_s: float) -> list[Event]:
+            return []
+
+    bench = Bench(1, Empty())
+    bench.drive._start_after_s = -1.0
+    assert "no worker was ready" in bench.fails(WorkerStartFailed).message

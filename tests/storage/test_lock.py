@@ -214,7 +214,7 @@ def test_a_heartbeat_that_cannot_reach_the_store_fails_the_check(store: MemorySt
     faulty = FaultyStore(store, [fail("replace", times=None)])
     with (
         run_lock(faulty, "labelfleet run cells", lease_s=0.1) as lock,
-        pytest.raises(RunLocked, match="could not be renewed"),
+        pytest.raises(StorageUnavailable, match="could not be renewed"),
     ):
         until(lambda: lock.check() is not None)
 

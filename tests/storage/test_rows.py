@@ -16,7 +16,8 @@ from synthetic_run import (
 
 from storage.manifest import Manifest
 from storage.memory import MemoryStore
-from storage.rows import live_rows, live_tables, printable_key
+from storage.records import printable
+from storage.rows import live_rows, live_tables
 
 
 def ids(manifest: Manifest) -> list[str]:
@@ -50,7 +51,7 @@ def test_an_object_of_an_unlisted_shard_is_not_live() -> None:
 def test_changed_and_deleted_images_are_left_out() -> None:
     names = ["a.jpg", "b.jpg", "c.jpg", "bad\udcff.jpg"]
     first = image_shard(*names)
-    rows = [row(printable_key(name), first.shard_id) for name in sorted(names)]
+    rows = [row(printable(name), first.shard_id) for name in sorted(names)]
     manifest = make_run(MemoryStore(), {first: rows})
     changed = image_shard("b.jpg", etag="2")
     kept = image_shard("a.jpg")  # as in the first shard: it stays there
@@ -87,5 +88,5 @@ def test_columns_and_shards_can_be_chosen() -> None:
 
 
 def test_printable_keys() -> None:
-    assert printable_key("pages/ü 日本.jpg") == "pages/ü 日本.jpg"
-    assert printable_key("a\udcff.jpg") == "a\\xff.jpg"
+    assert printable("pages/ü 日本.jpg") == "pages/ü 日本.jpg"
+    assert printable("a\udcff.jpg") == "a\\xff.jpg"

@@ -7,15 +7,15 @@ import threading
 
 import pytest
 
-from pipelines.stop_signal import stop_signal
+from pipelines.stopping import stopping_on_signals
 
 
 def test_the_first_one_asks_and_the_second_one_interrupts() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with stop_signal() as stop:
-        assert not stop()
+    with stopping_on_signals() as stopper:
+        assert stopper.requests == 0
         signal.raise_signal(signal.SIGINT)
-        assert stop()
+        assert stopper.requests == 1
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -23,19 +23,19 @@ def test_the_first_one_asks_and_the_second_one_interrupts() -> None:
 
 def test_the_handlers_are_put_back_when_nobody_asked() -> None:
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with stop_signal() as stop:
-        assert not stop()
+    with stopping_on_signals() as stopper:
+        assert stopper.requests == 0
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_outside_the_main_thread_it_is_never_asked() -> None:
-    seen: list[bool] = []
+    seen: list[int] = []
 
     def use() -> None:
-        with stop_signal() as stop:
-            seen.append(stop())
+        with stopping_on_signals() as stopper:
+            seen.append(stopper.requests)
 
     thread = threading.Thread(target=use)
     thread.start()
     thread.join()
-    assert seen == [False]
+    assert seen == [0]
