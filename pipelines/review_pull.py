@@ -17,13 +17,20 @@ from pipelines.review_answers import to_answer, unlabelled, when
 from pipelines.review_send import delete_twins
 from pipelines.review_tasks import queued
 from storage.errors import ReviewError
-from storage.label_studio import KEY, LabelStudio, Project, changed_since
+from storage.label_studio import (
+    KEY,
+    MOST_KEYS,
+    LabelStudio,
+    Project,
+    changed_since,
+    with_keys,
+)
 from storage.manifest import Manifest
-from storage.review_queue import Answer, ReviewItem, append_answers, read_answers
+from storage.review_queue import Answer, append_answers, read_answers
 from storage.review_settings import ReviewSettings
 
 log = logging.getLogger("labelfleet.review")
-_MARGIN = timedelta(hours=1)
+MARGIN = timedelta(hours=1)
 _PAGE = 100  # with all their regions
 _FIELDS = (
     "id,data,annotations,predictions,result,completed_by,was_cancelled,lead_time,updated_at,"
@@ -64,14 +71,13 @@ class PullSummary:
         return asdict(self)
 
 
-@dataclass(slots=True)
-class _Tally:
-    unknown: int = 0
-    unlabelled: int = 0
-
-
 def pull_run(
-    manifest: Manifest, server: LabelStudio, settings: ReviewSettings, *, everything: bool = False
+    manifest: Manifest,
+    server: LabelStudio,
+    settings: ReviewSettings,
+    *,
+    everything: bool = False,
+    margin: timedelta = MARGIN,
 ) -> PullSummary:
     """Append what is new to ``review/answers``. The caller holds the run's lock.
 
@@ -80,6 +86,7 @@ def pull_run(
         server: a client.
         settings: which project.
         everything: read all tasks, and not only those touched since the last answer.
+        margin: how much before it to begin, for clocks that differ and commits that are slow.
 
     Raises:
         ReviewError: there is no such project, or the server does not answer.
@@ -92,53 +99,50 @@ def pull_run(
             hint="push first, or give --project",
         )
     items = {q.item.sha256: q.item for q in queued(manifest)}
-    seen, last = _already(manifest)
-    twins = _delete_twins(server, project, items)
-    since = None if everything or last is None else last - _MARGIN
-    tally = _Tally()
-    new = [
-        answer
-        for answer in _answers(server, project, items, since, tally)
-        if (answer.annotation_id, answer.submitted_at) not in seen
-    ]
-    part = append_answers(manifest.store, new)
-    return _summary(new, part, twins, tally)
-
-
-def _already(manifest: Manifest) -> tuple[set[tuple[int, datetime]], datetime | None]:
-    """Answers that were pulled before, and when the last of them was given."""
+    refs = [ref for ref in server.task_refs(project.project_id) if ref.key in items]
+    twins, people = delete_twins(server, refs), server.people()
+    pulled = [] if everything else list(read_answers(manifest.store))
+    since = max((a.submitted_at - margin for a in pulled), default=None)
+    # An image may have been answered long ago, in a round before this run queued it.
+    new_keys = {ref.key for ref in refs if ref.touched} - {a.sha256 for a in pulled}
     seen = {(a.annotation_id, a.submitted_at) for a in read_answers(manifest.store)}
-    return seen, max((at for _, at in seen), default=None)
-
-
-def _delete_twins(server: LabelStudio, project: Project, items: dict[str, ReviewItem]) -> int:
-    # More tasks than images: only then can there be a twin of ours (other tasks count too).
-    refs = server.task_refs(project.project_id) if project.tasks > 0 else ()
-    return delete_twins(server, [ref for ref in refs if ref.key in items])
-
-
-def _answers(
-    server: LabelStudio,
-    project: Project,
-    items: dict[str, ReviewItem],
-    since: datetime | None,
-    tally: _Tally,
-) -> Iterator[Answer]:
-    people = server.people()
-    filters = [] if since is None else [changed_since(since)]
-    tasks = server.tasks(project.project_id, filters, include=_FIELDS, whole=True, page=_PAGE)
-    for task in tasks:
-        annotations = task.get("annotations") or []
+    unknown, unlabelled_boxes, new = 0, 0, []
+    for task in _touched(server, project, since, sorted(new_keys)):
         item = items.get(str(task["data"].get(KEY)))
+        annotations = task.get("annotations") or []
         if item is None:
-            tally.unknown += len(annotations)
+            unknown += len(annotations)
             continue
         for annotation in sorted(annotations, key=lambda a: (when(a["updated_at"]), a["id"])):
-            tally.unlabelled += unlabelled(annotation)
-            yield to_answer(task, annotation, item, people)
+            answer = to_answer(task, annotation, item, people)
+            if (answer.annotation_id, answer.submitted_at) not in seen:
+                new.append(answer)
+                unlabelled_boxes += unlabelled(annotation)
+    part = append_answers(manifest.store, new)
+    return _summary(new, part, twins, unknown, unlabelled_boxes)
 
 
-def _summary(new: Sequence[Answer], part: str | None, twins: int, tally: _Tally) -> PullSummary:
+def _touched(
+    server: LabelStudio, project: Project, since: datetime | None, keys: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Whole tasks, each once: all of them, or those touched since then and those with a key."""
+    asked: list[list[dict[str, Any]]] = [[]]
+    if since is not None:
+        batches = [keys[i : i + MOST_KEYS] for i in range(0, len(keys), MOST_KEYS)]
+        asked = [[changed_since(since)], *([with_keys(batch)] for batch in batches)]
+    seen = set()
+    for filters in asked:
+        for task in server.tasks(
+            project.project_id, filters, include=_FIELDS, whole=True, page=_PAGE
+        ):
+            if task["id"] not in seen:
+                seen.add(task["id"])
+                yield task
+
+
+def _summary(
+    new: Sequence[Answer], part: str | None, twins: int, unknown: int, unlabelled_boxes: int
+) -> PullSummary:
     boxes = [box.origin for answer in new for box in answer.boxes]
     return PullSummary(
         answers=len(new),
@@ -150,8 +154,8 @@ def _summary(new: Sequence[Answer], part: str | None, twins: int, tally: _Tally)
         relabelled=boxes.count("relabelled"),
         added=boxes.count("added"),
         deleted=sum(len(answer.deleted) for answer in new),
-        unlabelled=tally.unlabelled,
-        unknown=tally.unknown,
+        unlabelled=unlabelled_boxes,
+        unknown=unknown,
         twins_deleted=twins,
         part=part or "",
     )

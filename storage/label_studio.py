@@ -29,7 +29,7 @@ TITLE_LENGTH = 50
 StorageKind = Literal["s3", "localfiles"]
 _PAGE = 500
 _TRIES = 3
-_KEYS_A_LOOKUP = 50  # they travel in the URL, and proxies take 8 KB of it
+MOST_KEYS = 50  # a lookup: they travel in the URL, and proxies take 8 KB of it
 _PROJECT_FIELDS = "id,title,parsed_label_config,model_version,task_number,finished_task_number"
 
 
@@ -157,9 +157,7 @@ class LabelStudio:
         fields = "id,data,total_annotations,cancelled_annotations,drafts"
         batches: list[list[str] | None] = [None]
         if keys is not None:
-            batches = [
-                list(keys[i : i + _KEYS_A_LOOKUP]) for i in range(0, len(keys), _KEYS_A_LOOKUP)
-            ]
+            batches = [list(keys[i : i + MOST_KEYS]) for i in range(0, len(keys), MOST_KEYS)]
         for batch in batches:
             filters = [] if batch is None else [_filter(f"data.{KEY}", "in_list", batch)]
             for task in self.tasks(project_id, filters, include=fields):
@@ -262,7 +260,7 @@ def changed_since(when: datetime) -> dict[str, Any]:
 
 
 def with_keys(keys: Sequence[str]) -> dict[str, Any]:
-    """A filter: tasks with these keys; 50 at most, since they travel in the URL."""
+    """A filter: tasks with these keys, ``MOST_KEYS`` of them at most."""
     return _filter(f"data.{KEY}", "in_list", list(keys))
 
 

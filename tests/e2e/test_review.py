@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,6 +19,7 @@ from pipelines.merge import decide_run
 from pipelines.review_pull import pull_run
 from pipelines.review_push import PushSummary, push_run
 from pipelines.review_serving import choose_serving
+from pipelines.route import route_run
 from storage.errors import ReviewError
 from storage.label_rows import label_rows
 from storage.label_studio import KEY, LabelStudio
@@ -229,6 +231,25 @@ def test_a_second_round_adds_its_boxes_where_nobody_answered(
     assert pull_run(rebuilt, server, settings).answers == 1  # the first round's, by its pixels
     decided = decide_run(rebuilt, POLICY, answers_from=[manifest])
     assert decided.counts["images_human"] == 1
+
+
+def test_answers_older_than_the_last_pull_come_once_their_image_is_queued(
+    place: Path, manifest: Manifest, label_studio: LabelStudioServer, settings: ReviewSettings
+) -> None:
+    """Somebody answered in the first round what the second one queues only later."""
+    server = label_studio.client()
+    push(manifest, server, settings)
+    ann = label_studio.person(f"ann{uuid4().hex[:6]}")
+    for task in tasks_of(server, settings):
+        answer(ann, task, task["predictions"][0]["result"])
+    second = rerun(manifest, place / "later", three_boxes)
+    route_run(second, budget="3 images", policy=POLICY, invocation="one", audit=1.0)
+    none = timedelta(0)
+    assert pull_run(second, server, settings, margin=none).answers == 3
+    route_run(second, budget="4 images", policy=POLICY, invocation="two", audit=1.0)
+    assert pull_run(second, server, settings, margin=none).answers == 4
+    assert pull_run(second, server, settings, margin=none).answers == 0
+    assert pull_run(second, server, settings).answers == 0
 
 
 def rerun(manifest: Manifest, folder: Path, found: Any) -> Manifest:
