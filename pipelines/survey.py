@@ -222,12 +222,21 @@ class Survey:
     def _page(self, table: pa.Table, stratum: str) -> _Page:
         batch = box_batch(table.column("detections"), self._thresholds)
         per_box, amounts = measure(batch, self._options.signals)
-        seconds = self._options.cost.seconds(batch.per_image(batch.shown), amounts.sum(axis=1))
+        seconds = self._seconds(batch)
         rows = table.select(list(_COLUMNS)).to_pylist()
         seed = self._earlier.seed_of(stratum, self._options.seed)
         keys = [random_key(seed, row["image_id"]) for row in rows]
         price = self._options.budget.price(seconds)
         return _Page(rows, stratum, keys, batch, per_box, amounts, seconds, price)
+
+    def _seconds(self, batch: BoxBatch) -> NDArray[np.float64]:
+        """Human time: what is shown is checked, what is wrong of it or missing from it mended.
+
+        Not the corrections that a look is worth: a right box in the uncertain band is worth one,
+        and costs none, since it is shown.
+        """
+        to_mend = np.where(batch.shown, 1.0 - batch.right, batch.right)
+        return self._options.cost.seconds(batch.per_image(batch.shown), batch.per_image(to_mend))
 
     def _see_audit(self, page: _Page) -> None:
         self.population += len(page.rows)
