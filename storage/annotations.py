@@ -53,6 +53,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 METADATA_KEY = b"labelfleet"
 ROW_GROUP_ROWS = 512
+ROW_GROUP_DETECTIONS = 20_000  # some 10 MB while they wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ class RowWriter:
         self._rows: list[AnnotationRow] = []
         self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self._detections = 0
+        self._buffered = 0  # detections in the rows that wait for their row group
         self._writer = pq.ParquetWriter(spool, SCHEMA, compression="zstd")
 
     def write(self, row: AnnotationRow) -> None:
@@ -125,7 +127,8 @@ class RowWriter:
         self._rows.append(row)
         self._counts[row.status] += 1
         self._detections += len(row.detections)
-        if len(self._rows) >= ROW_GROUP_ROWS:
+        self._buffered += len(row.detections)
+        if len(self._rows) >= ROW_GROUP_ROWS or self._buffered >= ROW_GROUP_DETECTIONS:
             self._flush()
 
     def _flush(self) -> None:
@@ -134,6 +137,7 @@ class RowWriter:
             table.validate(full=True)
             self._writer.write_table(table)
             self._rows.clear()
+            self._buffered = 0
 
     def finish(
         self,

@@ -95,7 +95,7 @@ class LabellerOptions:
     batch_size: int = 8
     max_pixels: int = 178_956_970
     max_image_bytes: int = 512 * 1024 * 1024
-    queued_bytes: int = 128 * 1024 * 1024
+    queued_bytes: int = 32 * 1024 * 1024
     partial_batch_ms: float = 50.0
 
 
