@@ -55,7 +55,7 @@ lint: $(READY)
 check: lint  ## ruff, mypy --strict, import-linter and the fast tests: under two minutes
 	$(BIN)/pytest -q -m "not slow"
 
-test: lint chromium label-studio  ## everything: real Ray, S3 servers and browser; under 20 minutes on 2 cores
+test: lint chromium label-studio  ## everything: real Ray, S3 servers, Label Studio and browser; half an hour on 2 cores
 	$(BIN)/pytest -q
 
 chromium:  ## Debian's Chromium for the browser tests, if it can be had

@@ -46,12 +46,12 @@ def nano_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copy(original, tmp_path_factory.mktemp("model")))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[dict[str, str]]:
-    """One real Ray on this machine for all tests that need it.
+    """One real Ray on this machine for the tests of a module.
 
-    Seconds to start; this process is connected to it from then on. Gives the environment in which
-    another process can join it: RAY_ADDRESS, its token, and that it is on loopback.
+    Seconds to start; this process is connected to it until the module ends. Gives the environment
+    in which another process can join it: RAY_ADDRESS, its token, and that it is on loopback.
     """
     import ray  # heavy, and most tests need none
 
