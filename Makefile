@@ -52,10 +52,10 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint  ## ruff, mypy --strict, import-linter and the fast tests: under two minutes
+check: lint  ## ruff, mypy --strict, import-linter and the fast tests
 	$(BIN)/pytest -q -m "not slow"
 
-test: lint chromium label-studio  ## everything: real Ray, S3 servers, Label Studio and browser; half an hour on 2 cores
+test: lint chromium label-studio  ## everything: real Ray, S3 servers, Label Studio and browser
 	$(BIN)/pytest -q
 
 chromium:  ## Debian's Chromium for the browser tests, if it can be had
