@@ -10,7 +10,7 @@ from pipelines.cli_common import Endpoint, Json, RunUrl, open_manifest, show, st
 
 review_app = typer.Typer(
     no_args_is_help=True,
-    help="Have people look where it pays: route → push → (they answer) → pull → decide.",
+    help="Have people look where it pays. Route → push → (they answer) → pull → decide.",
 )
 
 PolicyUrl = Annotated[
@@ -149,7 +149,7 @@ def status(
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Show queue, pushed, answered, minutes left, and what it was worth so far."""
+    """Show how far review is. Queue, pushed, answered, minutes left, worth so far."""
     from pipelines.review_settings_choice import choose_settings
     from pipelines.review_status import ask_status
     from pipelines.review_view import render_status
