@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import pytest
 from hypothesis import settings
 from label_studio_server import PROGRAM, LabelStudioServer, label_studio_server
 from servers import S3Server, credentials_env, moto_server, weed_server
+
+# Tests start many processes; each would compile torch, Ray and super-gradients anew, for 20 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A busy machine is no failure: no test judges how long an example took.
 settings.register_profile("labelfleet", deadline=None)
