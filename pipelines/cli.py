@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pipelines import cli_review, cli_upkeep
 from pipelines.cli_common import Endpoint, Json, RunUrl, open_manifest, show, storage_options
-from pipelines.cli_review import register
 from storage.errors import Interrupted, LabelfleetError
 
 
@@ -192,7 +192,8 @@ def demo(
     show(render(summary), summary.to_json(), json_)
 
 
-register(app)
+cli_review.register(app)
+cli_upkeep.register(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

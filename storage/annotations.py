@@ -41,6 +41,9 @@ __all__ = [
     "RowWriter",
     "RunIdentity",
     "ShardFooter",
+    "identity_of",
+    "metadata_of",
+    "opened",
     "read_footer",
     "read_identity",
     "read_rows",
@@ -119,7 +122,8 @@ class RowWriter:
         self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self._detections = 0
         self._buffered = 0  # detections in the rows that wait for their row group
-        self._writer = pq.ParquetWriter(spool, SCHEMA, compression="zstd")
+        # Checksums, so that a flipped bit at rest is an error and never a box.
+        self._writer = pq.ParquetWriter(spool, SCHEMA, compression="zstd", write_page_checksum=True)
 
     def write(self, row: AnnotationRow) -> None:
         """Add one row. Raises InvalidRow (see ``validate_row``)."""
@@ -200,10 +204,10 @@ class _RangedFile(io.RawIOBase):
 
 
 @contextmanager
-def _opened(source: pa.NativeFile, key: str) -> Iterator[pq.ParquetFile]:
+def opened(source: pa.NativeFile, key: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file; what pyarrow says of a damaged one becomes StorageError with the key."""
     try:
-        with pq.ParquetFile(source) as file:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             yield file
     except (pa.ArrowException, OSError) as exc:
         raise StorageError(
@@ -212,7 +216,8 @@ def _opened(source: pa.NativeFile, key: str) -> Iterator[pq.ParquetFile]:
         ) from exc
 
 
-def _metadata_of(file: pq.ParquetFile, key: str) -> dict[str, Any]:
+def metadata_of(file: pq.ParquetFile, key: str) -> dict[str, Any]:
+    """The JSON that labelfleet put there. Raises StorageError: not one of ours, or a newer one."""
     # The footer's own key-value pairs; the Arrow schema inside it does not repeat them.
     raw = (file.metadata.metadata or {}).get(METADATA_KEY)
     if raw is None:
@@ -237,14 +242,19 @@ def read_footer(store: SupportsGetRange, listed: StoredObject) -> ShardFooter:
         StorageError: not a Parquet file, or not one of ours.
     """
     ranged = pa.PythonFile(_RangedFile(store, listed), mode="r")
-    with _opened(ranged, listed.key) as file:
-        return ShardFooter(**_metadata_of(file, listed.key)["shard"])
+    with opened(ranged, listed.key) as file:
+        return ShardFooter(**metadata_of(file, listed.key)["shard"])
 
 
 def read_identity(store: SupportsGet, key: str) -> RunIdentity:
     """The run identity that an annotation object carries. Raises StorageError: not one of ours."""
-    with _opened(pa.BufferReader(store.get(key)), key) as file:
-        run = _metadata_of(file, key)["run"]
+    with opened(pa.BufferReader(store.get(key)), key) as file:
+        return identity_of(metadata_of(file, key))
+
+
+def identity_of(metadata: dict[str, Any]) -> RunIdentity:
+    """The run identity in an annotation object's JSON."""
+    run = dict(metadata["run"])
     categories = tuple(Category(**c) for c in run.pop("categories"))
     return RunIdentity(**run, categories=categories)
 
@@ -258,8 +268,8 @@ def read_tables(
         ObjectNotFound: no such object.
         StorageError: not a Parquet file, or not one of ours.
     """
-    with _opened(pa.BufferReader(store.get(key)), key) as file:
-        _metadata_of(file, key)
+    with opened(pa.BufferReader(store.get(key)), key) as file:
+        metadata_of(file, key)
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=list(columns) if columns else None)
 

@@ -201,6 +201,9 @@ class FaultyStore:
     def delete(self, key: str) -> None:
         self._call("delete", key, lambda: self._store.delete(key))
 
+    def leftovers(self) -> Iterator[StoredObject]:
+        return self._store.leftovers()
+
     def presign(self, key: str, *, expires_s: int) -> str:
         return self._call("presign", key, lambda: self._store.presign(key, expires_s=expires_s))
 

@@ -180,6 +180,9 @@ class FsspecStore:
         with contextlib.suppress(ObjectNotFound):  # what the caller wanted
             self.call(key, lambda fs: fs.rm_file(path))
 
+    def leftovers(self) -> Iterator[StoredObject]:
+        return iter(())
+
     def presign(self, key: str, *, expires_s: int) -> str:
         path = self._path(key)
         return str(self.call(key, lambda fs: fs.sign(path, expires_s)))

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storage.errors import StorageError
 from storage.objects import ObjectStore
 from storage.records import SHARD_KINDS, Shard, ShardKind, StoredObject
 
@@ -80,7 +81,16 @@ class Listing:
         if self._generations is None:
             keys = [o.key for o in self._store.list(SOURCE) if o.key.endswith(".parquet")]
             self._generations = sorted(keys, key=_generation_number)
+            self._refuse_holes(self._generations)
         return self._generations
+
+    def _refuse_holes(self, keys: list[str]) -> None:
+        for number, key in enumerate(keys):
+            if _generation_number(key) != number:
+                raise StorageError(
+                    f"{self._store.url}/{SOURCE}{number}.parquet is missing, but not later ones",
+                    hint="without it nobody knows what the run holds: bring it back from a backup",
+                )
 
     def dropped(self) -> dict[str, set[str]]:
         """Tombstoned object keys by shard id."""
@@ -114,6 +124,16 @@ class Listing:
                     continue
                 repeats.add(row["shard_id"])
             yield row
+
+    def all_ids(self) -> Iterator[str]:
+        """Ids of every shard that was ever listed."""
+        for row in self._added(columns=["op", "shard_id"]):
+            yield row["shard_id"]
+
+    def returned(self, shard_id: str) -> bool:
+        """Whether a shard was dropped whole once and is live again."""
+        self.dropped()
+        return shard_id in self._added_again
 
     def live_shards(self) -> Iterator[Shard]:
         """Shards with at least one live object, as they were listed (the id covers all objects)."""
@@ -151,7 +171,9 @@ class Listing:
         """
         with tempfile.TemporaryDirectory(prefix="labelfleet-") as folder:
             spool = Path(folder) / "generation.parquet"
-            with pq.ParquetWriter(spool, _SCHEMA, compression="zstd") as parquet:
+            with pq.ParquetWriter(
+                spool, _SCHEMA, compression="zstd", write_page_checksum=True
+            ) as parquet:
                 counts = self._write_difference(parquet, listed, group)
             number = len(self.generations())
             if counts["rows"]:
@@ -194,7 +216,24 @@ class Listing:
         counts["rows"] += _flush(parquet, buffer, 1)
         return counts
 
+    def doubled(self) -> Iterator[tuple[str, str, str]]:
+        """(key, shard id, other shard id) of objects that are live in two shards: a damage."""
+        before: _Known | None = None
+        for known in self._live_by_key():
+            same = before is not None and known.key_bytes == before.key_bytes
+            if same and before is not None and known.shard_id != before.shard_id:
+                yield known.listed.key, before.shard_id, known.shard_id
+            before = known
+
     def _known(self) -> Iterator[_Known]:
+        before: bytes | None = None
+        for known in self._live_by_key():
+            if known.key_bytes != before:  # a shard that was added again is in two generations
+                yield known
+            before = known.key_bytes
+
+    def _live_by_key(self) -> Iterator[_Known]:
+        """Live objects ordered by key; those of a shard that was added again are repeated."""
         dropped = self.dropped()
 
         def one(key: str, kind: ShardKind) -> Iterator[_Known]:
@@ -209,19 +248,22 @@ class Listing:
 
         # Within a generation tars and groups of images interleave; each kind alone is ordered.
         streams = [one(key, kind) for key in self.generations() for kind in SHARD_KINDS]
-        before: bytes | None = None
-        for known in heapq.merge(*streams, key=lambda known: known.key_bytes):
-            if known.key_bytes != before:  # a shard that was added again is in two generations
-                yield known
-            before = known.key_bytes
+        yield from heapq.merge(*streams, key=lambda known: known.key_bytes)
 
     def _rows(
         self, op: str, *, only: str | None = None, columns: list[str] | None = None
     ) -> Iterator[dict[str, Any]]:
         for key in self.generations() if only is None else [only]:
-            file = pq.ParquetFile(pa.BufferReader(self._store.get(key)))
-            for batch in file.iter_batches(batch_size=_SHARDS_PER_GROUP, columns=columns):
-                yield from batch.filter(pc.equal(batch.column("op"), op)).to_pylist()
+            raw = self._store.get(key)
+            try:
+                file = pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True)
+                for batch in file.iter_batches(batch_size=_SHARDS_PER_GROUP, columns=columns):
+                    yield from batch.filter(pc.equal(batch.column("op"), op)).to_pylist()
+            except (pa.ArrowException, OSError, KeyError) as exc:
+                raise StorageError(
+                    f"{self._store.url}/{key} is not a readable listing: {exc}",
+                    hint="without it nobody knows what the run holds: bring it back from a backup",
+                ) from exc
 
 
 def _generation_number(key: str) -> int:

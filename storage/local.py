@@ -24,13 +24,14 @@ from storage.local_files import (
     check_steady,
     etag_of,
     is_own_file,
+    is_temporary,
     locked,
     move_clock_past,
     open_folder,
     open_regular,
     temporary_copy,
 )
-from storage.local_walk import walk
+from storage.local_walk import leftovers, walk
 from storage.objects import Body
 from storage.os_errors import from_os_error, translating_os_errors
 from storage.records import StoredObject
@@ -70,7 +71,7 @@ class LocalStore:
     def head(self, key: str) -> StoredObject:
         with self._reading(key) as descriptor:
             status = os.fstat(descriptor)
-        return StoredObject(key, status.st_size, etag_of(status))
+        return StoredObject(key, status.st_size, etag_of(status), status.st_mtime)
 
     def get(self, key: str, *, if_match: str | None = None) -> bytes:
         with self._reading(key, if_match) as descriptor:
@@ -108,7 +109,7 @@ class LocalStore:
 
     def delete(self, key: str) -> None:
         try:
-            with self._folder_of(key) as (folder, name):
+            with self._folder_of(key, own=True) as (folder, name):
                 if _present(folder, name):
                     with locked(folder):
                         os.unlink(name, dir_fd=folder)
@@ -117,6 +118,9 @@ class LocalStore:
             return  # no object under this key: what the caller wanted
         except OSError as exc:
             raise from_os_error(exc, self._where(key)) from exc
+
+    def leftovers(self) -> Iterator[StoredObject]:
+        return leftovers(self._root)
 
     def presign(self, key: str, *, expires_s: int) -> str:
         raise StorageError(
@@ -203,9 +207,11 @@ class LocalStore:
             raise from_os_error(exc, self._where(key)) from exc
 
     @contextmanager
-    def _folder_of(self, key: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
+    def _folder_of(
+        self, key: str, *, create: bool = False, own: bool = False
+    ) -> Iterator[tuple[int, str]]:
         *parts, name = check_key(key).split("/")
-        if "" in parts or is_own_file(name):
+        if "" in parts or (is_own_file(name) and not (own and is_temporary(name))):
             raise StorageError(f"'{readable(key)}' cannot be the key of a file")
         with open_folder(self._root, parts, create=create) as folder:
             yield folder, name

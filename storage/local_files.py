@@ -33,6 +33,11 @@ def is_own_file(name: str) -> bool:
     return name.startswith(TEMPORARY_PREFIX) or name == LOCK_NAME
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file name is that of a temporary file; a writer that was killed leaves it."""
+    return name.startswith(TEMPORARY_PREFIX)
+
+
 def etag_of(status: os.stat_result) -> str:
     """``<size>-<mtime_ns>``."""
     return f"{status.st_size}-{status.st_mtime_ns}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from storage.errors import BucketNotFound
-from storage.local_files import etag_of, is_own_file
+from storage.local_files import etag_of, is_own_file, is_temporary
 from storage.os_errors import from_os_error
 from storage.records import StoredObject
 from storage.urls import readable
@@ -40,6 +41,17 @@ def walk(root: str, prefix: str) -> Iterator[StoredObject]:
             pending.append(_entries(root, key))
         elif not is_folder and key.startswith(prefix):
             yield from _stored(root, key)
+
+
+def leftovers(root: str) -> Iterator[StoredObject]:
+    """Temporary files below ``root`` that their writers did not live to rename or remove."""
+    for folder, _, names in os.walk(root):
+        for name in filter(is_temporary, names):
+            path = f"{folder}/{name}"
+            with contextlib.suppress(FileNotFoundError):  # its writer lives, and is done with it
+                status = os.lstat(path)
+                key = os.path.relpath(path, root)
+                yield StoredObject(key, status.st_size, etag_of(status), status.st_mtime)
 
 
 def _is_real_folder(root: str, below: str) -> bool:
@@ -83,6 +95,6 @@ def _stored(root: str, key: str) -> Iterator[StoredObject]:
     except OSError as exc:
         raise from_os_error(exc, readable(path)) from exc
     if stat.S_ISREG(status.st_mode):
-        yield StoredObject(key, status.st_size, etag_of(status))
+        yield StoredObject(key, status.st_size, etag_of(status), status.st_mtime)
     elif not stat.S_ISDIR(status.st_mode):
         yield StoredObject(key, 0, LINK_ETAG if stat.S_ISLNK(status.st_mode) else SPECIAL_ETAG)

@@ -161,7 +161,7 @@ class Manifest:
         body = {
             "shard_id": shard.shard_id,
             "key": shard.key,
-            "objects": [asdict(o) for o in shard.objects],
+            "objects": [{"key": o.key, "nbytes": o.nbytes, "etag": o.etag} for o in shard.objects],
             "errors": errors,
             "invocation": invocation,
         }

@@ -6,6 +6,7 @@ import io
 import itertools
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ class _Space:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.objects: dict[str, tuple[bytes, str]] = {}
+        self.objects: dict[str, tuple[bytes, str, float]] = {}
         self.versions = itertools.count(1)
 
 
@@ -72,11 +73,11 @@ class MemoryStore:
         for key in sorted(keys, key=lambda k: k.encode("utf-8", "surrogateescape")):
             found = space.objects.get(key)
             if found is not None:
-                yield StoredObject(key[len(self._prefix) :], len(found[0]), found[1])
+                yield StoredObject(key[len(self._prefix) :], len(found[0]), found[1], found[2])
 
     def head(self, key: str) -> StoredObject:
-        content, etag = self._find(key, None)
-        return StoredObject(key, len(content), etag)
+        content, etag, modified_at = self._find(key, None)
+        return StoredObject(key, len(content), etag, modified_at)
 
     def get(self, key: str, *, if_match: str | None = None) -> bytes:
         return self._find(key, if_match)[0]
@@ -122,6 +123,9 @@ class MemoryStore:
         with self._space.lock:
             self._space.objects.pop(self._full(key), None)
 
+    def leftovers(self) -> Iterator[StoredObject]:
+        return iter(())
+
     def presign(self, key: str, *, expires_s: int) -> str:
         raise StorageError(f"objects in memory have no address ({self._where(key)})")
 
@@ -132,7 +136,7 @@ class MemoryStore:
     def _full(self, key: str) -> str:
         return self._prefix + check_key(key)
 
-    def _find(self, key: str, if_match: str | None) -> tuple[bytes, str]:
+    def _find(self, key: str, if_match: str | None) -> tuple[bytes, str, float]:
         found = self._space.objects.get(self._full(key))
         if found is None:
             raise ObjectNotFound(f"{self._where(key)} does not exist")
@@ -142,7 +146,7 @@ class MemoryStore:
 
     def _store(self, key: str, content: bytes) -> str:
         etag = f"v{next(self._space.versions)}"
-        self._space.objects[self._full(key)] = (content, etag)
+        self._space.objects[self._full(key)] = (content, etag, time.time())
         return etag
 
     def _where(self, key: str) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "SupportsGet",
     "SupportsGetRange",
     "SupportsHead",
+    "SupportsLeftovers",
     "SupportsList",
     "SupportsPresign",
     "SupportsPut",
@@ -148,6 +149,15 @@ class SupportsDelete(Protocol):
         ...
 
 
+class SupportsLeftovers(Protocol):
+    def leftovers(self) -> Iterator[StoredObject]:
+        """What writers that died left beside the objects: no listing shows it, ``delete`` takes it.
+
+        A writer that is alive may be in the middle of one: look at ``modified_at``.
+        """
+        ...
+
+
 class SupportsPresign(Protocol):
     def presign(self, key: str, *, expires_s: int) -> str:
         """A GET URL anyone can use until it expires: a secret. StorageError where unsupported."""
@@ -164,6 +174,7 @@ class ObjectStore(
     SupportsPut,
     SupportsReplace,
     SupportsDelete,
+    SupportsLeftovers,
     SupportsPresign,
     Protocol,
 ):

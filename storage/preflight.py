@@ -8,6 +8,7 @@ import secrets
 from storage.errors import AlreadyExists, LabelfleetError, NotAtomic
 from storage.objects import ObjectStore
 
+PROBE = "writable-"
 _CONTENT = b"labelfleet checks that it can write here; this file can be deleted\n"
 
 
@@ -23,7 +24,7 @@ def check_output(store: ObjectStore) -> None:
     """
     if not store.atomic_create:
         raise _refused(store)
-    key = f"writable-{secrets.token_hex(8)}.probe"
+    key = f"{PROBE}{secrets.token_hex(8)}.probe"
     try:
         # A retried create may find its own object: that it is there is all that counts.
         with contextlib.suppress(AlreadyExists):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -25,11 +25,14 @@ class StoredObject:
         key: path below the store's root, '/'-separated, no leading slash.
         nbytes: size in bytes.
         etag: opaque version; for files size and mtime_ns, for S3 the ETag without quotes.
+        modified_at: seconds since the epoch on the store's clock; None where it was not said, as
+            in a run's frozen listings. No part of what the object is.
     """
 
     key: str
     nbytes: int
     etag: str
+    modified_at: float | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,11 +79,13 @@ class S3Store:
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         for entry in ordered_entries(self._pages, self._prefix + prefix, self._where(prefix)):
             key = entry["Key"][len(self._prefix) :]
-            yield StoredObject(key, int(entry["Size"]), entry["ETag"].strip('"'))
+            etag, modified = entry["ETag"].strip('"'), entry["LastModified"].timestamp()
+            yield StoredObject(key, int(entry["Size"]), etag, modified)
 
     def head(self, key: str) -> StoredObject:
         reply = self._send("head_object", key)
-        return StoredObject(key, int(reply["ContentLength"]), reply["ETag"].strip('"'))
+        etag, modified = reply["ETag"].strip('"'), reply["LastModified"].timestamp()
+        return StoredObject(key, int(reply["ContentLength"]), etag, modified)
 
     def get(self, key: str, *, if_match: str | None = None) -> bytes:
         with self._reader(key, etag=if_match) as reader:
@@ -124,6 +126,9 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         self._send("delete_object", key)
+
+    def leftovers(self) -> Iterator[StoredObject]:
+        return iter(())  # an upload that broke is no object, and none of ours is multipart
 
     def presign(self, key: str, *, expires_s: int) -> str:
         where, target = self._where(key), self._target(key)

@@ -9,7 +9,13 @@ from contextlib import closing
 from itertools import islice
 from typing import Literal, Protocol
 
-from storage.errors import Interrupted, ObjectChanged, ObjectNotFound
+from storage.errors import (
+    Interrupted,
+    ObjectChanged,
+    ObjectNotFound,
+    SourceError,
+    SourceTruncated,
+)
 from storage.local_walk import LINK_ETAG, SPECIAL_ETAG
 from storage.objects import SupportsGet, SupportsList, SupportsStream
 from storage.prefetch import READERS, in_order
@@ -140,6 +146,26 @@ def read_shard(
     if shard.kind == "tar":
         return _read_tar(store, shard.objects[0], max_image_bytes, abort)
     return _read_images(store, shard.objects, max_image_bytes, abort, readers)
+
+
+def member_ids(store: SupportsShards, shard: Shard) -> list[str] | None:
+    """Image ids of a shard in order, without its images' bytes; of a tar, its headers are read.
+
+    Returns:
+        None where the tar is not the one that was listed any more, or no tar.
+    """
+    if shard.kind == "images":
+        return [printable(listed.key) for listed in shard.objects]
+    found: list[str] = []
+    try:
+        # No image is as small as that: every body is skipped.
+        for record in read_shard(store, shard, max_image_bytes=0):
+            found.append(record.image_id)
+    except SourceTruncated:
+        pass  # what came before its end is what there is to label
+    except (ObjectNotFound, ObjectChanged, SourceError):
+        return None
+    return found
 
 
 def _read_tar(

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +92,20 @@ class StoreContract:
         heads = {k: store.head(k) for k in etags}
         assert heads == {k: StoredObject(k, len(bodies[k]), etags[k]) for k in etags}
         assert {o.key: o for o in store.list()} == heads
+
+    def test_the_store_says_when_an_object_was_written(self, store: ObjectStore) -> None:
+        before_s = time.time()
+        store.put("key", b"1")
+        (listed,) = store.list()
+        for said in (listed.modified_at, store.head("key").modified_at):
+            assert said is not None
+            # S3 cuts the seconds off; all of these stores have this machine's clock.
+            assert int(before_s) <= said <= time.time()
+
+    def test_nothing_is_left_over_by_writers_that_lived(self, store: ObjectStore) -> None:
+        store.put("a/key", b"1")
+        store.create("a/other", b"2")
+        assert list(store.leftovers()) == []
 
     def test_create_is_refused_where_something_is(self, store: ObjectStore) -> None:
         etag = store.create("run/part", b"first")

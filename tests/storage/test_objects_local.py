@@ -295,3 +295,36 @@ def test_one_tick_of_a_coarse_clock_still_makes_two_versions(
     with pytest.raises(ObjectChanged):
         store.replace("lock", b"3", if_match=first)
     assert store.get("lock", if_match=second) == b"2"
+
+
+class TestLeftovers:
+    def test_what_a_dead_writer_left_is_found_and_can_be_deleted(
+        self, root: Path, store: LocalStore
+    ) -> None:
+        store.put("deep/er/object", b"whole")
+        (root / "deep/er/.labelfleet-tmp-1-ab").write_bytes(b"half")
+        (left,) = store.leftovers()
+        assert (left.key, left.nbytes) == ("deep/er/.labelfleet-tmp-1-ab", 4)
+        assert left.modified_at is not None
+        assert [o.key for o in store.list()] == ["deep/er/object"]
+        store.delete(left.key)
+        assert list(store.leftovers()) == []
+        assert [o.key for o in store.list()] == ["deep/er/object"]
+
+    def test_locks_are_no_leftovers_and_no_verb_but_delete_takes_such_a_name(
+        self, root: Path, store: LocalStore
+    ) -> None:
+        store.put("key", b"1")
+        assert (root / ".labelfleet-lock").exists()
+        assert list(store.leftovers()) == []
+        for name in (".labelfleet-lock", "deep/.labelfleet-lock"):
+            with pytest.raises(StorageError):
+                store.delete(name)
+        (root / ".labelfleet-tmp-1-ab").write_bytes(b"half")
+        with pytest.raises(StorageError):
+            store.get(".labelfleet-tmp-1-ab")
+        with pytest.raises(StorageError):
+            store.put(".labelfleet-tmp-1-ab", b"mine")
+
+    def test_a_folder_that_is_not_there_has_none(self, root: Path) -> None:
+        assert list(LocalStore(str(root / "nowhere")).leftovers()) == []
