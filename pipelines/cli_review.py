@@ -1,4 +1,4 @@
-"""Review on the command line: route, push, pull, status; decide, diff, export."""
+"""Review on the command line: route, push, pull, status; fit, decide, diff, export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ review_app = typer.Typer(
 
 PolicyUrl = Annotated[
     str | None,
-    typer.Option("--policy", help="policy.yaml at any URL; default: the last routing's."),
+    typer.Option("--policy", help="policy.yaml at any URL; default: as fitted, or last routed by."),
 ]
 Accept = Annotated[
     float | None, typer.Option(min=0, max=1, help="From this score on, a box is a label.")
@@ -34,6 +34,7 @@ ProjectTitle = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands of this page."""
     app.add_typer(review_app, name="review")
+    app.command(epilog="Example: labelfleet fit runs/cells --truth instances.json")(fit)
     app.command(epilog="Example: labelfleet decide runs/cells --policy policy.yaml")(decide)
     app.command(epilog="Example: labelfleet diff runs/cells v0001 latest")(diff)
     app.command(epilog="Example: labelfleet export runs/cells out/coco --format coco")(export)
@@ -157,6 +158,46 @@ def status(
     manifest = open_manifest(run, endpoint_url)
     found = ask_status(manifest, choose_settings(manifest, url, project, None))
     show(render_status(found), found.to_json(), json_)
+
+
+def fit(
+    run: RunUrl,
+    truth: Annotated[
+        str | None,
+        typer.Option(help="COCO ground truth, any URL; default: the answers to the run's audit."),
+    ] = None,
+    precision: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of accepted boxes that is to be right.")
+    ] = 0.9,
+    lost: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of right boxes that may be dropped, at most.")
+    ] = 0.02,
+    out: Annotated[
+        str | None, typer.Option(help="Where policy.yaml goes; default: into the run.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option(help="Leave out truth images that the run has no row for.")
+    ] = False,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Fit calibration and thresholds: what scores mean here, and which boxes are labels.
+
+    decide and review route use a policy that lies in the run unless they are given another.
+    """
+    from pipelines.calibrate import Wanted, fit_run
+    from pipelines.calibrate_view import render
+    from pipelines.policy import POLICY_KEY
+    from pipelines.truth import read_truth
+    from storage.objects import open_object
+
+    manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)
+    known = None if truth is None else read_truth(truth, options)
+    fitted = fit_run(manifest, known, Wanted(precision, lost), allow_missing=allow_missing)
+    store, key = (manifest.store, POLICY_KEY) if out is None else open_object(out, options)
+    store.put(key, fitted.policy.to_yaml().encode())
+    written = out or f"{manifest.url}/{POLICY_KEY}"
+    show(render(fitted, written), {**fitted.to_json(), "written": written}, json_)
 
 
 def decide(

@@ -29,9 +29,10 @@ from pydantic import Field, model_validator
 
 from pipelines.config import Part, Share, parse_config
 from storage.annotations import Category
-from storage.errors import ConfigError
-from storage.objects import StorageOptions, open_object
+from storage.errors import ConfigError, ObjectNotFound
+from storage.objects import StorageOptions, SupportsGet, open_object
 
+POLICY_KEY = "policy.yaml"  # below a run's output, where `fit` leaves it
 Knots = Annotated[tuple[Share, ...], Field(min_length=1)]
 
 
@@ -126,15 +127,43 @@ class Policy(Part):
     def load(url: str, options: StorageOptions | None = None) -> Policy:
         """A policy.yaml from a path or URL. Raises ConfigError when it is none."""
         store, key = open_object(url, options)
+        return Policy.from_yaml(store.get(key), where=url)
+
+    @staticmethod
+    def of_run(store: SupportsGet, where: str) -> Policy | None:
+        """The policy that ``fit`` left with a run; None: it has none. Raises as ``load``."""
         try:
-            fields = yaml.safe_load(store.get(key))
+            raw = store.get(POLICY_KEY)
+        except ObjectNotFound:
+            return None
+        return Policy.from_yaml(raw, where=f"{where}/{POLICY_KEY}")
+
+    @staticmethod
+    def from_yaml(raw: bytes, *, where: str) -> Policy:
+        """A policy from a policy.yaml's bytes. Raises ConfigError when they are none."""
+        try:
+            fields = yaml.safe_load(raw)
         except (yaml.YAMLError, UnicodeDecodeError) as exc:
-            raise ConfigError(f"{url} is not YAML: {exc}", hint="check the line named") from exc
+            raise ConfigError(f"{where} is not YAML: {exc}", hint="check the line named") from exc
         if not isinstance(fields, dict):
             raise ConfigError(
-                f"{url} holds no policy: a mapping such as {{accept: 0.7}} is expected"
+                f"{where} holds no policy: a mapping such as {{accept: 0.7}} is expected"
             )
-        return Policy.from_config(fields, where=url)
+        return Policy.from_config(fields, where=where)
+
+    def with_thresholds(self, accept: float | None, reject: float | None) -> Policy:
+        """The policy with thresholds that were given by hand, which hold for every class.
+
+        Raises:
+            ConfigError: they contradict each other, or what is left.
+        """
+        given = {n: v for n, v in (("accept", accept), ("reject", reject)) if v is not None}
+        classes = {
+            name: {k: v for k, v in own.model_dump().items() if k not in given}
+            for name, own in self.classes.items()
+        }
+        fields = self.to_fields() | given | {"classes": classes}
+        return Policy.from_config(fields, where="--accept, --reject")
 
     def to_fields(self) -> dict[str, Any]:
         """What is set, as plain JSON values; ``from_config`` gives the same policy back."""

@@ -17,11 +17,13 @@ from storage.review_settings import ReviewSettings, write_settings
 class PlannedReview:
     """A review section whose policy is read already: a wrong one shows before hours of labelling.
 
-    ``part`` None: the config has no such section, and nothing is routed.
+    ``part`` None: the config has no such section, and nothing is routed. ``stated`` False: the
+    config has no policy, and one that ``fit`` left with the run comes before the default.
     """
 
     part: ReviewConfig | None
     policy: Policy
+    stated: bool = True
 
     @staticmethod
     def of(config: RunConfig) -> PlannedReview:
@@ -32,7 +34,7 @@ class PlannedReview:
             policy = Policy.load(config.policy, config.storage.options())
         else:
             policy = Policy.from_config(config.policy)
-        return PlannedReview(config.review, policy)
+        return PlannedReview(config.review, policy, "policy" in config.model_fields_set)
 
     def route(self, manifest: Manifest, new_shards: int) -> int:
         """Draw this invocation's queue and remember where it goes. The caller holds the run's lock.
@@ -48,8 +50,13 @@ class PlannedReview:
         write_settings(manifest.store, settings)
         if not new_shards and queue_parts(manifest.store):
             return 0
+        fitted = None if self.stated else Policy.of_run(manifest.store, manifest.url)
         summary = route_run(
-            manifest, budget=self.part.budget, policy=self.policy, invocation=new_invocation(),
-            seed=self.part.seed, audit=self.part.audit,
-        )  # fmt: skip
+            manifest,
+            budget=self.part.budget,
+            policy=fitted or self.policy,
+            invocation=new_invocation(),
+            seed=self.part.seed,
+            audit=self.part.audit,
+        )
         return summary.audit + summary.value

@@ -56,17 +56,22 @@ def choose_policy(
     reject: float | None,
     options: StorageOptions | None = None,
 ) -> Policy:
-    """The policy at ``url``, else that of the last routing, else the default; thresholds go last.
+    """The policy at ``url``, else what ``fit`` left with the run, else the last routing's.
+
+    Where there is none of them, the default. Thresholds given by hand replace its own.
 
     Raises:
         ConfigError: it cannot be read, or the thresholds contradict each other.
     """
-    if url is not None:
-        policy = Policy.load(url, options)
-    else:
-        parts = queue_parts(manifest.store)
-        policy = Policy.from_config(read_head(manifest.store, parts[-1]).policy) if parts \
-            else Policy()  # fmt: skip
-    changes = {"accept": accept, "reject": reject}
-    given = {name: value for name, value in changes.items() if value is not None}
-    return Policy.from_config(policy.to_fields() | given, where="--accept, --reject")
+    policy = _policy_of(manifest) if url is None else Policy.load(url, options)
+    if accept is None and reject is None:
+        return policy
+    return policy.with_thresholds(accept, reject)
+
+
+def _policy_of(manifest: Manifest) -> Policy:
+    fitted = Policy.of_run(manifest.store, manifest.url)
+    if fitted is not None:
+        return fitted
+    parts = queue_parts(manifest.store)
+    return Policy.from_config(read_head(manifest.store, parts[-1]).policy) if parts else Policy()

@@ -9,12 +9,13 @@ import pytest
 from review_runs import add_shards, random_run, random_shards
 
 from pipelines.config import RunConfig, parse_config
+from pipelines.policy import POLICY_KEY, Policy
 from pipelines.review_route import PlannedReview
 from pipelines.review_settings_choice import choose_policy, choose_settings
 from storage.errors import ConfigError
 from storage.listing import Listing
 from storage.memory import MemoryStore
-from storage.review_queue import queue_parts, read_queue
+from storage.review_queue import queue_parts, read_head, read_queue
 from storage.review_settings import ReviewSettings, read_settings
 
 
@@ -49,6 +50,16 @@ def test_each_invocation_that_labelled_something_draws_its_budget_once() -> None
 def test_a_run_that_was_labelled_before_it_had_the_section_is_routed_now() -> None:
     manifest = random_run(MemoryStore(), 1, 20)
     assert PlannedReview.of(config(review=REVIEW)).route(manifest, 0) == 8
+
+
+@pytest.mark.parametrize(("stated", "accept"), [({}, 0.42), ({"policy": {"accept": 0.6}}, 0.6)])
+def test_a_fitted_policy_counts_unless_the_config_states_one(
+    stated: dict[str, Any], accept: float
+) -> None:
+    manifest = random_run(MemoryStore(), 1, 20)
+    manifest.store.put(POLICY_KEY, Policy(accept=0.42).to_yaml().encode())
+    PlannedReview.of(config(review=REVIEW, **stated)).route(manifest, 1)
+    assert read_head(manifest.store, queue_parts(manifest.store)[0]).policy["accept"] == accept
 
 
 def test_the_section_is_remembered_for_push_and_pull_and_options_go_first() -> None:
