@@ -93,6 +93,7 @@ class ShardFooter:
         detections: boxes over all rows.
         source_truncated: the tar ended in the middle; the rows before it are here.
         seconds: per stage, as the worker measured them.
+        fill: per queue of the worker, 0 to 1: how full it was on average over the images.
     """
 
     shard_id: str
@@ -102,6 +103,7 @@ class ShardFooter:
     detections: int
     source_truncated: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    fill: dict[str, float] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -151,12 +153,13 @@ class RowWriter:
         *,
         source_truncated: str | None = None,
         seconds: dict[str, float] | None = None,
+        fill: dict[str, float] | None = None,
     ) -> ShardFooter:
         """Write what is buffered and the footer; the spool file is complete afterwards."""
         self._flush()
         footer = ShardFooter(
             shard_id, shard_key, attempt, dict(self._counts), self._detections,
-            source_truncated, seconds or {},
+            source_truncated, seconds or {}, fill or {},
         )  # fmt: skip
         metadata = {
             "schema_version": SCHEMA_VERSION,

@@ -2,7 +2,9 @@
 
 The oracle is Pillow, since super-gradients' ``predict()`` reads files with it: same pixels to
 the bit, alpha dropped, palettes and CMYK converted its way. On top of ``predict()``, the EXIF
-orientation is applied, and 16-bit grey is scaled to 8 bits instead of clipped.
+orientation is applied, and 16-bit grey is scaled to 8 bits instead of clipped. Where the network
+sees a JPEG at half its size or less, libjpeg leaves out the frequencies that would be lost anyway
+(see ``decode``); those pixels are not ``predict()``'s, which skips rows and columns instead.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from PIL import (
 
 from storage.errors import ImageError, TooLarge, Undecodable, Unsupported
 from workers.decoder_noise import silence
+from workers.detector import Preprocessing
 from workers.jpeg_header import JpegHeader, count_scans, has_end, read_jpeg_header
-from workers.letterbox import LetterboxTransform, letterbox
+from workers.letterbox import LetterboxTransform, letterbox, shrink
 from workers.phash import phash
 from workers.signatures import describe_foreign, format_of, webp_exif, webp_size, without_metadata
 
@@ -65,17 +68,28 @@ class DecodedImage:
         pixels: uint8 [H, W, 3], RGB, upright, C-contiguous; may be read-only.
         exif_orientation: 1-8, what the file said (1 where it said nothing usable); already
             applied to ``pixels``.
+        size: (height, width) of the upright image; ``pixels`` may be smaller.
+        factor: 1, or 2, 4, 8: so many pixels of the image, each way, make one of ``pixels``; a
+            last one that is not whole was filled up.
     """
 
     pixels: NDArray[np.uint8]
     exif_orientation: int
+    size: tuple[int, int]
+    factor: int = 1
 
 
-def decode(data: bytes, *, max_pixels: int) -> DecodedImage:
+def decode(data: bytes, *, max_pixels: int, enough: Preprocessing | None = None) -> DecodedImage:
     """Decode one image file, whatever its name said; of an animation the first frame.
 
     JPEG, PNG, WebP, BMP, TIFF and GIF of any colour model that Pillow turns into RGB. Alpha is
     dropped, not composited. Grey of 9 to 16 bits keeps its highest 8 bits.
+
+    Args:
+        max_pixels: the largest image that is decoded, by its header.
+        enough: what the network will see. A JPEG that its letterbox shrinks by 2, 4 or 8 or more
+            is decoded at a half, a quarter or an eighth (libjpeg's scaled inverse DCT), never
+            smaller than it is needed. None: always whole.
 
     Raises:
         TooLarge: the header announces more than ``max_pixels``; no pixel memory was spent.
@@ -91,7 +105,7 @@ def decode(data: bytes, *, max_pixels: int) -> DecodedImage:
         raise (Unsupported if foreign else Undecodable)(what)
     try:
         if kind == "JPEG":
-            return _decode_jpeg(data, max_pixels)
+            return _decode_jpeg(data, max_pixels, enough)
         return _decode_with_pillow(kind, data, max_pixels)
     except ImageError:
         raise
@@ -147,7 +161,7 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _decode_jpeg(data: bytes, max_pixels: int) -> DecodedImage:
+def _decode_jpeg(data: bytes, max_pixels: int, enough: Preprocessing | None) -> DecodedImage:
     header = read_jpeg_header(data)
     if header is None:
         raise Undecodable("damaged JPEG: no frame header")
@@ -155,22 +169,41 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> DecodedImage:
     scans = count_scans(data)
     if scans * header.width * header.height > _MAX_SCAN_PASSES * max_pixels:
         raise TooLarge(f"{scans} scans over {header.width}×{header.height} pixels")
-    pixels = _fast_jpeg(data) if header.components in (1, 3) else None
+    orientation = _jpeg_orientation(data, header)
+    width, height, _ = _upright_size(header.width, header.height, orientation)
+    factor = 1 if enough is None else _dct_factor(height, width, orientation, enough)
+    pixels = _fast_jpeg(data, header, factor) if header.components in (1, 3) else None
     if pixels is None:
         if not has_end(data):  # Pillow sometimes lets the last bytes go, sometimes not
             raise Undecodable("truncated JPEG: it ends without its end marker")
         return _decode_with_pillow("JPEG", data, max_pixels)
-    orientation = _jpeg_orientation(data, header)
-    return DecodedImage(_upright(pixels, orientation), orientation)
+    return DecodedImage(_upright(pixels, orientation), orientation, (height, width), factor)
 
 
-def _fast_jpeg(data: bytes) -> NDArray[np.uint8] | None:
+def _dct_factor(height: int, width: int, orientation: int, enough: Preprocessing) -> int:
+    """How much smaller a JPEG may be decoded: 8, 4, 2, or 1: not at all."""
+    most = shrink(height, width, enough)
+    for factor in (8, 4, 2):
+        # A last pixel that is filled up must stay the last: no turning.
+        whole = height % factor == 0 and width % factor == 0
+        if factor <= most and (whole or orientation == 1):
+            return factor
+    return 1
+
+
+def _fast_jpeg(data: bytes, header: JpegHeader, factor: int) -> NDArray[np.uint8] | None:
     """Pillow's pixels in two thirds of its time; None where libjpeg had anything to remark."""
     try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        if factor == 1:
+            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+            return pixels
+        sides = -(-header.height // factor), -(-header.width // factor)
+        pixels = simplejpeg.decode_jpeg(
+            data, "RGB", min_height=sides[0], min_width=sides[1], strict=True
+        )
     except ValueError:
         return None  # Pillow decides whether the remark is fatal
-    return pixels
+    return pixels if pixels.shape[:2] == sides else None
 
 
 def _jpeg_orientation(data: bytes, header: JpegHeader) -> int:
@@ -189,7 +222,7 @@ def _decode_with_pillow(kind: str, data: bytes, max_pixels: int) -> DecodedImage
     pixels = _to_rgb(image, bits)
     if kind != "TIFF":  # Pillow has turned a TIFF already
         pixels = _upright(pixels, orientation)
-    return DecodedImage(pixels, orientation)
+    return DecodedImage(pixels, orientation, (pixels.shape[0], pixels.shape[1]))
 
 
 def _open(kind: str, data: bytes) -> Image.Image:

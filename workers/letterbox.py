@@ -47,10 +47,25 @@ class LetterboxTransform:
         )
 
 
+def shrink(height: int, width: int, preprocessing: Preprocessing) -> float:
+    """By how much the letterbox makes an upright image smaller, the side it shrinks least."""
+    return 1 / max(_scales(height, width, preprocessing))
+
+
+def _scales(height: int, width: int, preprocessing: Preprocessing) -> tuple[float, float]:
+    scale_y, scale_x = preprocessing.resize_to[0] / height, preprocessing.resize_to[1] / width
+    if preprocessing.keep_aspect:
+        scale_y = scale_x = min(scale_y, scale_x)
+    return scale_y, scale_x
+
+
 def letterbox(
     pixels: NDArray[np.uint8],
     preprocessing: Preprocessing,
     out: NDArray[np.uint8] | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    factor: int = 1,
 ) -> tuple[NDArray[np.uint8], LetterboxTransform]:
     """Scale to fit ``resize_to`` with the aspect kept (bilinear), pad to ``size``.
 
@@ -60,17 +75,17 @@ def letterbox(
 
     Args:
         pixels: uint8 [H, W, 3], upright.
+        size: (height, width) of the upright image where ``pixels`` are smaller by ``factor``, as
+            ``DecodedImage`` has them; boxes come back in pixels of the image.
         out: uint8 [h, w, 3] of ``preprocessing.size`` to write into (a slot of a batch), or
             None for a new array.
 
     Returns:
         (uint8 [h, w, 3], the way back); the array is ``out`` where given.
     """
-    height, width = pixels.shape[:2]
+    height, width = size or pixels.shape[:2]
     input_height, input_width = preprocessing.size
-    scale_y, scale_x = preprocessing.resize_to[0] / height, preprocessing.resize_to[1] / width
-    if preprocessing.keep_aspect:
-        scale_y = scale_x = min(scale_y, scale_x)
+    scale_y, scale_x = _scales(height, width, preprocessing)
     # A side of an extremely long image may round to nothing; one pixel of it stays.
     new_height, new_width = max(1, round(height * scale_y)), max(1, round(width * scale_x))
     top = left = 0
@@ -80,6 +95,9 @@ def letterbox(
     _pad(canvas, top, left, new_height, new_width, preprocessing.pad_value)
     inner = canvas[top : top + new_height, left : left + new_width]
     _resize_into(inner, pixels)
+    if factor > 1:  # the last row and column of ``pixels`` may reach past the image
+        scale_y *= height / (pixels.shape[0] * factor)
+        scale_x *= width / (pixels.shape[1] * factor)
     return canvas, LetterboxTransform(scale_x, scale_y, left, top, width, height)
 
 

@@ -14,7 +14,7 @@ DeviceName = Literal["cpu", "cuda"]
 
 # Raised when a change to decode, letterbox, network or NMS moves results by more than the
 # sameness limits (0.05 px, 1e-3): runs then no longer continue across versions.
-INFERENCE_VERSION = 1
+INFERENCE_VERSION = 2  # 2: JPEGs of twice the input size and more are decoded smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +84,18 @@ class LabellerOptions:
 
     Attributes:
         decode_threads: parallel decoders.
-        batch_size: images per forward.
+        batch_size: images per forward, at first.
+        batch_size_max: up to this many where that is faster, or fewer; None: ``batch_size`` stays.
         max_pixels: larger images become ``too_large`` rows, from their header.
         max_image_bytes: larger objects and members become ``too_large`` rows unread.
-        queued_bytes: upper bound of encoded plus decoded bytes waiting between the stages.
+        queued_bytes: upper bound of encoded bytes that wait for a decoder; decoded images wait in
+            the slots of three batches.
         partial_batch_ms: a partial batch goes after this wait, or when nothing is queued.
     """
 
     decode_threads: int = 2
     batch_size: int = 8
+    batch_size_max: int | None = None
     max_pixels: int = 178_956_970
     max_image_bytes: int = 512 * 1024 * 1024
     queued_bytes: int = 32 * 1024 * 1024

@@ -92,15 +92,21 @@ class Oracle:
         return results
 
 
-def ours(spec: ModelSpec, paths: Sequence[Path], batch: int = 8) -> list[Boxes]:
-    """The same images through decode, letterbox, detect and back."""
+def ours(
+    spec: ModelSpec, paths: Sequence[Path], batch: int = 8, *, scaled: bool = False
+) -> list[Boxes]:
+    """The same images through decode (whole, or as small as a worker does), letterbox, detect."""
     detector = load_detector(spec, StorageOptions(), threads=2)
     results = []
     for start in range(0, len(paths), batch):
         inputs, ways_back = [], []
         for path in paths[start : start + batch]:
-            pixels = decode(path.read_bytes(), max_pixels=10**8).pixels
-            boxed, way_back = letterbox(pixels, detector.preprocessing)
+            enough = detector.preprocessing if scaled else None
+            image = decode(path.read_bytes(), max_pixels=10**8, enough=enough)
+            assert image.factor == (2 if scaled else 1)
+            boxed, way_back = letterbox(
+                image.pixels, detector.preprocessing, size=image.size, factor=image.factor
+            )
             inputs.append(boxed)
             ways_back.append(way_back)
         for found, way_back in zip(detector.detect(np.stack(inputs)), ways_back, strict=True):

@@ -22,7 +22,7 @@ from storage.manifest import Commit, Manifest, annotation_key
 from storage.memory import MemoryStore
 from storage.records import ImageRecord, Shard, StoredObject
 from storage.shards import group_images, read_shard, tar_shards
-from workers.labeller import ByteBudget, ShardLabeller
+from workers.labeller import ShardLabeller
 from workers.spec import LabellerOptions
 
 
@@ -190,7 +190,10 @@ def test_a_truncated_tar_commits_what_was_readable_and_says_so() -> None:
         commit = labeller.label(shard, "try")
     assert 0 < commit.footer.images < 10
     assert commit.footer.source_truncated
-    assert footer(bench, shard) == commit.footer
+    found = footer(bench, shard)
+    assert (found.counts, found.source_truncated) == (
+        commit.footer.counts, commit.footer.source_truncated,
+    )  # fmt: skip
 
 
 def test_loose_images_that_changed_or_vanished_are_rows() -> None:
@@ -256,18 +259,6 @@ def test_no_spool_file_stays_behind(tmp_path: Path) -> None:
     assert list(folder.iterdir()) == []
     labeller.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_budget_lets_one_oversized_item_through_and_blocks_the_next() -> None:
-    budget = ByteBudget(10)
-    budget.reserve(50)
-    waiting = threading.Thread(target=budget.reserve, args=(1,), daemon=True)
-    waiting.start()
-    waiting.join(0.1)
-    assert waiting.is_alive()
-    budget.release(50)
-    waiting.join(10)
-    assert not waiting.is_alive()
 
 
 def test_errors_travel_between_processes_whole() -> None:

@@ -19,6 +19,7 @@ from parity import (
     Oracle,
     coco_style,
     dataset_style,
+    iou,
     mean_average_precision,
     ours,
     unmatched,
@@ -126,6 +127,30 @@ def test_map_is_that_of_predict(
     print(f"mAP: predict {theirs:.3f}, ours {mine:.3f}")
     assert mine == pytest.approx(theirs, abs=0.1)
     assert mine > 50
+
+
+def test_scaled_decoding_costs_no_map_and_hardly_moves_a_box(
+    comparison: Comparison, val_images: list[tuple[int, Path]], data_dir: Path
+) -> None:
+    """At 320 these photos are decoded at half their size, which predict() never does."""
+    paths = [path for _, path in val_images]
+    mine = ours(comparison.spec, paths, scaled=True)
+    ids, truth = [image_id for image_id, _ in val_images], data_dir / "bccd" / "val.json"
+    whole = mean_average_precision(truth, ids, comparison.predicted_low)
+    scaled = mean_average_precision(truth, ids, mine)
+    moved, found, wanted = [], 0, 0
+    for theirs, near in zip(comparison.predicted, mine, strict=True):
+        overlap = iou(theirs.xyxy, near.xyxy) * (theirs.classes[:, None] == near.classes[None])
+        fits = overlap.max(1) >= 0.75
+        moved.append(np.abs(near.xyxy[overlap.argmax(1)] - theirs.xyxy)[fits] / 2)
+        found, wanted = found + int(fits.sum()), wanted + len(fits)
+    pixels = np.concatenate(moved)
+    print(f"mAP: predict {whole:.2f}, scaled {scaled:.2f}; moved, input px: "
+          f"median {np.median(pixels):.3f}, p95 {np.quantile(pixels, 0.95):.2f}")  # fmt: skip
+    assert scaled == pytest.approx(whole, abs=0.5)
+    assert found / wanted > 0.99
+    assert np.median(pixels) < 0.15
+    assert np.quantile(pixels, 0.95) < 1.0
 
 
 def test_swapped_channels_would_be_noticed(

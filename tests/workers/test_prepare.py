@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from image_samples import encode
+from numpy.typing import NDArray
 from PIL import Image
 from synthetic_run import boxes
 
 from storage.records import ImageRecord, Status
 from workers.detector import Preprocessing
-from workers.prepare import Prepared, Skipped, prepare
+from workers.prepare import Prepared, Skipped, open_image
 
 INPUT = Preprocessing(size=(96, 128), resize_to=(92, 124), padding="center")
 MAX_PIXELS = 1_000_000
@@ -31,8 +32,15 @@ def record_of(raw: bytes | None, *, status: Status = "ok", error: str | None = N
     return ImageRecord("a.tar/1.png", 512, nbytes, raw, status, error)
 
 
+def prepare(raw: ImageRecord) -> tuple[Prepared | Skipped, NDArray[np.uint8]]:
+    """Opened and placed, and the slot."""
+    slot = np.full((96, 128, 3), 99, np.uint8)
+    opened = open_image(raw, "5" * 16, INPUT, MAX_PIXELS)
+    return (opened if isinstance(opened, Skipped) else opened.place(INPUT, slot)), slot
+
+
 def skipped(raw: bytes | None, **fields: object) -> Skipped:
-    found = prepare(record_of(raw, **fields), "5" * 16, INPUT, MAX_PIXELS)  # type: ignore[arg-type]  # by name
+    found, _ = prepare(record_of(raw, **fields))  # type: ignore[arg-type]  # by name
     assert isinstance(found, Skipped)
     assert found.row.error
     assert len(found.row.detections) == 0
@@ -41,15 +49,15 @@ def skipped(raw: bytes | None, **fields: object) -> Skipped:
 
 def test_an_image_becomes_network_input_that_knows_where_it_came_from() -> None:
     raw = png()
-    found = prepare(record_of(raw), "5" * 16, INPUT, MAX_PIXELS)
+    found, slot = prepare(record_of(raw))
     assert isinstance(found, Prepared)
-    assert found.pixels.shape == (96, 128, 3)
-    assert found.pixels.dtype == np.uint8
+    assert (slot[0] == 114).all()
+    assert not (slot == 99).all(2).any()
     assert found.sha256 == hashlib.sha256(raw).hexdigest()
     at = found.transform
     left, top = at.pad_left, at.pad_top
     whole = [left, top, left + 40 * at.scale_x, top + 30 * at.scale_y]
-    row = found.row(record_of(raw), "5" * 16, boxes([whole], [0.9], [0]))
+    row = found.row(boxes([whole], [0.9], [0]))
     np.testing.assert_allclose(row.detections.boxes, [[0, 0, 40, 30]], atol=1e-3)
     assert (row.width, row.height, row.status, row.error) == (40, 30, "ok", None)
     assert (row.image_id, row.shard_id, row.offset, row.nbytes) == (
@@ -97,9 +105,7 @@ def test_no_damage_to_the_bytes_ever_raises(seed: int, changes: int) -> None:
         raw = bytearray(encode(Image.new("RGB", (32, 24), (seed % 256, 7, 99)), kind))
         for _ in range(changes):
             raw[chance.randrange(len(raw))] = chance.randrange(256)
-        found = prepare(record_of(bytes(raw)), "5" * 16, INPUT, MAX_PIXELS)
-        if isinstance(found, Prepared):
-            assert found.pixels.shape == (96, 128, 3)
-        else:
+        found, _ = prepare(record_of(bytes(raw)))
+        if isinstance(found, Skipped):
             assert found.row.status in ("undecodable", "too_large", "unsupported")
             assert found.row.error
