@@ -34,12 +34,13 @@ from storage.objects import StorageOptions
 from workers.augment import Augmentation
 from workers.batches import BatchSource
 from workers.checkpoints import read_checkpoint, resolve_model, save_checkpoint
+from workers.dense import DenseDetector
 from workers.detector import Detector
 from workers.spec import ModelRequest, ModelSpec
-from workers.torch_detector import TorchDetector
+from workers.torch_detector import torch_detector
 from workers.training import Trainer
 from workers.training_set import TrainingSet
-from workers.yolo_nas import DenseDetector, fuse, load_detector
+from workers.yolo_nas import fuse, load_detector
 
 __all__ = ["TrainSummary", "render", "train", "train_from_file"]
 
@@ -141,7 +142,7 @@ class _Run:
         config, classes = self._config, self._sets["train"].classes
         fused = fuse(copy.deepcopy(network), config.preprocessing.size)
         dense = DenseDetector(fused, config.preprocessing).eval().to(self._machine.device)
-        return TorchDetector(dense, self._spec(classes))
+        return torch_detector(dense, self._spec(classes))
 
     def _spec(self, classes: tuple[str, ...]) -> ModelSpec:
         return ModelSpec(

@@ -22,7 +22,8 @@
     │   ├── TooLarge
     │   └── Unsupported
     ├── ModelError                           checkpoint, architecture, runtime
-    │   └── CheckpointError
+    │   ├── CheckpointError
+    │   └── ArtefactError                    the model made ready for a runtime
     ├── WorkerError
     │   ├── WorkerLost                       the process or its node is gone
     │   ├── WorkerStartFailed
@@ -163,6 +164,10 @@ class ModelError(LabelfleetError):
 
 class CheckpointError(ModelError):
     """The checkpoint is corrupt, hostile, or does not fit the architecture."""
+
+
+class ArtefactError(ModelError):
+    """A runtime artefact is gone, damaged, not the run's, or would cost too much accuracy."""
 
 
 class WorkerError(LabelfleetError):

@@ -1,4 +1,4 @@
-"""Checkpoints from any URL, kept in a per-user cache by the sha256 of their bytes."""
+"""Checkpoints and artefacts from any URL, in a per-user cache by the sha256 of their bytes."""
 
 from __future__ import annotations
 
@@ -69,6 +69,30 @@ def fetch_checkpoint(url: str, options: StorageOptions, *, sha256: str | None = 
         return _remote(store, store.head(key), folder, suffix, sha256)
     except ObjectNotFound as exc:
         raise CheckpointError(f"there is no checkpoint at {url}") from exc
+
+
+def fetch_file(url: str, options: StorageOptions, *, sha256: str) -> Path:
+    """A file of known content as a local file, as ``fetch_checkpoint`` does it.
+
+    Raises:
+        CheckpointError: not there, another digest, or too large.
+        StorageError: the store refused or failed, or the disk is full.
+    """
+    if (place := parse_url(url)).scheme == "file":
+        return _local(Path(place.path), sha256)
+    folder, suffix = cache_folder() / "artefacts", PurePosixPath(url).suffix
+    with translating_os_errors(_CACHE.format(folder)):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(folder / f"{sha256[:32]}.lock"):
+        if cached := _intact(folder, sha256, suffix):
+            return cached
+        store, key = open_object(url, options)
+        try:
+            digest, path = _download(store, store.head(key), folder, suffix)
+        except ObjectNotFound as exc:
+            raise CheckpointError(f"there is nothing at {url}") from exc
+    _check_digest(url, digest, sha256)
+    return path
 
 
 def _local(path: Path, sha256: str | None) -> Path:

@@ -14,7 +14,8 @@ from workers.checkpoint_cache import cache_folder, fetch_checkpoint
 from workers.checkpoint_description import canonical_arch
 from workers.checkpoint_file import Checkpoint, read_checkpoint, save_checkpoint
 from workers.detector import Preprocessing
-from workers.spec import DeviceName, ModelRequest, ModelSpec, PrecisionName
+from workers.runtimes import choose_runtime
+from workers.spec import DeviceName, ModelRequest, ModelSpec
 
 __all__ = [
     "Checkpoint",
@@ -57,6 +58,7 @@ def resolve_model(
     )
     arch = None if request.arch is None else read_arch(request.arch, options)
     classes = _classes(request, checkpoint)
+    runtime, precision = choose_runtime(request.runtime, request.precision, device)
     return ModelSpec(
         checkpoint=request.checkpoint,
         sha256=checkpoint.sha256,
@@ -65,8 +67,8 @@ def resolve_model(
         classes=classes,
         keep=_keep(request, classes),
         preprocessing=_preprocessing(request, checkpoint),
-        runtime=request.runtime,
-        precision=_precision(request, device),
+        runtime=runtime,
+        precision=precision,
         device=device,
         score_floor=request.score_floor,
         nms_iou=_nms_iou(request, checkpoint),
@@ -195,13 +197,6 @@ def coco_preprocessing(size: tuple[int, int]) -> Preprocessing:
 
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]} × {size[1]}"
-
-
-def _precision(request: ModelRequest, device: DeviceName) -> PrecisionName:
-    if request.precision != "auto":
-        return request.precision
-    # On a CPU bf16 would be faster, but it moves boxes by up to 12 px.
-    return "fp16" if device == "cuda" else "fp32"
 
 
 def _nms_iou(request: ModelRequest, checkpoint: Checkpoint) -> float:

@@ -79,6 +79,48 @@ def top_classes(
     return ids.astype(np.int16), np.take_along_axis(scores, ids, axis=1)
 
 
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """What leaves ``SelectedDetector`` for B images, whatever ran it; K anchors each, in no order.
+
+    Attributes:
+        anchors: int32 [B, K].
+        scores: float32 [B, K, C].
+        boxes, box_std: float32 [B, K, 4]; xyxy in input pixels, and pixels.
+        entropy: float32 [B, K], nats.
+        total: float32 [B]; not finite when anything of that image's output is not.
+    """
+
+    anchors: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    boxes: NDArray[np.float32]
+    box_std: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    total: NDArray[np.float32]
+
+
+def detections_from_selected(
+    selected: Selected, *, keep: Sequence[int], rules: NmsRules
+) -> list[Detections]:
+    """Detections image by image.
+
+    Args:
+        selected: all arrays may be views of memory that the next batch overwrites.
+        keep: class ids that may be detected.
+    """
+    allowed = np.zeros(selected.scores.shape[2], bool)
+    allowed[list(keep)] = True
+    images = zip(
+        selected.boxes,
+        selected.scores,
+        selected.box_std,
+        selected.entropy,
+        selected.anchors,
+        strict=True,
+    )
+    return [_detections(*one, allowed=allowed, rules=rules) for one in images]
+
+
 def detections_from_dense(
     boxes: NDArray[np.float32],
     scores: NDArray[np.float32],
@@ -88,7 +130,7 @@ def detections_from_dense(
     keep: Sequence[int],
     rules: NmsRules,
 ) -> Detections:
-    """One image's detections from the output of ``DenseDetector.forward``, whatever ran it.
+    """One image's detections from the output of ``DenseDetector.forward``, every anchor of it.
 
     Args:
         boxes: float32 [A, 4], xyxy in input pixels.
@@ -99,19 +141,36 @@ def detections_from_dense(
     """
     allowed = np.zeros(scores.shape[1], bool)
     allowed[list(keep)] = True
-    anchors, classes = np.nonzero((scores > rules.score_floor) & allowed)
-    found = scores[anchors, classes]
-    best = best_candidates(found, anchors, classes)
-    stay = best[suppress(boxes[anchors[best]], found[best], classes[best], rules)]
-    anchor = anchors[stay]
-    topk_ids, topk_scores = top_classes(scores[anchor])
+    anchors = np.arange(len(scores), dtype=np.int32)
+    return _detections(boxes, scores, box_std, entropy, anchors, allowed=allowed, rules=rules)
+
+
+def _detections(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    box_std: NDArray[np.float32],
+    entropy: NDArray[np.float32],
+    anchors: NDArray[np.int32],
+    *,
+    allowed: NDArray[np.bool_],
+    rules: NmsRules,
+) -> Detections:
+    # Rows first: most have no candidate, and their classes need not be looked at one by one.
+    some = np.flatnonzero(scores.max(1) > rules.score_floor)
+    rows, classes = np.nonzero((scores[some] > rules.score_floor) & allowed)
+    rows = some[rows]
+    found = scores[rows, classes]
+    best = best_candidates(found, anchors[rows].astype(np.int64), classes)
+    stay = best[suppress(boxes[rows[best]], found[best], classes[best], rules)]
+    row = rows[stay]
+    topk_ids, topk_scores = top_classes(scores[row])
     return Detections(
-        boxes=boxes[anchor],
+        boxes=boxes[row],
         scores=found[stay],
         category_ids=classes[stay].astype(np.int16),
         topk_ids=topk_ids,
         topk_scores=topk_scores,
-        box_std=box_std[anchor],
-        box_entropy=entropy[anchor],
-        anchor=anchor.astype(np.int32),
+        box_std=box_std[row],
+        box_entropy=entropy[row],
+        anchor=anchors[row],
     )

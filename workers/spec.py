@@ -18,6 +18,14 @@ INFERENCE_VERSION = 2  # 2: JPEGs of twice the input size and more are decoded s
 
 
 @dataclass(frozen=True, slots=True)
+class ArtefactRef:
+    """A runtime artefact: the URL of its ``artefact.json``, and the digest of that JSON's bytes."""
+
+    url: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRequest:
     """The model as the config asks for it; None and ``auto`` mean: from the checkpoint, or found.
 
@@ -40,7 +48,7 @@ class ModelRequest:
     classes: tuple[str, ...] | None = None
     image_size: tuple[int, int] | None = None
     keep: tuple[str, ...] | None = None
-    runtime: RuntimeName = "torch"
+    runtime: Literal["auto"] | RuntimeName = "auto"
     precision: Literal["auto"] | PrecisionName = "auto"
     score_floor: float = 0.05
     nms_iou: float | None = None
@@ -60,6 +68,8 @@ class ModelSpec:
         device: what kind of device every worker must have.
         precision: enforced on every worker.
         licence: as the checkpoint states it; None when it does not.
+        artefact: what the runtime loads in place of the checkpoint; None: nothing (torch), or not
+            made yet.
     """
 
     checkpoint: str
@@ -76,6 +86,7 @@ class ModelSpec:
     nms_iou: float
     max_detections: int
     licence: str | None = None
+    artefact: ArtefactRef | None = None
 
 
 @dataclass(frozen=True, slots=True)

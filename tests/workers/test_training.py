@@ -142,9 +142,10 @@ def weights(of: Any) -> dict[str, torch.Tensor]:
 
 def test_it_learns_a_handful_of_images_by_heart(source: BatchSource, tmp_path: Path) -> None:
     from pipelines.detection_scores import measure
+    from workers.dense import DenseDetector
     from workers.spec import ModelSpec
-    from workers.torch_detector import TorchDetector
-    from workers.yolo_nas import DenseDetector, fuse
+    from workers.torch_detector import torch_detector
+    from workers.yolo_nas import fuse
 
     options = FitOptions(steps=240, lr=5e-3, warmup_steps=10, ema_decay=0.9, eval_every=240)
     losses: list[float] = []
@@ -156,7 +157,7 @@ def test_it_learns_a_handful_of_images_by_heart(source: BatchSource, tmp_path: P
         "torch", "fp32", "cpu", 0.01, 0.7, 300,
     )  # fmt: skip
     dense = DenseDetector(fuse(training.ema_network, (SIDE, SIDE)), PREPROCESSING)
-    scores = measure(TorchDetector(dense.eval(), spec), source.training_set)
+    scores = measure(torch_detector(dense.eval(), spec), source.training_set)
     assert scores.map50 > 0.9
     assert scores.objects == 12
 

@@ -27,12 +27,13 @@ from workers.checkpoints import (
     resolve_model,
     save_checkpoint,
 )
+from workers.dense import DenseDetector
 from workers.detector import Preprocessing
 from workers.images import decode
 from workers.letterbox import letterbox
 from workers.postprocess import NmsRules, detections_from_dense
 from workers.spec import ModelRequest, ModelSpec
-from workers.yolo_nas import DenseDetector, build_network, fuse, load_detector, load_weights
+from workers.yolo_nas import build_network, fuse, load_detector, load_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -16,7 +16,7 @@ from storage.records import Detections
 from workers.detector import Preprocessing
 from workers.postprocess import NmsRules, best_candidates, detections_from_dense, suppress
 from workers.spec import ModelSpec
-from workers.torch_detector import TorchDetector
+from workers.torch_detector import torch_detector
 
 SIZE = 64
 CLASSES = ("a", "b", "c", "d", "e", "f")
@@ -161,7 +161,7 @@ def blank(images: int = 3) -> NDArray[np.uint8]:
 def test_sparse_and_dense_decoding_agree(keep: tuple[int, ...], floor: float) -> None:
     logits, distri = network_output(1)
     network = Replays(logits, distri)
-    found = TorchDetector(network, spec_of(keep, floor)).detect(blank())
+    found = torch_detector(network, spec_of(keep, floor)).detect(blank())
     boxes, std, entropy = network.decode(distri, network.points, network.strides)
     for i, one in enumerate(found):
         dense = (boxes[i].numpy(), logits[i].sigmoid().numpy(), std[i].numpy(), entropy[i].numpy())
@@ -181,16 +181,16 @@ def test_sparse_and_dense_decoding_agree(keep: tuple[int, ...], floor: float) ->
 def test_images_without_boxes_among_others() -> None:
     logits, distri = network_output(2)
     alone = [
-        TorchDetector(Replays(logits[i : i + 1], distri[i : i + 1]), spec_of()).detect(blank(1))[0]
+        torch_detector(Replays(logits[i : i + 1], distri[i : i + 1]), spec_of()).detect(blank(1))[0]
         for i in (0, 2)
     ]
     logits[1] = -20
-    found = TorchDetector(Replays(logits, distri), spec_of()).detect(blank())
+    found = torch_detector(Replays(logits, distri), spec_of()).detect(blank())
     assert [len(one) for one in found] == [len(alone[0]), 0, len(alone[1])]
     assert found[1].topk_ids.shape == (0, 5)
     assert pairs(found[0]) == pairs(alone[0])
     assert pairs(found[2]) == pairs(alone[1])
-    nothing = TorchDetector(Replays(logits[1:2], distri[1:2]), spec_of()).detect(blank(1))
+    nothing = torch_detector(Replays(logits[1:2], distri[1:2]), spec_of()).detect(blank(1))
     assert [len(one) for one in nothing] == [0]
 
 
@@ -201,7 +201,7 @@ def test_output_that_is_not_finite_is_loud(value: float, where: str) -> None:
     logits[1, 7, 2] = 3.0
     (logits if where == "scores" else distri)[1, 7] = value
     with pytest.raises(ModelError, match=r"not finite for image\(s\) \[1\]"):
-        TorchDetector(Replays(logits, distri), spec_of()).detect(blank())
+        torch_detector(Replays(logits, distri), spec_of()).detect(blank())
 
 
 @pytest.mark.parametrize(
@@ -215,4 +215,4 @@ def test_output_that_is_not_finite_is_loud(value: float, where: str) -> None:
 )
 def test_batches_of_another_shape_are_refused(batch: NDArray[Any]) -> None:
     with pytest.raises(ValueError, match="not uint8"):
-        TorchDetector(Replays(*network_output(4)), spec_of()).detect(batch)
+        torch_detector(Replays(*network_output(4)), spec_of()).detect(batch)

@@ -1,0 +1,54 @@
+"""A ``Detector`` around a network that some runtime runs: checks, NMS, detections."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import ModelError
+from storage.records import Detections
+from workers.detector import Preprocessing
+from workers.postprocess import NmsRules, Selected, detections_from_selected
+from workers.spec import ModelSpec
+
+
+class Session(Protocol):
+    """The network on one device, loaded and ready. Used by one thread."""
+
+    def run(self, batch: NDArray[np.uint8]) -> Selected:
+        """uint8 [B, H, W, 3] → its best anchors; the arrays may be reused by the next call."""
+        ...
+
+
+class GraphDetector:
+    """See ``Detector``; what is particular to a runtime is in its session."""
+
+    def __init__(self, session: Session, spec: ModelSpec) -> None:
+        self._session = session
+        self._spec = spec
+        self._rules = NmsRules(spec.score_floor, spec.nms_iou, spec.max_detections)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._spec.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self._spec.preprocessing
+
+    def detect(self, batch: NDArray[np.uint8]) -> list[Detections]:
+        """See ``Detector.detect``. Raises ModelError when the network's output is not finite."""
+        wanted = (*self._spec.preprocessing.size, 3)
+        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != wanted:
+            raise ValueError(f"batch is {batch.dtype} {batch.shape}, not uint8 [B, {wanted}]")
+        selected = self._session.run(batch)
+        bad = np.flatnonzero(~np.isfinite(selected.total)).tolist()
+        if bad:
+            raise ModelError(
+                f"the network's output is not finite for image(s) {bad} of the batch "
+                f"({self._spec.runtime}, {self._spec.precision} on {self._spec.device})",
+                hint="the weights or the precision overflow: try `precision: fp32`",
+            )
+        return detections_from_selected(selected, keep=self._spec.keep, rules=self._rules)

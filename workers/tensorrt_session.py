@@ -1,0 +1,144 @@
+"""Runs an exported graph with TensorRT on one GPU; the engine is built here, never fetched.
+
+An engine is machine code for one kind of GPU: it is built from the ONNX graph on each machine,
+which takes minutes once, and kept in the user's own cache. The graph states the type of every
+tensor (strongly typed), so that boxes are decoded in float32 whatever the network runs in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from storage.errors import ModelError
+from workers.artefacts import Artefact
+from workers.checkpoint_cache import cache_folder, file_sha256
+from workers.postprocess import Selected
+
+INPUT = "images"
+OUTPUTS = ("anchors", "scores", "boxes", "box_std", "entropy", "total")
+_TYPES = {"anchors": torch.int32}
+MAX_BATCH = 128
+_OPTIMAL_BATCH = 32
+_WORKSPACE_BYTES = 4 << 30
+
+log = logging.getLogger("labelfleet.tensorrt")
+
+
+def import_tensorrt() -> Any:
+    """The ``tensorrt`` module. Raises ModelError when it, or a GPU, is not there."""
+    try:
+        import tensorrt
+    except ImportError as exc:
+        raise ModelError(
+            f"TensorRT does not load here: {exc}", hint="pip install tensorrt, on a GPU machine"
+        ) from exc
+    if not torch.cuda.is_available():
+        raise ModelError("TensorRT needs an NVIDIA GPU, and torch sees none on this machine")
+    return tensorrt
+
+
+class TensorRtSession:
+    """A ``Session`` on one GPU: batches up to 128, pinned buffers, one synchronisation each."""
+
+    def __init__(self, artefact: Artefact) -> None:
+        self._trt = import_tensorrt()
+        self._logger = self._trt.Logger(self._trt.Logger.WARNING)
+        plan = self._plan(artefact.files[artefact.main])
+        runtime = self._trt.Runtime(self._logger)
+        self._engine = runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise ModelError("TensorRT refuses the engine that it built itself")
+        self._context = self._engine.create_execution_context()
+        self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._buffers: dict[int, dict[str, tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    def run(self, batch: NDArray[np.uint8]) -> Selected:
+        """See ``Session.run``."""
+        buffers = self._buffers_for(batch.shape)
+        staged, images = buffers[INPUT]
+        staged.numpy()[:] = batch
+        with torch.cuda.stream(self._stream):
+            images.copy_(staged, non_blocking=True)
+            if not self._context.execute_async_v3(self._stream.cuda_stream):
+                raise ModelError("TensorRT could not run the batch", hint="see its log above")
+            for name in OUTPUTS:
+                here, there = buffers[name]
+                here.copy_(there, non_blocking=True)
+        self._stream.synchronize()
+        return Selected(**{name: buffers[name][0].numpy() for name in OUTPUTS})
+
+    def _buffers_for(self, shape: tuple[int, ...]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Pinned and device memory of each tensor at this batch size, bound to the context."""
+        count = shape[0]
+        if count > MAX_BATCH:
+            raise ModelError(f"the engine takes up to {MAX_BATCH} images a batch, not {count}")
+        self._context.set_input_shape(INPUT, shape)
+        if count not in self._buffers:
+            made = {INPUT: _pair(shape, torch.uint8)}
+            for name in OUTPUTS:
+                wanted = tuple(self._context.get_tensor_shape(name))
+                made[name] = _pair(wanted, _TYPES.get(name, torch.float32))
+            self._buffers[count] = made
+        buffers = self._buffers[count]
+        for name, (_, there) in buffers.items():
+            self._context.set_tensor_address(name, there.data_ptr())
+        return buffers
+
+    def _plan(self, graph: Path) -> bytes:
+        """The serialised engine: from this user's cache, or built now."""
+        identity = [file_sha256(graph), self._trt.__version__, torch.cuda.get_device_name()]
+        name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+        folder = cache_folder() / "tensorrt"
+        kept = folder / f"{name}.plan"
+        if kept.is_file():
+            return kept.read_bytes()
+        log.warning("building a TensorRT engine for %s; this takes minutes, once", identity[2])
+        plan = self._build(graph)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as part:
+            part.write(plan)
+        os.replace(part.name, kept)  # noqa: PTH105  whole or not at all
+        return plan
+
+    def _build(self, graph: Path) -> bytes:
+        trt = self._trt
+        builder = trt.Builder(self._logger)
+        typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        network = builder.create_network(typed)
+        parser = trt.OnnxParser(network, self._logger)
+        if not parser.parse(graph.read_bytes()):
+            errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+            raise ModelError(f"TensorRT cannot read {graph.name}: {errors[:300]}")
+        _drop_other_outputs(network)
+        config = builder.create_builder_config()
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
+        profile = builder.create_optimization_profile()
+        size = tuple(network.get_input(0).shape)[1:]
+        profile.set_shape(INPUT, *((n, *size) for n in (1, _OPTIMAL_BATCH, MAX_BATCH)))
+        config.add_optimization_profile(profile)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise ModelError("TensorRT could not build an engine", hint="see its log above")
+        return bytes(plan)
+
+
+def _drop_other_outputs(network: Any) -> None:
+    for tensor in [network.get_output(i) for i in range(network.num_outputs)]:
+        if tensor.name not in OUTPUTS:
+            network.unmark_output(tensor)
+
+
+def _pair(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty(shape, dtype=dtype, pin_memory=True), torch.empty(
+        shape, dtype=dtype, device="cuda"
+    )
