@@ -59,6 +59,7 @@ class Tally:
     shards: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     detections: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # of the workers, by stage
     quarantined: int = 0
     errors: int = 0
     requeued: int = 0
@@ -77,6 +78,8 @@ class Tally:
         self.detections += footer.detections
         for status, n in footer.counts.items():
             self.counts[status] = self.counts.get(status, 0) + n
+        for stage, seconds in footer.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         if footer.source_truncated:
             self.truncated.append(printable(f"{footer.shard_key}: {footer.source_truncated}"))
 

@@ -15,7 +15,8 @@ import httpx
 from pipelines.cluster import check_shared_folders, cluster_nodes, ray_cluster
 from pipelines.config import RunConfig
 from pipelines.dispatch import Dispatcher, DispatchRules
-from pipelines.drive import Drive, Outcome, Tally
+from pipelines.drive import Drive, Outcome, Tally, Watcher
+from pipelines.metrics import Measured, RayMetrics, count_review_queue
 from pipelines.open_run import OpenRun, check_places, listed_objects, open_run, refresh_listing
 from pipelines.progress import watching
 from pipelines.review_route import PlannedReview
@@ -198,7 +199,8 @@ def drive(
     note = {"workers": workers, "gpus": workers * sizing.gpus, "shards": work.total}
     ledger.write(_event("start", note))
     ended = "failed"
-    with stopping_on_signals() as stopper, watching(work.total) as watcher:
+    with stopping_on_signals() as stopper, watching(work.total) as display:
+        watcher = measured(display, run.manifest, work.total)
         loop = Drive(
             run.manifest, ledger, dispatcher, pool, watcher, stopper,
             invocation=invocation, deadline_s=deadline_s(config, sizing, work.total),
@@ -216,6 +218,16 @@ def drive(
         finally:
             _close_ledger(ledger, ended)
     return loop.tally, outcome
+
+
+def measured(display: Watcher, manifest: Manifest, shards: int) -> Measured:
+    """The display, and Prometheus beside it."""
+    return Measured(
+        display,
+        RayMetrics(manifest.record.identity.name),
+        total_shards=shards,
+        review_queue=count_review_queue(manifest.store),
+    )
 
 
 def _close_ledger(ledger: LedgerWriter, ended: str) -> None:
