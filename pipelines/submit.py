@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import queue
 import shlex
@@ -204,6 +205,9 @@ class RayJobs:
     def _connect(self) -> Any:
         from ray.job_submission import JobSubmissionClient  # a second to import
 
+        # Its notes on packages would stand between the lines of the job.
+        for name in ("ray", *(kind.__module__ for kind in JobSubmissionClient.__mro__)):
+            logging.getLogger(name).setLevel(logging.WARNING)
         headers = auth_headers()
         with _address_settled(), self._asking(first=True):
             return JobSubmissionClient(self._url, headers=headers)

@@ -132,14 +132,14 @@ def test_a_finished_run_gets_a_new_suffix_and_labels_only_what_changed(place: Pl
 
 
 def test_a_run_that_somebody_holds_exits_75(place: Place) -> None:
-    with run_lock(LocalStore(place.folder / "out"), "labelfleet decide"):
+    with run_lock(LocalStore(str(place.folder / "out")), "labelfleet decide"):
         code, said, err = place.submit()
     assert code == said["exit_code"] == 75
     assert "labelfleet decide" in err
 
 
 def test_a_job_that_is_stopped_ends_as_interrupted_and_is_not_waited_for(place: Place) -> None:
-    with run_lock(LocalStore(place.folder / "out"), "labelfleet gc"):
+    with run_lock(LocalStore(str(place.folder / "out")), "labelfleet gc"):
         code, said, _ = place.submit("--no-wait")
         assert (code, said["exit_code"]) == (0, None)
         headers = {"Authorization": f"Bearer {place.head.token}"}
