@@ -1,4 +1,4 @@
-"""Which instances are tried in which order; and the roles' policies, as far as AWS's own model goes."""
+"""Which instances are tried in which order; the roles' policies, as far as AWS's model goes."""
 
 from __future__ import annotations
 
