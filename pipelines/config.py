@@ -160,7 +160,7 @@ class WorkersConfig(Part):
         "auto", description="CPU cores an actor; auto: an equal share."
     )
     batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
-        "auto", description="Images a forward pass; auto: 8 on CPU, 32 on a GPU."
+        "auto", description="Images a forward pass; auto: the fastest, found while it runs."
     )
     depth: int = Field(3, ge=1, le=64, description="Shards queued an actor, so that none waits.")
     start_after_s: float = Field(

@@ -221,7 +221,7 @@ class Drive:
             counts=footer.counts,
             detections=footer.detections,
             seconds=footer.seconds,
-            note={"worker": event.worker, "won": event.commit.won},
+            note={"worker": event.worker, "won": event.commit.won, "fill": footer.fill},
         )
 
     def _shard_failed(self, event: ShardError) -> None:

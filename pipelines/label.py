@@ -158,6 +158,7 @@ def open_pool(config: RunConfig, run: OpenRun, sizing: Sizing, shards: int) -> I
     options = LabellerOptions(
         decode_threads=sizing.decode_threads,
         batch_size=sizing.batch_size,
+        batch_size_max=sizing.batch_size_max,
         max_pixels=config.max_pixels,
         max_image_bytes=config.max_image_bytes,
     )
@@ -196,7 +197,12 @@ def drive(
     rules = DispatchRules(attempts=config.attempts, depth=config.workers.depth)
     dispatcher = Dispatcher(work.shards, rules, last_chance=work.last_chance)
     workers = min(sizing.count, work.total)
-    note = {"workers": workers, "gpus": workers * sizing.gpus, "shards": work.total}
+    note = {
+        "workers": workers,
+        "gpus": workers * sizing.gpus,
+        "decoders": sizing.decode_threads,
+        "shards": work.total,
+    }
     ledger.write(_event("start", note))
     ended = "failed"
     with stopping_on_signals() as stopper, watching(work.total) as display:

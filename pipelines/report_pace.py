@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.limits import STAGES, WorkerTime
 from storage.ledger import LedgerEntry, invocations, read_ledger
 from storage.manifest import Manifest
-
-STAGES = ("fetch", "decode", "infer", "write")
-_ADVICE = {
-    "fetch": "Reading from storage took the largest part: bring the workers nearer to the source, "
-    "or use larger shards.",
-    "decode": "Decoding images took the largest part: give each worker more CPU cores.",
-    "infer": "The model took the largest part: a faster device, runtime or precision shortens "
-    "the run, nothing else does.",
-    "write": "Writing took the largest part: bring the workers nearer to the output.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +24,7 @@ class Pace:
         images: committed in it.
         workers: as many as it said at its start, or None.
         invocations: how many there were in all.
-        stages: seconds per stage, added up over workers and threads.
+        time: where its workers' time went.
         edges_s, images_per_s: [bins + 1] seconds since the start, [bins] images a second between.
     """
 
@@ -44,7 +34,7 @@ class Pace:
     images: int
     workers: int | None
     invocations: int
-    stages: dict[str, float]
+    time: WorkerTime
     edges_s: NDArray[np.float64]
     images_per_s: NDArray[np.float64]
 
@@ -55,20 +45,25 @@ class Pace:
         return self.images / working_s if working_s > 0 else 0.0
 
     @property
+    def stages(self) -> dict[str, float]:
+        """Seconds of work by stage, added up over workers and threads; waiting is none."""
+        return {
+            stage: self.time.seconds[stage]
+            for stage in STAGES
+            if stage != "wait" and self.time.seconds[stage]
+        }
+
+    @property
     def limit(self) -> str | None:
         """One sentence on what limits the run; None where the ledger has no stage seconds."""
-        total = sum(self.stages.values())
-        if not total:
+        if self.time.limit is None:
             return None
         if self.startup_s > self.seconds / 2:
             return (
                 f"Most of the time went into starting the workers ({self.startup_s:.0f} of "
                 f"{self.seconds:.0f} s), which a larger run pays once."
             )
-        slowest = max(self.stages, key=lambda stage: self.stages[stage])
-        share = self.stages[slowest] / total
-        advice = _ADVICE.get(slowest, f"{slowest} took the largest part.")
-        return f"{advice} It is {100 * share:.0f} % of the workers' measured seconds."
+        return f"{self.time.limit[0].upper()}{self.time.limit[1:]}."
 
 
 def newest_pace(manifest: Manifest, bins: int = 48) -> Pace | None:
@@ -86,9 +81,6 @@ def _pace(entries: list[LedgerEntry], n_invocations: int, bins: int) -> Pace | N
         return None
     start = entries[0].at
     end = max(start, max(e.at for e in won))
-    stages: Counter[str] = Counter()
-    for entry in won:
-        stages.update(entry.seconds)
     edges = np.linspace(0.0, max(end - start, 1e-9), bins + 1, dtype=np.float64)
     startup_s = min(startup_seconds(entries), won[0].at - start)
     done = _done_by(edges, won, start, startup_s)
@@ -99,7 +91,7 @@ def _pace(entries: list[LedgerEntry], n_invocations: int, bins: int) -> Pace | N
         images=sum(sum(e.counts.values()) for e in won),
         workers=entries[0].note.get("workers"),
         invocations=n_invocations,
-        stages={s: stages[s] for s in (*STAGES, *sorted(stages.keys() - set(STAGES))) if stages[s]},
+        time=WorkerTime.of([entries[0], *won]),
         edges_s=edges,
         images_per_s=np.diff(done) / np.diff(edges),
     )

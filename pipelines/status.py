@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.limits import WorkerTime
 from storage.ledger import LedgerEntry, invocations, read_ledger
 from storage.listing import Listing
 from storage.manifest import Manifest
@@ -48,6 +49,9 @@ class InvocationStatus:
         startup_s: until a worker was ready, as far as the driver's beats tell.
         images_per_s: from then to its last entry.
         eta_s: until the last shard at the pace so far; only while it runs.
+        stages: seconds by stage, over its workers and their threads; ``wait`` is the model's.
+        fill: mean fill of the workers' queues, 0 to 1: images read, images decoded.
+        limit: one sentence on what limits it; None before a shard was done.
     """
 
     invocation: str
@@ -62,6 +66,9 @@ class InvocationStatus:
     startup_s: float
     images_per_s: float | None
     eta_s: float | None
+    stages: dict[str, float] = field(default_factory=dict)
+    fill: dict[str, float] = field(default_factory=dict)
+    limit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +159,7 @@ class _Invocation:
     waited_until: float = 0.0
     shards: int = 0
     images: int = 0
+    time: WorkerTime = field(default_factory=WorkerTime)
 
     def add(self, entry: LedgerEntry) -> None:
         self.first = self.first or entry
@@ -161,7 +169,10 @@ class _Invocation:
             self.waited_until = entry.at
         self.workers = entry.note.get("alive", entry.note.get("workers", self.workers))
         # A copy that lost the race for its shard was work, but not the run's.
-        if entry.event == "shard" and entry.note.get("won", True):
+        if entry.event == "start":
+            self.time.add(entry)
+        elif entry.event == "shard" and entry.note.get("won", True):
+            self.time.add(entry)
             self.shards += 1
             self.images += sum(entry.counts.values())
         elif entry.event == "end":
@@ -193,6 +204,9 @@ class _Invocation:
             startup_s=startup_s,
             images_per_s=self.images / working_s if working_s else None,
             eta_s=eta_s,
+            stages={stage: round(s, 1) for stage, s in self.time.seconds.items()},
+            fill={queue: round(share, 3) for queue, share in self.time.fill.items()},
+            limit=self.time.limit,
         )
 
 
@@ -243,6 +257,9 @@ def render(status: RunStatus) -> RenderableType:
     table.add_row("images", images or "none yet")
     table.add_row("detections", f"{s.detections:,}")
     table.add_row("last run", _sentence(s.invocation))
+    if s.invocation and s.invocation.limit:
+        table.add_row("limit", s.invocation.limit)
+        table.add_row("stages", _stages(s.invocation))
     if s.plain_glob_exact:
         glob = "annotations/*.parquet read as it is gives exactly the live rows"
     else:
@@ -279,6 +296,12 @@ def _sentence(i: InvocationStatus | None) -> str:
         )
     eta = f", about {_duration(i.eta_s)} to go" if i.eta_s is not None else ""
     return f"[green]running[/green]{workers}: {done}{eta}"
+
+
+def _stages(i: InvocationStatus) -> str:
+    seconds = ", ".join(f"{stage} {_duration(s)}" for stage, s in i.stages.items() if s)
+    fill = ", ".join(f"{queue} {100 * share:.0f} %" for queue, share in i.fill.items())
+    return f"{seconds}; queues: {fill}" if fill else seconds
 
 
 def _duration(seconds: float) -> str:

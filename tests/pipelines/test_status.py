@@ -190,3 +190,22 @@ def test_json_and_text(manifest: Manifest) -> None:
     assert "2 of 5 labelled (40.0 %), 2 left, 1 quarantined" in text
     assert "running on 1 workers" in text
     assert "silent for" in text_of(run_status(manifest, now=10_000))
+
+
+def test_it_says_what_limits_the_run() -> None:
+    manifest = make_run(MemoryStore(), {s: rows_of(s) for s in TARS[:2]})
+    slow = {"fetch": 1.0, "decode": 19.0, "wait": 8.0, "infer": 2.0}
+    note = {"worker": "a", "fill": {"fetched": 0.9, "decoded": 0.1}}
+    entries = [
+        LedgerEntry("shard", 10 + i, TARS[i].shard_id, {"ok": 3}, 2, slow, note) for i in (0, 1)
+    ]
+    write_ledger(manifest, "1", LedgerEntry("start", 1, note={"decoders": 2}), *entries)
+    found = run_status(manifest, now=20)
+    assert found.invocation is not None
+    assert found.invocation.stages == {"fetch": 2, "decode": 38, "wait": 16, "infer": 4}
+    assert found.invocation.fill == {"fetched": 0.9, "decoded": 0.1}
+    said = Console(width=200, record=True, file=io.StringIO())
+    said.print(render(found))
+    text = said.export_text()
+    assert "decode-bound: add CPUs" in text
+    assert "fetched 90 %" in text
