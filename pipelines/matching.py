@@ -82,8 +82,37 @@ def match(iou: NDArray[np.float64], at_least: float) -> tuple[NDArray[np.intp], 
     return np.array(rows, np.intp), np.array(columns, np.intp)
 
 
+Pairs = tuple[NDArray[np.intp], NDArray[np.intp]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """Which prediction goes with which true box, by index; see ``Corrections`` for the kinds."""
+
+    right: Pairs
+    wrong_class: Pairs
+    misplaced: Pairs
+    spurious: NDArray[np.intp]
+    missed: NDArray[np.intp]
+
+    def count(self) -> Corrections:
+        """How many there are of each."""
+        return Corrections(
+            right=len(self.right[0]),
+            wrong_class=len(self.wrong_class[0]),
+            misplaced=len(self.misplaced[0]),
+            spurious=len(self.spurious),
+            missed=len(self.missed),
+        )
+
+
 def compare(boxes: Boxes, ids: Ids, true_boxes: Boxes, true_ids: Ids) -> Corrections:
-    """Count what a person would correct in one image.
+    """Count what a person would correct in one image; arguments as for ``pair``."""
+    return pair(boxes, ids, true_boxes, true_ids).count()
+
+
+def pair(boxes: Boxes, ids: Ids, true_boxes: Boxes, true_ids: Ids) -> Pairing:
+    """Say for every box of one image what a person would do with it.
 
     Args:
         boxes: xyxy [N, 4], by falling score.
@@ -93,19 +122,17 @@ def compare(boxes: Boxes, ids: Ids, true_boxes: Boxes, true_ids: Ids) -> Correct
     """
     iou = iou_matrix(boxes, true_boxes)
     same = np.asarray(ids)[:, None] == np.asarray(true_ids)[None, :]
-    right = _take(iou, same, 0.5)
-    wrong_class = _take(iou, ~same, 0.5)
-    misplaced = _take(iou, same, 0.1)
-    found = right + wrong_class + misplaced
-    return Corrections(right, wrong_class, misplaced, iou.shape[0] - found, iou.shape[1] - found)
-
-
-def _take(iou: NDArray[np.float64], allowed: NDArray[np.bool_], at_least: float) -> int:
-    """Match allowed pairs and strike them from ``iou``, in place; how many there were."""
-    rows, columns = match(np.where(allowed, iou, 0.0), at_least)
-    iou[rows] = 0.0
-    iou[:, columns] = 0.0
-    return len(rows)
+    rows_left, columns_left = (np.ones(n, np.bool_) for n in iou.shape)
+    found = []
+    for allowed, at_least in ((same, 0.5), (~same, 0.5), (same, 0.1)):
+        rows, columns = match(np.where(allowed, iou, 0.0), at_least)
+        rows_left[rows], columns_left[columns] = False, False
+        iou[rows] = 0.0
+        iou[:, columns] = 0.0
+        found.append((rows, columns))
+    right, wrong_class, misplaced = found
+    spurious, missed = np.flatnonzero(rows_left), np.flatnonzero(columns_left)
+    return Pairing(right, wrong_class, misplaced, spurious, missed)
 
 
 def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

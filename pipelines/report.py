@@ -1,8 +1,8 @@
 """The run's report: one self-contained HTML page with counts, charts and annotated images.
 
 The page loads nothing, runs no script, and escapes all that came from file names and labels.
-What it shows is in report_scan.py (rows), report_pace.py (ledger) and report_gallery.py
-(pictures); how, in assets/report.html.j2.
+What it shows is in report_scan.py (rows), report_pace.py (ledger), report_gallery.py (pictures)
+and report_review.py (what people corrected); how, in assets/report.html.j2.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from markupsafe import Markup
 
 from pipelines import report_figures as figures
 from pipelines.evaluation import Evaluation, remarks
+from pipelines.intervals import Estimate
 from pipelines.report_gallery import Tile, draw_tiles, legend
 from pipelines.report_pace import Pace, newest_pace
+from pipelines.report_review import review_section
 from pipelines.report_scan import BANDS, BOX_BUCKETS, SCORE_BINS, SHOWN_SCORE, Pick, Scan, scan
 from storage.errors import LabelfleetError
 from storage.listing import Listing
@@ -77,6 +79,7 @@ def write_report(
         **_trouble(manifest, found),
         evaluation=evaluation,
         evaluation_remarks=remarks(evaluation) if evaluation else [],
+        review=review_section(manifest, source_options),
     )
     manifest.store.put(REPORT_KEY, html.encode("utf-8", "backslashreplace"))
     return f"{manifest.url}/{REPORT_KEY}"
@@ -97,9 +100,17 @@ def _environment() -> jinja2.Environment:
         "rate": lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.1f}",
         "duration": _duration,
         "moment": lambda at: datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "estimate": _estimate,
         "file_name": lambda path: path.rsplit("/", 1)[-1] or path,
     }
     return environment
+
+
+def _estimate(estimate: Estimate, times: float = 1.0) -> str:
+    if estimate.value is None:
+        return "unknown"
+    value, low, high = (times * v for v in (estimate.value, estimate.low, estimate.high))
+    return f"{value:.3g} [{low:.3g}, {'∞' if high == float('inf') else f'{high:.3g}'}]"
 
 
 def _duration(seconds: float) -> str:

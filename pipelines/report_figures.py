@@ -96,6 +96,57 @@ def area(
     return _svg(parts, says)
 
 
+def whiskers(
+    figures: Sequence[tuple[str, float | None, float, float]],
+    *,
+    says: str,
+    x_title: str,
+    top: float | None = None,
+) -> Markup:
+    """Figures with their intervals, one a line: a dot between two ends.
+
+    Args:
+        figures: (label, value or None where it is unknown, low, high); high may be infinite.
+        says: as in ``columns``.
+        top: the scale's end; None: chosen, at most four times the largest value.
+    """
+    if top is None:
+        largest = max((v for _, v, _, _ in figures if v is not None), default=0.0)
+        highest = max((min(h, 4 * largest) for _, v, _, h in figures if v is not None), default=0.0)
+        top = _nice_top(max(highest, largest))
+    left, step, height = 150, 34, 34 * len(figures) + 44
+    wide = _WIDTH - left - _RIGHT - 12
+
+    def x(value: float) -> float:
+        return left + wide * min(max(value / top, 0.0), 1.0)
+
+    parts = []
+    for i in range(5):
+        at = x(top * i / 4)
+        parts.append(
+            Markup('<line class="grid" x1="{:.1f}" x2="{:.1f}" y1="4" y2="{}"/>').format(
+                at, at, height - 38
+            )
+        )
+        parts.append(_text(at, height - 24, short(top * i / 4), "middle"))
+    for i, (label, value, low, high) in enumerate(figures):
+        y = 20.0 + i * step
+        parts.append(_text(left - 10, y + 4, label, "end"))
+        if value is None:
+            parts.append(_text(left + 6, y + 4, "unknown", "start"))
+            continue
+        parts.append(
+            Markup(
+                '<g><line class="whisker" x1="{:.1f}" x2="{:.1f}" y1="{y}" y2="{y}"/>'
+                '<circle class="bar" cx="{:.1f}" cy="{y}" r="6"/><title>{}</title></g>'
+            ).format(x(low), x(high), x(value), f"{value:.3g} ({low:.3g} to {high:.3g})", y=y)
+        )
+    parts.append(_text(left + wide / 2, height - 6, x_title, "middle"))
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        _WIDTH, height, says, Markup("").join(parts)
+    )
+
+
 def _y(value: float, top: float) -> float:
     return _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP) * value / top
 

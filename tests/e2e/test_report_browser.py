@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,14 @@ import pytest
 from PIL import Image
 from synthetic_run import boxes, make_run, row, tar_shard
 
+from pipelines.merge import decide_run
+from pipelines.policy import Policy
 from pipelines.report import write_report
+from pipelines.route import route_run
+from storage.manifest import Manifest
 from storage.objects import open_store
 from storage.records import Shard
+from storage.review_queue import Answer, append_answers, read_queue
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
@@ -65,8 +71,20 @@ def page(tmp_path: Path) -> Path:
         source=str(tmp_path / "source"),
     )  # fmt: skip
     manifest.set_aside(aside, [HOSTILE], "i")
+    review(manifest)
     write_report(manifest)
     return tmp_path / "run" / "report" / "index.html"
+
+
+def review(manifest: Manifest) -> None:
+    """Somebody with a hostile name says that nothing is there."""
+    route_run(manifest, budget="1 images", policy=Policy(), invocation="one", audit=1.0)
+    (item,) = read_queue(manifest.store)
+    answer = Answer(
+        item.image_id, item.sha256, 1, 1, HOSTILE, 9.0, datetime.now(UTC), False, (), (), "m", False
+    )
+    append_answers(manifest.store, [answer])
+    decide_run(manifest, Policy())
 
 
 def test_hostile_names_are_shown_and_do_not_run(page: Path, tmp_path: Path) -> None:
@@ -74,6 +92,9 @@ def test_hostile_names_are_shown_and_do_not_run(page: Path, tmp_path: Path) -> N
     assert "<title>cells · labelfleet report</title>" in dom
     assert dom.count("&lt;script&gt;document.title='ran'&lt;/script&gt;") >= 5
     assert "<script" not in dom
+    review_part = dom.split('id="review"')[1].split('id="gallery"')[0]
+    assert review_part.count("&lt;script&gt;document.title='ran'&lt;/script&gt;") >= 3
+    assert review_part.count("data:image/jpeg;base64,") == 2  # before and after
 
 
 def test_a_script_in_the_page_would_not_run_either(page: Path, tmp_path: Path) -> None:
