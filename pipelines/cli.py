@@ -163,6 +163,24 @@ def train(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
     show(render(summary), summary.to_json(), json_)
 
 
+@app.command("compile", epilog="Example: labelfleet compile cells.yaml --set model.precision=int8")
+def compile_(
+    config: ConfigPath,
+    truth: Annotated[
+        str | None,
+        typer.Option(help="COCO ground truth of images in the source, to measure int8 on."),
+    ] = None,
+    set_: Sets = None,
+    json_: Json = False,
+) -> None:
+    """Make the model ready for its runtime, once; `run` does it too when it was not done."""
+    from pipelines.compile import compile_from_file
+    from pipelines.compile_view import render
+
+    summary = compile_from_file(config, tuple(set_ or ()), truth)
+    show(render(summary), summary.to_json(), json_)
+
+
 @app.command()
 def doctor(
     config: Annotated[

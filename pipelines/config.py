@@ -115,9 +115,18 @@ class ModelConfig(Part):
     image_size: int | tuple[int, int] | None = Field(
         None, description="Network input in pixels, one side or [h, w]; none: checkpoint's, or 640."
     )
-    runtime: Literal["torch"] = Field("torch", description="What runs the network.")
+    runtime: Literal["auto", "torch", "onnx", "openvino", "tensorrt"] = Field(
+        "auto", description="auto: on x86 CPUs OpenVINO where installed, on GPUs torch."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
         "auto", description="auto: fp32 on CPU, fp16 on CUDA. Fixed when the run is created."
+    )
+    max_loss: float = Field(
+        0.5, ge=0, le=100, description="Points of mAP that int8 may cost; more is refused."
+    )
+    artefacts: Url | None = Field(
+        None,
+        description="Where compiled models are kept, for several runs; none: below the output.",
     )
     score_floor: Share = Field(
         0.05, description="Boxes below it are not written; policies come after."

@@ -174,7 +174,7 @@ def _config(path: str) -> Iterator[Finding]:
 
 
 def _source(config: RunConfig) -> str:
-    from pipelines.open_run import check_places, listed_objects
+    from pipelines.source_objects import check_places, listed_objects
 
     check_places(config)
     first = next(listed_objects(config))

@@ -17,10 +17,11 @@ from pipelines.config import RunConfig
 from pipelines.dispatch import Dispatcher, DispatchRules
 from pipelines.drive import Drive, Outcome, Tally, Watcher
 from pipelines.metrics import Measured, RayMetrics, count_review_queue
-from pipelines.open_run import OpenRun, check_places, listed_objects, open_run, refresh_listing
+from pipelines.open_run import OpenRun, open_run, refresh_listing
 from pipelines.progress import watching
 from pipelines.review_route import PlannedReview
 from pipelines.sizing import Node, Sizing, size_pool, wants_gpu
+from pipelines.source_objects import check_places, listed_objects
 from pipelines.status import RunStatus, run_status
 from pipelines.stopping import stopping_on_signals
 from storage.errors import Interrupted, StorageError

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 from pipelines import coco
+from pipelines.compile_view import say
 from pipelines.config import RunConfig
-from pipelines.keys import read_keys
+from pipelines.source_objects import check_places, group_shards, listed_objects
 from storage.annotations import RunIdentity
-from storage.errors import ConfigError, ObjectNotFound, SourceEmpty, StorageError
+from storage.errors import ConfigError, ModelError, ObjectNotFound, StorageError
 from storage.identity import config_hash
 from storage.listing import Listing, ListingChange
 from storage.manifest import RUN_KEY, Manifest, RunRecord
-from storage.objects import ObjectStore, normalise_url, open_store, overlaps
+from storage.objects import ObjectStore, normalise_url, open_store
 from storage.preflight import check_output
-from storage.records import Shard, StoredObject
-from storage.shards import classify, group_images, list_source, tar_shards
 from workers.checkpoints import resolve_model
-from workers.spec import INFERENCE_VERSION, DeviceName, ModelRequest, ModelSpec
+from workers.spec import INFERENCE_VERSION, ArtefactRef, DeviceName, ModelRequest, ModelSpec
 
 UNSTATED = "unstated"
 
@@ -33,64 +31,6 @@ class OpenRun:
     manifest: Manifest
     source: ObjectStore
     model: ModelSpec
-
-
-def check_places(config: RunConfig) -> None:
-    """Refuse an output inside the source or around it, or in memory. Raises ConfigError."""
-    for url in (config.source.url, config.output):
-        if normalise_url(url).startswith("memory:"):
-            raise ConfigError(
-                f"{url} lies in the memory of one process, where no worker finds it",
-                hint="use a folder, file:// or s3://",
-            )
-    if overlaps(config.source.url, config.output):
-        raise ConfigError(
-            f"output {config.output} and source {config.source.url} overlap",
-            hint="results below the source would be listed as images: choose an output beside it",
-        )
-
-
-def listed_objects(config: RunConfig) -> Iterator[StoredObject]:
-    """Every object of the source to label, ordered by key.
-
-    Raises:
-        SourceEmpty: there is none.
-        StorageError: the source cannot be listed.
-    """
-    options = config.storage.options()
-    source = open_store(config.source.url, options)
-    part = config.source
-    found = list_source(source, kind=part.kind, include=part.include, exclude=part.exclude)
-    if part.keys is not None:
-        wanted = read_keys(part.keys, options)
-        found = (o for o in found if o.key in wanted)
-    first = next(found, None)
-    if first is None:
-        what = {"tar": "tar shards", "images": "images", "auto": "images or tar shards"}[part.kind]
-        raise SourceEmpty(
-            f"no {what} at {source.url}" + (" that match include/exclude/keys" * _filtered(config)),
-            hint="check the URL and the filters; `labelfleet plan CONFIG` shows what is found",
-        )
-    yield first
-    yield from found
-
-
-def _filtered(config: RunConfig) -> bool:
-    return bool(config.source.include or config.source.exclude or config.source.keys)
-
-
-def group_shards(objects: Iterable[StoredObject], shard_size: int) -> Iterator[Shard]:
-    """Tars as they are, loose images in groups; both in the order of the listing."""
-    loose: list[StoredObject] = []
-    for listed in objects:
-        if classify(listed.key) == "tar":
-            yield from tar_shards([listed])
-        else:
-            loose.append(listed)
-            if len(loose) == shard_size:
-                yield from group_images(loose, shard_size)
-                loose = []
-    yield from group_images(loose, shard_size)
 
 
 def open_run(config: RunConfig, *, cuda: bool) -> OpenRun:
@@ -108,11 +48,32 @@ def open_run(config: RunConfig, *, cuda: bool) -> OpenRun:
     options = config.storage.options()
     output = open_store(config.output, options)
     existing = _existing(output)
-    model = resolve_model(_request(config, existing), options, device=_device(existing, cuda))
+    model = _requested(config, existing, output, cuda)
     if existing is None:
         _check_output(output)
+        model = _made_ready(config, model)
     manifest = Manifest.create_or_continue(output, _record(config, model))
     return OpenRun(manifest, open_store(config.source.url, options), model)
+
+
+def requested_model(config: RunConfig, *, cuda: bool) -> ModelSpec:
+    """What a run of this config would load or loads: its own record counts where there is one.
+
+    Raises:
+        LabelfleetError: config and checkpoint disagree, or cannot be used.
+    """
+    output = open_store(config.output, config.storage.options())
+    return _requested(config, _existing(output), output, cuda)
+
+
+def _requested(
+    config: RunConfig, existing: RunRecord | None, output: ObjectStore, cuda: bool
+) -> ModelSpec:
+    device = _device(existing, cuda)
+    model = resolve_model(_request(config, existing), config.storage.options(), device=device)
+    if existing is None:
+        return model
+    return replace(model, artefact=_recorded_artefact(existing, output))
 
 
 def _check_output(output: ObjectStore) -> None:
@@ -171,17 +132,52 @@ def model_request(config: RunConfig) -> ModelRequest:
 
 def _request(config: RunConfig, existing: RunRecord | None) -> ModelRequest:
     request = model_request(config)
-    if existing is None or request.precision != "auto":
+    if existing is None:
         return request
     # What `auto` meant was settled when the run was created.
-    fields = {name: getattr(request, name) for name in ModelRequest.__dataclass_fields__}
-    return ModelRequest(**{**fields, "precision": existing.inference.get("precision", "auto")})
+    if request.runtime == "auto":
+        request = replace(request, runtime=existing.inference.get("runtime", "auto"))
+    if request.precision == "auto":
+        request = replace(request, precision=existing.inference.get("precision", "auto"))
+    return request
+
+
+def _made_ready(config: RunConfig, model: ModelSpec) -> ModelSpec:
+    """With its artefact; where `runtime: auto` chose one that does not work out, on torch."""
+    from pipelines.compile import with_artefact  # torch, and more
+
+    try:
+        return with_artefact(config, model, say=say)
+    except ModelError as exc:
+        if config.model.runtime != "auto" or model.precision == "int8":
+            raise
+        say(f"{model.runtime} does not work out here, so torch is used: {exc.message}")
+        return replace(model, runtime="torch")
+
+
+def _recorded_artefact(existing: RunRecord, output: ObjectStore) -> ArtefactRef | None:
+    recorded = existing.inference.get("artefact")
+    if recorded is None:
+        return None
+    url = recorded["url"] if "url" in recorded else f"{output.url}/{recorded['key']}"
+    return ArtefactRef(url, recorded["sha256"])
+
+
+def _artefact_settings(ref: ArtefactRef, output: str) -> dict[str, str]:
+    """By key where it lies below the output, so that a run can be moved as a whole."""
+    inside = ref.url.removeprefix(f"{output}/")
+    place = {"url": ref.url} if inside == ref.url else {"key": inside}
+    return {**place, "sha256": ref.sha256}
 
 
 def inference_settings(config: RunConfig, model: ModelSpec) -> dict[str, Any]:
     """Every setting that moves a box or a status; where the weights lie is not one of them."""
     settings = asdict(model)
     settings.pop("checkpoint")
+    settings.pop("artefact")
+    if model.artefact is not None:
+        output = open_store(config.output, config.storage.options())
+        settings["artefact"] = _artefact_settings(model.artefact, output.url)
     settings["inference_version"] = INFERENCE_VERSION
     settings["max_pixels"] = config.max_pixels
     settings["max_image_bytes"] = config.max_image_bytes

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.config import RunConfig
-from pipelines.open_run import check_places, group_shards, listed_objects
+from pipelines.source_objects import check_places, group_shards, listed_objects
 from storage.errors import ObjectNotFound, SourceTruncated
 from storage.ledger import invocations, read_ledger
 from storage.listing import Listing

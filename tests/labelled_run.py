@@ -13,7 +13,7 @@ from synthetic_run import record
 from tar_samples import tar_of
 
 from pipelines.label import shards_to_do
-from pipelines.open_run import group_shards
+from pipelines.source_objects import group_shards
 from storage.ledger import LedgerEntry, LedgerWriter, new_invocation
 from storage.listing import Listing
 from storage.manifest import Manifest

@@ -31,7 +31,7 @@ def run_fields(
         "name": "tiny",
         "source": {"url": str(source), "shard_size": 4},
         "output": str(output),
-        "model": {"checkpoint": str(checkpoint)},
+        "model": {"checkpoint": str(checkpoint), "runtime": "torch"},  # nothing to compile
     }
     for name, value in sections.items():
         merged = isinstance(value, dict) and name in fields

@@ -13,8 +13,8 @@ from storage.objects import SupportsList, open_store
 from storage.records import ImageRecord, Shard
 from storage.shards import read_shard
 from workers.labeller import ShardLabeller
+from workers.runtimes import load_detector
 from workers.spec import WorkerSpec
-from workers.yolo_nas import load_detector
 
 
 def _refusing_a_vanished_source(

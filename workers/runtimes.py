@@ -9,7 +9,7 @@ from typing import Literal
 
 from storage.errors import ConfigError, ModelError
 from storage.objects import StorageOptions
-from workers.artefacts import fetch_artefact
+from workers.artefacts import Artefact, fetch_artefact
 from workers.detector import Detector
 from workers.graph_detector import GraphDetector, Session
 from workers.spec import DeviceName, ModelSpec, PrecisionName, RuntimeName
@@ -139,7 +139,11 @@ def _session(spec: ModelSpec, options: StorageOptions, threads: int) -> Session:
             f"runtime {spec.runtime} needs an artefact, and none was made",
             hint="`labelfleet compile CONFIG` makes it; `labelfleet run` does so by itself",
         )
-    artefact = fetch_artefact(spec.artefact, options)
+    return session_of(fetch_artefact(spec.artefact, options), spec, threads=threads)
+
+
+def session_of(artefact: Artefact, spec: ModelSpec, *, threads: int) -> Session:
+    """A session on an artefact that is here; ``threads`` 0: all cores."""
     if spec.runtime == "openvino":
         from workers.openvino_session import OpenVinoSession
 

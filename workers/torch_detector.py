@@ -82,8 +82,12 @@ class CudaSession:
         return captured
 
 
+def torch_session(dense: DenseNetwork, spec: ModelSpec) -> TorchSession | CudaSession:
+    """The ``Session`` of a dense network that is on its device already."""
+    network = SelectedDetector(dense, spec.keep, len(spec.classes))
+    return CudaSession(network) if spec.device == "cuda" else TorchSession(network)
+
+
 def torch_detector(dense: DenseNetwork, spec: ModelSpec) -> GraphDetector:
     """The ``Detector`` of a dense network that is on its device already."""
-    network = SelectedDetector(dense, spec.keep, len(spec.classes))
-    on_gpu = spec.device == "cuda"
-    return GraphDetector(CudaSession(network) if on_gpu else TorchSession(network), spec)
+    return GraphDetector(torch_session(dense, spec), spec)

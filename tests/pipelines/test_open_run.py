@@ -15,7 +15,8 @@ from servers import S3Server
 from tiny_run import fill_folder, run_config
 
 from pipelines.config import RunConfig
-from pipelines.open_run import group_shards, open_run, refresh_listing
+from pipelines.open_run import open_run, refresh_listing
+from pipelines.source_objects import group_shards
 from storage.errors import (
     AccessDenied,
     BucketNotFound,
