@@ -31,6 +31,7 @@
     │   └── ShardFailed                      one attempt at one shard failed
     ├── TruthMismatch                        ground truth and rows do not join
     ├── ReviewError                          Label Studio, or what came back from it
+    ├── ClusterLost                          the job server does not answer any more
     ├── RunLocked                   exit 75  somebody else holds the run
     └── Interrupted                 exit 130 stopped on request; the run can be continued
 
@@ -196,6 +197,10 @@ class TruthMismatch(LabelfleetError):
 
 class ReviewError(LabelfleetError):
     """Label Studio refused, or sent back something that cannot be used."""
+
+
+class ClusterLost(LabelfleetError):
+    """A cluster's job server stopped answering; what runs there goes on without us."""
 
 
 class RunLocked(LabelfleetError):

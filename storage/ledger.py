@@ -111,5 +111,5 @@ def _batches(keys: Iterator[str], size: int) -> Iterator[list[str]]:
 def _entries(part: bytes) -> Iterator[LedgerEntry]:
     for line in part.splitlines():
         # A cache: damaged, or of another version, it is made good from the footers.
-        with suppress(ValueError, TypeError):
+        with suppress(ValueError, TypeError, RecursionError):
             yield LedgerEntry(**json.loads(line))

@@ -25,9 +25,11 @@ import pyarrow.parquet as pq
 
 from storage.errors import StorageError
 from storage.objects import ObjectStore
+from storage.parquet_errors import reading_parquet
 from storage.records import SHARD_KINDS, Shard, ShardKind, StoredObject
 
 SOURCE = "source/"
+_NO_LISTING = "without it nobody knows what the run holds: bring it back from a backup"
 _SHARDS_PER_GROUP = 256
 
 # Keys are binary: a file name need not be UTF-8, and must come back as it was.
@@ -89,7 +91,7 @@ class Listing:
             if _generation_number(key) != number:
                 raise StorageError(
                     f"{self._store.url}/{SOURCE}{number}.parquet is missing, but not later ones",
-                    hint="without it nobody knows what the run holds: bring it back from a backup",
+                    hint=_NO_LISTING,
                 )
 
     def dropped(self) -> dict[str, set[str]]:
@@ -255,15 +257,10 @@ class Listing:
     ) -> Iterator[dict[str, Any]]:
         for key in self.generations() if only is None else [only]:
             raw = self._store.get(key)
-            try:
+            with reading_parquet(f"{self._store.url}/{key}", hint=_NO_LISTING):
                 file = pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True)
                 for batch in file.iter_batches(batch_size=_SHARDS_PER_GROUP, columns=columns):
                     yield from batch.filter(pc.equal(batch.column("op"), op)).to_pylist()
-            except (pa.ArrowException, OSError, KeyError) as exc:
-                raise StorageError(
-                    f"{self._store.url}/{key} is not a readable listing: {exc}",
-                    hint="without it nobody knows what the run holds: bring it back from a backup",
-                ) from exc
 
 
 def _generation_number(key: str) -> int:

@@ -61,7 +61,7 @@ class RunRecord:
             identity = fields.pop("identity")
             categories = tuple(Category(**c) for c in identity.pop("categories"))
             return RunRecord(identity=RunIdentity(**identity, categories=categories), **fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise ConfigError(
                 f"run.json cannot be read: {exc}",
                 hint="the output is not a labelfleet run, or was damaged; choose another output",
@@ -226,5 +226,5 @@ def read_json(store: ObjectStore, key: str) -> dict[str, Any]:
     try:
         loaded: dict[str, Any] = json.loads(store.get(key))
         return loaded
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise StorageError(f"{store.url}/{key} is not readable JSON: {exc}") from exc

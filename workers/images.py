@@ -34,7 +34,15 @@ from workers.detector import Preprocessing
 from workers.jpeg_header import JpegHeader, count_scans, has_end, read_jpeg_header
 from workers.letterbox import LetterboxTransform, letterbox, shrink
 from workers.phash import phash
-from workers.signatures import describe_foreign, format_of, webp_exif, webp_size, without_metadata
+from workers.signatures import (
+    describe_foreign,
+    format_of,
+    png_exif,
+    png_size,
+    webp_exif,
+    webp_size,
+    without_metadata,
+)
 
 __all__ = [
     "DecodedImage",
@@ -137,9 +145,13 @@ def _probe(data: bytes) -> tuple[int, int, int]:
         if header is None:
             raise Undecodable("no frame header")
         return _upright_size(header.width, header.height, _jpeg_orientation(data, header))
-    if kind == "WebP" and (size := webp_size(data)) is not None:
+    if kind in ("WebP", "PNG"):
+        # Their plugins allocate the canvas on opening, or decode all pixels to look for EXIF.
+        size = webp_size(data) if kind == "WebP" else png_size(data)
+        if size is None:
+            raise Undecodable("no header")
         exif = Image.Exif()
-        exif.load(webp_exif(data))
+        exif.load(webp_exif(data) if kind == "WebP" else png_exif(data))
         return _upright_size(*size, _valid(exif.get(_ORIENTATION_TAG)))
     image = _open(kind, data)
     return _upright_size(*image.size, _orientation(image), done=kind == "TIFF")
