@@ -1,8 +1,10 @@
 """What routing is worth: errors found per minute, against random, lowest mean score and an oracle.
 
-    python -m benchmarks.review_value NAME=RUN,TRUTH.json [NAME=RUN,TRUTH.json ...] [--json FILE]
+    python -m benchmarks.review_teachers DATA TEACHERS     makes the weak teachers and their runs
+    python -m benchmarks.review_value TEACHERS [--part test|tune] [--json FILE]
 
-RUN is the output of a labelling run by a weak teacher, TRUTH the COCO ground truth of its images.
+TEACHERS/<set>-<seed> holds the labelling runs of a weak teacher and the COCO ground truth of their
+images. What is chosen is chosen on ``tune``; ``test`` is for the figures.
 Ground truth plays the reviewer. An image's errors are what a person would correct in its labels at
 the accept threshold: missed, spurious, misplaced (IoU below 0.5), wrong class. Its cost is what the
 cost model says of the boxes shown (accepted and uncertain) and of the corrections those need. Every
@@ -17,6 +19,8 @@ Su et al. 2012.
 - random: the mean over a hundred orders; the bracket is the middle 90 % of them.
 - lowest mean score: Label Studio's Uncertainty sampling, mean score of the shown boxes.
 - ours: the product's own routing without its audit share; ``with audit``: a fifth of it random.
+- ours, fitted: likewise, after ``labelfleet fit`` on ground truth of the other part, which stands
+  for an audit as large as that; thresholds stay at the same raw scores.
 - oracle: knows errors and costs, and takes the most errors per second first.
 
 How much of the oracle's gain can be known at all is printed beside it: boxes are drawn right or
@@ -42,17 +46,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.calibrate import fit_run
 from pipelines.cost import Budget, CostModel
-from pipelines.matching import Corrections, compare, iou_matrix, match
-from pipelines.policy import Decision, Policy, Thresholds
+from pipelines.judge import TrueBoxes, truth_images
+from pipelines.matching import Corrections, compare, iou_matrix
+from pipelines.policy import ClassThresholds, Decision, Policy, Thresholds
 from pipelines.route import route
 from pipelines.survey import RouteOptions
-from pipelines.truth import Truth, is_ignore_class, join_rows, match_categories, read_truth
+from pipelines.truth import Truth, read_truth
 from storage.manifest import Manifest
 from storage.memory import MemoryStore
 from storage.records import AnnotationRow
 from storage.review_queue import read_queue
-from storage.rows import live_rows
 
 POLICY = Policy(accept=0.7, reject=0.1)
 SHARE = 0.2
@@ -89,73 +94,45 @@ class Reviewed:
 
 def review(manifest: Manifest, truth: Truth, *, forgive: bool = False) -> list[Reviewed]:
     """Every image of the run that the ground truth knows; ``forgive`` boxes that touch none."""
-    rows = [row for row in live_rows(manifest) if row.status == "ok"]
-    joined = join_rows(truth, [(row.image_id, row.shard_id) for row in rows])
-    categories = manifest.record.identity.categories
-    thresholds = POLICY.thresholds(categories)
-    ids = match_categories([c.name for c in categories], truth.categories)
-    return [
-        _reviewed(row, truth, joined.image_of_row[row.image_id], ids, thresholds, forgive)
-        for row in rows
-        if row.image_id in joined.image_of_row
-    ]
+    thresholds = POLICY.thresholds(manifest.record.identity.categories)
+    rows = truth_images(manifest, truth, allow_missing=True)
+    return [_reviewed(row, true, thresholds, forgive) for row, true in rows]
 
 
 def _reviewed(
-    row: AnnotationRow,
-    truth: Truth,
-    image: int,
-    ids: dict[int, int],
-    thresholds: Thresholds,
-    forgive: bool,
+    row: AnnotationRow, true: TrueBoxes, thresholds: Thresholds, forgive: bool
 ) -> Reviewed:
     d = row.detections
-    boxes = [b for b in truth.boxes[image] if not _ignored(truth, b.category_id, b.ignore)]
-    regions = [b for b in truth.boxes[image] if _ignored(truth, b.category_id, b.ignore)]
-    true = _xyxy([b.xywh for b in boxes])
-    true_ids = np.array([ids[b.category_id] for b in boxes], np.int64)
-    counted = ~_inside(d.boxes, _xyxy([b.xywh for b in regions]))
+    counted = true.counts(d.boxes, d.category_ids)
     if forgive:
-        counted &= (iou_matrix(d.boxes, true) >= 0.1).any(axis=1)
+        counted &= (iou_matrix(d.boxes, true.boxes) >= 0.1).any(axis=1)
     decided = thresholds.decide(d.scores, d.category_ids, queued=True)
     accepted = counted & (decided == Decision.ACCEPT)
     shown = counted & (decided >= Decision.REVIEW)
-    iou = iou_matrix(d.boxes[counted], true)
-    same = d.category_ids[counted][:, None] == true_ids[None, :]
-    right = np.zeros(int(counted.sum()), np.bool_)
-    right[match(np.where(same, iou, 0.0), 0.5)[0]] = True
+
+    def errors(which: NDArray[np.bool_]) -> Corrections:
+        return compare(d.boxes[which], d.category_ids[which], true.boxes, true.category_ids)
+
     return Reviewed(
         row.image_id,
         d.scores[counted],
-        right,
-        compare(d.boxes[accepted], d.category_ids[accepted], true, true_ids),
+        true.right(d.boxes[counted], d.category_ids[counted]),
+        errors(accepted),
         int(shown.sum()),
-        compare(d.boxes[shown], d.category_ids[shown], true, true_ids).errors,
+        errors(shown).errors,
         float(d.scores[shown].mean()) if shown.any() else 0.0,
     )
-
-
-def _ignored(truth: Truth, category_id: int, ignore: bool) -> bool:
-    return ignore or is_ignore_class(truth.categories[category_id])
-
-
-def _xyxy(xywh: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    at = np.array(xywh, np.float64).reshape(-1, 4)
-    return np.concatenate([at[:, :2], at[:, :2] + at[:, 2:]], axis=1)
-
-
-def _inside(boxes: NDArray[Any], regions: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Boxes whose centre lies in a region that is not to be counted."""
-    centre = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
-    within = (centre >= regions[None, :, :2]) & (centre <= regions[None, :, 2:])
-    return np.asarray(within.all(axis=2).any(axis=1))
 
 
 Order = list[Reviewed]
 
 
 def orders(
-    images: list[Reviewed], manifest: Manifest, cost: CostModel, seeds: Sequence[int]
+    images: list[Reviewed],
+    manifest: Manifest,
+    cost: CostModel,
+    seeds: Sequence[int],
+    fitted: Policy | None,
 ) -> dict[str, list[Order]]:
     """Every strategy's order of review, one a seed."""
     by_id = {image.image_id: image for image in images}
@@ -163,24 +140,39 @@ def orders(
     def shuffled(seed: int) -> Order:
         return [images[i] for i in np.random.default_rng(seed).permutation(len(images))]
 
-    def ours(seed: int, audit: float) -> Order:
+    def ours(seed: int, audit: float, policy: Policy = POLICY) -> Order:
         store = _copy(manifest)
         copied = Manifest(store, manifest.record)
         everything = sum(i.seconds(cost) for i in images) / 60
         # Routing expects costs, the reviewer pays them: where time is left, a second queue follows.
         first = RouteOptions(Budget(everything * SHARE, "minutes"), audit, seed, cost)
         second = RouteOptions(Budget(everything, "minutes"), 0.0, seed, cost)
-        route(copied, POLICY, "first", first)
-        route(copied, POLICY, "second", second)
+        route(copied, policy, "first", first)
+        route(copied, policy, "second", second)
         return [by_id[item.image_id] for item in read_queue(store) if item.image_id in by_id]
 
-    return {
+    found = {
         "random": [shuffled(seed) for seed in range(RANDOM_ORDERS)],
         "lowest mean score": [sorted(shuffled(s), key=lambda i: i.mean_score) for s in seeds],
         "ours": [ours(seed, 0.0) for seed in seeds],
         "ours, with audit": [ours(seed, 0.2) for seed in seeds],
-        "oracle": [sorted(images, key=lambda i: -i.errors.errors / i.seconds(cost))],
     }
+    if fitted is not None:
+        found["ours, fitted"] = [ours(seed, 0.0, fitted) for seed in seeds]
+    found["oracle"] = [sorted(images, key=lambda i: -i.errors.errors / i.seconds(cost))]
+    return found
+
+
+def fitted_on(manifest: Manifest, truth: Truth) -> Policy:
+    """The policy that ``fit`` gives, with POLICY's thresholds on the raw scores."""
+    policy = fit_run(manifest, truth).policy
+    assert policy.calibration is not None
+    limits = np.array([POLICY.accept, POLICY.reject])
+    curves = {c.name: policy.calibration.classes.get(c.name, policy.calibration.all)
+              for c in manifest.record.identity.categories}  # fmt: skip
+    at = {name: curve(limits) for name, curve in curves.items()}
+    classes = {name: ClassThresholds(accept=a, reject=r) for name, (a, r) in at.items()}
+    return policy.model_copy(update={"classes": classes})
 
 
 def _copy(manifest: Manifest) -> MemoryStore:
@@ -247,7 +239,13 @@ def _rate(worth: NDArray[np.float64], order: NDArray[Any]) -> float:
 
 
 def measure(
-    name: str, manifest: Manifest, truth: Truth, seeds: Sequence[int], *, forgive: bool
+    name: str,
+    manifest: Manifest,
+    truth: Truth,
+    seeds: Sequence[int],
+    fitted: Policy | None,
+    *,
+    forgive: bool,
 ) -> dict[str, Any]:
     """All strategies under both cost models; printed as they come."""
     images = review(manifest, truth, forgive=forgive)
@@ -264,7 +262,7 @@ def measure(
               f"budget {everything * SHARE / 60:.0f} min")  # fmt: skip
         rows = {
             strategy: [spend(order, cost, everything * SHARE) for order in made]
-            for strategy, made in orders(images, manifest, cost, seeds).items()
+            for strategy, made in orders(images, manifest, cost, seeds, fitted).items()
         }
         found[cost_name] = _print_rows(rows)
         found[cost_name]["knowable"] = knowable(images, cost)
@@ -292,25 +290,53 @@ def _print_rows(rows: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     return out
 
 
+def summarise(found: dict[str, dict[str, Any]]) -> None:
+    """Each set's mean over its teachers, with the range of the shares of the oracle's gain."""
+    sets = sorted({name.rsplit("-", 1)[0] for name in found})
+    for name in sets:
+        teachers = [found[key] for key in found if key.rsplit("-", 1)[0] == name]
+        print(f"\n{name}: mean of {len(teachers)} teachers")
+        for cost in COSTS:
+            print(f"  {cost} cost")
+            for strategy in (k for k in teachers[0][cost] if k != "knowable"):
+                made = [t[cost][strategy] for t in teachers]
+                runs = [run for one in made for run in one["runs"]]
+                gains = [one["share_of_oracle_gain"] for one in made]
+                means = (np.mean([r[f] for r in runs]) for f in ("per_minute", "per_100_images"))
+                print("    {:20s}{:8.2f} a minute{:8.0f} in 100 images   of the gain {:.2f} "
+                      "[{:.2f}, {:.2f}]".format(strategy, *means, np.mean(gains), min(gains),
+                                                max(gains)))  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", metavar="NAME=RUN,TRUTH.json")
+    parser.add_argument("teachers", type=Path)
+    parser.add_argument("--part", choices=("test", "tune"), default="test")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = {}
-    for text in options.runs:
-        name, _, places = text.partition("=")
-        run, _, truth = places.partition(",")
-        for forgive in (False, True):
-            called = f"{name}, untouched boxes forgiven" if forgive else name
-            found[called] = measure(
-                called, Manifest.open(run), read_truth(truth), range(options.seeds), forgive=forgive
-            )
+    found: dict[str, dict[str, Any]] = {}
+    forgiven: dict[str, dict[str, Any]] = {}
+    for folder in sorted(p for p in options.teachers.iterdir() if (p / options.part).is_dir()):
+        parts = {
+            part: (Manifest.open(str(folder / part)), read_truth(folder / f"{part}.json"))
+            for part in ("tune", "test")
+        }
+        other = "tune" if options.part == "test" else "test"
+        # Nothing is ever fitted on test.
+        fitted = fitted_on(*parts[other]) if other == "tune" else None
+        run, truth = parts[options.part]
+        seeds = range(options.seeds)
+        found[folder.name] = measure(folder.name, run, truth, seeds, fitted, forgive=False)
+        name = f"{folder.name}, untouched boxes forgiven"
+        forgiven[folder.name] = measure(name, run, truth, seeds, fitted, forgive=True)
+    summarise(found)
+    print("\nuntouched boxes forgiven:")
+    summarise(forgiven)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps({"all": found, "forgiven": forgiven}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
