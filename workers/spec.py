@@ -48,7 +48,7 @@ class ModelRequest:
     classes: tuple[str, ...] | None = None
     image_size: tuple[int, int] | None = None
     keep: tuple[str, ...] | None = None
-    runtime: Literal["auto"] | RuntimeName = "auto"
+    runtime: Literal["auto"] | RuntimeName = "torch"
     precision: Literal["auto"] | PrecisionName = "auto"
     score_floor: float = 0.05
     nms_iou: float | None = None
