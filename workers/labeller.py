@@ -203,6 +203,8 @@ class ShardLabeller:
         while (job := self._jobs.get()) is not None:
             try:
                 self._fetch(job)
+            except MemoryError:
+                raise  # the worker's trouble, no shard's
             except Exception as exc:  # noqa: BLE001 - border of the shard: its attempt is told
                 job.fail(exc)
             finally:
