@@ -100,6 +100,17 @@ def _fitting(hosts: Sequence[Node], gpus: float, cpus: float) -> int:
     return fitting
 
 
+def wanted_actors(config: WorkersConfig, sizing: Sizing, nodes: Sequence[Node]) -> int:
+    """How many actors the run wants now that the cluster has these nodes.
+
+    With ``count: auto`` as many as fit, and never fewer than it began with: those without room
+    wait for it, which an autoscaler sees.
+    """
+    if config.count != "auto":
+        return config.count
+    return max(sizing.count, sum(_actors_on(node, sizing.gpus, sizing.cpus) for node in nodes))
+
+
 def _hosts(nodes: Sequence[Node], gpus: float) -> list[Node]:
     """The nodes that have room for an actor's GPUs, or on CPUs for a core."""
     hosts = [node for node in nodes if (node.gpus >= gpus if gpus else node.cpus >= 1)]

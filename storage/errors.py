@@ -27,6 +27,7 @@
     ├── WorkerError
     │   ├── WorkerLost                       the process or its node is gone
     │   ├── WorkerStartFailed
+    │   ├── RayLost                          Ray's head, or Ray on this machine, is gone
     │   ├── WorkerDiskFull                   no room for its spool file: the node's fault
     │   └── ShardFailed                      one attempt at one shard failed
     ├── TruthMismatch                        ground truth and rows do not join
@@ -181,6 +182,10 @@ class WorkerLost(WorkerError):
 
 class WorkerStartFailed(WorkerError):
     """A worker could not be started."""
+
+
+class RayLost(WorkerError):
+    """The Ray cluster's head does not answer any more, or Ray on the driver's machine died."""
 
 
 class WorkerDiskFull(WorkerError):
