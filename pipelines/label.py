@@ -152,8 +152,8 @@ def shards_to_do(
 ) -> Iterator[Shard]:
     """Live shards that are not committed; those in quarantine come last."""
     for quarantined in (False, True):
-        for shard in listing.live_shards() if held_back or not quarantined else ():
-            if shard.shard_id not in committed and (shard.shard_id in held_back) == quarantined:
+        for shard in listing.live_shards(skip=committed) if held_back or not quarantined else ():
+            if (shard.shard_id in held_back) == quarantined:
                 yield shard
 
 
