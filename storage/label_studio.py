@@ -1,9 +1,18 @@
 """The Label Studio client: projects, tasks, answers, storages; the one HTTP peer.
 
-Plain HTTP and not the SDK: the SDK repeats POSTs by itself, and a dropped reply turned 24 tasks
-into 72. Here nothing that is not safe to repeat is repeated (see ``label_studio_http``); who
-imports looks the keys up instead. Task lists are walked by id, so that tasks which come, go or
-change meanwhile shift nothing.
+Plain HTTP and not label-studio-sdk 2.1.2, for reads as for writes:
+
+- It repeats POSTs by itself, and a dropped reply turned 24 tasks into 72. Here nothing that is not
+  safe to repeat is repeated (see ``label_studio_http``); who imports looks the keys up instead.
+- Reads it tries three times, within seconds. A server that restarts needs more patience, which
+  would have to be wrapped around each of its calls, and its errors (ApiError, httpx's, pydantic's)
+  translated beside those of the imports, which would stay as they are.
+- ``import label_studio_sdk.client`` loads 1,500 modules in 2.4 s of CPU time, httpx 280 in 0.3 s;
+  every review command would wait for it.
+
+The SDK is what checks us in tests instead: interface and predictions pass its validation.
+
+Task lists are walked by id, so that tasks which come, go or change meanwhile shift nothing.
 """
 
 from __future__ import annotations

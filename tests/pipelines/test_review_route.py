@@ -15,6 +15,7 @@ from pipelines.review_settings_choice import choose_policy, choose_settings
 from storage.errors import ConfigError
 from storage.listing import Listing
 from storage.memory import MemoryStore
+from storage.objects import open_store
 from storage.review_queue import queue_parts, read_head, read_queue
 from storage.review_settings import ReviewSettings, read_settings
 
@@ -74,6 +75,13 @@ def test_the_section_is_remembered_for_push_and_pull_and_options_go_first() -> N
 def test_without_settings_the_project_is_called_like_the_run() -> None:
     manifest = random_run(MemoryStore(), 1, 5)
     assert choose_settings(manifest, None, None, None).project == "cells"
+
+
+def test_a_policy_may_lie_at_any_url() -> None:
+    store = open_store("memory://policies")
+    store.put("cells.yaml", Policy(accept=0.33).to_yaml().encode())
+    planned = PlannedReview.of(config(review=REVIEW, policy="memory://policies/cells.yaml"))
+    assert planned.policy.accept == 0.33
 
 
 def test_a_policy_that_cannot_be_read_is_an_error_before_labelling(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -17,7 +18,17 @@ from pipelines.survey import RouteOptions
 from storage.errors import ConfigError
 from storage.manifest import Manifest
 from storage.memory import MemoryStore
-from storage.review_queue import ReviewItem, queue_parts, read_head, read_queue
+from storage.review_queue import (
+    Answer,
+    DeletedBox,
+    ReviewedBox,
+    ReviewItem,
+    append_answers,
+    queue_parts,
+    read_answers,
+    read_head,
+    read_queue,
+)
 from storage.rows import live_rows
 
 POLICY = Policy(accept=0.7, reject=0.1)
@@ -303,3 +314,29 @@ def test_a_signal_of_ones_own_is_enough_to_route_by() -> None:
 
 def test_no_answers_leave_the_stated_cost() -> None:
     assert cost_of([]) == CostModel()
+
+
+def test_lead_times_of_answers_teach_the_cost_of_the_next_routing() -> None:
+    """Twenty reviewers' answers at 5 s an image, 2 s a box and 3 s a correction."""
+    manifest = random_run(MemoryStore(), 2, 40)
+    _route(manifest, budget="30 images")
+    items = _items(manifest)
+    append_answers(manifest.store, [_timed(item, n) for n, item in enumerate(items)])
+    learned = cost_of(read_answers(manifest.store))
+    assert (learned.per_image_s, learned.per_box_s, learned.per_correction_s) == pytest.approx(
+        (5.0, 2.0, 3.0)
+    )
+    assert learned.source == "lead times of 30 answers"
+    _route(manifest, "i2", budget="10 images")
+    head = read_head(manifest.store, queue_parts(manifest.store)[1])
+    assert head.cost == learned.to_fields()
+
+
+def _timed(item: ReviewItem, n: int) -> Answer:
+    kept, added, gone = n % 5, n % 3, n % 2
+    box = ReviewedBox((0, 0, 9, 9), "RBC", "kept", 0.9)
+    return Answer(
+        item.image_id, item.sha256, n, n, "ann", 5.0 + 2.0 * (kept + gone) + 3.0 * (added + gone),
+        datetime.now(UTC), False, (box,) * kept + (replace(box, origin="added"),) * added,
+        (DeletedBox((0, 0, 9, 9), "RBC", 0.3),) * gone, "m", False,
+    )  # fmt: skip
