@@ -17,7 +17,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo check lint test chromium label-studio review-demo \
-	review-demo-stop chaos-review clean
+	review-demo-stop chaos-review fuzz clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -69,6 +69,9 @@ chromium:  ## Debian's Chromium for the browser tests, if it can be had
 
 chaos-review: $(READY) label-studio  ## 200 seeded schedules of faults between us and Label Studio (half an hour)
 	LABELFLEET_CHAOS=200 $(BIN)/pytest -q tests/e2e/test_review_faults.py
+
+fuzz: $(READY)  ## 26,000 damaged images, tars, zips, configs, Parquet files, answers and checkpoints
+	$(BIN)/python tests/fuzz.py $(FUZZ)
 
 clean:  ## remove what the targets above made
 	rm -rf $(VENV) .venv-label-studio runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pipelines import cli_review, cli_upkeep
+from pipelines import cli_review, cli_submit, cli_upkeep
 from pipelines.cli_common import Endpoint, Json, RunUrl, open_manifest, show, storage_options
 from storage.errors import Interrupted, LabelfleetError
 
@@ -210,6 +210,7 @@ def demo(
     show(render(summary), summary.to_json(), json_)
 
 
+cli_submit.register(app)
 cli_review.register(app)
 cli_upkeep.register(app)
 

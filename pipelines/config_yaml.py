@@ -10,8 +10,12 @@ from pydantic import BaseModel, ValidationError
 from pipelines.config_messages import explain
 from storage.errors import BucketNotFound, ConfigError, ObjectNotFound
 from storage.objects import open_object
+from storage.urls import shown_url
 
 M = TypeVar("M", bound=BaseModel)
+# What PyYAML ends in besides its own errors: dates that are none, numbers that are none, a
+# thousand brackets.
+_UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -24,23 +28,32 @@ def read_yaml(path: str) -> dict[str, Any]:
             f"{exc.message}, or is no file",
             hint="give the path or URL of a YAML file; docs/configuration.md shows one",
         ) from exc
-    try:
-        loaded = yaml.safe_load(raw)
-    except yaml.YAMLError as exc:
-        raise ConfigError(
-            f"{path} is not YAML{_where(exc)}", hint="check the indentation and brackets there"
-        ) from exc
+    loaded = load_yaml(raw, path)
     if not isinstance(loaded, dict):
         found = {type(None): "it is empty", list: "not a list"}.get(type(loaded), "not a text")
         raise ConfigError(
-            f"{path} holds no config: `key: value` lines are expected, {found}",
+            f"{shown_url(path)} holds no config: `key: value` lines are expected, {found}",
             hint="docs/configuration.md shows a config to start from",
         )
     return loaded
 
 
-def _where(exc: yaml.YAMLError) -> str:
+def load_yaml(raw: bytes, path: str) -> Any:
+    """YAML's plain values; nothing in it is constructed or called. Raises ConfigError."""
+    try:
+        return yaml.safe_load(raw)
+    except _UNREADABLE as exc:
+        raise ConfigError(
+            f"{shown_url(path)} is not YAML{_where(exc)}",
+            hint="check the indentation and brackets there",
+        ) from exc
+
+
+def _where(exc: Exception) -> str:
     mark, problem = getattr(exc, "problem_mark", None), getattr(exc, "problem", None)
+    if not isinstance(exc, yaml.YAMLError):
+        deep = isinstance(exc, RecursionError)
+        return ": it is nested too deeply" if deep else ": a value is no date or number"
     if mark is None:
         return ": it is not text in UTF-8"
     return f": line {mark.line + 1}, column {mark.column + 1}: {problem}"
@@ -63,7 +76,7 @@ def apply_override(fields: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {key}: {parent} is a value, not a section")
     try:
         at[last] = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
+    except _UNREADABLE as exc:
         raise ConfigError(
             f"--set {key}: the value is not YAML{_where(exc)}", hint="put it in quotes"
         ) from exc
@@ -76,5 +89,6 @@ def parse_config(kind: type[M], fields: dict[str, Any], *, where: str) -> M:
     except ValidationError as exc:
         lines = "\n".join(f"  {problem}" for problem in explain(kind, exc.errors()))
         raise ConfigError(
-            f"{where} cannot be used:\n{lines}", hint="docs/configuration.md lists every field"
+            f"{shown_url(where)} cannot be used:\n{lines}",
+            hint="docs/configuration.md lists every field",
         ) from None  # pydantic's own text repeats the values, which may hold a secret

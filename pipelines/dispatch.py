@@ -11,6 +11,7 @@ The caller tells the time, reports what happened, and carries out what ``assign`
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -31,7 +32,8 @@ class DispatchRules:
         deaths_before_alone: worker deaths a shard was present at, after which it runs alone.
         straggler_factor: near the end, a shard in flight longer than this times the median gets
             a second copy on an idle worker.
-        straggler_min_s: but never before this many seconds.
+        straggler_min_s: but never before this many seconds. What a draining worker has is copied
+            near the end however young it is.
     """
 
     attempts: int = 3
@@ -135,8 +137,9 @@ class Dispatcher:
         return list(self._workers)
 
     def holds(self, worker: str) -> list[str]:
-        """Shard ids that a worker has in flight."""
-        return list(self._workers[worker].flights)
+        """Shard ids that a worker has in flight; none where the worker is not known."""
+        state = self._workers.get(worker)
+        return list(state.flights) if state else []
 
     def assign(self, now_s: float) -> list[Assignment]:
         """Fill the workers, emptiest first, one shard each in turn; then copy stragglers."""
@@ -289,18 +292,19 @@ class Dispatcher:
 
     def _copy_stragglers(self, now_s: float) -> Iterator[Assignment]:
         idle = list(self._open[0])
-        if not idle or not self._durations_s or self._closed or self._has_queued():
+        if not idle or self._closed or self._has_queued():
             return
-        limit_s = max(
-            self.rules.straggler_min_s, self.rules.straggler_factor * median(self._durations_s)
-        )
+        limit_s = math.inf
+        if self._durations_s:
+            slow_s = self.rules.straggler_factor * median(self._durations_s)
+            limit_s = max(self.rules.straggler_min_s, slow_s)
         slow = sorted(
             (flight.started_s, name, shard_id)
             for name, state in self._workers.items()
             for shard_id, flight in state.flights.items()
             if len(self._copies[shard_id]) == 1
             and state.alone is None
-            and now_s - flight.started_s > limit_s
+            and (state.draining or now_s - flight.started_s > limit_s)
         )
         for worker, (_, name, shard_id) in zip(idle, slow, strict=False):
             yield self._give(worker, self._workers[name].flights[shard_id].shard, now_s, copy=True)

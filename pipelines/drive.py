@@ -5,12 +5,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from pipelines.allowance import Limits, Spent
 from pipelines.dispatch import Dispatcher
 from pipelines.stopping import Stopper
-from storage.annotations import ShardFooter
+from pipelines.tally import Tally, Watcher
 from storage.errors import (
     AccessDenied,
     BucketNotFound,
@@ -26,12 +26,13 @@ from storage.errors import (
 )
 from storage.ledger import LedgerEntry, LedgerWriter
 from storage.manifest import Manifest
-from storage.records import Shard, printable
-from workers.pool import (
+from storage.records import Shard
+from workers.events import (
     Event,
     ShardDone,
     ShardError,
     StartFailed,
+    WorkerDraining,
     WorkerGone,
     WorkerReady,
 )
@@ -52,46 +53,6 @@ _BEAT_S = 5.0
 _WAITING_NOTE_S = 60.0
 
 
-@dataclass(slots=True)
-class Tally:
-    """What this invocation did so far; the progress display reads it."""
-
-    shards: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
-    detections: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)  # of the workers, by stage
-    quarantined: int = 0
-    errors: int = 0
-    requeued: int = 0
-    workers_alive: int = 0
-    workers_lost: int = 0
-    truncated: list[str] = field(default_factory=list)
-
-    @property
-    def images(self) -> int:
-        """Rows written."""
-        return sum(self.counts.values())
-
-    def add(self, footer: ShardFooter) -> None:
-        """Count a committed shard."""
-        self.shards += 1
-        self.detections += footer.detections
-        for status, n in footer.counts.items():
-            self.counts[status] = self.counts.get(status, 0) + n
-        for stage, seconds in footer.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        if footer.source_truncated:
-            self.truncated.append(printable(f"{footer.shard_key}: {footer.source_truncated}"))
-
-
-class Watcher(Protocol):
-    """Who is told how it goes, several times a second; and short notes for people."""
-
-    def update(self, tally: Tally) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
 class Pool(Protocol):
     """What the loop needs of a LabelPool."""
 
@@ -105,6 +66,24 @@ class Pool(Protocol):
     def replace(self, worker: str, reason: str) -> None: ...
 
 
+class Follows(Protocol):
+    """Who keeps the pool in step with the cluster: an Elastic."""
+
+    def follow(self, ended: int) -> None: ...
+
+    def leaving(self, worker: str, reason: str, within_s: float | None) -> None: ...
+
+
+class _Fixed:
+    """A cluster that never changes."""
+
+    def follow(self, ended: int) -> None:
+        """Nothing to follow."""
+
+    def leaving(self, worker: str, reason: str, within_s: float | None) -> None:
+        """Nobody to tell."""
+
+
 class Drive:
     """One invocation's loop. Used by one thread.
 
@@ -115,9 +94,10 @@ class Drive:
         watcher: who is told.
         stopper: who may ask it to end.
         invocation: id, for quarantine records.
-        deadline_s: wall seconds after which the run stops, resumable; None: never.
-        start_after_s: seconds without any ready worker after which the run ends.
+        limits: after which it stops.
         guard: called every turn; raises when the run must not go on (its lock was lost).
+        cluster: followed every turn; None: it never changes.
+        wall: seconds since the epoch, for the ledger alone: nothing is decided by it.
     """
 
     def __init__(
@@ -130,24 +110,26 @@ class Drive:
         stopper: Stopper,
         *,
         invocation: str,
-        deadline_s: float | None = None,
-        start_after_s: float = 1800,
+        limits: Limits | None = None,
         guard: Callable[[], None] = lambda: None,
+        cluster: Follows | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._manifest, self._ledger = manifest, ledger
         self._dispatcher, self._pool = dispatcher, pool
         self._watcher, self._stopper = watcher, stopper
-        self._invocation, self._deadline_s, self._guard = invocation, deadline_s, guard
-        self._start_after_s = start_after_s
+        self._invocation, self._guard = invocation, guard
+        self._limits = limits or Limits()
+        self._cluster, self._wall = cluster or _Fixed(), wall
         self.tally = Tally()
-        self._began_s = time.monotonic()
+        self._spent = Spent(self._limits)
         self._beat_s = 0.0
         self._start_failures = 0
         self._outage: set[str] = set()  # shards that failed in a row with what may be an outage
         self._failing: dict[str, set[str]] = {}  # worker -> shards it failed, none done since
         self._fresh_quarantined = 0
         self._said: set[str] = set()
-        self._worked_s = self._waited_s = self._began_s
+        self._worked_s = self._waited_s = time.monotonic()
         self._ledger_failed = False
 
     def run(self) -> Outcome:
@@ -160,6 +142,7 @@ class Drive:
         while not self._dispatcher.done:
             self._guard()
             self._heed_stop()
+            self._cluster.follow(self.tally.shards + self.tally.quarantined)
             self._assign()
             for event in self._pool.events(timeout_s=0.2):
                 self._handle(event)
@@ -176,8 +159,7 @@ class Drive:
             self._pool.submit(given.worker, given.shard, attempt)
 
     def _heed_stop(self) -> None:
-        if self._deadline_s is not None and time.monotonic() - self._began_s > self._deadline_s:
-            self._deadline_s = None
+        if self._spent.used_up(self._pool.alive) and not self._stopper.requests:
             self._stopper.request("max_hours or max_cost reached")
         if self._stopper.requests and not self._dispatcher.closed:
             self._dispatcher.close()
@@ -196,17 +178,25 @@ class Drive:
                 self._shard_done(event)
             case ShardError():
                 self._shard_failed(event)
+            case WorkerDraining():
+                self._watcher.note(f"{event.worker} gets no more shards: {event.reason}")
+                self._dispatcher.worker_draining(event.worker)
+                self._cluster.leaving(event.worker, event.reason, event.within_s)
             case WorkerGone():
-                self.tally.workers_lost += 1
-                self._watcher.note(f"lost {event.worker}: {event.reason}; its shards are requeued")
-                self._dispatcher.worker_lost(
-                    event.worker, reason=event.reason, blameless=event.blameless
-                )
+                self._worker_gone(event)
             case StartFailed():
                 self._start_failed(event)
         self._set_aside()
         self.tally.workers_alive = self._pool.alive
         self.tally.requeued = self._dispatcher.requeued_count
+
+    def _worker_gone(self, event: WorkerGone) -> None:
+        self.tally.workers_lost += 1
+        held = self._dispatcher.holds(event.worker)
+        requeued = f"; {len(held)} shards are requeued" if held else ""
+        self._watcher.note(f"lost {event.worker}: {event.reason}{requeued}")
+        self._failing.pop(event.worker, None)
+        self._dispatcher.worker_lost(event.worker, reason=event.reason, blameless=event.blameless)
 
     def _shard_done(self, event: ShardDone) -> None:
         self._outage.clear()
@@ -251,9 +241,9 @@ class Drive:
         now_s = time.monotonic()
         if self._pool.alive:
             self._worked_s = self._waited_s = now_s
-        elif now_s - self._worked_s > self._start_after_s:
+        elif now_s - self._worked_s > self._limits.start_after_s:
             raise WorkerStartFailed(
-                f"no worker was ready for {self._start_after_s:.0f} s",
+                f"no worker was ready for {self._limits.start_after_s:.0f} s",
                 hint="`ray status` shows what the cluster has free; see workers.start_after_s",
             )
         elif now_s - self._waited_s > _WAITING_NOTE_S:
@@ -301,7 +291,7 @@ class Drive:
     def _write(self, event: str, **fields: object) -> None:
         """To the ledger: a cache, whose trouble is noted once and ends no run."""
         try:
-            self._ledger.write(LedgerEntry(event=event, at=time.time(), **fields))  # type: ignore[arg-type]  # the dataclass checks the names
+            self._ledger.write(LedgerEntry(event=event, at=self._wall(), **fields))  # type: ignore[arg-type]  # the dataclass checks the names
             self._ledger_failed = False
         except _ENDS_THE_RUN:
             raise

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.review_images import IMAGES
+from storage.generations import PARTS
 from storage.label_versions import LABELS, versions
 from storage.listing import Listing
 from storage.lock import LOCK_KEY, RunLock, run_lock
@@ -39,6 +40,7 @@ _SHOWN = 20
 _ANNOTATION = re.compile(rf"{ANNOTATIONS}([0-9a-f]{{16}})\.parquet")
 _QUARANTINED = re.compile(rf"{QUARANTINE}([0-9a-f]{{16}})\.json")
 _COPIED_IMAGE = re.compile(rf"{IMAGES}([0-9a-f]{{64}})\.\w+")
+_LISTING_PART = re.compile(rf"{PARTS}\d+-[0-9a-f]{{16}}-\d{{5,}}\.parquet")
 _PROBE = re.compile(rf"{PROBE}[0-9a-f]{{16}}\.probe")
 _IN_VERSION = re.compile(rf"{LABELS}(v\d+)/.+")
 
@@ -112,6 +114,7 @@ def find_garbage(manifest: Manifest) -> Iterator[tuple[StoredObject, str]]:
     yield from _dead_rows(annotated, live)
     labelled = {m[1] for o in annotated if (m := _ANNOTATION.fullmatch(o.key))} & live
     yield from _idle_quarantine(manifest, live, labelled)
+    yield from _uncommitted_parts(manifest)
     yield from _unfinished_versions(manifest)
     yield from _unread_review(manifest)
     for found in manifest.store.list(PROBE):
@@ -138,6 +141,13 @@ def _idle_quarantine(
             yield found, "a quarantine record of a shard that is labelled"
         elif named and named[1] not in live:
             yield found, "a quarantine record of a shard that is not live"
+
+
+def _uncommitted_parts(manifest: Manifest) -> Iterator[tuple[StoredObject, str]]:
+    named = set(Listing(manifest.store).parts())
+    for found in manifest.store.list(PARTS):
+        if _LISTING_PART.fullmatch(found.key) and found.key not in named:
+            yield found, "part of a listing that was never committed"
 
 
 def _unfinished_versions(manifest: Manifest) -> Iterator[tuple[StoredObject, str]]:

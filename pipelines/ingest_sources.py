@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import io
+import struct
 import threading
 import zipfile
 import zlib
@@ -26,6 +28,8 @@ from storage.records import StoredObject
 from storage.shards import classify, list_source
 from storage.urls import shown_url
 
+# What zipfile unpacks piece by piece. bz2 and lzma it unpacks whole: gigabytes from a kilobyte.
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 LIST_SUFFIXES = (".txt", ".csv", ".lst")
 
 
@@ -97,13 +101,20 @@ class ZipSource:
         self.url = shown_url(url)
         self._limit = max_image_bytes
         self._lock = threading.Lock()
+        file = open_ranged(store, key)
         try:
-            self._zip = zipfile.ZipFile(open_ranged(store, key))
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as exc:
+            self._zip = zipfile.ZipFile(file)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as exc:
             raise SourceError(
                 f"{self.url} is not a readable zip: {exc}",
                 hint="it may be cut: compare its size with the original's and fetch it again",
             ) from exc
+        # A zip bomb of our days: thousands of members that are all the same few bytes.
+        if sum(m.compress_size for m in self._zip.infolist()) > file.seek(0, io.SEEK_END):
+            raise SourceError(
+                f"{self.url} announces more bytes than it has: its members overlap",
+                hint="no zip program writes such a file; unpack it elsewhere if you trust it",
+            )
 
     def entries(self) -> Iterator[Entry]:
         for member in self._zip.infolist():
@@ -121,6 +132,8 @@ class ZipSource:
             raise Undecodable("encrypted")
         if member.external_attr >> 28 == 0xA:  # S_IFLNK in the Unix mode
             raise Unsupported("a symbolic link; links are not followed")
+        if member.compress_type not in _BOUNDED:
+            raise Unsupported("compressed otherwise than by deflate; zip it again")
         check_size(member.file_size, self._limit)
         try:
             with self._lock, self._zip.open(member) as file:
@@ -132,6 +145,6 @@ class ZipSource:
             raise
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as exc:
             raise Undecodable(f"damaged zip member: {exc}") from exc
-        except (OSError, ValueError, RuntimeError) as exc:  # bz2, lzma and their like
+        except (OSError, ValueError, RuntimeError, struct.error) as exc:
             raise Undecodable(f"damaged zip member: {type(exc).__name__}: {exc}") from exc
         return body

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from storage.errors import ConfigError
 from storage.objects import StorageOptions, open_object
+from storage.urls import shown_url
 
 COLUMN = "key"
 
@@ -21,18 +22,23 @@ def read_keys(url: str, options: StorageOptions) -> frozenset[str]:
         ConfigError: no such column, or neither CSV nor Parquet.
     """
     store, key = open_object(url, options)
-    raw = store.get(key)
+    raw, shown = store.get(key), shown_url(url)
     try:
-        table = _parquet(raw) if url.endswith(".parquet") else _csv(raw)
-    except pa.ArrowInvalid as exc:
-        raise ConfigError(f"{url} is neither CSV nor Parquet: {exc}") from exc
+        table = _parquet(raw) if key.partition("?")[0].endswith(".parquet") else _csv(raw)
+        return _keys(table, shown)
+    except (pa.ArrowException, OSError, ValueError) as exc:
+        said = " ".join(str(exc).split())[:200]
+        raise ConfigError(f"{shown} is neither CSV nor Parquet: {said}") from exc
+
+
+def _keys(table: pa.Table, shown: str) -> frozenset[str]:
     if COLUMN in table.column_names:
         column = table.column(COLUMN)
     elif table.num_columns == 1:
         column = table.column(0)
     else:
         raise ConfigError(
-            f"{url} has the columns {', '.join(table.column_names)}, and none named `{COLUMN}`"
+            f"{shown} has the columns {', '.join(table.column_names)}, and none named `{COLUMN}`"
         )
     return frozenset(str(value) for value in column.to_pylist() if value is not None)
 

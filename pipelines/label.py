@@ -8,22 +8,26 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
 
+from pipelines.allowance import Limits
 from pipelines.cluster import check_shared_folders, cluster_nodes, ray_cluster
 from pipelines.config import RunConfig
 from pipelines.dispatch import Dispatcher, DispatchRules
-from pipelines.drive import Drive, Outcome, Tally, Watcher
+from pipelines.drive import Drive, Outcome
+from pipelines.elastic import elastic
 from pipelines.metrics import Measured, RayMetrics, count_review_queue
 from pipelines.open_run import OpenRun, open_run, refresh_listing
 from pipelines.progress import watching
 from pipelines.review_route import PlannedReview
-from pipelines.sizing import Node, Sizing, size_pool, wants_gpu
+from pipelines.sizing import Node, Sizing, size_pool, wanted_actors, wants_gpu
 from pipelines.source_objects import check_places, listed_objects
 from pipelines.status import RunStatus, run_status
 from pipelines.stopping import stopping_on_signals
+from pipelines.tally import Tally, Watcher
 from storage.errors import Interrupted, StorageError
 from storage.ledger import LedgerEntry, LedgerWriter, new_invocation
 from storage.listing import Listing
@@ -148,8 +152,8 @@ def shards_to_do(
 ) -> Iterator[Shard]:
     """Live shards that are not committed; those in quarantine come last."""
     for quarantined in (False, True):
-        for shard in listing.live_shards() if held_back or not quarantined else ():
-            if shard.shard_id not in committed and (shard.shard_id in held_back) == quarantined:
+        for shard in listing.live_shards(skip=committed) if held_back or not quarantined else ():
+            if (shard.shard_id in held_back) == quarantined:
                 yield shard
 
 
@@ -158,7 +162,6 @@ def open_pool(config: RunConfig, run: OpenRun, sizing: Sizing, shards: int) -> I
     """The actors, no more than there are shards; killed at the end."""
     options = LabellerOptions(
         decode_threads=sizing.decode_threads,
-        nms_threads=sizing.nms_threads,
         batch_size=sizing.batch_size,
         batch_size_max=sizing.batch_size_max,
         max_pixels=config.max_pixels,
@@ -203,17 +206,20 @@ def drive(
         "workers": workers,
         "gpus": workers * sizing.gpus,
         "decoders": sizing.decode_threads,
-        "nms_threads": sizing.nms_threads,
         "shards": work.total,
     }
     ledger.write(_event("start", note))
     ended = "failed"
-    with stopping_on_signals() as stopper, watching(work.total) as display:
+    wanted = partial(wanted_actors, config.workers, sizing)
+    with (
+        stopping_on_signals() as stopper,
+        watching(work.total) as display,
+        elastic(pool, wanted, work.total) as cluster,
+    ):
         watcher = measured(display, run.manifest, work.total)
         loop = Drive(
-            run.manifest, ledger, dispatcher, pool, watcher, stopper,
-            invocation=invocation, deadline_s=deadline_s(config, sizing, work.total),
-            start_after_s=config.workers.start_after_s, guard=guard,
+            run.manifest, ledger, dispatcher, pool, watcher, stopper, invocation=invocation,
+            limits=limits(config, sizing), guard=guard, cluster=cluster,
         )  # fmt: skip
         try:
             outcome = loop.run()
@@ -252,13 +258,15 @@ def _event(event: str, note: dict[str, Any]) -> LedgerEntry:
     return LedgerEntry(event=event, at=time.time(), note=note)
 
 
-def deadline_s(config: RunConfig, sizing: Sizing, shards: int) -> float | None:
-    """Seconds until max_hours or max_cost, whichever comes first; None: neither is set."""
-    hours = [config.max_hours] if config.max_hours is not None else []
-    per_hour = (config.price_per_gpu_hour or 0) * min(sizing.count, shards) * sizing.gpus
-    if config.max_cost is not None and per_hour > 0:
-        hours.append(config.max_cost / per_hour)
-    return min(hours) * 3600 if hours else None
+def limits(config: RunConfig, sizing: Sizing) -> Limits:
+    """What this invocation may take: max_hours, and max_cost as seconds of one worker."""
+    per_hour = (config.price_per_gpu_hour or 0) * sizing.gpus
+    paid = config.max_cost is not None and per_hour > 0
+    return Limits(
+        seconds=None if config.max_hours is None else config.max_hours * 3600,
+        worker_seconds=config.max_cost / per_hour * 3600 if paid and config.max_cost else None,
+        start_after_s=config.workers.start_after_s,
+    )
 
 
 def release_quarantine(manifest: Manifest) -> None:

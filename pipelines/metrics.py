@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from ray.util.metrics import Counter, Gauge
 
-from pipelines.drive import Tally, Watcher
+from pipelines.tally import Tally, Watcher
 from storage.objects import SupportsGet, SupportsList
 from storage.records import STATUSES
 from storage.review_queue import read_answers, read_queue

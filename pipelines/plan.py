@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Set
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -15,10 +15,10 @@ from pipelines.config import RunConfig
 from pipelines.source_objects import check_places, group_shards, listed_objects
 from storage.errors import ObjectNotFound, SourceTruncated
 from storage.ledger import invocations, read_ledger
-from storage.listing import Listing
+from storage.listing import Listing, is_same
 from storage.manifest import RUN_KEY, Manifest, RunRecord
 from storage.objects import open_store
-from storage.records import Shard
+from storage.records import Shard, StoredObject
 from storage.shards import SupportsShards, read_shard
 
 _SAMPLED_TARS = 3
@@ -71,12 +71,12 @@ class _Count:
     nbytes: int = 0
     tar_nbytes: int = 0
 
-    def add(self, shard: Shard) -> None:
-        self.shards += 1
-        self.nbytes += shard.nbytes
+    def add(self, shard: Shard, nbytes: int, *, first: bool) -> None:
+        self.shards += first
+        self.nbytes += nbytes
         if shard.kind == "tar":
             self.tars += 1
-            self.tar_nbytes += shard.nbytes
+            self.tar_nbytes += nbytes
         else:
             self.loose += len(shard.objects)
 
@@ -110,6 +110,27 @@ class _Sample:
         return sum(n for _, n in counted) + round(beyond * per_byte)
 
 
+class _Survey:
+    """Adds up shards; a group of loose images may come in pieces, an image at a time."""
+
+    def __init__(self, committed: set[str]) -> None:
+        self.committed = committed
+        self.everything, self.left, self.sample = _Count(), _Count(), _Sample()
+        self._groups: set[int] = set()  # those seen, by their ids as numbers
+
+    def add(self, shard: Shard) -> None:
+        nbytes, first = shard.nbytes, True
+        if shard.kind == "tar":
+            self.sample.offer(shard)
+        else:
+            group = int(shard.shard_id, 16)
+            first = group not in self._groups
+            self._groups.add(group)
+        self.everything.add(shard, nbytes, first=first)
+        if shard.shard_id not in self.committed:
+            self.left.add(shard, nbytes, first=first)
+
+
 def plan_run(config: RunConfig) -> Plan:
     """Estimate a run.
 
@@ -119,16 +140,10 @@ def plan_run(config: RunConfig) -> Plan:
     check_places(config)
     options = config.storage.options()
     manifest = _existing(config)
-    committed = manifest.committed() if manifest else set()
-    everything, left, sample = _Count(), _Count(), _Sample()
-    for shard in _shards(config, manifest):
-        everything.add(shard)
-        if shard.shard_id not in committed:
-            left.add(shard)
-        if shard.kind == "tar":
-            sample.offer(shard)
+    survey = _survey(config, manifest)
+    everything, left, sample = survey.everything, survey.left, survey.sample
     sample.count(open_store(config.source.url, options), config.max_image_bytes)
-    images_left = left.loose + sample.estimate(left.tar_nbytes, without=committed)
+    images_left = left.loose + sample.estimate(left.tar_nbytes, without=survey.committed)
     pace = _measured_pace(manifest) if manifest else None
     hours = images_left / pace.images_per_s / 3600 if pace else None
     return Plan(
@@ -162,19 +177,28 @@ def _existing(config: RunConfig) -> Manifest | None:
         return None  # not created yet
 
 
-def _shards(config: RunConfig, manifest: Manifest | None) -> Iterator[Shard]:
-    """As the run would have them: what it listed stays as grouped, the rest is grouped anew."""
+def _survey(config: RunConfig, manifest: Manifest | None) -> _Survey:
+    """The shards as the run would have them: what it listed stays as grouped, the rest is grouped
+    anew. One pass by key over the source and all listings, whatever their size."""
+    survey = _Survey(manifest.committed() if manifest else set())
     listed = listed_objects(config)
-    if manifest is None:
-        yield from group_shards(listed, config.source.shard_size)
-        return
-    fresh = {(o.key, o.nbytes, o.etag): o for o in listed}
-    for shard in Listing(manifest.store).live_shards():
-        # What has changed or gone since is not labelled any more.
-        there = (fresh.pop((o.key, o.nbytes, o.etag), None) for o in shard.objects)
-        if kept := tuple(o for o in there if o is not None):
-            yield replace(shard, objects=kept)
-    yield from group_shards(fresh.values(), config.source.shard_size)
+    fresh = listed if manifest is None else _fresh(listed, manifest, survey)
+    for shard in group_shards(fresh, config.source.shard_size):
+        survey.add(shard)
+    return survey
+
+
+def _fresh(
+    listed: Iterator[StoredObject], manifest: Manifest, survey: _Survey
+) -> Iterator[StoredObject]:
+    """Objects that are new or changed; those that stay are told to the survey on the way."""
+    for new, known in Listing(manifest.store).joined(listed):
+        if new is None:
+            continue  # gone since: not labelled any more
+        if known is not None and is_same(new, known):
+            survey.add(Shard(known.shard_id, known.kind, (new,)))
+        else:
+            yield new
 
 
 def _count_images(source: SupportsShards, tar: Shard, max_image_bytes: int) -> int:

@@ -28,9 +28,11 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from pipelines.config import Part, Share, parse_config
+from pipelines.config_yaml import load_yaml
 from storage.annotations import Category
 from storage.errors import ConfigError, ObjectNotFound
 from storage.objects import StorageOptions, SupportsGet, open_object
+from storage.urls import shown_url
 
 POLICY_KEY = "policy.yaml"  # below a run's output, where `fit` leaves it
 Knots = Annotated[tuple[Share, ...], Field(min_length=1)]
@@ -141,13 +143,10 @@ class Policy(Part):
     @staticmethod
     def from_yaml(raw: bytes, *, where: str) -> Policy:
         """A policy from a policy.yaml's bytes. Raises ConfigError when they are none."""
-        try:
-            fields = yaml.safe_load(raw)
-        except (yaml.YAMLError, UnicodeDecodeError) as exc:
-            raise ConfigError(f"{where} is not YAML: {exc}", hint="check the line named") from exc
+        fields = load_yaml(raw, where)
         if not isinstance(fields, dict):
             raise ConfigError(
-                f"{where} holds no policy: a mapping such as {{accept: 0.7}} is expected"
+                f"{shown_url(where)} holds no policy: a mapping such as {{accept: 0.7}} is expected"
             )
         return Policy.from_config(fields, where=where)
 

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from pipelines.drive import Tally, Watcher
+from pipelines.tally import Tally, Watcher
 
 _LINE_EVERY_S = 10.0
 

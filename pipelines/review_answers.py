@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.review_regions import Region, from_results
+from storage.errors import ReviewError
 from storage.review_queue import Answer, DeletedBox, Origin, ReviewedBox, ReviewItem
 
+# What an annotation ends in whose parts are missing, or are something else than they should be.
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+_LARGEST_ID = 1 << 62
 _SAME_PX = 0.5  # a page that computes in percent may move an edge by less, nobody by hand
 
 
@@ -25,7 +30,29 @@ def to_answer(
         annotation: one of its annotations.
         item: what was routed; gives the size of the image and whose answer this is.
         people: names by user id.
+
+    Raises:
+        ReviewError: it is not what Label Studio's page makes. Its server stores what anybody who
+            may annotate sends, and checks little of it.
     """
+    try:
+        answer = _answer(task, annotation, item, people)
+        _check(answer)
+    except _MALFORMED as exc:
+        said = " ".join(str(exc).split())[:200]
+        raise ReviewError(
+            f"an annotation of {item.image_id!r} cannot be read: {type(exc).__name__}: {said}",
+            hint="look at it in Label Studio, submit it again or delete it; then pull again",
+        ) from exc
+    return answer
+
+
+def _answer(
+    task: Mapping[str, Any],
+    annotation: Mapping[str, Any],
+    item: ReviewItem,
+    people: Mapping[int, str],
+) -> Answer:
     prediction = prediction_shown(task.get("predictions") or [], annotation)
     width, height = item.width, item.height
     shown = from_results(prediction["result"], width, height) if prediction else []
@@ -47,6 +74,18 @@ def to_answer(
         model_version=str(prediction.get("model_version") or "") if prediction else "",
         was_blind=prediction is None,
     )
+
+
+def _check(answer: Answer) -> None:
+    """Raises ValueError for what would not come back from Parquet as it is."""
+    boxes: list[ReviewedBox | DeletedBox] = [*answer.boxes, *answer.deleted]
+    numbers = [n for box in boxes for n in (*box.bbox, box.score or 0.0)]
+    if not all(math.isfinite(n) and abs(n) < 1e9 for n in (*numbers, answer.lead_time_s or 0.0)):
+        raise ValueError("a number in it is not finite, or far outside of any image")
+    if max(answer.task_id, answer.annotation_id) > _LARGEST_ID:
+        raise ValueError("an id that is too large")
+    for text in (answer.annotator, answer.model_version, *(box.category for box in boxes)):
+        text.encode()  # half a surrogate pair is no text
 
 
 def compare(

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from pipelines.review_answers import to_answer, unlabelled, when
+from pipelines.review_answers import to_answer, unlabelled
 from pipelines.review_send import delete_twins
 from pipelines.review_tasks import queued
 from storage.errors import ReviewError
@@ -48,6 +48,8 @@ class PullSummary:
         kept, moved, relabelled, added, deleted: boxes in them.
         unlabelled: boxes drawn without choosing a label, left out.
         unknown: annotations of tasks that this run never queued, left alone.
+        unreadable: annotations that are not what Label Studio's page makes, left out; the log
+            says which. The others are not held up by them.
         twins_deleted: tasks that a lost reply had doubled.
         part: key of the new part of answers; '' where there was nothing new.
     """
@@ -63,6 +65,7 @@ class PullSummary:
     deleted: int
     unlabelled: int
     unknown: int
+    unreadable: int
     twins_deleted: int
     part: str
 
@@ -106,20 +109,31 @@ def pull_run(
     # An image may have been answered long ago, in a round before this run queued it.
     new_keys = {ref.key for ref in refs if ref.touched} - {a.sha256 for a in pulled}
     seen = {(a.annotation_id, a.submitted_at) for a in read_answers(manifest.store)}
-    unknown, unlabelled_boxes, new = 0, 0, []
+    unknown, unlabelled_boxes, unreadable, new = 0, 0, 0, []
     for task in _touched(server, project, since, sorted(new_keys)):
-        item = items.get(str(task["data"].get(KEY)))
-        annotations = task.get("annotations") or []
+        item = items.get(str(task.get("data", {}).get(KEY)))
+        found = task.get("annotations") or []
+        annotations = found if isinstance(found, list) else [found]
         if item is None:
             unknown += len(annotations)
             continue
-        for annotation in sorted(annotations, key=lambda a: (when(a["updated_at"]), a["id"])):
-            answer = to_answer(task, annotation, item, people)
+        readable = []
+        for annotation in annotations:
+            try:
+                readable.append((to_answer(task, annotation, item, people), annotation))
+            except ReviewError as exc:
+                unreadable += 1
+                log.warning("%s", exc.message)
+        for answer, annotation in sorted(readable, key=_when_given):
             if (answer.annotation_id, answer.submitted_at) not in seen:
                 new.append(answer)
                 unlabelled_boxes += unlabelled(annotation)
     part = append_answers(manifest.store, new)
-    return _summary(new, part, twins, unknown, unlabelled_boxes)
+    return _summary(new, part, twins, unknown, unlabelled_boxes, unreadable)
+
+
+def _when_given(pair: tuple[Answer, Any]) -> tuple[datetime, int]:
+    return pair[0].submitted_at, pair[0].annotation_id
 
 
 def _touched(
@@ -141,7 +155,12 @@ def _touched(
 
 
 def _summary(
-    new: Sequence[Answer], part: str | None, twins: int, unknown: int, unlabelled_boxes: int
+    new: Sequence[Answer],
+    part: str | None,
+    twins: int,
+    unknown: int,
+    unlabelled_boxes: int,
+    unreadable: int,
 ) -> PullSummary:
     boxes = [box.origin for answer in new for box in answer.boxes]
     return PullSummary(
@@ -156,6 +175,7 @@ def _summary(
         deleted=sum(len(answer.deleted) for answer in new),
         unlabelled=unlabelled_boxes,
         unknown=unknown,
+        unreadable=unreadable,
         twins_deleted=twins,
         part=part or "",
     )

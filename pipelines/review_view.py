@@ -93,6 +93,8 @@ def render_pull(summary: PullSummary) -> RenderableType:
         remarks.append(f"{summary.unlabelled} boxes without a label were left out")
     if summary.unknown:
         remarks.append(f"{summary.unknown} annotations are of images that this run never queued")
+    if summary.unreadable:
+        remarks.append(f"{summary.unreadable} annotations cannot be read and were left out")
     if summary.twins_deleted:
         remarks.append(f"{summary.twins_deleted} doubled tasks were deleted")
     return Group(_table("pulled", rows), *(Text(r, style="yellow") for r in remarks))

@@ -11,6 +11,7 @@ from storage.errors import ConfigError
 
 CORES_PER_CPU_ACTOR = 4  # more threads an actor scale badly, fewer cost memory: measured
 DECODERS_MAX = 8
+AWAITED_CPUS = 4  # an actor's cores, unless said, where there is no node to look at yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,21 @@ class Sizing:
     decode_threads: int
     batch_size: int
     batch_size_max: int | None
-    nms_threads: int = 1
 
 
 def wants_gpu(config: WorkersConfig, nodes: Sequence[Node]) -> bool:
     """Whether the run labels on GPUs: when there are any, unless ``workers.gpus: 0``."""
-    return config.gpus != 0 and any(node.gpus > 0 for node in nodes)
+    return config.gpus != 0 and (any(node.gpus > 0 for node in nodes) or awaited(config, nodes))
+
+
+def awaited(config: WorkersConfig, nodes: Sequence[Node]) -> bool:
+    """Whether the run asks for workers that are all yet to come.
+
+    So it does on a cluster that starts nodes when they are asked for, and has none that works:
+    when the config says how many actors, and with how many GPUs.
+    """
+    said = config.count != "auto" and config.gpus != "auto"
+    return said and all(node.cpus < 1 for node in nodes)
 
 
 def size_pool(config: WorkersConfig, nodes: Sequence[Node], *, cuda: bool) -> Sizing:
@@ -52,26 +62,22 @@ def size_pool(config: WorkersConfig, nodes: Sequence[Node], *, cuda: bool) -> Si
         ConfigError: what is asked for fits on no node.
     """
     gpus = _gpus_per_actor(config, cuda)
-    hosts = _hosts(nodes, gpus)
-    cpus = _cpus_per_actor(config, hosts, gpus)
-    fitting = sum(_actors_on(node, gpus, cpus) for node in hosts)
-    if not fitting:
-        most = max(node.cpus for node in hosts)
-        raise ConfigError(
-            f"workers.cpus: {cpus:g} cores an actor, but the largest node has {most:g}",
-            hint="lower workers.cpus or leave it at auto",
-        )
+    if awaited(config, nodes):
+        cpus = float(AWAITED_CPUS if config.cpus == "auto" else config.cpus)
+        fitting = 0
+    else:
+        hosts = _hosts(nodes, gpus)
+        cpus = _cpus_per_actor(config, hosts, gpus)
+        fitting = _fitting(hosts, gpus, cpus)
     count = fitting if config.count == "auto" else config.count
     if cuda:
         torch_threads, decoders = 1, max(2, min(DECODERS_MAX, int(cpus) - 1))
     else:
-        # One decoder more than cores: each of them now and then waits for Python's lock.
-        torch_threads, decoders = max(1, int(cpus)), max(1, min(4, int(cpus))) + 1
-    nms = 2 if cuda else 1
+        torch_threads, decoders = max(1, int(cpus)), max(1, min(4, int(cpus)))
     if config.batch_size == "auto":
         batch, most = batch_sizes(cuda=cuda)
-        return Sizing(count, gpus, cpus, torch_threads, decoders, batch, most, nms)
-    return Sizing(count, gpus, cpus, torch_threads, decoders, config.batch_size, None, nms)
+        return Sizing(count, gpus, cpus, torch_threads, decoders, batch, most)
+    return Sizing(count, gpus, cpus, torch_threads, decoders, config.batch_size, None)
 
 
 def batch_sizes(*, cuda: bool) -> tuple[int, int]:
@@ -82,19 +88,43 @@ def batch_sizes(*, cuda: bool) -> tuple[int, int]:
     return (16, 64) if cuda else (4, 16)
 
 
+def _fitting(hosts: Sequence[Node], gpus: float, cpus: float) -> int:
+    """How many actors have room on these nodes. Raises ConfigError when not one has."""
+    fitting = sum(_actors_on(node, gpus, cpus) for node in hosts)
+    if not fitting:
+        most = max(node.cpus for node in hosts)
+        raise ConfigError(
+            f"workers.cpus: {cpus:g} cores an actor, but the largest node has {most:g}",
+            hint="lower workers.cpus or leave it at auto",
+        )
+    return fitting
+
+
+def wanted_actors(config: WorkersConfig, sizing: Sizing, nodes: Sequence[Node]) -> int:
+    """How many actors the run wants now that the cluster has these nodes.
+
+    With ``count: auto`` as many as fit, and never fewer than it began with: those without room
+    wait for it, which an autoscaler sees.
+    """
+    if config.count != "auto":
+        return config.count
+    return max(sizing.count, sum(_actors_on(node, sizing.gpus, sizing.cpus) for node in nodes))
+
+
 def _hosts(nodes: Sequence[Node], gpus: float) -> list[Node]:
     """The nodes that have room for an actor's GPUs, or on CPUs for a core."""
     hosts = [node for node in nodes if (node.gpus >= gpus if gpus else node.cpus >= 1)]
+    if all(node.cpus < 1 for node in nodes):
+        raise ConfigError(
+            "no node of the cluster has a CPU core yet, so there is nothing to size the run by",
+            hint="say workers.count and workers.gpus (as in 16 and 1): then its "
+            "autoscaler starts them; or start its worker nodes first",
+        )
     if not hosts and gpus:
         most = max((node.gpus for node in nodes), default=0)
         raise ConfigError(
             f"workers.gpus: {gpus:g} for an actor, but no node has more than {most:g}",
             hint="lower workers.gpus, or set it to 0 to label on CPUs",
-        )
-    if not hosts:
-        raise ConfigError(
-            "no node of the cluster has a CPU core for an actor",
-            hint="start its worker nodes first; `ray status` shows what there is",
         )
     return hosts
 

@@ -8,8 +8,8 @@ from pipelines.config import RunConfig
 from pipelines.keys import read_keys
 from storage.errors import ConfigError, SourceEmpty
 from storage.objects import normalise_url, open_store, overlaps
-from storage.records import Shard, StoredObject
-from storage.shards import classify, group_images, list_source, tar_shards
+from storage.records import Shard, StoredObject, shard_id_of
+from storage.shards import classify, group_images, list_source
 
 
 def check_places(config: RunConfig) -> None:
@@ -61,7 +61,7 @@ def group_shards(objects: Iterable[StoredObject], shard_size: int) -> Iterator[S
     loose: list[StoredObject] = []
     for listed in objects:
         if classify(listed.key) == "tar":
-            yield from tar_shards([listed])
+            yield Shard(shard_id_of([listed]), "tar", (listed,))
         else:
             loose.append(listed)
             if len(loose) == shard_size:

@@ -87,7 +87,7 @@ def read_truth(location: str | Path, options: StorageOptions | None = None) -> T
         raise ConfigError(f"{url} is not JSON text", hint="give a COCO .json file") from exc
     except json.JSONDecodeError as exc:
         raise ConfigError(f"{url} is not JSON: {exc}", hint="give a COCO .json file") from exc
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as exc:
         raise ConfigError(
             f"{url} is not a COCO detection file: {type(exc).__name__}: {exc}",
             hint="it needs images (id, file_name), annotations (image_id, category_id, bbox as "

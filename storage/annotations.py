@@ -29,6 +29,7 @@ from storage.annotation_rows import (
 )
 from storage.errors import StorageError
 from storage.objects import SupportsGet, SupportsGetRange
+from storage.parquet_errors import reading_parquet
 from storage.records import STATUSES, AnnotationRow, StoredObject
 
 __all__ = [
@@ -208,15 +209,12 @@ class _RangedFile(io.RawIOBase):
 
 @contextmanager
 def opened(source: pa.NativeFile, key: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file; what pyarrow says of a damaged one becomes StorageError with the key."""
-    try:
-        with pq.ParquetFile(source, page_checksum_verification=True) as file:
-            yield file
-    except (pa.ArrowException, OSError) as exc:
-        raise StorageError(
-            f"{key} is not a readable Parquet file: {exc}",
-            hint="it was damaged or put there by something else; move it away and run again",
-        ) from exc
+    """A Parquet file; what goes wrong with a damaged one becomes StorageError with the key."""
+    with (
+        reading_parquet(key),
+        pq.ParquetFile(source, page_checksum_verification=True) as file,
+    ):
+        yield file
 
 
 def metadata_of(file: pq.ParquetFile, key: str) -> dict[str, Any]:
@@ -280,4 +278,5 @@ def read_tables(
 def read_rows(store: SupportsGet, key: str) -> Iterator[AnnotationRow]:
     """One annotation object as rows, in the order of the shard."""
     for table in read_tables(store, key):
-        yield from table_to_rows(table)
+        with reading_parquet(key):
+            yield from table_to_rows(table)

@@ -27,10 +27,12 @@
     ├── WorkerError
     │   ├── WorkerLost                       the process or its node is gone
     │   ├── WorkerStartFailed
+    │   ├── RayLost                          Ray's head, or Ray on this machine, is gone
     │   ├── WorkerDiskFull                   no room for its spool file: the node's fault
     │   └── ShardFailed                      one attempt at one shard failed
     ├── TruthMismatch                        ground truth and rows do not join
     ├── ReviewError                          Label Studio, or what came back from it
+    ├── ClusterLost                          the job server does not answer any more
     ├── RunLocked                   exit 75  somebody else holds the run
     └── Interrupted                 exit 130 stopped on request; the run can be continued
 
@@ -182,6 +184,10 @@ class WorkerStartFailed(WorkerError):
     """A worker could not be started."""
 
 
+class RayLost(WorkerError):
+    """The Ray cluster's head does not answer any more, or Ray on the driver's machine died."""
+
+
 class WorkerDiskFull(WorkerError):
     """A worker has no room for the Parquet it is writing; its node is short, not the output."""
 
@@ -196,6 +202,10 @@ class TruthMismatch(LabelfleetError):
 
 class ReviewError(LabelfleetError):
     """Label Studio refused, or sent back something that cannot be used."""
+
+
+class ClusterLost(LabelfleetError):
+    """A cluster's job server stopped answering; what runs there goes on without us."""
 
 
 class RunLocked(LabelfleetError):

@@ -170,7 +170,7 @@ class LabelStudio:
         for batch in batches:
             filters = [] if batch is None else [_filter(f"data.{KEY}", "in_list", batch)]
             for task in self.tasks(project_id, filters, include=fields):
-                key = task["data"].get(KEY)
+                key = task.get("data", {}).get(KEY)
                 if isinstance(key, str):
                     yield TaskRef(task["id"], key, _touched(task))
 
@@ -207,7 +207,7 @@ class LabelStudio:
                 "project": project_id, "page_size": page, "include": include,
                 "query": json.dumps(query), **({"fields": "all"} if whole else {}),
             }  # fmt: skip
-            found = self.http.get("/api/tasks", params)["tasks"]
+            found = _checked_tasks(self.http.get("/api/tasks", params), last)
             yield from found
             if len(found) < page:
                 return
@@ -271,6 +271,24 @@ def changed_since(when: datetime) -> dict[str, Any]:
 def with_keys(keys: Sequence[str]) -> dict[str, Any]:
     """A filter: tasks with these keys, ``MOST_KEYS`` of them at most."""
     return _filter(f"data.{KEY}", "in_list", list(keys))
+
+
+def _checked_tasks(reply: Any, last: int) -> list[dict[str, Any]]:
+    """The tasks of a page, if they look like tasks: each with data, by ascending id above ``last``.
+
+    Raises ReviewError: else a walk by id could go in a circle.
+    """
+    tasks = reply.get("tasks") if isinstance(reply, dict) else None
+    for task in tasks if isinstance(tasks, list) else [None]:
+        fields = task if isinstance(task, dict) else {}
+        number = fields.get("id")
+        if type(number) is not int or number <= last or type(fields.get("data", {})) is not dict:
+            raise ReviewError(
+                "Label Studio answers with tasks that are none",
+                hint="a proxy or another program in its place? Open the project in a browser",
+            )
+        last = number
+    return tasks or []
 
 
 def _after(task_id: int) -> dict[str, Any]:

@@ -108,8 +108,17 @@ def _batches(keys: Iterator[str], size: int) -> Iterator[list[str]]:
         yield batch
 
 
+_DAMAGED = (ValueError, TypeError, RecursionError)
+
+
 def _entries(part: bytes) -> Iterator[LedgerEntry]:
-    for line in part.splitlines():
+    lines = part.splitlines()
+    try:  # all lines in one go take half the time
+        yield from [LedgerEntry(**fields) for fields in json.loads(b"[%b]" % b",".join(lines))]
+        return
+    except _DAMAGED:
+        pass
+    for line in lines:
         # A cache: damaged, or of another version, it is made good from the footers.
-        with suppress(ValueError, TypeError):
+        with suppress(*_DAMAGED):
             yield LedgerEntry(**json.loads(line))

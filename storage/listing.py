@@ -14,32 +14,24 @@ from __future__ import annotations
 
 import heapq
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from storage.errors import StorageError
+from storage.generations import (
+    PART_NBYTES,
+    SOURCE,
+    Generations,
+    GenerationWriter,
+    generation_keys,
+    key_bytes,
+)
 from storage.objects import ObjectStore
 from storage.records import SHARD_KINDS, Shard, ShardKind, StoredObject
 
-SOURCE = "source/"
-_SHARDS_PER_GROUP = 256
-
-# Keys are binary: a file name need not be UTF-8, and must come back as it was.
-_OBJECT = pa.struct([("key", pa.binary()), ("nbytes", pa.int64()), ("etag", pa.string())])
-_SCHEMA = pa.schema(
-    [
-        pa.field("op", pa.string(), nullable=False),  # add | drop
-        pa.field("shard_id", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("objects", pa.list_(_OBJECT), nullable=False),
-    ]
-)
+__all__ = ["SOURCE", "Known", "Listing", "ListingChange"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,44 +45,39 @@ class ListingChange:
     deleted: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A live object and the shard it is in; orders by key."""
+class Known(NamedTuple):
+    """A live object and the shard it is in; ``key`` as bytes, for its order."""
 
-    key_bytes: bytes
+    key: bytes
     shard_id: str
     kind: ShardKind
     listed: StoredObject
 
 
-def _key_bytes(listed: StoredObject) -> bytes:
-    return listed.key.encode("utf-8", "surrogateescape")
-
-
 class Listing:
-    """The generations of one run's source."""
+    """The generations of one run's source. Used by one thread.
 
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
+    Args:
+        store: the run's output.
+        part_nbytes: of a generation that is written, see storage/generations.py.
+    """
+
+    def __init__(self, store: ObjectStore, *, part_nbytes: int = PART_NBYTES) -> None:
+        self._store, self._part_nbytes = store, part_nbytes
+        self._read = Generations(store, store.url)
         self._generations: list[str] | None = None
         self._dropped: dict[str, set[str]] | None = None
         self._added_again: set[str] = set()  # shard ids that were added, dropped and added
 
     def generations(self) -> list[str]:
-        """Keys of the listings, oldest first."""
+        """Keys of the listings, oldest first. Raises StorageError where one is missing."""
         if self._generations is None:
-            keys = [o.key for o in self._store.list(SOURCE) if o.key.endswith(".parquet")]
-            self._generations = sorted(keys, key=_generation_number)
-            self._refuse_holes(self._generations)
+            self._generations = generation_keys(self._store, self._store.url)
         return self._generations
 
-    def _refuse_holes(self, keys: list[str]) -> None:
-        for number, key in enumerate(keys):
-            if _generation_number(key) != number:
-                raise StorageError(
-                    f"{self._store.url}/{SOURCE}{number}.parquet is missing, but not later ones",
-                    hint="without it nobody knows what the run holds: bring it back from a backup",
-                )
+    def parts(self) -> list[str]:
+        """Keys of all objects that the generations consist of."""
+        return [part for key in self.generations() for part in self._read.parts(key)]
 
     def dropped(self) -> dict[str, set[str]]:
         """Tombstoned object keys by shard id."""
@@ -102,43 +89,48 @@ class Listing:
 
     def _apply_drops(self, key: str, dropped: dict[str, set[str]], again: set[str]) -> None:
         if dropped:
-            for row in self._rows("add", only=key, columns=["op", "shard_id"]):
-                if dropped.pop(row["shard_id"], None) is not None:
-                    again.add(row["shard_id"])
-        for row in self._rows("drop", only=key):
-            keys = (o.key for o in _shard(row).objects)
-            dropped.setdefault(row["shard_id"], set()).update(keys)
+            for shard_id in self._read.ids(key, "add"):
+                if dropped.pop(shard_id, None) is not None:
+                    again.add(shard_id)
+        for shard in self._read.shards(key, "drop"):
+            dropped.setdefault(shard.shard_id, set()).update(o.key for o in shard.objects)
 
-    def all_shards(self) -> Iterator[Shard]:
-        """Every shard that was ever listed, oldest generation first, as it was listed."""
-        for row in self._added():
-            yield _shard(row)
-
-    def _added(self, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-        """The rows that added a shard, each shard once."""
+    def all_shards(self, *, skip: Set[str] = frozenset()) -> Iterator[Shard]:
+        """Every shard that was ever listed and is not in ``skip``, each once, as it was listed,
+        oldest generation first."""
         self.dropped()
         repeats: set[str] = set()
-        for row in self._rows("add", columns=columns):
-            if row["shard_id"] in self._added_again:
-                if row["shard_id"] in repeats:
-                    continue
-                repeats.add(row["shard_id"])
-            yield row
+        for key in self.generations():
+            for shard in self._read.shards(key, "add", skip=skip):
+                if not self._is_repeat(shard.shard_id, repeats):
+                    yield shard
 
     def all_ids(self) -> Iterator[str]:
-        """Ids of every shard that was ever listed."""
-        for row in self._added(columns=["op", "shard_id"]):
-            yield row["shard_id"]
+        """Ids of every shard that was ever listed, each once, without their objects."""
+        self.dropped()
+        repeats: set[str] = set()
+        for key in self.generations():
+            for shard_id in self._read.ids(key, "add"):
+                if not self._is_repeat(shard_id, repeats):
+                    yield shard_id
+
+    def _is_repeat(self, shard_id: str, repeats: set[str]) -> bool:
+        if shard_id not in self._added_again:
+            return False
+        seen = shard_id in repeats
+        repeats.add(shard_id)
+        return seen
 
     def returned(self, shard_id: str) -> bool:
         """Whether a shard was dropped whole once and is live again."""
         self.dropped()
         return shard_id in self._added_again
 
-    def live_shards(self) -> Iterator[Shard]:
-        """Shards with at least one live object, as they were listed (the id covers all objects)."""
+    def live_shards(self, *, skip: Set[str] = frozenset()) -> Iterator[Shard]:
+        """Shards with at least one live object, as they were listed (the id covers all objects);
+        those in ``skip`` are left out."""
         dropped = self.dropped()
-        for shard in self.all_shards():
+        for shard in self.all_shards(skip=skip):
             gone = dropped.get(shard.shard_id)
             if gone is None or any(o.key not in gone for o in shard.objects):
                 yield shard
@@ -149,11 +141,12 @@ class Listing:
 
     def live_ids(self) -> Iterator[str]:
         """Ids of live shards, without their objects where nothing was dropped from them."""
-        if self.dropped():
-            yield from (shard.shard_id for shard in self.live_shards())
+        if not self.dropped():
+            yield from self.all_ids()
             return
-        for row in self._added(columns=["op", "shard_id"]):
-            yield row["shard_id"]
+        whole = set(self.all_ids()) - self.dropped().keys()
+        partly = {shard.shard_id for shard in self.live_shards(skip=whole)}
+        yield from (i for i in self.all_ids() if i in whole or i in partly)
 
     def refresh(
         self,
@@ -169,145 +162,109 @@ class Listing:
         Returns:
             What changed; ``generation`` is the last one, new only if something changed.
         """
+        number = len(self.generations())
         with tempfile.TemporaryDirectory(prefix="labelfleet-") as folder:
-            spool = Path(folder) / "generation.parquet"
-            with pq.ParquetWriter(
-                spool, _SCHEMA, compression="zstd", write_page_checksum=True
-            ) as parquet:
-                counts = self._write_difference(parquet, listed, group)
-            number = len(self.generations())
-            if counts["rows"]:
-                key = f"{SOURCE}{number}.parquet"
-                self._store.create(key, spool)
-                self.generations().append(key)
-                self._dropped = None
-                number += 1
-        return ListingChange(
-            number - 1, counts["shards"], counts["added"], counts["changed"], counts["deleted"]
-        )
+            writer = GenerationWriter(
+                self._store, number, Path(folder), part_nbytes=self._part_nbytes
+            )
+            change = self._write_difference(writer, number, listed, group)
+            if not writer.count:
+                return change
+            self.generations().append(writer.commit())
+        self._dropped = None
+        return change
 
     def _write_difference(
         self,
-        parquet: pq.ParquetWriter,
+        writer: GenerationWriter,
+        number: int,
         listed: Iterable[StoredObject],
         group: Callable[[Iterable[StoredObject]], Iterator[Shard]],
-    ) -> dict[str, int]:
-        counts = {"rows": 0, "shards": 0, "added": 0, "changed": 0, "deleted": 0}
+    ) -> ListingChange:
         drops: dict[tuple[str, ShardKind], list[StoredObject]] = {}
+        added = changed = deleted = 0
 
         def fresh() -> Iterator[StoredObject]:
-            for new, old in _join(iter(listed), self._known()):
-                if old is not None and (new is None or _version(new) != _version(old.listed)):
+            nonlocal added, changed, deleted
+            for new, old in self.joined(listed):
+                if old is None:
+                    added += 1
+                elif new is None or not is_same(new, old):
                     drops.setdefault((old.shard_id, old.kind), []).append(old.listed)
-                    counts["deleted" if new is None else "changed"] += 1
-                    old = None
-                elif old is None:
-                    counts["added"] += 1
-                if new is not None and old is None:
+                    deleted += new is None
+                    changed += new is not None
+                else:
+                    continue
+                if new is not None:
                     yield new
 
-        buffer: list[dict[str, Any]] = []
         for shard in group(fresh()):
-            counts["shards"] += 1
-            buffer.append(_row("add", shard.shard_id, shard.kind, shard.objects))
-            counts["rows"] += _flush(parquet, buffer, _SHARDS_PER_GROUP)
+            writer.write("add", shard.shard_id, shard.kind, shard.objects)
+        shards_added = writer.count
         for (shard_id, kind), objects in drops.items():
-            buffer.append(_row("drop", shard_id, kind, tuple(objects)))
-        counts["rows"] += _flush(parquet, buffer, 1)
-        return counts
+            writer.write("drop", shard_id, kind, objects)
+        newest = number if writer.count else number - 1
+        return ListingChange(newest, shards_added, added, changed, deleted)
+
+    def joined(
+        self, listed: Iterable[StoredObject]
+    ) -> Iterator[tuple[StoredObject | None, Known | None]]:
+        """A fresh listing beside the live objects, by key: (new, None) was not there before,
+        (None, known) is gone, and what has both may have changed (see ``is_same``)."""
+        return _join(iter(listed), self._known())
 
     def doubled(self) -> Iterator[tuple[str, str, str]]:
         """(key, shard id, other shard id) of objects that are live in two shards: a damage."""
-        before: _Known | None = None
+        before: Known | None = None
         for known in self._live_by_key():
-            same = before is not None and known.key_bytes == before.key_bytes
+            same = before is not None and known.key == before.key
             if same and before is not None and known.shard_id != before.shard_id:
                 yield known.listed.key, before.shard_id, known.shard_id
             before = known
 
-    def _known(self) -> Iterator[_Known]:
+    def _known(self) -> Iterator[Known]:
         before: bytes | None = None
         for known in self._live_by_key():
-            if known.key_bytes != before:  # a shard that was added again is in two generations
+            if known.key != before:  # a shard that was added again is in two generations
                 yield known
-            before = known.key_bytes
+            before = known.key
 
-    def _live_by_key(self) -> Iterator[_Known]:
+    def _live_by_key(self) -> Iterator[Known]:
         """Live objects ordered by key; those of a shard that was added again are repeated."""
         dropped = self.dropped()
 
-        def one(key: str, kind: ShardKind) -> Iterator[_Known]:
-            for row in self._rows("add", only=key):
-                if row["kind"] != kind:
-                    continue
-                shard = _shard(row)
-                gone = dropped.get(shard.shard_id, set())
+        def one(key: str, kind: ShardKind) -> Iterator[Known]:
+            for shard in self._read.shards(key, "add", kind=kind):
+                gone = dropped.get(shard.shard_id, ())
                 for o in shard.objects:
                     if o.key not in gone:
-                        yield _Known(_key_bytes(o), shard.shard_id, shard.kind, o)
+                        yield Known(key_bytes(o), shard.shard_id, shard.kind, o)
 
         # Within a generation tars and groups of images interleave; each kind alone is ordered.
         streams = [one(key, kind) for key in self.generations() for kind in SHARD_KINDS]
-        yield from heapq.merge(*streams, key=lambda known: known.key_bytes)
-
-    def _rows(
-        self, op: str, *, only: str | None = None, columns: list[str] | None = None
-    ) -> Iterator[dict[str, Any]]:
-        for key in self.generations() if only is None else [only]:
-            raw = self._store.get(key)
-            try:
-                file = pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True)
-                for batch in file.iter_batches(batch_size=_SHARDS_PER_GROUP, columns=columns):
-                    yield from batch.filter(pc.equal(batch.column("op"), op)).to_pylist()
-            except (pa.ArrowException, OSError, KeyError) as exc:
-                raise StorageError(
-                    f"{self._store.url}/{key} is not a readable listing: {exc}",
-                    hint="without it nobody knows what the run holds: bring it back from a backup",
-                ) from exc
+        yield from heapq.merge(*streams, key=itemgetter(0))
 
 
-def _generation_number(key: str) -> int:
-    return int(key.removeprefix(SOURCE).removesuffix(".parquet"))
-
-
-def _version(listed: StoredObject) -> tuple[int, str]:
-    return listed.nbytes, listed.etag
-
-
-def _shard(row: dict[str, Any]) -> Shard:
-    objects = (
-        StoredObject(o["key"].decode("utf-8", "surrogateescape"), o["nbytes"], o["etag"])
-        for o in row["objects"]
-    )
-    return Shard(row["shard_id"], row["kind"], tuple(objects))
-
-
-def _row(
-    op: str, shard_id: str, kind: ShardKind, objects: tuple[StoredObject, ...]
-) -> dict[str, Any]:
-    plain = [{"key": _key_bytes(o), "nbytes": o.nbytes, "etag": o.etag} for o in objects]
-    return {"op": op, "shard_id": shard_id, "kind": kind, "objects": plain}
-
-
-def _flush(parquet: pq.ParquetWriter, buffer: list[dict[str, Any]], at_least: int) -> int:
-    if len(buffer) < at_least:
-        return 0
-    parquet.write_table(pa.Table.from_pylist(buffer, schema=_SCHEMA))
-    written = len(buffer)
-    buffer.clear()
-    return written
+def is_same(new: StoredObject, old: Known) -> bool:
+    """Whether an object is the version that was listed."""
+    return (new.nbytes, new.etag) == (old.listed.nbytes, old.listed.etag)
 
 
 def _join(
-    listed: Iterator[StoredObject], known: Iterator[_Known]
-) -> Iterator[tuple[StoredObject | None, _Known | None]]:
+    listed: Iterator[StoredObject], known: Iterator[Known]
+) -> Iterator[tuple[StoredObject | None, Known | None]]:
     """Outer merge join of two streams ordered by key."""
     new, old = next(listed, None), next(known, None)
     while new is not None or old is not None:
-        if old is None or (new is not None and _key_bytes(new) < old.key_bytes):
+        if old is None:
             yield new, None
             new = next(listed, None)
-        elif new is None or _key_bytes(new) > old.key_bytes:
+            continue
+        key = None if new is None else key_bytes(new)
+        if key is not None and key < old.key:
+            yield new, None
+            new = next(listed, None)
+        elif key is None or key > old.key:
             yield None, old
             old = next(known, None)
         else:

@@ -30,17 +30,17 @@ def walk(root: str, prefix: str) -> Iterator[StoredObject]:
     if start and not _is_real_folder(root, start):
         return
     # An explicit stack: a hostile tree can be deeper than Python's recursion limit.
-    pending = [_entries(root, start + "/" if start else "")]
+    pending = [_entries(root, start + "/" if start else "", prefix)]
     while pending:
         entry = next(pending[-1], None)
         if entry is None:
             pending.pop()
             continue
         key, is_folder = entry
-        if is_folder and (key.startswith(prefix) or prefix.startswith(key)):
-            pending.append(_entries(root, key))
-        elif not is_folder and key.startswith(prefix):
-            yield from _stored(root, key)
+        if is_folder:
+            pending.append(_entries(root, key, prefix))
+        elif (found := _stored(root, key)) is not None:
+            yield found
 
 
 def leftovers(root: str) -> Iterator[StoredObject]:
@@ -63,10 +63,13 @@ def _is_real_folder(root: str, below: str) -> bool:
     return True
 
 
-def _entries(root: str, folder_key: str) -> Iterator[tuple[str, bool]]:
-    """(key, is a folder) of one folder's entries; a folder's key ends in '/', so that sorting
-    these keys sorts everything below them too ('a.txt' before 'a/…')."""
+def _entries(root: str, folder_key: str, prefix: str) -> Iterator[tuple[str, bool]]:
+    """(key, is a folder) of those of one folder's entries that start with the prefix; a folder's
+    key ends in '/', so that sorting these keys sorts everything below them too ('a.txt' before
+    'a/…')."""
     path = f"{root}/{folder_key}"
+    # A folder of a million entries may be listed by sixteen threads, a sixteenth each.
+    wanted = prefix[len(folder_key) :]
     try:
         with os.scandir(path) as found:
             keys = [
@@ -74,7 +77,7 @@ def _entries(root: str, folder_key: str) -> Iterator[tuple[str, bool]]:
                 if e.is_dir(follow_symlinks=False)
                 else (folder_key + e.name, False)
                 for e in found
-                if not is_own_file(e.name)
+                if e.name.startswith(wanted) and not is_own_file(e.name)
             ]
     except (FileNotFoundError, NotADirectoryError) as exc:
         if folder_key:
@@ -86,15 +89,17 @@ def _entries(root: str, folder_key: str) -> Iterator[tuple[str, bool]]:
     return iter(keys)
 
 
-def _stored(root: str, key: str) -> Iterator[StoredObject]:
+def _stored(root: str, key: str) -> StoredObject | None:
+    """None: it has vanished, or is a folder now."""
     path = f"{root}/{key}"
     try:
         status = os.lstat(path)
     except FileNotFoundError:
-        return
+        return None
     except OSError as exc:
         raise from_os_error(exc, readable(path)) from exc
     if stat.S_ISREG(status.st_mode):
-        yield StoredObject(key, status.st_size, etag_of(status), status.st_mtime)
-    elif not stat.S_ISDIR(status.st_mode):
-        yield StoredObject(key, 0, LINK_ETAG if stat.S_ISLNK(status.st_mode) else SPECIAL_ETAG)
+        return StoredObject(key, status.st_size, etag_of(status), status.st_mtime)
+    if stat.S_ISDIR(status.st_mode):
+        return None
+    return StoredObject(key, 0, LINK_ETAG if stat.S_ISLNK(status.st_mode) else SPECIAL_ETAG)

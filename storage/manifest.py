@@ -29,6 +29,7 @@ from storage.records import Shard, StoredObject
 RUN_KEY = "run.json"
 ANNOTATIONS = "annotations/"
 QUARANTINE = "quarantine/"
+_HEX = "0123456789abcdef"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class RunRecord:
             identity = fields.pop("identity")
             categories = tuple(Category(**c) for c in identity.pop("categories"))
             return RunRecord(identity=RunIdentity(**identity, categories=categories), **fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise ConfigError(
                 f"run.json cannot be read: {exc}",
                 hint="the output is not a labelfleet run, or was damaged; choose another output",
@@ -124,7 +125,13 @@ class Manifest:
 
     def committed(self) -> set[str]:
         """Shard ids that have an annotation object, listed in parallel by their first hex digit."""
-        return {shard_id_of_key(o.key) for o in self.annotation_objects()}
+
+        def listed(digit: str) -> list[str]:
+            keys = (o.key for o in self.store.list(f"{ANNOTATIONS}{digit}"))
+            return [shard_id_of_key(key) for key in keys if key.endswith(".parquet")]
+
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            return set().union(*pool.map(listed, _HEX))
 
     def annotation_objects(self) -> Iterator[StoredObject]:
         """Every annotation object, live or not, ordered by key."""
@@ -135,7 +142,7 @@ class Manifest:
             ]
 
         with ThreadPoolExecutor(max_workers=16) as pool:
-            for part in pool.map(listed, "0123456789abcdef"):
+            for part in pool.map(listed, _HEX):
                 yield from part
 
     def commit(self, footer: ShardFooter, spool: Path) -> Commit:
@@ -226,5 +233,5 @@ def read_json(store: ObjectStore, key: str) -> dict[str, Any]:
     try:
         loaded: dict[str, Any] = json.loads(store.get(key))
         return loaded
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise StorageError(f"{store.url}/{key} is not readable JSON: {exc}") from exc

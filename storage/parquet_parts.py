@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from storage.annotations import METADATA_KEY
 from storage.errors import AlreadyExists, StorageError
 from storage.objects import SupportsCreate, SupportsGet, SupportsList
+from storage.parquet_errors import reading_parquet
 
 _DIGITS = 6
 
@@ -79,16 +80,16 @@ def append_part(store: SupportsAppend, prefix: str, table: pa.Table, header: dic
 
 def read_header(store: SupportsGet, key: str) -> dict[str, Any]:
     """The metadata JSON of one part. Raises StorageError when it is not one of ours."""
-    try:
-        metadata = pq.ParquetFile(pa.BufferReader(store.get(key))).metadata.metadata or {}
-    except pa.ArrowInvalid as exc:
-        raise StorageError(f"{key} is not a readable Parquet file: {exc}") from exc
+    raw = store.get(key)
+    with reading_parquet(key):
+        metadata = pq.ParquetFile(pa.BufferReader(raw)).metadata.metadata or {}
     if METADATA_KEY not in metadata:
         raise StorageError(
             f"{key} is a Parquet file, but not one that labelfleet wrote",
             hint="something else put it there; move it away",
         )
-    header: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+    with reading_parquet(key):
+        header: dict[str, Any] = json.loads(metadata[METADATA_KEY])
     return header
 
 
@@ -97,9 +98,9 @@ def read_parts(
 ) -> Iterator[dict[str, Any]]:
     """Rows of the parts as dicts, in order, a row group at a time."""
     for key in keys:
-        try:
-            file = pq.ParquetFile(pa.BufferReader(store.get(key)))
+        raw = store.get(key)
+        with reading_parquet(key):
+            file = pq.ParquetFile(pa.BufferReader(raw))
             for group in range(file.num_row_groups):
-                yield from file.read_row_group(group, columns=schema.names).to_pylist()
-        except pa.ArrowInvalid as exc:
-            raise StorageError(f"{key} is not a readable Parquet file: {exc}") from exc
+                table = file.read_row_group(group, columns=schema.names)
+                yield from table.select(schema.names).cast(schema).to_pylist()

@@ -64,13 +64,13 @@ class Shard:
 
 def shard_id_of(objects: Iterable[StoredObject]) -> str:
     """16 hex digits of sha256 over the sorted (key, size, etag) of the shard's objects."""
-    digest = hashlib.sha256()
+    pieces: list[bytes] = []
     for key, nbytes, etag in sorted((o.key, o.nbytes, o.etag) for o in objects):
         # Length-prefixed, so that no choice of key can imitate a neighbouring field.
         for part in (key, str(nbytes), etag):
             raw = part.encode("utf-8", "surrogateescape")
-            digest.update(len(raw).to_bytes(8, "big") + raw)
-    return digest.hexdigest()[:16]
+            pieces += (len(raw).to_bytes(8, "big"), raw)
+    return hashlib.sha256(b"".join(pieces)).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from storage.objects import SupportsCreate, SupportsGet
+from storage.parquet_errors import reading_parquet
 from storage.parquet_parts import part_bytes
 
 FRAMES = "review/frames/"
@@ -37,8 +38,10 @@ def write_frame(store: SupportsCreate, shards: NDArray[np.uint64]) -> str:
 
 def read_frame(store: SupportsGet, key: str) -> NDArray[np.uint64]:
     """The shards of one frame, sorted."""
-    table = pq.read_table(pa.BufferReader(store.get(key)))
-    shards: NDArray[np.uint64] = table.column("shard").to_numpy()
+    raw = store.get(key)
+    with reading_parquet(key):
+        table = pq.read_table(pa.BufferReader(raw)).cast(_SCHEMA)
+        shards: NDArray[np.uint64] = table.column("shard").to_numpy()
     return shards
 
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from storage.errors import AlreadyExists, ReviewError
 from storage.objects import SupportsCreate, SupportsGet, SupportsList
+from storage.parquet_errors import reading_parquet
 from storage.parquet_parts import (
     SupportsAppend,
     SupportsParts,
@@ -267,9 +268,11 @@ def write_queue(
 
 def read_head(store: SupportsGet, key: str) -> QueueHead:
     """What the queue part at ``key`` says about its routing."""
-    values = read_header(store, key)["queue"]
-    strata = tuple(Stratum(**s) for s in values.pop("strata"))
-    return QueueHead(**values, strata=strata)
+    header = read_header(store, key)
+    with reading_parquet(key):
+        values = header["queue"]
+        strata = tuple(Stratum(**s) for s in values.pop("strata"))
+        return QueueHead(**values, strata=strata)
 
 
 def read_queue(

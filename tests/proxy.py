@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import os
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +17,7 @@ from urllib.parse import urlsplit
 
 Effect = Literal[
     "drop_reply", "cut", "answer", "hang", "ignore_range", "ignore_condition", "then",
-    "close", "late", "delay", "answer_after",
+    "close", "late", "delay", "answer_after", "reset", "stale",
 ]  # fmt: skip
 
 
@@ -30,7 +33,8 @@ class Rule:
             server; ``then``: only ``action``; ``close``: neither side hears anything; ``late``: the
             client hears nothing, and the server hears of it only ``delay_s`` later; ``delay``: all
             goes well, ``delay_s`` later; ``answer_after``: as ``answer``, once the server has done
-            the work.
+            the work; ``reset``: as ``close``, by a TCP reset; ``stale``: the first good reply to
+            this very path is given once more.
         action: runs before the request is forwarded.
         times: how many requests; None: all.
         after: how many matching requests go well first.
@@ -68,6 +72,7 @@ class FaultyProxy(ThreadingHTTPServer):
         requests: (method, path, Range header) of all that arrived.
         chaos: asked for a rule, with method and path, where none of ``rules`` takes a request.
         late: how many requests are on their way to the server without a client.
+        remembered: the first good reply to each GET, while ``remembers`` says so of its path.
     """
 
     daemon_threads = True
@@ -79,6 +84,8 @@ class FaultyProxy(ThreadingHTTPServer):
         self.requests: list[tuple[str, str, str]] = []
         self.chaos: Callable[[str, str], Rule | None] | None = None
         self.late = 0
+        self.remembers: Callable[[str], bool] = lambda path: False
+        self.remembered: dict[str, tuple[http.client.HTTPResponse, bytes]] = {}
         self.closing = threading.Event()
         self.guard = threading.Lock()
 
@@ -131,6 +138,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(rule)
         elif effect == "close":
             self.close_connection = True
+        elif effect == "reset":
+            # Lingering for no time at all makes the kernel send RST instead of FIN.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
+            self.close_connection = True
+        elif effect == "stale" and (old := self.server.remembered.get(self.path)):
+            self._reply(*old, len(old[1]))
         elif effect == "late" and rule is not None:
             self._forward_late(body, rule)
         else:
@@ -183,6 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
         if rule is not None and rule.effect == "answer_after":
             self._answer(rule)
             return
+        if self.command == "GET" and reply.status == 200 and self.server.remembers(self.path):
+            self.server.remembered.setdefault(self.path, (reply, content))
         keep = rule.keep_bytes if rule is not None and rule.effect == "cut" else len(content)
         self._reply(reply, content, keep)
 

@@ -5,20 +5,36 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import ray
 
 from storage.manifest import Commit
 from storage.records import Shard
 from workers.spec import WorkerSpec
+from workers.spot import SpotNotice, watch_this_machine
+
+if TYPE_CHECKING:  # heavy: OpenCV, which the driver needs not
+    from workers.labeller import ShardLabeller
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """What a started worker says about itself."""
+    """What a started worker says about itself; ``node_id`` is Ray's."""
 
     host: str
     pid: int
     device: str
     batch_size: int
+    node_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a worker is: images that became rows, and whether its node is about to go."""
+
+    images_done: int
+    notice: SpotNotice | None = None
 
 
 class LabelActor:
@@ -33,24 +49,31 @@ class LabelActor:
 
     def start(self) -> WorkerFacts:
         """Load the model and start the threads. Raises ModelError, StorageError, ..."""
-        from workers.assemble import open_labeller  # heavy: torch and super-gradients
-
-        self._labeller = open_labeller(self._spec)
+        self._labeller = self.open()
+        self._spot = watch_this_machine()
         return WorkerFacts(
             host=socket.gethostname(),
             pid=os.getpid(),
             device=self._spec.model.device,
             batch_size=self._spec.options.batch_size,
+            node_id=ray.get_runtime_context().get_node_id(),
         )
+
+    def open(self) -> ShardLabeller:
+        """The labeller around the spec's model."""
+        from workers.assemble import open_labeller  # heavy: torch and super-gradients
+
+        return open_labeller(self._spec)
 
     def label(self, shard: Shard, attempt: str) -> Commit:
         """See ``ShardLabeller.label``."""
         return self._labeller.label(shard, attempt)
 
-    def images_done(self) -> int:
-        """Images that became rows so far."""
-        return self._labeller.images_done
+    def progress(self) -> Progress:
+        """How far it is; answered by a thread of its own, whatever the others do."""
+        return Progress(self._labeller.images_done, self._spot.notice)
 
     def close(self) -> None:
         """End the threads within bounded time."""
+        self._spot.close()
         self._labeller.close()

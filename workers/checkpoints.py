@@ -88,7 +88,7 @@ def read_arch(url: str, options: StorageOptions) -> str:
         params = yaml.safe_load(store.get(key))
     except ObjectNotFound as exc:
         raise ConfigError(f"model.arch: there is nothing at {url}") from exc
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as exc:
         raise ConfigError(f"model.arch: {url} is not yaml: {str(exc).splitlines()[0]}") from exc
     if not isinstance(params, Mapping) or not {"backbone", "neck", "heads"} & set(params):
         raise ConfigError(

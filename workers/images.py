@@ -34,7 +34,15 @@ from workers.detector import Preprocessing
 from workers.jpeg_header import JpegHeader, count_scans, has_end, read_jpeg_header
 from workers.letterbox import LetterboxTransform, letterbox, shrink
 from workers.phash import phash
-from workers.signatures import describe_foreign, format_of, webp_exif, webp_size, without_metadata
+from workers.signatures import (
+    describe_foreign,
+    format_of,
+    png_exif,
+    png_size,
+    webp_exif,
+    webp_size,
+    without_metadata,
+)
 
 __all__ = [
     "DecodedImage",
@@ -47,6 +55,8 @@ __all__ = [
 
 _ORIENTATION_TAG = 0x0112
 _MAX_SCAN_PASSES = 64  # a progressive JPEG may cost so many passes over max_pixels, not more
+# What a decoder needs besides the pixels, generously; and the most pixels that are asked for.
+_ROOM_NBYTES, _MOST_ASKED = 32 * 1024 * 1024, 1 << 28
 
 # The plugins are called by name: Image.open would try every format it knows, and warns or
 # refuses by a process-wide limit that is not ours.
@@ -96,6 +106,7 @@ def decode(data: bytes, *, max_pixels: int, enough: Preprocessing | None = None)
         Unsupported: another format, or samples that have no agreed 8-bit meaning (32-bit
             integers, floats, CIELAB).
         Undecodable: empty, truncated, damaged, or no image at all.
+        MemoryError: this process is short of memory, which says nothing of the image.
     """
     if not data:
         raise Undecodable("empty: 0 bytes")
@@ -110,9 +121,21 @@ def decode(data: bytes, *, max_pixels: int, enough: Preprocessing | None = None)
     except ImageError:
         raise
     except MemoryError as exc:
+        _check_memory(data)
         raise TooLarge(f"not enough memory to decode this {kind}") from exc
     except Exception as exc:  # a decoder fed hostile bytes raises what it likes
+        _check_memory(data)
         raise Undecodable(f"damaged {kind}: {_reason(exc)}") from exc
+
+
+def _check_memory(data: bytes) -> None:
+    """Raise MemoryError where an honest image of this size would find no room either.
+
+    Decoders that are refused memory say so in many ways, "damaged" among them. The memory is only
+    asked for, not touched.
+    """
+    width, height, _ = probe(data) or (0, 0, 1)
+    np.empty(min(width * height, _MOST_ASKED) * 4 + _ROOM_NBYTES, np.uint8)
 
 
 def probe(data: bytes) -> tuple[int, int, int] | None:
@@ -137,9 +160,13 @@ def _probe(data: bytes) -> tuple[int, int, int]:
         if header is None:
             raise Undecodable("no frame header")
         return _upright_size(header.width, header.height, _jpeg_orientation(data, header))
-    if kind == "WebP" and (size := webp_size(data)) is not None:
+    if kind in ("WebP", "PNG"):
+        # Their plugins allocate the canvas on opening, or decode all pixels to look for EXIF.
+        size = webp_size(data) if kind == "WebP" else png_size(data)
+        if size is None:
+            raise Undecodable("no header")
         exif = Image.Exif()
-        exif.load(webp_exif(data))
+        exif.load(webp_exif(data) if kind == "WebP" else png_exif(data))
         return _upright_size(*size, _valid(exif.get(_ORIENTATION_TAG)))
     image = _open(kind, data)
     return _upright_size(*image.size, _orientation(image), done=kind == "TIFF")

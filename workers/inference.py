@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from storage.errors import ShardFailed, WorkerLost
 from storage.records import Detections
 from workers.batch_size import BatchSize
-from workers.detector import Detector, TwoStepDetector
-
-Results = list[Detections | ShardFailed]
+from workers.detector import Detector
 
 
 class Inference:
@@ -27,10 +25,10 @@ class Inference:
     def __init__(self, detector: Detector, batch: BatchSize) -> None:
         self._detector, self._batch = detector, batch
 
-    def start(self, pixels: NDArray[np.uint8], names: Sequence[str]) -> Callable[[], Results]:
-        """Run the network; what is returned gives detections by image, or why one has none.
-
-        Any thread may call it; where the detector takes two steps, NMS happens then.
+    def detect(
+        self, pixels: NDArray[np.uint8], names: Sequence[str]
+    ) -> list[Detections | ShardFailed]:
+        """Detections by image, or why that image alone has none.
 
         Args:
             pixels: uint8 [B, H, W, 3], as ``Detector.detect`` wants them.
@@ -41,20 +39,15 @@ class Inference:
         """
         began_s = time.perf_counter()
         try:
-            finish = self._start(pixels)
+            found: list[Detections | ShardFailed] = list(self._detector.detect(pixels))
         except Exception:  # noqa: BLE001 - the model's border: find out whose fault it was
-            alone = self._one_by_one(pixels, names)
-            return lambda: alone
+            return self._one_by_one(pixels, names)
         self._batch.ran(len(pixels), time.perf_counter() - began_s)
-        return lambda: list(finish())
+        return found
 
-    def _start(self, pixels: NDArray[np.uint8]) -> Callable[[], Sequence[Detections]]:
-        if isinstance(self._detector, TwoStepDetector):
-            return self._detector.start(pixels)
-        found = self._detector.detect(pixels)
-        return lambda: found
-
-    def _one_by_one(self, pixels: NDArray[np.uint8], names: Sequence[str]) -> Results:
+    def _one_by_one(
+        self, pixels: NDArray[np.uint8], names: Sequence[str]
+    ) -> list[Detections | ShardFailed]:
         alone = [self._alone(pixels[i : i + 1], name) for i, name in enumerate(names)]
         if not any(isinstance(found, ShardFailed) for found in alone):
             self._batch.too_large(len(pixels))

@@ -119,7 +119,7 @@ def make_graph(
     made = Made({GRAPH: path}, GRAPH, _facts(spec))
     if spec.device != "cpu":
         return made
-    from workers.parity import difference, refuse_difference
+    from workers.agreement import difference, refuse_difference
     from workers.torch_detector import torch_session
 
     say("comparing it with torch")

@@ -77,6 +77,8 @@ class Opened:
             _, transform = letterbox(
                 image.pixels, preprocessing, slot, size=image.size, factor=image.factor
             )
+        except MemoryError:
+            raise
         except Exception as exc:  # noqa: BLE001 - as in open_image
             reason = f"{type(exc).__name__}: {exc}"
             return _skipped(record, self.shard_id, self.sha256, "undecodable", reason)
@@ -89,7 +91,11 @@ class Opened:
 def open_image(
     record: ImageRecord, shard_id: str, preprocessing: Preprocessing, max_pixels: int
 ) -> Opened | Skipped:
-    """Decode one image, no larger than it will be needed. Never raises for a bad image."""
+    """Decode one image, no larger than it will be needed. Never raises for a bad image.
+
+    Raises:
+        MemoryError: this process is short of memory; no image is to blame.
+    """
     digest = "" if record.data is None else hashlib.sha256(record.data).hexdigest()
     if record.status != "ok" or record.data is None:
         reason = record.error or "no bytes"
@@ -100,6 +106,8 @@ def open_image(
         return Opened(record, shard_id, image, digest, phash(image.pixels))
     except ImageError as exc:
         return _skipped(record, shard_id, digest, exc.status, exc.message)
+    except MemoryError:
+        raise
     except Exception as exc:  # noqa: BLE001 - foreign decoders on hostile bytes
         return _skipped(record, shard_id, digest, "undecodable", f"{type(exc).__name__}: {exc}")
 

@@ -3,7 +3,8 @@
 Left alone, the import tees stdout and stderr into files in the home directory, takes over the
 root logger, installs a crash handler, and prints. onnxruntime, which comes with it, writes a
 telemetry database, matplotlib a font list. None of that may happen in a worker, or in a command
-that prints JSON.
+that prints JSON. And it imports all of super-gradients, for several times the CPU time of the
+modules that YOLO-NAS needs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ import warnings
 from collections.abc import Iterator
 
 from workers.checkpoint_cache import cache_folder
+from workers.lazy_packages import lazy_packages
+
+_PACKAGES = ("super_gradients", "torchvision")
+_DEFERRED = ("matplotlib", "matplotlib.pyplot", "onnx", "onnxsim", "pkg_resources", "requests")
 
 _SETTINGS = {
     "CRASH_HANDLER": "FALSE",
@@ -31,7 +36,10 @@ _SETTINGS = {
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Import super-gradients inside this: streams, root logger and home stay as they were."""
+    """Import super-gradients inside this: streams, root logger and home stay as they were.
+
+    Of its packages, and of torchvision's, only the modules asked for are imported.
+    """
     _prepare_environment()
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
@@ -40,6 +48,7 @@ def undisturbed() -> Iterator[None]:
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
         warnings.catch_warnings(),
+        lazy_packages(_PACKAGES, _DEFERRED),
     ):
         warnings.simplefilter("ignore")
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Literal
 
 Format = Literal["JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF"]
@@ -89,12 +90,32 @@ def webp_exif(data: bytes) -> bytes:
     return b""
 
 
+def png_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) in pixels from a PNG's first chunk; None where that is not IHDR."""
+    if data[12:16] != b"IHDR" or len(data) < 24:
+        return None
+    width, height = struct.unpack_from(">II", data, 16)
+    return width, height
+
+
+def png_exif(data: bytes) -> bytes:
+    """The eXIf chunk's payload, wherever it stands; empty where there is none."""
+    for name, start, end in _png_chunks(data):
+        if name == b"eXIf":
+            return data[start + 8 : end - 4]
+    return b""
+
+
 def without_metadata(png: bytes) -> bytes:
     """The same PNG with only the chunks its first frame needs."""
-    kept, at = [_PNG], len(_PNG)
+    kept = [png[start:end] for name, start, end in _png_chunks(png) if name in _PNG_CHUNKS]
+    return b"".join([_PNG, *kept])
+
+
+def _png_chunks(png: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start, end) of each chunk, length and checksum included."""
+    at = len(_PNG)
     while at + 8 <= len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
-        if png[at + 4 : at + 8] in _PNG_CHUNKS:
-            kept.append(png[at:end])
+        yield png[at + 4 : at + 8], at, end
         at = end
-    return b"".join(kept)

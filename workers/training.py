@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from storage.errors import ConfigError, ModelError
 from workers.batches import Batch
 from workers.fit_options import FitOptions, learning_rate
+from workers.sg_environment import undisturbed
 from workers.yolo_nas import import_super_gradients
 
 import_super_gradients()  # before any other import of it: without its side effects
 
-from super_gradients.training.losses.ppyolo_loss import PPYoloELoss  # noqa: E402
+with undisturbed():
+    from super_gradients.training.losses.ppyolo_loss import PPYoloELoss
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 from typing import Any
@@ -22,14 +23,30 @@ from workers.torchvision_ops import ensure_torchvision
 _PRECISIONS = ("fp32", "bf16", "fp16")
 
 
-def import_super_gradients() -> Any:
-    """super-gradients' ``models`` module, imported without its side effects.
+# What an arch file can name registers itself when its module is imported.
+_REGISTERED = (
+    "super_gradients.modules.detection_modules",
+    "super_gradients.modules.pose_estimation_modules",
+    "super_gradients.training.models.detection_models.csp_darknet53",
+    "super_gradients.training.models.detection_models.csp_resnet",
+    "super_gradients.training.models.detection_models.pp_yolo_e.pan",
+    "super_gradients.training.models.detection_models.yolo_nas.dfl_heads",
+    "super_gradients.training.models.detection_models.yolo_nas.panneck",
+    "super_gradients.training.models.detection_models.yolo_nas.yolo_nas_variants",
+    "super_gradients.training.models.detection_models.yolo_nas.yolo_stages",
+    "super_gradients.training.models.segmentation_models.ddrnet_backbones",
+)
 
-    Takes 5 s of CPU time. Its packages import all of it, and going around them was tried: the
-    YOLO-NAS modules alone still pull in torchmetrics, scipy and TensorBoard, for 3.5 s.
+
+def import_super_gradients() -> Any:
+    """super-gradients' ``models`` module with YOLO-NAS, and without the import's side effects.
+
+    Its other architectures are imported by the first who asks the module for them.
     """
     with undisturbed():
         ensure_torchvision()
+        for module in _REGISTERED:
+            importlib.import_module(module)
         from super_gradients.training import models
     return models
 
@@ -45,10 +62,16 @@ def build_network(name: str, arch_params: str | None, num_classes: int) -> nn.Mo
     Raises:
         ConfigError: super-gradients cannot build that.
     """
-    models = import_super_gradients()
-    params = None if arch_params is None else json.loads(canonical_arch(json.loads(arch_params)))
-    try:
-        return models.get(name, arch_params=params, num_classes=num_classes)  # type: ignore[no-any-return]
+    import_super_gradients()
+    from super_gradients.common.registry.registry import ARCHITECTURES
+    from super_gradients.training.utils.utils import HpmStruct
+
+    params = {} if arch_params is None else json.loads(canonical_arch(json.loads(arch_params)))
+    try:  # what its models.get does, which loads TensorBoard and its checkpoint code besides
+        wanted = HpmStruct(**params)
+        wanted.override(num_classes=num_classes)
+        network: nn.Module = ARCHITECTURES[name](arch_params=wanted)
+        return network
     except Exception as exc:
         raise ConfigError(
             f"super-gradients cannot build {name}"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 from jobs import Job, wait_until
+from same_rows import differing
 from servers import S3Server
 from tar_samples import tar_of
 
 from pipelines.digits import make_pages
 from storage.objects import open_store
-from storage.records import AnnotationRow
 
 pytestmark = pytest.mark.slow
 
@@ -34,20 +33,6 @@ def fill(server: S3Server, pages: list[tuple[str, bytes]]) -> str:
     for i in range(SHARDS):
         store.put(f"pages-{i:06d}.tar", tar_of(*pages[i::SHARDS]))
     return bucket
-
-
-def same(a: AnnotationRow, b: AnnotationRow) -> bool:
-    """Rows of two runs are the same: boxes to 0.05 px, scores to 1e-3."""
-    plain = ("image_id", "shard_id", "offset", "nbytes", "sha256", "phash", "status", "width")
-    if any(getattr(a, name) != getattr(b, name) for name in plain):
-        return False
-    x, y = a.detections, b.detections
-    clear = x.scores > 0.051, y.scores > 0.051  # at the floor itself rounding may decide
-    return (
-        int(clear[0].sum()) == int(clear[1].sum())
-        and np.allclose(x.boxes[clear[0]], y.boxes[clear[1]], atol=0.05)
-        and np.allclose(x.scores[clear[0]], y.scores[clear[1]], atol=1e-3)
-    )
 
 
 def test_a_killed_driver_continues_and_every_image_is_there_once(
@@ -80,8 +65,7 @@ def test_a_killed_driver_continues_and_every_image_is_there_once(
     code, _, err = again.run()
     assert code == 0, err
     undisturbed = again.rows()
-    assert rows.keys() == undisturbed.keys()
-    assert [key for key in rows if not same(rows[key], undisturbed[key])] == []
+    assert differing(rows, undisturbed) == []
     assert sum(len(row.detections) for row in rows.values()) > 0
 
     data = dict(pages)

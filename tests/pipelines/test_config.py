@@ -300,3 +300,19 @@ def test_the_reference_page_lists_every_field_as_the_models_have_it() -> None:
                       and str(field.description).replace("|", "&#124;") in line}  # fmt: skip
             if not field.is_required() and isinstance(field.default, int | float | str):
                 assert f"`{str(field.default).lower()}`" in row.lower()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: 2026-13-45", "no date or number"),
+        ("name: !!int x", "no date or number"),
+        ("name: !!timestamp x", "no date or number"),
+        ("[" * 5000, "nested too deeply"),
+        ("name: !!python/object/apply:os.system [id]", "line 1"),
+    ],
+)
+def test_yaml_that_its_parser_stumbles_over_is_a_readable_error(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    assert said in refused(written(tmp_path, text)).message

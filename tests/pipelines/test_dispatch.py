@@ -135,9 +135,49 @@ def test_draining_worker_gets_nothing_more_but_may_finish() -> None:
     assert not d.done
 
 
+def test_near_the_end_an_idle_worker_takes_over_what_a_draining_one_has() -> None:
+    d = Dispatcher(shards(2), DispatchRules(depth=1))
+    d.worker_joined("going")
+    d.worker_joined("staying")
+    held = {g.worker: g.shard for g in d.assign(0)}
+    d.worker_draining("going")
+    d.completed("staying", held["staying"].shard_id, 1)
+    (copy,) = d.assign(1)
+    assert (copy.worker, copy.shard, copy.copy) == ("staying", held["going"], True)
+    d.worker_lost("going", reason="its node drains", blameless=True)
+    assert d.requeued_count == 0  # the copy has it already
+    assert d.completed("staying", copy.shard.shard_id, 2)
+    assert d.done
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_gpus_of_different_speed_take_work_at_their_own_pace(depth: int) -> None:
+    seconds = {"a10": 3, "l4": 4, "h100": 1}  # a shard
+    d = Dispatcher(shards(400), DispatchRules(depth=depth))
+    for worker in seconds:
+        d.worker_joined(worker)
+    done = dict.fromkeys(seconds, 0)
+    ends = dict(seconds)  # when a worker finishes the shard it is at
+    now = 0
+    while not d.done:
+        d.assign(now)
+        now += 1
+        for worker, pace in seconds.items():
+            held = d.holds(worker)
+            if held and now >= ends[worker]:
+                done[worker] += d.completed(worker, held[0], now)
+                ends[worker] = now + pace
+    assert sum(done.values()) == 400
+    share = 400 / (1 / 3 + 1 / 4 + 1)
+    for worker, pace in seconds.items():
+        assert abs(done[worker] - share / pace) <= 4
+    assert now <= share + 3 * 4  # the slowest one's last shards end it
+
+
 def test_reports_about_unknown_workers_and_shards_change_nothing() -> None:
     d = Dispatcher(shards(1))
     assert not d.completed("ghost", "0" * 16, 0)
+    assert d.holds("ghost") == []
     assert d.failed("ghost", "0" * 16, "x") is None
     d.worker_lost("ghost", reason="x")
     assert not d.done

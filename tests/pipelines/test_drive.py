@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable, Sequence
 
 import pytest
 from synthetic_run import record, tar_shard
 
+from pipelines.allowance import Limits
 from pipelines.dispatch import Dispatcher, DispatchRules
-from pipelines.drive import Drive, Outcome, Stopper, Tally
+from pipelines.drive import Drive, Outcome
+from pipelines.stopping import Stopper
+from pipelines.tally import Tally
 from storage.annotations import ShardFooter
 from storage.errors import (
     AccessDenied,
@@ -30,11 +34,12 @@ from storage.memory import MemoryStore
 from storage.objects import ObjectStore
 from storage.records import Shard
 from workers.actor import WorkerFacts
-from workers.pool import (
+from workers.events import (
     Event,
     ShardDone,
     ShardError,
     StartFailed,
+    WorkerDraining,
     WorkerGone,
     WorkerReady,
 )
@@ -119,6 +124,20 @@ class Notes:
         self.said.append(text)
 
 
+class Cluster:
+    """A cluster that remembers what the loop asked and told it."""
+
+    def __init__(self) -> None:
+        self.ended: list[int] = []
+        self.left: list[tuple[str, str, float | None]] = []
+
+    def follow(self, ended: int) -> None:
+        self.ended.append(ended)
+
+    def leaving(self, worker: str, reason: str, within_s: float | None) -> None:
+        self.left.append((worker, reason, within_s))
+
+
 def ready(worker: str) -> WorkerReady:
     return WorkerReady(worker, WorkerFacts("here", 1, "cpu", 8))
 
@@ -132,8 +151,10 @@ class Bench:
         pool: ScriptedPool,
         *,
         store: ObjectStore | None = None,
-        deadline_s: float | None = None,
+        limits: Limits | None = None,
         guard: Callable[[], None] = lambda: None,
+        cluster: Cluster | None = None,
+        wall: Callable[[], float] = lambda: 1.7e9,
         depth: int = 3,
         ledger_lines: int = 1000,
     ) -> None:
@@ -145,7 +166,8 @@ class Bench:
         self.dispatcher = Dispatcher(iter(self.shards), DispatchRules(attempts=3, depth=depth))
         self.drive = Drive(
             self.manifest, self.ledger, self.dispatcher, pool, self.notes, self.stopper,
-            invocation="now", deadline_s=deadline_s, guard=guard,
+            invocation="now", limits=limits, guard=guard,
+            cluster=cluster, wall=wall,
         )  # fmt: skip
 
     def run(self) -> Outcome:
@@ -293,6 +315,47 @@ def test_a_lost_worker_s_shards_go_to_another() -> None:
     assert any("w0" in note and "requeued" in note for note in bench.notes.said)
 
 
+def test_a_worker_whose_node_is_going_gets_no_more_and_what_it_has_counts() -> None:
+    def drains(worker: str, shard: Shard, attempt: str) -> Event:
+        if worker == "w0" and not cluster.left:
+            bench.pool.say(WorkerDraining("w0", "spot notice (terminate)", 110.0))
+        return done(worker, shard, attempt)
+
+    cluster = Cluster()
+    bench = Bench(40, ScriptedPool(drains), cluster=cluster)
+    assert bench.run() == "done"
+    assert bench.drive.tally.shards == 40
+    assert set(cluster.left) == {("w0", "spot notice (terminate)", 110.0)}
+    given = [worker for worker, _ in bench.pool.submitted]
+    assert 1 <= given.count("w0") <= 6  # what it had when it said so
+    assert any("w0 gets no more shards" in note for note in bench.notes.said)
+
+
+def test_the_cluster_is_followed_with_what_has_ended() -> None:
+    cluster = Cluster()
+    bench = Bench(6, ScriptedPool(failing(ShardFailed("bad"), "003.tar")), cluster=cluster)
+    bench.run()
+    assert cluster.ended[0] == 0
+    assert cluster.ended == sorted(cluster.ended)
+    assert cluster.ended[-1] in (5, 6)  # five done, one set aside
+
+
+@pytest.mark.parametrize("jump_s", [-86_400.0, -1.0, 86_400.0])
+def test_a_clock_that_jumps_decides_nothing_and_loses_no_line(jump_s: float) -> None:
+    now, rng = [1.7e9], random.Random(3)
+
+    def wall() -> float:
+        now[0] += jump_s if rng.random() < 0.5 else 0.1
+        return now[0]
+
+    bench = Bench(20, ScriptedPool(), limits=Limits(seconds=3600), wall=wall)
+    assert bench.run() == "done"
+    assert sorted(e.shard_id or "" for e in bench.entries("shard")) == sorted(
+        shard.shard_id for shard in bench.shards
+    )
+    assert bench.stopper.requests == 0
+
+
 def test_workers_that_cannot_start_end_the_run_with_their_own_error() -> None:
     failed = StartFailed(LabelfleetError("libcuda is missing", hint="install the driver"))
     bench = Bench(3, ScriptedPool(first=[failed] * 10))
@@ -344,7 +407,7 @@ def test_asked_once_it_finishes_what_is_in_flight() -> None:
 
 
 def test_the_deadline_stops_it_like_a_first_request() -> None:
-    bench = Bench(100, ScriptedPool(), deadline_s=0.0)
+    bench = Bench(100, ScriptedPool(), limits=Limits(seconds=0.0))
     assert bench.run() == "stopped"
     assert bench.stopper.reason == "max_hours or max_cost reached"
     assert bench.drive.tally.shards == len(bench.pool.submitted)
@@ -393,6 +456,5 @@ def test_no_worker_for_too_long_ends_the_run() -> None:
         def events(self, timeout_s: float) -> list[Event]:
             return []
 
-    bench = Bench(1, Empty())
-    bench.drive._start_after_s = -1.0
+    bench = Bench(1, Empty(), limits=Limits(start_after_s=-1.0))
     assert "no worker was ready" in bench.fails(WorkerStartFailed).message

@@ -244,3 +244,35 @@ def test_a_binary_file_called_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(tar_of(("a.jpg", b"\xff" * 100)))
     with pytest.raises(SourceError, match="not UTF-8"):
         ingest(str(tmp_path / "list.txt"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressions_that_unpack_in_one_piece_are_refused(kind: int) -> None:
+    """A member that says 1,000 bytes and holds 200 MiB: zipfile would unpack them all."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("bomb.jpg", bytes(200 << 20), kind)
+        archive.writestr("good.jpg", b"good" * 10)
+    content = bytearray(file.getvalue())
+    directory = content.rindex(b"bomb.jpg") - 46
+    struct.pack_into("<I", content, directory + 24, 1000)
+    memory = PeakMemory()
+    records, errors = ingested(bytes(content))
+    assert bodies(records) == {"good.jpg": b"good" * 10}
+    assert "deflate" in errors["bomb.jpg"]
+    assert memory.growth() < 64 << 20
+
+
+def test_members_that_share_their_bytes_are_refused() -> None:
+    """David Fifield's bomb (2019): a small body that a thousand directory entries point at."""
+    content = bytearray(zip_of(*[(f"{i:03d}.jpg", b"x" * 4000) for i in range(100)]))
+    entry = content.index(b"PK\1\2")
+    while content[entry : entry + 4] == b"PK\1\2":
+        struct.pack_into("<I", content, entry + 42, 0)  # where the member begins
+        entry += 46 + len("000.jpg")
+    directory = content.index(b"PK\1\2")
+    body = content[: 30 + len("000.jpg") + 4000]  # of the first member; the others' are dropped
+    small = body + content[directory:]
+    struct.pack_into("<I", small, len(small) - 6, len(body))
+    with pytest.raises(SourceError, match="overlap"):
+        ingested(bytes(small))

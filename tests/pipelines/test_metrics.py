@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from labelled_run import fill, label
 from review_samples import loose_run, routed
 
-from pipelines.drive import Tally
 from pipelines.metrics import METRICS, Measured, RayMetrics, count_review_queue, exported_name
+from pipelines.tally import Tally
 from storage.annotations import ShardFooter
 from storage.memory import MemoryStore
 from storage.records import STATUSES

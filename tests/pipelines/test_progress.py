@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from pipelines.drive import Tally
 from pipelines.progress import watching
+from pipelines.tally import Tally
 
 HOSTILE = "attempt failed: cells/[red]page[1][/].png [/bold] C:\\"
 

@@ -127,6 +127,8 @@ def test_gpus_0_labels_on_the_cpus_of_a_gpu_machine() -> None:
         ([Node(2, 1)], True, {"cpus": 4}, "the largest node has 2"),
         ([Node(0, 0)], False, {}, "no node of the cluster has a CPU core"),
         ([], False, {}, "no node of the cluster has a CPU core"),
+        ([Node(0, 0)], False, {"count": 4}, "no node of the cluster has a CPU core"),
+        ([Node(2, 0)], False, {"count": 4, "gpus": 1}, "the run is one on CPUs"),
     ],
 )
 def test_what_fits_nowhere_is_a_config_error(
@@ -136,3 +138,15 @@ def test_what_fits_nowhere_is_a_config_error(
         size(nodes, cuda=cuda, **workers)
     assert said in caught.value.message
     assert caught.value.hint
+
+
+def test_workers_that_are_yet_to_come_are_asked_for_as_the_config_says() -> None:
+    head = [Node(0, 0)]  # of a cluster that starts its workers when they are asked for
+    config = {"count": 16, "gpus": 1}
+    assert wants_gpu(WorkersConfig(**config), head)
+    sizing = size(head, cuda=True, **config)
+    assert (sizing.count, sizing.gpus, sizing.cpus) == (16, 1, 4)
+    assert size(head, cuda=True, cpus=7, **config).cpus == 7
+    on_cpus = {"count": 2, "gpus": 0}
+    assert not wants_gpu(WorkersConfig(**on_cpus), head)
+    assert size(head, **on_cpus).count == 2

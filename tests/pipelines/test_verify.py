@@ -274,7 +274,7 @@ def test_a_hole_in_the_listings(run: Run) -> None:
 def test_a_damaged_listing(run: Run) -> None:
     raw = run.output.get("source/0.parquet")
     run.output.put("source/0.parquet", raw[: len(raw) // 2])
-    assert "source/0.parquet is not a readable listing" in run.says()
+    assert "source/0.parquet is not a readable Parquet" in run.says()
 
 
 def test_a_grown_changed_and_shrunk_source_is_clean_and_names_what_is_dead(run: Run) -> None:

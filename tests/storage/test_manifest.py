@@ -13,6 +13,7 @@ from synthetic_run import commit_rows, list_shards, make_run, record, row, tar_s
 
 from storage.annotations import RowWriter, ShardFooter
 from storage.errors import AlreadyExists, ConfigError, NotAtomic, ObjectNotFound, RunMismatch
+from storage.faulty import FaultyStore, stale_list
 from storage.manifest import Manifest, annotation_key, read_json, shard_id_of_key
 from storage.memory import MemoryStore
 from storage.objects import Body, open_store
@@ -160,6 +161,17 @@ def test_a_lost_reply_is_our_own_win(tmp_path: Path) -> None:
     manifest = Manifest.create_or_continue(LostReplies(), record())
     assert manifest.commit(*spooled(manifest, tmp_path, "mine")).won
     assert not manifest.commit(*spooled(manifest, tmp_path, "theirs")).won
+
+
+def test_a_stale_listing_of_commits_doubles_nothing(tmp_path: Path) -> None:
+    store = FaultyStore(MemoryStore(), [stale_list("annotations/", times=16)])  # once by each digit
+    manifest = Manifest.create_or_continue(store, record())
+    first = manifest.commit(*spooled(manifest, tmp_path, "first", 2))
+    assert manifest.committed() == set()  # so a driver labels the shard once more
+    again = manifest.commit(*spooled(manifest, tmp_path, "again", 1))
+    assert (again.won, again.footer.attempt) == (False, "first")
+    assert manifest.committed() == {first.shard_id}
+    assert manifest.footer(first.shard_id).images == 2
 
 
 def test_committed_ignores_what_is_not_an_annotation_object() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,24 +11,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from bright_actor import bright_actor
+from image_samples import encode
+from PIL import Image
 from tiny_run import fill_folder, run_config
 
 from pipelines.open_run import open_run, refresh_listing
 from storage.errors import CheckpointError, StorageError
 from storage.manifest import Manifest
 from storage.records import Shard, StoredObject
+from storage.rows import live_rows
 from storage.shards import tar_shards
-from workers.pool import (
+from workers.actor import LabelActor
+from workers.events import (
     Event,
-    LabelPool,
-    PoolSize,
     ShardDone,
     ShardError,
     StartFailed,
     WorkerGone,
     WorkerReady,
 )
+from workers.pool import LabelPool, PoolSize
 from workers.spec import LabellerOptions, WorkerSpec
 
 pytestmark = pytest.mark.slow
@@ -44,9 +50,17 @@ class Bench:
     source: Path
 
     @contextmanager
-    def pool(self, *, count: int = 1, hang_after_s: float = 200, **spec: object) -> Iterator[Loop]:
+    def pool(
+        self,
+        *,
+        count: int = 1,
+        hang_after_s: float = 200,
+        actor: type[LabelActor] = LabelActor,
+        **spec: object,
+    ) -> Iterator[Loop]:
         told = replace(self.spec, **spec)  # type: ignore[arg-type]  # by name
-        made = LabelPool(told, PoolSize(count, 0, 0.5), depth=3, hang_after_s=hang_after_s)
+        size = PoolSize(count, 0, 0.5)
+        made = LabelPool(told, size, depth=3, hang_after_s=hang_after_s, actor=actor)
         made.start()
         try:
             yield Loop(made)
@@ -79,11 +93,16 @@ class Loop:
 @pytest.fixture
 def bench(tmp_path: Path, nano_checkpoint: Path, local_ray: dict[str, str]) -> Bench:
     fill_folder(tmp_path / "in", 12)
-    config = run_config(tmp_path / "in", tmp_path / "out", nano_checkpoint)
+    return opened(tmp_path, nano_checkpoint)
+
+
+def opened(folder: Path, checkpoint: Path) -> Bench:
+    """A run over what lies in ``folder/in``."""
+    config = run_config(folder / "in", folder / "out", checkpoint)
     run = open_run(config, cuda=False)
     listing, _ = refresh_listing(run, config)
     spec = WorkerSpec(run.model, run.source.url, run.manifest.url, options=LabellerOptions(1, 4))
-    return Bench(run.manifest, list(listing.live_shards()), spec, tmp_path / "in")
+    return Bench(run.manifest, list(listing.live_shards()), spec, folder / "in")
 
 
 def gone(pid: int) -> bool:
@@ -125,10 +144,11 @@ def test_every_shard_given_is_committed_and_no_process_is_left(bench: Bench) -> 
     assert loop.pool.alive == 0
 
 
-def test_a_killed_worker_is_reported_and_replaced(bench: Bench) -> None:
-    with bench.pool() as loop:
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_a_killed_worker_is_reported_and_replaced(bench: Bench, blow: signal.Signals) -> None:
+    with bench.pool(actor=bright_actor()) as loop:
         (ready,) = loop.ready()
-        os.kill(ready.facts.pid, signal.SIGKILL)
+        os.kill(ready.facts.pid, blow)
         loop.pool.submit(ready.worker, bench.shards[0], "a")
         loop.until(lambda: bool(loop.all(WorkerGone)))
         (lost,) = (e for e in loop.seen if isinstance(e, WorkerGone))
@@ -140,8 +160,64 @@ def test_a_killed_worker_is_reported_and_replaced(bench: Bench) -> None:
         assert loop.pool.alive == 1
 
 
+def test_while_one_worker_reloads_the_others_go_on(bench: Bench) -> None:
+    with bench.pool(count=2, actor=bright_actor(load_s=5)) as loop:
+        first, second = loop.ready(2)
+        os.kill(first.facts.pid, signal.SIGKILL)
+        loop.pool.submit(first.worker, bench.shards[0], "a")
+        loop.until(lambda: bool(loop.all(WorkerGone)))
+        for shard in bench.shards:
+            label(loop, second.worker, shard)
+        assert len(loop.all(WorkerReady)) == 2, "they waited for the third"
+        assert len(loop.ready(3)) == 3
+        assert loop.pool.alive == 2
+
+
+def test_a_worker_without_memory_is_replaced_and_blames_no_image(
+    tmp_path: Path, nano_checkpoint: Path, local_ray: dict[str, str]
+) -> None:
+    fill_folder(tmp_path / "in", 3)
+    (tmp_path / "in" / "large.png").write_bytes(
+        encode(Image.fromarray(np.full((5000, 5000, 3), 90, np.uint8)), "PNG")
+    )
+    bench = opened(tmp_path, nano_checkpoint)
+    (shard,) = bench.shards
+    with bench.pool(actor=bright_actor()) as loop:
+        (ready,) = loop.ready()
+        pages = int(Path(f"/proc/{ready.facts.pid}/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + (70 << 20)  # the image takes 75 MB, twice
+        resource.prlimit(ready.facts.pid, resource.RLIMIT_AS, (limit, limit))
+        loop.pool.submit(ready.worker, shard, "a")
+        # The worker goes; or the attempt, where it was a thread's stack that found no room.
+        loop.until(lambda: bool(loop.all(WorkerGone) or loop.all(ShardError)))
+        assert not loop.all(ShardDone)
+        if not loop.all(WorkerGone):
+            loop.pool.replace(ready.worker, "short of memory")
+        _, other = loop.ready(2)
+        label(loop, other.worker, shard)
+    assert {row.image_id: row.status for row in live_rows(bench.manifest)} == {
+        "large.png": "ok", "page-0000.png": "ok", "page-0001.png": "ok", "page-0002.png": "ok",
+    }  # fmt: skip
+
+
+def test_a_pool_grows_and_withdraws_only_what_is_not_ready(bench: Bench) -> None:
+    with bench.pool(actor=bright_actor()) as loop:
+        (first,) = loop.ready()
+        loop.pool.resize(2)
+        loop.ready(2)
+        loop.pool.resize(8)  # more than there is room for
+        loop.until(lambda: loop.pool.alive > 2)
+        ready = loop.pool.alive
+        loop.pool.resize(1)
+        limit = time.monotonic() + 3
+        loop.until(lambda: time.monotonic() > limit)
+        assert ready <= loop.pool.alive <= ready + 1  # one may just have become ready
+        assert first.worker in loop.pool.places()
+        label(loop, first.worker, bench.shards[0])
+
+
 def test_a_worker_that_stands_still_is_replaced(bench: Bench) -> None:
-    with bench.pool(hang_after_s=6) as loop:
+    with bench.pool(hang_after_s=6, actor=bright_actor()) as loop:
         (ready,) = loop.ready()
         os.kill(ready.facts.pid, signal.SIGSTOP)
         try:
@@ -158,7 +234,7 @@ def test_a_worker_that_stands_still_is_replaced(bench: Bench) -> None:
 
 
 def test_an_idle_worker_is_no_hang(bench: Bench) -> None:
-    with bench.pool(hang_after_s=2) as loop:
+    with bench.pool(hang_after_s=2, actor=bright_actor()) as loop:
         (ready,) = loop.ready()
         limit = time.monotonic() + 5
         loop.until(lambda: time.monotonic() > limit)

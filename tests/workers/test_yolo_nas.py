@@ -289,3 +289,45 @@ def test_importing_super_gradients_leaves_the_process_alone(tmp_path: Path) -> N
     written = [str(p.relative_to(home)) for p in home.rglob("*") if p.is_file()]
     assert not [p for p in written if "labelfleet" not in p]
     assert not list(tmp_path.glob("labelfleet-*"))  # nor is the log folder left in TMPDIR
+
+
+_DIGEST = """
+import hashlib, sys, torch
+if sys.argv[1] == "whole":
+    from workers.torchvision_ops import ensure_torchvision
+    ensure_torchvision()
+    from super_gradients.training import models
+    torch.manual_seed(1)
+    network = models.get("yolo_nas_s", num_classes=3)
+else:
+    from workers.yolo_nas import build_network
+    torch.manual_seed(1)
+    network = build_network("yolo_nas_s", None, 3)
+    assert not {"torchmetrics", "pandas", "onnx.helper", "tensorboard"} & set(sys.modules)
+network.eval()
+with torch.inference_mode():
+    boxes, scores = network(torch.rand(1, 3, 64, 64))[0]
+shapes = [(k, tuple(v.shape)) for k, v in network.state_dict().items()]
+digest = hashlib.sha256(repr(shapes).encode())
+for tensor in [*network.state_dict().values(), boxes, scores]:
+    digest.update(tensor.numpy().tobytes())
+print(digest.hexdigest(), file=sys.__stdout__)
+"""
+
+
+@pytest.mark.slow
+def test_the_lazy_import_builds_what_the_whole_import_builds(tmp_path: Path) -> None:
+    environment = {**os.environ, "SUPER_GRADIENTS_LOG_DIR": str(tmp_path), "CRASH_HANDLER": "FALSE"}
+    lazy, whole = (
+        subprocess.run(
+            [sys.executable, "-c", _DIGEST, how],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+            cwd=Path(__file__).parents[2],
+            timeout=300,
+        ).stdout.split()[-1]
+        for how in ("lazy", "whole")
+    )
+    assert lazy == whole

@@ -1,0 +1,100 @@
+"""What looks like a secret, and so must not travel with a job: Ray keeps what a job is given.
+
+The runtime environment, the metadata, the entry point and the packed files of a job are stored on
+the head and shown to everybody who may ask the cluster for its jobs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from storage.errors import ConfigError
+
+_NAME = re.compile(
+    r"secret|token|passw(or)?d|passphrase|credential|api_?key|access_?key|private_?key|webhook",
+    re.IGNORECASE,
+)
+# A variable that says where a mounted secret lies holds none itself.
+_PLACE = re.compile(r"_(FILE|PATH|DIR|ARN|URI)\Z", re.IGNORECASE)
+_VALUES = {
+    "an AWS access key": re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"),
+    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    "a signed token": re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"),
+    "an access token": re.compile(
+        r"\b(gh[opsu]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|hf_\w{20,}|xox[abprs]-[\w-]{10,})"
+    ),
+    "a URL with credentials": re.compile(r"[a-z][a-z0-9+.-]*://[^/\s@]*:[^/\s@]*@", re.IGNORECASE),
+}
+_WEBHOOK = re.compile(
+    r"hooks\.slack\.com/|discord(app)?\.com/api/webhooks/|webhook\.office\.com/|/webhooks?/\S{16,}",
+    re.IGNORECASE,
+)
+_SIGNED = re.compile(r"sig(nature)?|token|key|secret|passw(or)?d|credential|auth", re.IGNORECASE)
+
+MOUNT_IT = (
+    "let the nodes have it: an instance role (IRSA on EKS) for storage, or a mounted secret with "
+    "its path in a variable such as X_FILE; docs/scheduling.md shows both"
+)
+
+
+def refuse_secrets(config: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Refuse what a job must not carry. The message names the place, never the value.
+
+    Args:
+        config: the run's config as a mapping.
+        environment: variables that the job shall get.
+
+    Raises:
+        ConfigError: with what to do instead.
+    """
+    for path, text in texts_in(config):
+        kind = secret_in(text)
+        if kind is not None:
+            raise ConfigError(
+                f"{path} holds {kind}, which would be kept with the job and shown by the cluster",
+                hint="put the config itself where only the cluster's role reads it (s3://…) and "
+                "submit that URL: it is then read there, and nothing of it travels"
+                if path == "notify"
+                else MOUNT_IT,
+            )
+    for name, text in environment.items():
+        named = _NAME.search(name) and not _PLACE.search(name)
+        kind = "a secret, by its name" if named else secret_in(text)
+        if kind is not None:
+            raise ConfigError(
+                f"--env {name} holds {kind}, which everybody who sees the job could read",
+                hint=MOUNT_IT,
+            )
+
+
+def texts_in(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a nested config with its path, such as ``model.checkpoint``."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from texts_in(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for position, inner in enumerate(value):
+            yield from texts_in(inner, f"{path}[{position}]")
+
+
+def secret_in(text: str) -> str | None:
+    """What kind of secret a text looks like; None: like none."""
+    for kind, pattern in _VALUES.items():
+        if pattern.search(text):
+            return kind
+    if "://" not in text:
+        return None
+    if _WEBHOOK.search(text):
+        return "a webhook's address"
+    try:
+        query = parse_qsl(urlsplit(text).query)
+    except ValueError:
+        return None
+    if any(_SIGNED.search(name) and value for name, value in query):
+        return "a signed URL"
+    return None

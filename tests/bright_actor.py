@@ -1,0 +1,60 @@
+"""A LabelActor around the tests' brightness detector: a process that starts in a second."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import brightness
+import ray
+from brightness import BrightnessDetector
+
+from storage.records import Detections
+from workers.actor import LabelActor, WorkerFacts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from storage.records import ImageRecord, Shard
+    from workers.labeller import ShardLabeller
+
+
+def bright_actor(pause_s: float = 0.0, *, load_s: float = 0.0) -> type[LabelActor]:
+    """The class; ``pause_s`` an image, ``load_s`` to start. Its ``device`` names the GPUs that Ray
+    gave it."""
+    # Ray's processes do not see the tests' folder.
+    ray.cloudpickle.register_pickle_by_value(brightness)
+
+    class SlowDetector(BrightnessDetector):
+        def detect(self, batch: NDArray[np.uint8]) -> Sequence[Detections]:
+            time.sleep(pause_s * len(batch))
+            return super().detect(batch)
+
+    class BrightActor(LabelActor):
+        def open(self) -> ShardLabeller:
+            from storage.manifest import Manifest
+            from storage.objects import open_store
+            from storage.shards import read_shard
+            from workers.labeller import ShardLabeller
+
+            spec = self._spec
+            manifest = Manifest.open(spec.output_url, spec.storage)
+            source = open_store(spec.source_url, spec.storage)
+
+            def read(shard: Shard, abort: Callable[[], bool]) -> Iterator[ImageRecord]:
+                limit = spec.options.max_image_bytes
+                return read_shard(source, shard, max_image_bytes=limit, abort=abort)
+
+            run = manifest.record.identity
+            return ShardLabeller(SlowDetector(), read, manifest.commit, run, spec.options)
+
+        def start(self) -> WorkerFacts:
+            time.sleep(load_s)
+            gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+            return replace(super().start(), device=gpus)
+
+    return BrightActor

@@ -1,0 +1,84 @@
+"""What looks like a secret stays at home; what does not, travels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipelines.submit_secrets import refuse_secrets, secret_in
+from storage.errors import ConfigError
+
+KEY = "AKIA" + "ABCDEFGHIJKLMNOP"  # in two, so that no scanner takes it for one
+
+SECRETS = [
+    KEY,
+    f"x={KEY} y",
+    "-----BEGIN RSA PRIVATE KEY-----",
+    "-----BEGIN PRIVATE KEY-----\nMII",
+    "eyJhbGciOiJIUzI1.eyJzdWIiOiIxMjM0.c2lnbmF0dXJl",
+    "ghp_" + "a" * 36,
+    "hf_" + "a" * 34,
+    "xoxb-123456789012",
+    "https://user:word@host/x",
+    "https://hooks.slack.com/services/T0/B0/xyz",
+    "https://host/img?X-Amz-Signature=abc",
+    "https://host/img?token=abc",
+    "https://host/hook?sig=abc",
+]
+PLAIN = [
+    "s3://plates/shards/",
+    "cells.pth",
+    "https://host/weights.pth",
+    "https://host/weights.pth?download=1",
+    "http://127.0.0.1:9000",
+    "ab" * 32,
+    "blood-cells",
+    "file:///mnt/a@b/c",
+    "the token ring",
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_a_secret_is_seen_wherever_it_stands(text: str) -> None:
+    assert secret_in(text) is not None
+    with pytest.raises(ConfigError) as refused:
+        refuse_secrets({"model": {"classes": ["a", text]}}, {})
+    assert refused.value.message.startswith("model.classes[1] holds ")
+    with pytest.raises(ConfigError, match="--env PLAIN holds") as refused:
+        refuse_secrets({}, {"PLAIN": text})
+    assert text not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_what_is_none_travels(text: str) -> None:
+    refuse_secrets({"source": {"url": text}}, {"PLAIN": text})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "LABEL_STUDIO_API_KEY", "RAY_AUTH_TOKEN",
+     "DB_PASSWORD", "apikey", "GOOGLE_CREDENTIALS"],
+)  # fmt: skip
+def test_a_variable_named_like_a_secret_is_one(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--env {name} ") as refused:
+        refuse_secrets({}, {name: "hunter2"})
+    assert "hunter2" not in str(refused.value)
+    assert "mounted secret" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["AWS_WEB_IDENTITY_TOKEN_FILE", "RAY_AUTH_TOKEN_PATH", "AWS_SHARED_CREDENTIALS_FILE",
+     "AWS_REGION", "OMP_NUM_THREADS", "HTTPS_PROXY"],
+)  # fmt: skip
+def test_where_a_secret_lies_is_none(name: str) -> None:
+    refuse_secrets({}, {name: "/var/run/secrets/x"})
+
+
+def test_a_webhook_is_told_where_to_go() -> None:
+    config: dict[str, Any] = {"notify": "https://hooks.slack.com/services/T0/B0/xyz"}
+    with pytest.raises(ConfigError) as refused:
+        refuse_secrets(config, {})
+    assert "submit that URL" in str(refused.value)
+    assert "xyz" not in str(refused.value)

@@ -1,0 +1,94 @@
+"""Packages entered lazily: only what is asked for runs, and everything can be asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workers.lazy_packages import lazy_packages
+
+FILES = {
+    "__init__.py": "from lazytest.heavy import trainer\nfrom .models import Net as Model\nf()\n",
+    "heavy.py": "trainer = 'trainer'\n",
+    "models/__init__.py": "from .net import *\nfrom . import zoo\nimport lazytest.heavy as h\n",
+    "models/net.py": "from . import zoo\nclass Net: pass\n",
+    "models/zoo.py": "animals = 3\n",
+    "defines/__init__.py": "from lazytest import heavy\nTABLE = {'heavy': heavy}\n",
+    "broken.py": "import lazytest.models\nlazytest.models.nothing\n",
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name, text in FILES.items():
+        path = tmp_path / "lazytest" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with lazy_packages(["lazytest"], ["lazytest.heavy"]):
+        yield
+    for name in [n for n in sys.modules if n.partition(".")[0] == "lazytest"]:
+        del sys.modules[name]
+
+
+def loaded() -> set[str]:
+    return {n for n in sys.modules if n.startswith("lazytest")}
+
+
+def test_only_what_is_asked_for_is_imported(package: None) -> None:
+    zoo = importlib.import_module("lazytest.models.zoo")
+    assert zoo.animals == 3
+    assert loaded() == {"lazytest", "lazytest.models", "lazytest.models.zoo"}
+
+
+def test_every_name_of_an_init_can_be_asked_for(package: None) -> None:
+    lazytest = importlib.import_module("lazytest")
+    assert lazytest.trainer == "trainer"
+    assert lazytest.Model is importlib.import_module("lazytest.models.net").Net
+    assert lazytest.models.net.Net is lazytest.Model  # a module that the star brings along
+    assert lazytest.models.h.trainer == "trainer"
+    assert lazytest.models.zoo.animals == 3
+    assert lazytest.Model is lazytest.models.Net  # by its star
+    with pytest.raises(AttributeError, match="'lazytest' has no attribute 'nothing'"):
+        _ = lazytest.nothing
+    with pytest.raises(AttributeError, match=r"'lazytest\.models' has no attribute 'nothing'"):
+        importlib.import_module("lazytest.broken")
+
+
+def test_an_init_that_defines_something_runs(package: None) -> None:
+    defines = importlib.import_module("lazytest.defines")
+    assert defines.TABLE["heavy"].trainer == "trainer"
+
+
+def test_a_deferred_module_runs_once_at_the_first_look(package: None, tmp_path: Path) -> None:
+    (tmp_path / "lazytest/heavy.py").write_text(
+        "import time, lazytest.heavy as me\n"
+        "count = globals().get('count', 0) + 1\n"
+        "time.sleep(0.05)\n"
+        "assert not hasattr(me, 'later')\nlater = count\n"
+    )
+    heavy = importlib.import_module("lazytest.heavy")
+    assert importlib.import_module("lazytest.heavy") is heavy
+    assert "count" not in vars(heavy)
+    seen: list[int] = []
+    threads = [threading.Thread(target=lambda: seen.append(heavy.later)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 4
+    with pytest.raises(AttributeError):
+        _ = heavy.nothing
+
+
+def test_other_packages_are_left_alone(package: None, tmp_path: Path) -> None:
+    (tmp_path / "lazytest_not").mkdir()
+    (tmp_path / "lazytest_not/__init__.py").write_text("from lazytest.models import zoo\n")
+    importlib.import_module("lazytest_not")
+    assert "lazytest.models.zoo" in sys.modules
+    del sys.modules["lazytest_not"]
