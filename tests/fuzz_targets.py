@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import fuzz_seeds as seeds
+import numpy as np
 from fuzz_mutations import ANY, mutated
 from fuzz_pictures import picture_mutations
 from fuzz_tars import TAR, squeezed
@@ -36,7 +37,7 @@ from storage.records import AnnotationRow, Detections, ImageRecord, StoredObject
 from storage.review_queue import read_answers, read_head, read_queue
 from storage.shards import read_shard, tar_shards
 from workers.detector import Preprocessing
-from workers.prepare import Prepared, prepare
+from workers.prepare import Opened, Prepared, open_image
 
 MAX_PIXELS = 2_000_000
 MAX_IMAGE_BYTES = 1 << 20
@@ -70,8 +71,10 @@ def _case_image(seed: int) -> bytes:
 
 
 def _row_of(record: ImageRecord) -> AnnotationRow:
-    made = prepare(record, _SHARD, _PREPROCESSING, MAX_PIXELS)
-    return made.row(record, _SHARD, Detections.empty()) if isinstance(made, Prepared) else made.row
+    made: Any = open_image(record, _SHARD, _PREPROCESSING, MAX_PIXELS)
+    if isinstance(made, Opened):
+        made = made.place(_PREPROCESSING, np.empty((64, 64, 3), np.uint8))
+    return made.row(Detections.empty()) if isinstance(made, Prepared) else made.row
 
 
 def _check_rows(rows: Sequence[AnnotationRow]) -> None:
