@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from pipelines import cli_review, cli_submit, cli_upkeep
 from pipelines.cli_common import Endpoint, Json, RunUrl, open_manifest, show, storage_options
+from pipelines.terminal import HarmlessFormatter
 from storage.errors import Interrupted, LabelfleetError
 
 
@@ -220,7 +221,9 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(HarmlessFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     if debug:  # ours only: botocore and httpx would log credentials and whole webhook URLs
         logging.getLogger("labelfleet").setLevel(logging.DEBUG)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same clean-up as Ctrl-C
@@ -254,13 +257,14 @@ def _usage(exc: typer.TyperException, given: list[str]) -> None:
 
 
 def _fail(message: str, hint: str | None, code: int, given: list[str]) -> None:
-    from rich.console import Console
     from rich.text import Text
+
+    from pipelines.console import HarmlessConsole
 
     said = Text.assemble(("error:", "bold red"), " ", message)
     if hint:
         said.append("\n  -> ", "dim").append(hint)
-    Console(stderr=True).print(said, soft_wrap=True)
+    HarmlessConsole(stderr=True).print(said, soft_wrap=True)
     if "--json" in given:
         sys.stdout.write(json.dumps({"error": message, "hint": hint, "exit_code": code}) + "\n")
     _leave(code)

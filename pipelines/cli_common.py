@@ -18,8 +18,15 @@ Endpoint = Annotated[
 
 def storage_options(endpoint_url: str | None) -> Any:
     """StorageOptions for a command's --endpoint-url."""
+    from storage.errors import ConfigError
     from storage.objects import StorageOptions
+    from storage.urls import has_credentials
 
+    if endpoint_url and has_credentials(endpoint_url):
+        raise ConfigError(
+            "--endpoint-url has credentials in it",
+            hint="put them into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile",
+        )
     return StorageOptions(endpoint_url=endpoint_url)
 
 
@@ -36,7 +43,7 @@ def show(rendered: Any, fields: dict[str, Any], as_json: bool) -> None:
         sys.stdout.write(json.dumps(fields) + "\n")
         sys.stdout.flush()
     else:
-        from rich.console import Console  # half of what `--help` would wait for
+        from pipelines.console import HarmlessConsole  # half of what `--help` would wait for
 
         # A bare string is text: brackets in a URL are no markup.
-        Console().print(rendered, markup=not isinstance(rendered, str))
+        HarmlessConsole().print(rendered, markup=not isinstance(rendered, str))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -114,7 +116,23 @@ def _local() -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _private_token() -> None:
+    """Ray's token, readable by this user alone; Ray would write it for everybody to read."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    folder = Path.home() / ".ray"
+    with contextlib.suppress(OSError):  # a home that cannot be written: Ray says what it needs
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".labelfleet-") as made:
+            made.write(secrets.token_hex(32))
+            made.flush()
+            with contextlib.suppress(FileExistsError):  # whole at once: others start at this moment
+                os.link(made.name, folder / "auth_token")
+        (folder / "auth_token").chmod(0o600)
+
+
 def _init_local(folder: str) -> None:
+    _private_token()
     ray.init(
         num_cpus=len(os.sched_getaffinity(0)),
         address="local",  # RAY_ADDRESS would win over no address at all

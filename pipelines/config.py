@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -22,6 +23,7 @@ from pydantic import (
 from pipelines.config_messages import expected, mismatch
 from pipelines.config_yaml import apply_override, parse_config, read_yaml
 from storage.objects import StorageOptions
+from storage.urls import has_credentials
 
 __all__ = ["Part", "RunConfig", "apply_override", "load_config", "parse_config", "read_yaml"]
 
@@ -46,15 +48,24 @@ class Part(BaseModel):
         return value
 
 
-# User and password before an '@'; a secret may hold a '/', while `host:9000/a@b` has a port.
-_CREDENTIALS = re.compile(r"[a-z0-9+.-]+://([^/@]*@|[^/@:]*:(?!\d+(/|$))[^@]*@)", re.IGNORECASE)
-
-
 def _url(url: str) -> str:
     if not url.strip():
         raise ValueError("a URL or path is expected, not an empty text")
-    if _CREDENTIALS.match(url):
+    if has_credentials(url):
         raise ValueError("a URL with credentials in it; use environment, profile or instance role")
+    return url
+
+
+def _place(url: str) -> str:
+    if re.match(r"https?://", url, re.IGNORECASE) and "?" in url:
+        raise ValueError("a folder at a web address has no query (what follows the `?`)")
+    return _url(url)
+
+
+def _webhook(url: SecretStr) -> SecretStr:
+    _url(url.get_secret_value())
+    if not re.match(r"https?://", url.get_secret_value(), re.IGNORECASE):
+        raise ValueError("a web address is expected: https://…")
     return url
 
 
@@ -71,6 +82,8 @@ def _digest(text: str) -> str:
 
 
 Url = Annotated[str, "a URL or path", AfterValidator(_url)]
+Place = Annotated[str, "a URL or path", AfterValidator(_place)]
+Webhook = Annotated[SecretStr, "a web address", AfterValidator(_webhook)]  # its path is a secret
 Name = Annotated[str, "a name", AfterValidator(_run_name)]
 Digest = Annotated[str, "64 hex digits", AfterValidator(_digest)]
 
@@ -78,7 +91,7 @@ Digest = Annotated[str, "64 hex digits", AfterValidator(_digest)]
 class SourceConfig(Part):
     """Where the images are."""
 
-    url: Url = Field(description="Folder, file:// or s3:// prefix of tar shards or loose images.")
+    url: Place = Field(description="Folder, file:// or s3:// prefix of tar shards or loose images.")
     kind: Literal["auto", "tar", "images"] = Field(
         "auto", description="What to label there; auto: tars and loose images, whichever are there."
     )
@@ -233,7 +246,7 @@ class RunConfig(Part):
 
     name: Name = Field(description="Letters, digits, `.`, `_`, `-`.")
     source: SourceConfig = Field(description="Where the images are.")
-    output: Url = Field(description="Folder, file:// or s3:// URL; may not overlap the source.")
+    output: Place = Field(description="Folder, file:// or s3:// URL; may not overlap the source.")
     model: ModelConfig = Field(description="The detector.")
     workers: WorkersConfig = Field(WorkersConfig(), description="Actors and their resources.")
     policy: PolicyConfig | Url = Field(
@@ -258,7 +271,10 @@ class RunConfig(Part):
     max_cost: float | None = Field(
         None, gt=0, description="Likewise, at price_per_gpu_hour times GPUs."
     )
-    notify: Url | None = Field(None, description="Webhook; gets the summary as JSON at the end.")
+    notify: Webhook | None = Field(
+        None,
+        description="Webhook; gets the summary as JSON at the end. Shown and recorded nowhere.",
+    )
 
     @model_validator(mode="after")
     def _priced(self) -> RunConfig:

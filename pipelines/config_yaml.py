@@ -13,6 +13,7 @@ from storage.objects import open_object
 from storage.urls import shown_url
 
 M = TypeVar("M", bound=BaseModel)
+_SECRETS = ("notify",)
 # What PyYAML ends in besides its own errors: dates that are none, numbers that are none, a
 # thousand brackets.
 _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
@@ -66,6 +67,12 @@ def apply_override(fields: dict[str, Any], override: str) -> None:
     if not separator or not all([*parents, last]):
         raise ConfigError(
             f"--set {key!r}: key=value is expected", hint="such as --set model.score_floor=0.1"
+        )
+    if key.strip() in _SECRETS:
+        raise ConfigError(
+            f"--set {key.strip()}: it is a secret, and a command line is seen by everybody on the "
+            "machine and recorded by Ray",
+            hint="write it into the config file",
         )
     at = fields
     for parent in parents:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from pipelines.config import load_config
+from pipelines.console import HarmlessConsole
 from pipelines.digits import Pages, make_pages
 from pipelines.evaluate import evaluate_run
 from pipelines.evaluation import Evaluation
@@ -132,7 +133,7 @@ def _summary(
 
 
 def _say(text: str) -> None:
-    Console(stderr=True, highlight=False).print(f"[dim]demo:[/] {text}")
+    HarmlessConsole(stderr=True, highlight=False).print(f"[dim]demo:[/] {text}")
 
 
 def render(summary: DemoSummary) -> RenderableType:

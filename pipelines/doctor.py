@@ -19,6 +19,7 @@ from rich.table import Table
 from pipelines.config import RunConfig, load_config
 from storage.errors import LabelfleetError, NotAtomic
 from storage.objects import open_store
+from storage.urls import shown_url
 
 Level = Literal["ok", "note", "problem"]
 
@@ -156,7 +157,9 @@ def _s3_credentials() -> Finding:
     if credentials is None:
         advice = "for s3:// URLs: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
         return Finding("note", "s3 credentials", "none found", advice)
-    return Finding("ok", "s3 credentials", f"found by {credentials.method}; endpoint: {endpoint}")
+    return Finding(
+        "ok", "s3 credentials", f"found by {credentials.method}; endpoint: {shown_url(endpoint)}"
+    )
 
 
 def _config(path: str) -> Iterator[Finding]:
@@ -165,7 +168,7 @@ def _config(path: str) -> Iterator[Finding]:
     except LabelfleetError as exc:
         yield Finding("problem", "config", exc.message, exc.hint or "")
         return
-    yield Finding("ok", "config", path)
+    yield Finding("ok", "config", shown_url(path))
     yield _attempt("source", lambda: _source(config), "check the URL and the credentials")
     yield _attempt("output", lambda: _output(config), "check the URL and the credentials")
     stated: list[str] = []

@@ -6,16 +6,17 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
-from urllib.parse import urlsplit
 
 from pipelines.file_names import FileNames
 from pipelines.image_bytes import read_images
 from storage.errors import ConfigError, ObjectNotFound
 from storage.label_rows import LabelRow
 from storage.listing import Listing
+from storage.local_files import open_folder
 from storage.manifest import Manifest
 from storage.objects import ObjectStore, StorageOptions, open_store
 from storage.records import printable
+from storage.urls import check_key, parse_url
 
 ImageMode = Literal["copy", "link", "none"]
 Found = bytes | Path | None | Exception
@@ -47,7 +48,8 @@ class Images:
 
     def _link(self, row: LabelRow) -> Path | Exception:
         file = self._files.get(row.image_id)
-        if file is None or not file.is_file():
+        # Where a link stands now, or one on the way, it may lead anywhere: realpath tells.
+        if file is None or not file.is_file() or os.path.realpath(file) != str(file):
             return ObjectNotFound(f"{row.image_id!r} is no file of the source any more")
         return file
 
@@ -70,7 +72,7 @@ def open_images(
     url = str(manifest.record.source["url"])
     if mode == "link":
         for what, place in (("source", open_store(url, options).url), ("destination", dest.url)):
-            if urlsplit(place).scheme != "file":
+            if parse_url(place).scheme != "file":
                 raise ConfigError(
                     f"the {what} {place} is not a local folder, so there is nothing to link",
                     hint="export with --images copy",
@@ -81,9 +83,9 @@ def open_images(
 
 def make_link(dest: ObjectStore, key: str, file: Path) -> None:
     """A symbolic link at ``key`` of a local store."""
-    path = Path(urlsplit(dest.url).path) / key
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.symlink_to(file)
+    *folders, name = check_key(key).split("/")
+    with open_folder(parse_url(dest.url).path, folders, create=True) as folder:
+        os.symlink(file, name, dir_fd=folder)
 
 
 def _local_files(manifest: Manifest) -> dict[str, Path]:
@@ -103,4 +105,4 @@ def _local_files(manifest: Manifest) -> dict[str, Path]:
 
 def local_root(url: str) -> Path:
     """The folder of a file:// URL or plain path."""
-    return Path(urlsplit(open_store(url).url).path)
+    return Path(parse_url(url).path)

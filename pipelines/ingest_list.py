@@ -24,7 +24,8 @@ class ListSource:
 
     In text, empty lines and lines starting with '#' are skipped. A CSV's column is the one
     called url, path, file_name or the like, else its first. Paths that are neither URLs nor
-    absolute are relative to the list's own folder.
+    absolute are relative to the list's own folder. A list may have been written by anybody: one
+    that was fetched may not name local files, and none may name a cloud's metadata service.
     """
 
     readers = 8
@@ -34,6 +35,7 @@ class ListSource:
         self._options = options
         self._limit = max_image_bytes
         self._root = split_url(url)[0]
+        self._scheme = parse_url(url).scheme
         store, key = open_object(url, options)
         try:
             text = store.get(key).decode("utf-8-sig")
@@ -64,6 +66,8 @@ class ListSource:
     def _read(self, url: str) -> bytes:
         try:
             place = parse_url(url)
+            if place.scheme in ("file", "memory") and place.scheme != self._scheme:
+                raise ConfigError("a list from elsewhere may not name files of this machine")
             if place.scheme == "s3":  # one client a bucket
                 store, key = self._open(f"s3://{place.authority}"), place.path
             else:

@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.console import HarmlessConsole
 from pipelines.ingest import IngestProgress, IngestSummary
 from pipelines.ingest import Progress as Tell
 
@@ -27,7 +28,7 @@ _LINE_EVERY_S = 10.0
 @contextmanager
 def ingest_progress() -> Iterator[Tell]:
     """A function to tell progress to: a bar on a terminal's stderr, else a line now and then."""
-    console = Console(stderr=True)
+    console = HarmlessConsole(stderr=True)
     if not sys.stderr.isatty():
         yield _lines(console)
         return

@@ -317,6 +317,8 @@ def notify(config: RunConfig, summary: RunSummary) -> None:
     if config.notify is None:
         return
     try:
-        httpx.post(config.notify, json=summary.to_json(), timeout=10).raise_for_status()
+        httpx.post(
+            config.notify.get_secret_value(), json=summary.to_json(), timeout=10
+        ).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
         log.warning("notify: the webhook failed: %s", type(exc).__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from xml.sax.saxutils import quoteattr
 from pipelines.palette import color_of
 from storage.errors import ReviewError
 
+# XML 1.0, production 2.
+_XML = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]*")
 _HOTKEYS = "1234567890"
 # The page fits an image to its column and then takes the toolbar off the column: at full width the
 # image's borders, and what lies at them, would be cut off.
@@ -36,7 +39,16 @@ def label_config(classes: Sequence[str]) -> str:
 
     Rotation is switched off because labels are upright boxes; the page itself shows images upright,
     as their EXIF says.
+
+    Raises:
+        ReviewError: a class has a character in it that XML cannot hold.
     """
+    for name in classes:
+        if not _XML.fullmatch(name):
+            raise ReviewError(
+                f"the class {name!a} has control characters in it and cannot be a label",
+                hint="give model.classes without them",
+            )
     labels = "\n".join(
         f"    <Label value={quoteattr(name)} background={quoteattr(color_of(i))}"
         + (f' hotkey="{_HOTKEYS[i]}"' if i < len(_HOTKEYS) else "")

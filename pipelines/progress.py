@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pipelines.console import HarmlessConsole
 from pipelines.tally import Tally, Watcher
 
 _LINE_EVERY_S = 10.0
@@ -86,7 +87,7 @@ def watching(
     """
     # Not rich's own test, which FORCE_COLOR overrides: a bar makes a mess of a log.
     live = sys.stderr.isatty() if console is None else console.is_terminal
-    console = console or Console(stderr=True)
+    console = console or HarmlessConsole(stderr=True)
     if not live:
         yield _Lines(console, total_shards, clock)
         return

@@ -21,7 +21,7 @@ from storage.errors import ConfigError, LabelfleetError, ReviewError
 from storage.label_studio import LabelStudio
 from storage.label_studio_errors import OutcomeUnknown, ReviewRefused
 from storage.objects import ObjectStore, StorageOptions
-from storage.urls import parse_url
+from storage.urls import parse_url, shown_url
 
 KEY_ID, SECRET = "LABEL_STUDIO_S3_ACCESS_KEY_ID", "LABEL_STUDIO_S3_SECRET_ACCESS_KEY"
 MAX_PRESIGN_DAYS = 7  # S3's own limit
@@ -118,8 +118,8 @@ class S3Proxied:
 def _mend_s3(said: str, endpoint: str | None) -> str:
     if "reserved network address" in said:
         return (
-            f"its SSRF filter blocks the private address {endpoint}: start Label Studio with "
-            "USE_DEFAULT_BANNED_SUBNETS=false if that network is yours"
+            f"its SSRF filter blocks the private address {shown_url(endpoint or '')}: start Label "
+            "Studio with USE_DEFAULT_BANNED_SUBNETS=false if that network is yours"
         )
     return (
         f"let Label Studio's own environment reach the bucket, or set {KEY_ID} and {SECRET} here "

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from pipelines.audit import AuditReport
+from pipelines.console import HarmlessConsole
 from pipelines.diff import LabelDiff
 from pipelines.intervals import Estimate
 from pipelines.review_pull import PullSummary
@@ -44,7 +45,7 @@ def push_progress() -> Iterator[PushWatcher]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=HarmlessConsole(stderr=True), transient=True) as progress:
         yield _Bar(progress)
 
 

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from pipelines.console import HarmlessConsole
 from pipelines.detection_scores import Scores, measure
 from pipelines.stopping import stopping_on_signals
 from pipelines.train_config import TrainConfig, load_train_config
@@ -50,7 +51,7 @@ _SCORE_FLOOR = 0.01  # mAP counts boxes far below any threshold of use
 
 def train_from_file(path: str, overrides: tuple[str, ...] = ()) -> TrainSummary:
     """``labelfleet train``: read the config, train, show progress on stderr."""
-    return train(load_train_config(path, overrides), console=Console(stderr=True))
+    return train(load_train_config(path, overrides), console=HarmlessConsole(stderr=True))
 
 
 def train(config: TrainConfig, *, console: Console | None = None) -> TrainSummary:

@@ -19,6 +19,7 @@ from typing import Any
 
 from storage.errors import ConfigError, TruthMismatch
 from storage.objects import StorageOptions, open_store
+from storage.urls import shown_url
 
 # Class names that mark regions to leave out of any count, as KITTI and VisDrone use them.
 IGNORE_NAMES = ("dontcare", "ignore", "ignored", "ignoredregions", "ignoredregion")
@@ -81,6 +82,7 @@ def read_truth(location: str | Path, options: StorageOptions | None = None) -> T
     url = str(location)
     folder, _, name = url.rpartition("/")
     raw = open_store(folder or ("/" if url.startswith("/") else "."), options).get(name)
+    url = shown_url(url)
     try:
         return _parse(url, json.loads(raw))
     except UnicodeDecodeError as exc:

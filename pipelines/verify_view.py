@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.console import HarmlessConsole
 from pipelines.verify import Verification
 
 _LINE_EVERY_S = 10.0
@@ -24,7 +25,7 @@ Tell = Callable[[int, int], None]
 @contextmanager
 def verify_progress() -> Iterator[Tell]:
     """Takes (shards done, of how many): a bar on a terminal's stderr, else a line now and then."""
-    console = Console(stderr=True)
+    console = HarmlessConsole(stderr=True)
     if not sys.stderr.isatty():
         yield _lines(console)
         return

@@ -19,6 +19,8 @@ def etag_of(found: dict[str, Any]) -> str:
 
 def from_driver_error(exc: Exception, where: str) -> StorageError:
     """Any driver's error in our words. Its text is left out: it may hold signed URLs."""
+    if isinstance(exc, StorageError):  # ours, wrapped by the driver
+        return exc
     if isinstance(exc, FileNotFoundError) and isinstance(exc.__cause__, Exception):
         # HTTP's driver calls everything that goes wrong "not found"; the cause says what it was.
         return from_driver_error(exc.__cause__, where)

@@ -207,6 +207,10 @@ class FsspecStore:
             if self._driver is None:
                 kind = fsspec.get_filesystem_class(self._place.scheme)
                 arguments = kind._get_kwargs_from_urls(self._place.url)
+                if self._place.scheme in ("http", "https"):
+                    from storage.web_guard import guarded_client
+
+                    arguments["get_client"] = guarded_client
                 self._driver = kind(**arguments, skip_instance_cache=True)
             return action(self._driver)
         except LabelfleetError:

@@ -20,6 +20,7 @@ from storage.label_studio_errors import (
     said_by,
 )
 from storage.label_studio_token import Token
+from storage.urls import has_credentials, shown_url
 
 log = logging.getLogger("labelfleet.review")
 Method = Literal["GET", "POST", "PATCH", "DELETE"]
@@ -49,6 +50,11 @@ class LabelStudioHttp:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if has_credentials(url) or "?" in url:
+            raise ConfigError(
+                f"review.url {shown_url(url)} has credentials or a query in it",
+                hint="give the address alone; the token goes into LABEL_STUDIO_API_KEY",
+            )
         self.url = url.rstrip("/")
         self.read_timeout_s = read_timeout_s
         self.sleep, self.clock = sleep, clock

@@ -12,6 +12,8 @@ from storage.errors import ConfigError, StorageError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _HALF_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
+# User and password before an '@'; a secret may hold a '/', while `host:9000/a@b` has a port.
+_CREDENTIALS = re.compile(r"[a-z0-9+.-]+://([^/@]*@|[^/@:]*:(?!\d+(/|$))[^@]*@)", re.IGNORECASE)
 _PATH_SAFE = "/~!$&'()*+,;=:@"
 _S3_ALIASES = frozenset({"s3", "s3a", "s3n"})
 
@@ -57,9 +59,9 @@ def parse_url(url: str) -> Location:
     if scheme in ("file", "local"):
         return _parse_file_url(url, rest)
     authority, _, path = rest.partition("/")
-    if "::" not in url and "@" in authority.split("?")[0]:
+    if "::" not in url and has_credentials(url):
         raise ConfigError(
-            f"credentials do not belong in a URL ({scheme}://…@{authority.rpartition('@')[2]})",
+            f"credentials do not belong in a URL ({shown_url(url)})",
             hint="leave them out; they are read from the environment or the profile of the machine",
         )
     if scheme in _S3_ALIASES:
@@ -171,6 +173,11 @@ def check_key(key: str) -> str:
     return key
 
 
+def has_credentials(url: str) -> bool:
+    """Whether a URL names a user or a password."""
+    return _CREDENTIALS.match(url) is not None
+
+
 def readable(text: str) -> str:
     """Text on one line that can always be printed: control characters and undecodable bytes
     become escapes."""
@@ -184,7 +191,10 @@ def shown_url(url: str) -> str:
     found = _SCHEME.match(url)
     if found is None:
         return readable(url)
-    authority, slash, path = found[2].partition("/")
-    if found[1].lower() in ("http", "https"):
-        path = re.sub(r"\?.*", "?…", path, flags=re.DOTALL)
-    return readable(f"{found[1]}://{authority.rpartition('@')[2]}{slash}{path}")
+    scheme, rest = found[1], found[2]
+    named = _CREDENTIALS.match(url)
+    if named is not None:
+        rest = f"…@{url[named.end() :]}"
+    if scheme.lower() in ("http", "https"):
+        rest = re.sub(r"[?#].*", "?…", rest, flags=re.DOTALL)
+    return readable(f"{scheme}://{rest}")

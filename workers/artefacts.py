@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def read_facts(text: bytes, url: str) -> dict[str, Any]:
         if facts["format"] != FORMAT:
             raise ValueError(f"format {facts['format']!r:.20}")
         for name, part in facts["files"].items():
-            if "/" in part["object"] or not isinstance(part["sha256"], str):
+            if "/" in part["object"] or not re.fullmatch(r"[0-9a-f]{64}", part["sha256"]):
                 raise ValueError(f"file {name!r:.40}")
         if facts["main"] not in facts["files"]:
             raise ValueError("no main file")

@@ -7,6 +7,8 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -16,7 +18,7 @@ from storage.errors import CheckpointError, ObjectNotFound
 from storage.objects import ObjectStore, StorageOptions, open_object
 from storage.os_errors import translating_os_errors
 from storage.records import StoredObject
-from storage.urls import parse_url
+from storage.urls import parse_url, shown_url
 
 MAX_CHECKPOINT_BYTES = 8 * 1024**3
 SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -55,20 +57,19 @@ def fetch_checkpoint(url: str, options: StorageOptions, *, sha256: str | None = 
     suffix = PurePosixPath(url.partition("?")[0]).suffix.lower()
     if suffix not in SUFFIXES:
         raise CheckpointError(
-            f"{url} is no checkpoint by its name", hint=f"it should end in {', '.join(SUFFIXES)}"
+            f"{shown_url(url)} is no checkpoint by its name",
+            hint=f"it should end in {', '.join(SUFFIXES)}",
         )
     if (place := parse_url(url)).scheme == "file":
         return _local(Path(place.path), sha256)
-    folder = cache_folder() / "checkpoints"
-    with translating_os_errors(_CACHE.format(folder)):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = _private(cache_folder() / "checkpoints")
     if sha256 is not None and (cached := _intact(folder, sha256, suffix)):
         return cached
     store, key = open_object(url, options)
     try:
         return _remote(store, store.head(key), folder, suffix, sha256)
     except ObjectNotFound as exc:
-        raise CheckpointError(f"there is no checkpoint at {url}") from exc
+        raise CheckpointError(f"there is no checkpoint at {shown_url(url)}") from exc
 
 
 def fetch_file(url: str, options: StorageOptions, *, sha256: str) -> Path:
@@ -80,9 +81,7 @@ def fetch_file(url: str, options: StorageOptions, *, sha256: str) -> Path:
     """
     if (place := parse_url(url)).scheme == "file":
         return _local(Path(place.path), sha256)
-    folder, suffix = cache_folder() / "artefacts", PurePosixPath(url).suffix
-    with translating_os_errors(_CACHE.format(folder)):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder, suffix = _private(cache_folder() / "artefacts"), PurePosixPath(url).suffix
     with _locked(folder / f"{sha256[:32]}.lock"):
         if cached := _intact(folder, sha256, suffix):
             return cached
@@ -90,9 +89,26 @@ def fetch_file(url: str, options: StorageOptions, *, sha256: str) -> Path:
         try:
             digest, path = _download(store, store.head(key), folder, suffix)
         except ObjectNotFound as exc:
-            raise CheckpointError(f"there is nothing at {url}") from exc
-    _check_digest(url, digest, sha256)
+            raise CheckpointError(f"there is nothing at {shown_url(url)}") from exc
+    _check_digest(shown_url(url), digest, sha256)
     return path
+
+
+def _private(folder: Path) -> Path:
+    """The folder, made if need be. What is known of a URL is believed, so nobody else may write it.
+
+    Raises:
+        CheckpointError: another user owns it, or anybody may write there.
+    """
+    with translating_os_errors(_CACHE.format(folder)):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    if found.st_uid not in (os.getuid(), 0) or found.st_mode & stat.S_IWOTH:
+        raise CheckpointError(
+            f"{folder} belongs to another user, or everybody may write there",
+            hint="set LABELFLEET_CACHE to a folder of your own",
+        )
+    return folder
 
 
 def _local(path: Path, sha256: str | None) -> Path:
@@ -124,6 +140,8 @@ def _remote(
 
 def _intact(folder: Path, sha256: str, suffix: str) -> Path | None:
     """The cached file with that digest; one whose bytes have changed is thrown away."""
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        return None  # it names the file: it may not lead to another one
     path = folder / f"{sha256.lower()}{suffix}"
     if not path.is_file():
         return None

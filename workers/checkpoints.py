@@ -10,6 +10,7 @@ import yaml
 
 from storage.errors import ConfigError, ObjectNotFound
 from storage.objects import StorageOptions, open_object
+from storage.urls import shown_url
 from workers.checkpoint_cache import cache_folder, fetch_checkpoint
 from workers.checkpoint_description import canonical_arch
 from workers.checkpoint_file import Checkpoint, read_checkpoint, save_checkpoint
@@ -87,18 +88,20 @@ def read_arch(url: str, options: StorageOptions) -> str:
     try:
         params = yaml.safe_load(store.get(key))
     except ObjectNotFound as exc:
-        raise ConfigError(f"model.arch: there is nothing at {url}") from exc
+        raise ConfigError(f"model.arch: there is nothing at {shown_url(url)}") from exc
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as exc:
-        raise ConfigError(f"model.arch: {url} is not yaml: {str(exc).splitlines()[0]}") from exc
+        raise ConfigError(
+            f"model.arch: {shown_url(url)} is not yaml: {str(exc).splitlines()[0]}"
+        ) from exc
     if not isinstance(params, Mapping) or not {"backbone", "neck", "heads"} & set(params):
         raise ConfigError(
-            f"model.arch: {url} holds no arch_params (backbone, neck, heads)",
+            f"model.arch: {shown_url(url)} holds no arch_params (backbone, neck, heads)",
             hint="start from super-gradients' recipes/arch_params/yolo_nas_s_arch_params.yaml",
         )
     try:
         return canonical_arch(params)
     except (TypeError, ValueError) as exc:
-        raise ConfigError(f"model.arch: {url}: {exc}") from exc
+        raise ConfigError(f"model.arch: {shown_url(url)}: {exc}") from exc
 
 
 def _agreed(field: str, asked: str | None, said: str | None, checkpoint: Checkpoint) -> str | None:

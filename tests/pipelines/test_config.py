@@ -316,3 +316,22 @@ def test_yaml_that_its_parser_stumbles_over_is_a_readable_error(
     tmp_path: Path, text: str, said: str
 ) -> None:
     assert said in refused(written(tmp_path, text)).message
+
+
+def test_the_webhook_shows_itself_to_nobody(tmp_path: Path) -> None:
+    config = parse("notify", "https://hooks.example/T0/hunter2")
+    assert config.notify is not None
+    assert config.notify.get_secret_value() == "https://hooks.example/T0/hunter2"
+    for shown in (repr(config), str(config), str(config.model_dump()), config.model_dump_json()):
+        assert "hunter2" not in shown
+    said = refused(written(tmp_path, "name: x"), "notify=https://hooks.example/T0/hunter2").message
+    assert "command line is seen by everybody" in said
+    assert "hunter2" not in said
+    assert "web address" in problems("notify", "ftp://hooks.example/hunter2")[0]
+
+
+@pytest.mark.parametrize("path", ["source.url", "output"])
+def test_a_folder_has_no_query_where_a_secret_could_be(path: str) -> None:
+    (line,) = problems(path, "https://host/folder?sig=hunter2")
+    assert "query" in line
+    assert "hunter2" not in line

@@ -231,6 +231,31 @@ def test_links_lead_to_the_source(loose: Labelled, tmp_path: Path, format: Expor
     assert sorted(p.read_bytes() for p in links) == sorted(loose.raw.values())
 
 
+def test_links_stay_in_a_folder_with_an_odd_name(loose: Labelled, tmp_path: Path) -> None:
+    dest = tmp_path / "a b" / "50% ü"
+    _export(loose, dest, "coco", "link")
+    links = [p for p in tmp_path.rglob("*") if p.is_symlink()]
+    assert len(links) == 4
+    assert all(p.is_relative_to(dest / "images") for p in links)
+    assert sorted(p.read_bytes() for p in links) == sorted(loose.raw.values())
+
+
+@pytest.mark.parametrize("replaced", ["a.jpg", "sub"])
+def test_what_has_become_a_link_since_is_not_linked_to(
+    loose: Labelled, tmp_path: Path, replaced: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "a.jpg").write_bytes(b"secret")
+    there = tmp_path / "source" / replaced
+    there.rename(tmp_path / "moved")
+    there.symlink_to(elsewhere / "a.jpg" if replaced == "a.jpg" else elsewhere)
+    summary = _export(loose, tmp_path / "out", "coco", "link")
+    assert (summary.images, summary.left_out) == (3, 1)
+    links = [p for p in (tmp_path / "out").rglob("*") if p.is_symlink()]
+    assert all(p.read_bytes() != b"secret" for p in links)
+
+
 def test_links_into_a_tar_are_refused(hostile: Labelled, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="inside tar shards") as caught:
         _export(hostile, tmp_path / "out", "coco", "link")

@@ -276,3 +276,20 @@ def test_members_that_share_their_bytes_are_refused() -> None:
     struct.pack_into("<I", small, len(small) - 6, len(body))
     with pytest.raises(SourceError, match="overlap"):
         ingested(bytes(small))
+
+
+def test_a_list_from_elsewhere_names_no_file_of_this_machine(
+    web: tuple[str, Path], tmp_path: Path
+) -> None:
+    address, folder = web
+    (tmp_path / "mine.jpg").write_bytes(PLAIN["jpeg"])
+    (folder / "w.jpg").write_bytes(PLAIN["png"])
+    (folder / "list.txt").write_text(f"{tmp_path}/mine.jpg\nfile://{tmp_path}/mine.jpg\nw.jpg\n")
+    dest = MemoryStore()
+    pack(open_source(f"{address}/list.txt", OPTIONS, max_image_bytes=1 << 20), dest, "x", Sizes())
+    records = [r for s in tar_shards(list_source(dest))
+               for r in read_shard(dest, s, max_image_bytes=1 << 20)]  # fmt: skip
+    assert [record.data for record in records] == [PLAIN["png"]]
+    errors = [f.error for record in IngestBook(dest, "x").records() for f in record.failures]
+    assert len(errors) == 2
+    assert all("may not name files of this machine" in error for error in errors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -97,6 +98,24 @@ def test_an_interface_escapes_what_people_call_their_classes() -> None:
     assert "a&lt;b&gt;" in made
     assert "ü &amp; co" in made
     assert made.count("hotkey=") == 10
+
+
+HOSTILE_CLASS = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=40)
+
+
+@given(st.lists(HOSTILE_CLASS | st.sampled_from(['"/><Text value="$x', "]]>", "&lt;"]), max_size=5))
+def test_an_interface_holds_the_classes_and_nothing_else(classes: list[str]) -> None:
+    root = ElementTree.fromstring(label_config(classes))
+    assert [tag.tag for tag in root.iter()] == [
+        "View", "Image", "RectangleLabels", *["Label"] * len(classes),
+    ]  # fmt: skip
+    assert [tag.get("value") for tag in root.iter("Label")] == classes
+
+
+def test_a_class_that_no_interface_can_hold_is_refused_in_words() -> None:
+    for name in ("a\x1b[31m", "\0", "a\x07"):
+        with pytest.raises(ReviewError, match="cannot be a label"):
+            label_config(["RBC", name])
 
 
 def test_an_interface_without_rectangles_is_refused_with_one_to_paste() -> None:

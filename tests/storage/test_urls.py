@@ -88,13 +88,21 @@ def test_what_cannot_be_read_says_why(url: str, match: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://key:hunter2@bucket/a", "https://me:hunter2@host/a", "ftp://me:hunter2@host"]
+    "url",
+    [
+        "s3://key:hunter2@bucket/a",
+        "s3://key:hunt/er2@bucket/a",  # secret keys hold slashes
+        "https://me:hunter2@host/a",
+        "ftp://me:hunter2@host",
+        "abfs://hunter2@account/x",
+    ],
 )
 def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ConfigError, match="credentials") as caught:
         open_store(url)
-    assert "hunter2" not in str(caught.value)
-    assert "hunter2" not in shown_url(url)
+    for shown in (str(caught.value), shown_url(url)):
+        assert "hunt" not in shown
+        assert "er2" not in shown
 
 
 def test_signed_urls_are_shown_without_their_signature() -> None:

@@ -15,7 +15,7 @@ from servers import S3Server
 from storage.errors import CheckpointError, StorageError
 from storage.objects import StorageOptions, open_object
 from workers import checkpoint_cache
-from workers.checkpoint_cache import cache_folder, fetch_checkpoint, file_sha256
+from workers.checkpoint_cache import cache_folder, fetch_checkpoint, fetch_file, file_sha256
 
 OPTIONS = StorageOptions()
 
@@ -78,6 +78,26 @@ def test_a_damaged_cache_heals(good: Path) -> None:
     for digest in (None, file_sha256(good)):
         path.write_bytes(b"rotten")
         assert fetch_checkpoint(url, OPTIONS, sha256=digest).read_bytes() == good.read_bytes()
+
+
+def test_a_digest_names_a_file_of_the_cache_and_no_other(tmp_path: Path, cache: Path) -> None:
+    precious = tmp_path / "precious.onnx"
+    precious.write_bytes(b"mine")
+    upload("memory://fetch/net.onnx", b"x")
+    for sha256 in ("../../precious", str(precious.with_suffix(""))):
+        with pytest.raises(CheckpointError, match="sha256"):
+            fetch_file("memory://fetch/net.onnx", OPTIONS, sha256=sha256)
+    assert precious.read_bytes() == b"mine"
+
+
+def test_a_cache_that_everybody_may_write_is_refused(good: Path, cache: Path) -> None:
+    upload("memory://fetch/cells.pth", good.read_bytes())
+    fetch_checkpoint("memory://fetch/cells.pth", OPTIONS)
+    assert cache.stat().st_mode & 0o777 == 0o700
+    cache.chmod(0o777)
+    with pytest.raises(CheckpointError, match="everybody may write") as caught:
+        fetch_checkpoint("memory://fetch/cells.pth", OPTIONS)
+    assert "LABELFLEET_CACHE" in str(caught.value.hint)
 
 
 def test_what_cannot_be_fetched(good: Path, tmp_path: Path) -> None:
