@@ -10,6 +10,7 @@ from typing import Annotated, TextIO
 import typer
 
 from pipelines.cli_common import Json, show
+from pipelines.terminal import harmless
 from storage.errors import ConfigError
 
 
@@ -57,7 +58,7 @@ def submit(
         address=address,
         environment=variables,
         wait=wait,
-        note=lambda line: print(line, file=sys.stderr, flush=True),
+        note=lambda line: print(harmless(line), file=sys.stderr, flush=True),
         # The last line of stdout is for the JSON, if there is one: the job's output goes beside it.
         show=_writer(sys.stderr if json_ else sys.stdout),
         again=shlex.join(
@@ -72,7 +73,7 @@ def submit(
 
 def _writer(stream: TextIO) -> Callable[[str], None]:
     def write(text: str) -> None:
-        stream.write(text)
+        stream.write(harmless(text))
         stream.flush()
 
     return write

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
+
+from pipelines.console import HarmlessConsole
 
 
 def say(text: str) -> None:
     """A line for people, on stderr."""
-    Console(stderr=True).print(Text(text), soft_wrap=True)
+    HarmlessConsole(stderr=True).print(Text(text), soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,8 @@ def test_a_secret_in_the_config_or_in_what_is_set(here: Path) -> None:
     with pytest.raises(ConfigError, match="notify holds a webhook"):
         bundle_run(write(here, fields(notify=hook)))
     with pytest.raises(ConfigError, match="notify holds a webhook"):
+        bundle_run(write(here, fields(notify="https://intranet.example/x")))
+    with pytest.raises(ConfigError, match="--set notify: it is a secret"):
         bundle_run(write(here, fields()), (f"notify={hook}",))
     with pytest.raises(ConfigError, match="--env MY_TOKEN"):
         bundle_run(write(here, fields()), (), {"MY_TOKEN": "x"})
