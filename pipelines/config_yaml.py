@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 import yaml
@@ -14,6 +15,7 @@ from storage.urls import shown_url
 
 M = TypeVar("M", bound=BaseModel)
 _SECRETS = ("notify",)
+_DEEPEST = 100
 # What PyYAML ends in besides its own errors: dates that are none, numbers that are none, a
 # thousand brackets.
 _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
@@ -41,6 +43,8 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 def load_yaml(raw: bytes, path: str) -> Any:
     """YAML's plain values; nothing in it is constructed or called. Raises ConfigError."""
+    if _depth(raw) > _DEEPEST:  # PyYAML takes seconds to find out
+        raise ConfigError(f"{shown_url(path)} is not YAML: it is nested too deeply")
     try:
         return yaml.safe_load(raw)
     except _UNREADABLE as exc:
@@ -48,6 +52,14 @@ def load_yaml(raw: bytes, path: str) -> Any:
             f"{shown_url(path)} is not YAML{_where(exc)}",
             hint="check the indentation and brackets there",
         ) from exc
+
+
+def _depth(raw: bytes) -> int:
+    deepest = depth = 0
+    for bracket in re.findall(rb"[\[{\]}]", raw):
+        depth = max(0, depth + (1 if bracket in b"[{" else -1))
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _where(exc: Exception) -> str:

@@ -127,7 +127,7 @@ def test_a_config_at_a_url_is_read_there_and_may_hold_what_must_not_travel(
     (dest := here / "packed").mkdir()
     bundle.write(dest)
     assert list(dest.iterdir()) == []
-    with pytest.raises(ConfigError, match="webhook"):
+    with pytest.raises(ConfigError, match="it is a secret"):
         bundle_run(url, ("notify=https://hooks.slack.com/services/T0/B0/other",))
     with pytest.raises(ConfigError, match=r"model\.checkpoint is the relative path"):
         bundle_run(url, ("model.checkpoint=cells.pth",))
