@@ -44,7 +44,10 @@ def read_yaml(path: str) -> dict[str, Any]:
 def load_yaml(raw: bytes, path: str) -> Any:
     """YAML's plain values; nothing in it is constructed or called. Raises ConfigError."""
     if _depth(raw) > _DEEPEST:  # PyYAML takes seconds to find out
-        raise ConfigError(f"{shown_url(path)} is not YAML: it is nested too deeply")
+        raise ConfigError(
+            f"{shown_url(path)} is not YAML: it is nested too deeply",
+            hint="check the brackets there",
+        )
     try:
         return yaml.safe_load(raw)
     except _UNREADABLE as exc:
