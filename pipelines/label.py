@@ -162,6 +162,7 @@ def open_pool(config: RunConfig, run: OpenRun, sizing: Sizing, shards: int) -> I
     """The actors, no more than there are shards; killed at the end."""
     options = LabellerOptions(
         decode_threads=sizing.decode_threads,
+        nms_threads=sizing.nms_threads,
         batch_size=sizing.batch_size,
         batch_size_max=sizing.batch_size_max,
         max_pixels=config.max_pixels,
@@ -206,6 +207,7 @@ def drive(
         "workers": workers,
         "gpus": workers * sizing.gpus,
         "decoders": sizing.decode_threads,
+        "nms_threads": sizing.nms_threads,
         "shards": work.total,
     }
     ledger.write(_event("start", note))

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 
 from storage.ledger import LedgerEntry
 
-STAGES = ("fetch", "decode", "wait", "infer", "write", "commit")
+STAGES = ("fetch", "decode", "wait", "infer", "nms", "write", "commit")
 
 _BUSY = 0.5  # a limit is busy at least half of its threads' time, or nothing is the limit
 _ADVICE = {
     "infer": "model-bound: a faster device, runtime or precision shortens the run, nothing else",
     "decode": "decode-bound: add CPUs to each worker (workers.cpus), or store smaller images",
     "fetch": "storage-bound: bring the workers nearer to the source, or use larger shards",
+    "nms": "NMS-bound: raise model.score_floor, or use more and smaller workers",
     "write": "write-bound: fewer boxes (model.score_floor) or more workers a machine",
 }
 _LATENCY = (
@@ -30,10 +31,10 @@ class WorkerTime:
     Attributes:
         seconds: by stage, over all workers and threads. ``wait`` is the infer threads', for
             images; ``commit`` the time of the conditional puts, several of which run at once.
-        decoders: decode threads of one worker.
+        threads: of one worker, where a stage has more than one.
     """
 
-    decoders: int = 1
+    threads: dict[str, int] = field(default_factory=dict)
     seconds: Counter[str] = field(default_factory=Counter)
     _fill: Counter[str] = field(default_factory=Counter)
     _images: int = 0
@@ -41,7 +42,10 @@ class WorkerTime:
     def add(self, entry: LedgerEntry) -> None:
         """One entry of the ledger; only shards say something."""
         if entry.event == "start":
-            self.decoders = int(entry.note.get("decoders", 1))
+            self.threads = {
+                "decode": int(entry.note.get("decoders", 1)),
+                "nms": int(entry.note.get("nms_threads", 1)),
+            }
         if entry.event != "shard":
             return
         self.seconds.update(entry.seconds)
@@ -69,9 +73,8 @@ class WorkerTime:
         wall = self.seconds["infer"] + self.seconds["wait"]  # the infer threads do nothing else
         if not wall:
             return {}
-        threads = {"decode": self.decoders}
         return {
-            stage: min(1.0, self.seconds[stage] / (wall * threads.get(stage, 1)))
+            stage: min(1.0, self.seconds[stage] / (wall * self.threads.get(stage, 1)))
             for stage in _ADVICE
         }
 
@@ -86,6 +89,6 @@ class WorkerTime:
         shares = ", ".join(
             f"{name} {100 * busy[stage]:.0f} %"
             for stage, name in (("infer", "the model"), ("decode", "decoders"),
-                                ("fetch", "reading"), ("write", "writing"))
+                                ("fetch", "reading"), ("nms", "NMS"), ("write", "writing"))
         )  # fmt: skip
         return f"{advice} (busy: {shares})"

@@ -33,6 +33,7 @@ class Sizing:
     decode_threads: int
     batch_size: int
     batch_size_max: int | None
+    nms_threads: int = 1
 
 
 def wants_gpu(config: WorkersConfig, nodes: Sequence[Node]) -> bool:
@@ -73,11 +74,13 @@ def size_pool(config: WorkersConfig, nodes: Sequence[Node], *, cuda: bool) -> Si
     if cuda:
         torch_threads, decoders = 1, max(2, min(DECODERS_MAX, int(cpus) - 1))
     else:
-        torch_threads, decoders = max(1, int(cpus)), max(1, min(4, int(cpus)))
+        # One decoder more than cores: each of them now and then waits for Python's lock.
+        torch_threads, decoders = max(1, int(cpus)), max(1, min(4, int(cpus))) + 1
+    nms = 2 if cuda else 1
     if config.batch_size == "auto":
         batch, most = batch_sizes(cuda=cuda)
-        return Sizing(count, gpus, cpus, torch_threads, decoders, batch, most)
-    return Sizing(count, gpus, cpus, torch_threads, decoders, config.batch_size, None)
+        return Sizing(count, gpus, cpus, torch_threads, decoders, batch, most, nms)
+    return Sizing(count, gpus, cpus, torch_threads, decoders, config.batch_size, None, nms)
 
 
 def batch_sizes(*, cuda: bool) -> tuple[int, int]:

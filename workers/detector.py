@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.records import Detections
 
-__all__ = ["Detections", "Detector", "Preprocessing"]
+__all__ = ["Detections", "Detector", "Preprocessing", "TwoStepDetector"]
+
+Unfinished = Callable[[], Sequence[Detections]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,5 +67,19 @@ class Detector(Protocol):
 
         Returns:
             B results, boxes in pixels of the letterboxed input, NMS done.
+        """
+        ...
+
+
+@runtime_checkable
+class TwoStepDetector(Detector, Protocol):
+    """A Detector whose device need not wait for the NMS of one batch to begin the next."""
+
+    def start(self, batch: NDArray[np.uint8]) -> Unfinished:
+        """Run the network on one batch, as ``detect`` does, and leave the rest to the caller.
+
+        Returns:
+            What gives the B results; any thread may call it, and as late as it likes: the batch
+            and the device are not needed any more.
         """
         ...

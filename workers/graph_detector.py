@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +42,19 @@ class GraphDetector:
 
     def detect(self, batch: NDArray[np.uint8]) -> list[Detections]:
         """See ``Detector.detect``. Raises ModelError when the network's output is not finite."""
+        return self._finish(self._run(batch))
+
+    def start(self, batch: NDArray[np.uint8]) -> Callable[[], list[Detections]]:
+        """See ``TwoStepDetector.start``. Raises as ``detect``."""
+        selected = self._run(batch)
+        # The session's own arrays are the next batch's.
+        kept = Selected(**{f.name: getattr(selected, f.name).copy() for f in fields(selected)})
+        return lambda: self._finish(kept)
+
+    def _finish(self, selected: Selected) -> list[Detections]:
+        return detections_from_selected(selected, keep=self._spec.keep, rules=self._rules)
+
+    def _run(self, batch: NDArray[np.uint8]) -> Selected:
         wanted = (*self._spec.preprocessing.size, 3)
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != wanted:
             raise ValueError(f"batch is {batch.dtype} {batch.shape}, not uint8 [B, {wanted}]")
@@ -51,4 +66,4 @@ class GraphDetector:
                 f"({self._spec.runtime}, {self._spec.precision} on {self._spec.device})",
                 hint="the weights or the precision overflow: try `precision: fp32`",
             )
-        return detections_from_selected(selected, keep=self._spec.keep, rules=self._rules)
+        return selected

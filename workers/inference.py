@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from storage.errors import ShardFailed, WorkerLost
 from storage.records import Detections
 from workers.batch_size import BatchSize
-from workers.detector import Detector
+from workers.detector import Detector, TwoStepDetector
+
+Results = list[Detections | ShardFailed]
 
 
 class Inference:
@@ -25,10 +27,10 @@ class Inference:
     def __init__(self, detector: Detector, batch: BatchSize) -> None:
         self._detector, self._batch = detector, batch
 
-    def detect(
-        self, pixels: NDArray[np.uint8], names: Sequence[str]
-    ) -> list[Detections | ShardFailed]:
-        """Detections by image, or why that image alone has none.
+    def start(self, pixels: NDArray[np.uint8], names: Sequence[str]) -> Callable[[], Results]:
+        """Run the network; what is returned gives detections by image, or why one has none.
+
+        Any thread may call it; where the detector takes two steps, NMS happens then.
 
         Args:
             pixels: uint8 [B, H, W, 3], as ``Detector.detect`` wants them.
@@ -39,15 +41,20 @@ class Inference:
         """
         began_s = time.perf_counter()
         try:
-            found: list[Detections | ShardFailed] = list(self._detector.detect(pixels))
+            finish = self._start(pixels)
         except Exception:  # noqa: BLE001 - the model's border: find out whose fault it was
-            return self._one_by_one(pixels, names)
+            alone = self._one_by_one(pixels, names)
+            return lambda: alone
         self._batch.ran(len(pixels), time.perf_counter() - began_s)
-        return found
+        return lambda: list(finish())
 
-    def _one_by_one(
-        self, pixels: NDArray[np.uint8], names: Sequence[str]
-    ) -> list[Detections | ShardFailed]:
+    def _start(self, pixels: NDArray[np.uint8]) -> Callable[[], Sequence[Detections]]:
+        if isinstance(self._detector, TwoStepDetector):
+            return self._detector.start(pixels)
+        found = self._detector.detect(pixels)
+        return lambda: found
+
+    def _one_by_one(self, pixels: NDArray[np.uint8], names: Sequence[str]) -> Results:
         alone = [self._alone(pixels[i : i + 1], name) for i, name in enumerate(names)]
         if not any(isinstance(found, ShardFailed) for found in alone):
             self._batch.too_large(len(pixels))

@@ -14,7 +14,7 @@ from storage.records import AnnotationRow, Shard
 
 # Keys of a footer's ``seconds``. ``wait`` is the infer thread's, for images to come; the others
 # are work. ``commit`` is known to the driver alone: it ends after the footer was written.
-STAGES = ("fetch", "decode", "wait", "infer", "write")
+STAGES = ("fetch", "decode", "wait", "infer", "nms", "write")
 COMMIT = "commit"
 QUEUES = ("fetched", "decoded")  # keys of a footer's ``fill``
 
@@ -46,6 +46,7 @@ class Job:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     fill: dict[str, float] = field(default_factory=lambda: dict.fromkeys(QUEUES, 0.0))
     inferred: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _pending: dict[int, Callable[[], AnnotationRow]] = field(default_factory=dict)
 
     def fail(self, error: Exception) -> None:
@@ -64,6 +65,11 @@ class Job:
             self.writer.write(due())
             self.written += 1
         return self.written - before
+
+    def spent(self, stage: str, seconds: float) -> None:
+        """Time of a stage that has several threads."""
+        with self._lock:
+            self.seconds[stage] += seconds
 
     def inferred_in(self, batch: int, seconds: dict[str, float], fill: dict[str, float]) -> None:
         """One of its images was in a batch of so many, which took ``seconds`` by stage."""

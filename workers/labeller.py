@@ -1,6 +1,6 @@
 """ShardLabeller: shard in, committed rows out, through persistent threads. Plain Python, no Ray.
 
-    label(shard) ─> fetch ─> decode × n ─> infer ─> write ─> one conditional put
+    label(shard) ─> fetch ─> decode × n ─> infer ─> NMS × m ─> write ─> one conditional put
 
 The threads live as long as the labeller, so batches cross shard borders and no shard waits for
 the one before it. What waits between the stages is bounded: encoded images by their bytes,
@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +27,6 @@ from storage.errors import (
     LabelfleetError,
     ObjectChanged,
     ObjectNotFound,
-    ShardFailed,
     SourceTruncated,
     StorageError,
     WorkerLost,
@@ -37,15 +35,17 @@ from storage.manifest import Commit
 from storage.records import ImageRecord, Shard, printable
 from workers.batch_size import BatchSize
 from workers.detector import Detector
+from workers.infer_stage import InferStage, Ready
 from workers.inference import Inference
 from workers.job import Job, with_commit_seconds
-from workers.prepare import Prepared, Skipped, open_image
-from workers.queues import Batch, BatchRing, ByteBudget
+from workers.prepare import Skipped, open_image
+from workers.queues import BatchRing, ByteBudget
 from workers.spec import LabellerOptions
 from workers.spool import spool_error, spool_folder
 from workers.writing import Abandoned, Counted, MadeRow, RowStage
 
-_BATCHES = 3  # in the making, waiting, and with the model: fewer, and they wait for each other
+# In the making, waiting, with the model, in NMS: with fewer, stages wait for each other.
+_BATCHES = 4
 _RECORD_NBYTES = 1024  # what an image without bytes counts as while it waits
 
 
@@ -67,13 +67,6 @@ class _Fetched:
     index: int
     record: ImageRecord
     reserved: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    job: Job
-    index: int
-    prepared: Prepared
 
 
 class ShardLabeller:
@@ -103,9 +96,8 @@ class ShardLabeller:
         self._spool = spool_folder(spool_dir)
         self._preprocessing = detector.preprocessing
         self._batch_size = BatchSize(self._options.batch_size, self._options.batch_size_max)
-        self._inference = Inference(detector, self._batch_size)
         self._budget = ByteBudget(self._options.queued_bytes)
-        self._ring: BatchRing[_Ready] = BatchRing(
+        self._ring: BatchRing[Ready] = BatchRing(
             self._new_batch,
             lambda: self._batch_size.now,
             buffers=_BATCHES,
@@ -114,12 +106,15 @@ class ShardLabeller:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._fetched: queue.SimpleQueue[_Fetched | None] = queue.SimpleQueue()
         self._rows = RowStage()
+        inference = Inference(detector, self._batch_size)
+        self._infer = InferStage(inference, self._ring, self._budget, self._rows)
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._broken: WorkerLost | None = None
         self._jobs_by_id: dict[int, Job] = {}
-        loops = [self._fetch_loop, self._infer_loop, self._rows.loop]
+        loops = [self._fetch_loop, self._infer.infer_loop, self._rows.loop]
         loops += [self._decode_loop] * self._options.decode_threads
+        loops += [self._infer.nms_loop] * self._options.nms_threads
         # Daemons: a thread that outlived its actor would keep the process, and its GPU, alive.
         self._threads = [threading.Thread(target=self._guard(f), daemon=True) for f in loops]
         for thread in self._threads:
@@ -185,6 +180,7 @@ class ShardLabeller:
         self._rows.put(None)
         for _ in range(self._options.decode_threads):
             self._fetched.put(None)
+        self._infer.stop(self._options.nms_threads)
         for thread in self._threads:
             thread.join(timeout=5)
         self._spool.cleanup()
@@ -264,46 +260,13 @@ class ShardLabeller:
             self._ring.fill(slot, None)
             self._put_row(item, placed)
         else:
-            self._ring.fill(slot, _Ready(job, item.index, placed))
+            self._ring.fill(slot, Ready(job, item.index, placed))
 
     def _decoded(self, job: Job, began_s: float) -> None:
-        seconds = time.perf_counter() - began_s
-        with self._lock:
-            job.seconds["decode"] += seconds
+        job.spent("decode", time.perf_counter() - began_s)
 
     def _put_row(self, item: _Fetched, skipped: Skipped) -> None:
         self._rows.put([MadeRow(item.job, item.index, lambda: skipped.row)])
-
-    def _infer_loop(self) -> None:
-        asked_s = time.perf_counter()
-        while (batch := self._ring.next()) is not None:
-            waited_s = time.perf_counter() - asked_s
-            live = [
-                (place, item)
-                for place, item in enumerate(batch.items)
-                if item is not None and not item.job.ended.is_set()
-            ]
-            if live:
-                self._infer(batch, live, waited_s)
-            self._ring.free(batch)
-            asked_s = time.perf_counter()
-
-    def _infer(self, batch: Batch[_Ready], live: list[tuple[int, _Ready]], waited_s: float) -> None:
-        fill = {"fetched": self._budget.fill, "decoded": self._ring.waiting}
-        pixels = batch.pixels[: len(live)]
-        if len(live) < len(batch.items):  # some ended, or could not be placed
-            pixels = batch.pixels[[place for place, _ in live]]
-        began_s = time.perf_counter()
-        results = self._inference.detect(pixels, [item.prepared.image_id for _, item in live])
-        seconds = {"wait": waited_s, "infer": time.perf_counter() - began_s}
-        rows = []
-        for (_, item), found in zip(live, results, strict=True):
-            item.job.inferred_in(len(live), seconds, fill)
-            if isinstance(found, ShardFailed):
-                item.job.fail(found)
-            else:
-                rows.append(MadeRow(item.job, item.index, partial(item.prepared.row, found)))
-        self._rows.put(rows)
 
     # -- bookkeeping
 

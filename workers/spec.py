@@ -95,16 +95,18 @@ class LabellerOptions:
 
     Attributes:
         decode_threads: parallel decoders.
+        nms_threads: make detections of what the network gave, while it runs the next batch.
         batch_size: images per forward, at first.
         batch_size_max: up to this many where that is faster, or fewer; None: ``batch_size`` stays.
         max_pixels: larger images become ``too_large`` rows, from their header.
         max_image_bytes: larger objects and members become ``too_large`` rows unread.
         queued_bytes: upper bound of encoded bytes that wait for a decoder; decoded images wait in
-            the slots of three batches.
+            the slots of four batches.
         partial_batch_ms: a partial batch goes after this wait, or when nothing is queued.
     """
 
     decode_threads: int = 2
+    nms_threads: int = 1
     batch_size: int = 8
     batch_size_max: int | None = None
     max_pixels: int = 178_956_970

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from brightness import BrightnessDetector
 from image_samples import encode
+from numpy.typing import NDArray
 from PIL import Image
 from synthetic_run import record
 from tar_samples import tar_of
@@ -20,7 +22,7 @@ from storage.annotations import ShardFooter, read_footer, read_rows
 from storage.errors import LabelfleetError, ShardFailed, StorageFull, WorkerLost
 from storage.manifest import Commit, Manifest, annotation_key
 from storage.memory import MemoryStore
-from storage.records import ImageRecord, Shard, StoredObject
+from storage.records import Detections, ImageRecord, Shard, StoredObject
 from storage.shards import group_images, read_shard, tar_shards
 from workers.labeller import ShardLabeller
 from workers.spec import LabellerOptions
@@ -111,6 +113,54 @@ def test_batches_cross_shard_borders() -> None:
     assert max(bench.detector.batches) > 1
     for shard in shards:
         assert len(bench.rows(shard)) == 1
+
+
+class TwoSteps(BrightnessDetector):
+    """Runs in one thread and finishes in others, later than the next batch begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started_in: set[int] = set()
+        self.finished_in: set[int] = set()
+
+    def start(self, batch: NDArray[np.uint8]) -> Callable[[], Sequence[Detections]]:
+        self.started_in.add(threading.get_ident())
+        found = self.detect(batch)
+
+        def finish() -> Sequence[Detections]:
+            self.finished_in.add(threading.get_ident())
+            time.sleep(0.002)
+            return found
+
+        return finish
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_nms_runs_beside_the_network_and_rows_keep_their_order(threads: int) -> None:
+    detector = TwoSteps()
+    bench = Bench(detector, nms_threads=threads)
+    shard = bench.tar("a.tar", *[(f"{i:03}.png", grey(i)) for i in range(60)])
+    with bench.labeller() as labeller:
+        assert labeller.label(shard, "try").won
+    assert bench.rows(shard) == [(f"a.tar/{i:03}.png", "ok") for i in range(60)]
+    found = list(read_rows(bench.output, annotation_key(shard.shard_id)))
+    scores = [row.detections.scores[0] for row in found]
+    assert (np.diff(scores) > 0).all()  # each row has its own image's
+    assert len(detector.started_in) == 1
+    assert not detector.started_in & detector.finished_in
+
+
+def test_seconds_and_fill_are_in_the_footer() -> None:
+    bench = Bench()
+    shard = bench.tar("a.tar", *[(f"{i}.png", grey(i)) for i in range(20)])
+    with bench.labeller() as labeller:
+        commit = labeller.label(shard, "try")
+    stages = {"fetch", "decode", "wait", "infer", "nms", "write"}
+    assert set(footer(bench, shard).seconds) == stages
+    assert set(commit.footer.seconds) == stages | {"commit"}
+    assert commit.footer.seconds["decode"] > 0
+    assert set(footer(bench, shard).fill) == {"fetched", "decoded"}
+    assert all(0 <= share <= 1 for share in footer(bench, shard).fill.values())
 
 
 def test_a_partial_batch_goes_when_nothing_else_is_queued() -> None:
