@@ -16,7 +16,13 @@ endif
 # network compiles 200 packages for itself: 20 s of CPU instead of 1.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo check lint test chromium label-studio review-demo \
+# Tests of one file, and all that share a server, stay in one process; half of them mostly wait.
+CORES := $(shell nproc 2>/dev/null || echo 2)
+SPREAD := --dist loadgroup --no-loadscope-reorder
+# Several targets at once, each shown when it is done.
+TOGETHER := $(MAKE) --no-print-directory -j4 --output-sync=target
+
+.PHONY: help setup demo check fast lint ruff mypy imports test chromium label-studio review-demo \
 	review-demo-stop chaos-review fuzz clean
 
 help:  ## what there is
@@ -24,11 +30,13 @@ help:  ## what there is
 
 setup: $(READY)  ## a virtual environment with everything (2 GB); nothing to do the second time
 
-$(READY): pyproject.toml
+$(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 		|| { echo "labelfleet needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv==0.13.9
+
+$(READY): pyproject.toml | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]'
 	touch $(READY)
 
@@ -44,23 +52,33 @@ review-demo-stop:  ## end that Label Studio
 
 label-studio: .venv-label-studio/.ready  ## Label Studio (1 GB) in an environment of its own, for review
 
-.venv-label-studio/.ready: $(READY)
+.venv-label-studio/.ready: | $(BIN)/uv
 	test -x .venv-label-studio/bin/python || $(PYTHON) -m venv .venv-label-studio
 	$(BIN)/uv pip install --quiet --python .venv-label-studio/bin/python label-studio==1.23.2
 	rm -f .venv-label-studio/migrated.sqlite3
 	touch $@
 
-lint: $(READY)
+lint: ruff mypy imports  ## ruff, mypy --strict, import-linter
+
+ruff: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+mypy: $(READY)
 	$(BIN)/mypy
+
+imports: $(READY)
 	$(BIN)/lint-imports
 
-check: lint  ## ruff, mypy --strict, import-linter and the fast tests
-	$(BIN)/pytest -q -m "not slow"
+fast: $(READY)  ## the fast tests
+	$(BIN)/pytest -q -m "not slow" -n $(CORES) $(SPREAD)
 
-test: lint chromium label-studio  ## everything: real Ray, S3 servers, Label Studio and browser
-	$(BIN)/pytest -q
+check:  ## lint and the fast tests, side by side: before every commit
+	@$(TOGETHER) fast lint
+
+test:  ## everything: real Ray, S3 servers, Label Studio and browser
+	@$(TOGETHER) fast lint chromium label-studio
+	$(BIN)/pytest -q -m slow -n $$(( $(CORES) + 1 )) $(SPREAD)
 
 chromium:  ## Debian's Chromium for the browser tests, if it can be had
 	@command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \

@@ -11,17 +11,35 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from label_studio_server import PROGRAM, LabelStudioServer, label_studio_server
+from ray_server import ray_server
 from servers import S3Server, credentials_env, moto_server, weed_server
 
 # Tests start many processes; each would compile torch, Ray and super-gradients anew, for 20 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several at once: threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A busy machine is no failure: no test judges how long an example took.
 settings.register_profile("labelfleet", deadline=None)
 settings.load_profile("labelfleet")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``-n``: a file's tests share a process, and all that need Label Studio or Ray do.
+
+    What takes longest begins first.
+    """
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        shared = next((name for name in ("label_studio", "shared_ray") if name in fixtures), None)
+        item.add_marker(pytest.mark.xdist_group(shared or str(item.path.relative_to(ROOT))))
+    parts = ["e2e", "workers", "pipelines", "storage"]
+    items.sort(key=lambda item: [parts.index(p) for p in item.path.parts if p in parts])
 
 
 def _optional_folder(variable: str, default: str) -> Path:
@@ -51,25 +69,34 @@ def nano_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copy(original, tmp_path_factory.mktemp("model")))
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[dict[str, str]]:
-    """One real Ray on this machine for the tests of a module.
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[dict[str, str]]:
+    """One real Ray for all tests of this process; seconds to start.
 
-    Seconds to start; this process is connected to it until the module ends. Gives the environment
-    in which another process can join it: RAY_ADDRESS, its token, and that it is on loopback.
+    Gives the environment in which a process joins it; this one is not connected.
     """
-    import ray  # heavy, and most tests need none
+    with ray_server() as joining:
+        yield joining
+
+
+@pytest.fixture(scope="module")
+def local_ray(shared_ray: dict[str, str]) -> Iterator[dict[str, str]]:
+    """This process is connected to ``shared_ray`` until the module ends."""
+    from ray._private import ray_constants  # heavy, and most tests need none
+    from ray._private.authentication_test_utils import reset_auth_token_state
 
     from pipelines.cluster import ray_cluster
 
-    before = set(os.environ)
-    with ray_cluster("local"), pytest.MonkeyPatch.context() as patch:
-        added = {name: os.environ[name] for name in set(os.environ) - before}
-        for name in added:  # what is for its processes, not for other Rays
-            patch.delenv(name)
-        address = ray.get_runtime_context().gcs_address
-        token = str(Path.home() / ".ray/auth_token")
-        yield {**added, "RAY_ADDRESS": address, "RAY_AUTH_TOKEN_PATH": token}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in shared_ray.items():
+            patch.setenv(name, value)
+        # Both were read from the environment when ray was imported.
+        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+        reset_auth_token_state()
+        with ray_cluster(shared_ray["RAY_ADDRESS"]):
+            for name in shared_ray:  # what is for its processes, not for other Rays
+                patch.delenv(name)
+            yield shared_ray
 
 
 @pytest.fixture(scope="session")

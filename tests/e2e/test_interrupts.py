@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def commits(job: Job) -> int:
 
 
 def test_ctrl_c_lets_shards_in_flight_finish_and_the_next_run_continues(
-    pages: Path, tmp_path: Path
+    pages: Path, tmp_path: Path, shared_ray: dict[str, str]
 ) -> None:
     job = Job(tmp_path, str(pages), str(tmp_path / "run"), fields={"workers": {"depth": 2}})
     with job.started() as driver:
@@ -42,8 +43,8 @@ def test_ctrl_c_lets_shards_in_flight_finish_and_the_next_run_continues(
     assert "Traceback" not in err
     assert '"outcome": "stopped"' in out
     assert 1 <= commits(job) < PAGES // 8
-    # A second driver in between finds the lock free, and the counts add up.
-    code, summary, err = job.run()
+    # A second driver finds the lock free, and the counts add up.
+    code, summary, err = replace(job, env=shared_ray).run()
     assert code == 0, err
     assert summary["images"] == len(job.rows()) == PAGES
 
@@ -64,8 +65,10 @@ def test_ctrl_c_twice_stops_at_once(pages: Path, tmp_path: Path) -> None:
     assert "run the same command to continue" in err
 
 
-def test_a_second_driver_is_told_who_holds_the_run(pages: Path, tmp_path: Path) -> None:
-    job = Job(tmp_path, str(pages), str(tmp_path / "run"))
+def test_a_second_driver_is_told_who_holds_the_run(
+    pages: Path, tmp_path: Path, shared_ray: dict[str, str]
+) -> None:
+    job = Job(tmp_path, str(pages), str(tmp_path / "run"), shared_ray)
     with job.started() as first:
         wait_until(lambda: commits(job) >= 1)
         first.send_signal(signal.SIGSTOP)  # it still holds the run, and will not end meanwhile
@@ -93,9 +96,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_stops_the_run_with_one_line_and_it_continues_once_mended(
-    pages: Path, small_disk: Path, tmp_path: Path
+    pages: Path, small_disk: Path, tmp_path: Path, shared_ray: dict[str, str]
 ) -> None:
-    job = Job(tmp_path, str(pages), str(small_disk / "run"))
+    job = Job(tmp_path, str(pages), str(small_disk / "run"), shared_ray)
     code, said, err = job.run()
     assert code == 1, err
     assert "no space left" in said["error"]

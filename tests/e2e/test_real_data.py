@@ -18,7 +18,7 @@ SETS = ("bccd", "hituav", "coco_ccby")
 
 @pytest.mark.parametrize("layout", ["folder", "shards"])
 def test_every_image_of_the_real_sets_is_labelled(
-    layout: str, data_dir: Path, tmp_path: Path
+    layout: str, data_dir: Path, tmp_path: Path, shared_ray: dict[str, str]
 ) -> None:
     folders = {name: data_dir / name / "images" for name in SETS}
     files = {
@@ -31,7 +31,7 @@ def test_every_image_of_the_real_sets_is_labelled(
             source = tmp_path / f"{name}-shards"
             ingest(str(folder), str(source), options=StorageOptions(), images_per_shard=100)
         job = Job(
-            tmp_path, str(source), str(tmp_path / f"{name}-run"),
+            tmp_path, str(source), str(tmp_path / f"{name}-run"), shared_ray,
             fields={"source": {"url": str(source), "shard_size": 100}},
         )  # fmt: skip
         code, summary, err = job.run()

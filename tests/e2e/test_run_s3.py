@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,10 @@ def fill(server: S3Server, pages: list[tuple[str, bytes]]) -> str:
 
 
 def test_a_killed_driver_continues_and_every_image_is_there_once(
-    weed_s3: S3Server, pages: list[tuple[str, bytes]], tmp_path: Path
+    weed_s3: S3Server,
+    shared_ray: dict[str, str],
+    pages: list[tuple[str, bytes]],
+    tmp_path: Path,
 ) -> None:
     bucket = fill(weed_s3, pages)
     job = Job(
@@ -50,7 +54,8 @@ def test_a_killed_driver_continues_and_every_image_is_there_once(
     committed = {o.key: o.etag for o in store.list("annotations/")}
     assert 0 < len(committed) < SHARDS, "the kill came too late to show anything"
 
-    code, summary, err = job.run()
+    joining = replace(job, env={**job.env, **shared_ray})
+    code, summary, err = joining.run()
     assert code == 0, err
     assert summary["images"] == len(pages)
     assert summary["shards"] == SHARDS
@@ -61,7 +66,7 @@ def test_a_killed_driver_continues_and_every_image_is_there_once(
     after = {o.key: o.etag for o in store.list("annotations/")}
     assert committed.items() <= after.items(), "what was committed was written again"
 
-    again = Job(tmp_path, job.source, f"s3://{bucket}/undisturbed", job.env, options=job.options)
+    again = replace(joining, output=f"s3://{bucket}/undisturbed")
     code, _, err = again.run()
     assert code == 0, err
     undisturbed = again.rows()
@@ -77,15 +82,18 @@ def test_a_killed_driver_continues_and_every_image_is_there_once(
 
 
 def test_a_finished_run_does_nothing_and_a_grown_source_only_what_is_new(
-    weed_s3: S3Server, pages: list[tuple[str, bytes]], tmp_path: Path
+    weed_s3: S3Server,
+    shared_ray: dict[str, str],
+    pages: list[tuple[str, bytes]],
+    tmp_path: Path,
 ) -> None:
     bucket = weed_s3.fresh_bucket()
     source = open_store(f"s3://{bucket}/images", weed_s3.options)
     for name, data in pages[:12]:
         source.put(name, data)
     job = Job(
-        tmp_path, f"s3://{bucket}/images", f"s3://{bucket}/run", weed_s3.env(),
-        options=weed_s3.options,
+        tmp_path, f"s3://{bucket}/images", f"s3://{bucket}/run",
+        {**weed_s3.env(), **shared_ray}, options=weed_s3.options,
     )  # fmt: skip
     assert job.run()[0] == 0
     first = job.rows()

@@ -317,20 +317,22 @@ def test_without_arguments_there_is_the_help(call: Call) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_from_an_empty_home(spawn: Call, setting: Setting, local_ray: dict[str, str]) -> None:
+def test_a_run_from_an_empty_home(
+    spawn: Call, setting: Setting, shared_ray: dict[str, str]
+) -> None:
     (setting.folder / "in/broken.png").write_bytes(b"no image")
     path = setting.write()
-    without_token = {**local_ray, "RAY_AUTH_TOKEN_PATH": "", "RAY_ADDRESS": ""}
-    stranger = spawn("run", path, "--address", local_ray["RAY_ADDRESS"], **without_token)
+    without_token = {**shared_ray, "RAY_AUTH_TOKEN_PATH": "", "RAY_ADDRESS": ""}
+    stranger = spawn("run", path, "--address", shared_ray["RAY_ADDRESS"], **without_token)
     assert stranger.code == 2
     assert "RAY_AUTH_TOKEN" in stranger.err
     assert "Traceback" not in stranger.err  # Ray's own C++ may have warned before
 
-    part = spawn("run", path, "--limit", "1", "--json", **local_ray)
+    part = spawn("run", path, "--limit", "1", "--json", **shared_ray)
     assert part.code == 0, part.err
     assert (part.last["shards"], part.last["left"], part.last["images"]) == (1, 1, 4)
 
-    whole = spawn("run", path, "--json", **local_ray)
+    whole = spawn("run", path, "--json", **shared_ray)
     assert whole.code == 0, whole.err
     assert whole.last["images"] == 7
     assert (whole.last["ok"], whole.last["undecodable"]) == (6, 1)
@@ -341,11 +343,11 @@ def test_a_run_from_an_empty_home(spawn: Call, setting: Setting, local_ray: dict
     assert whole.last["output"] == f"file://{setting.folder}/out"
     assert "Traceback" not in whole.err
 
-    strict = spawn("run", path, "--set", "max_bad_share=0.1", **local_ray)
+    strict = spawn("run", path, "--set", "max_bad_share=0.1", **shared_ray)
     assert strict.code == 3, strict.err
     assert "Nothing was left to do." in strict.out
     assert f"file://{setting.folder}/out" in strict.out
-    other = spawn("run", path, "--set", "model.score_floor=0.5", **local_ray)
+    other = spawn("run", path, "--set", "model.score_floor=0.5", **shared_ray)
     assert other.code == 2
     assert "score_floor (0.05 there, 0.5 now)" in other.err
 

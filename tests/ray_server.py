@@ -1,0 +1,53 @@
+"""A Ray on this machine in a process of its own, which others join by their environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from servers import end_with_parent
+
+
+@contextmanager
+def ray_server() -> Iterator[dict[str, str]]:
+    """Start it; gives what a process needs in its environment to join: the address, where the
+    token lies, and that it is on loopback."""
+    process = subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=end_with_parent,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield json.loads(process.stdout.readline())
+    finally:
+        process.stdin.close()
+        process.wait(timeout=60)
+
+
+def main() -> None:
+    """Serve until stdin is closed."""
+    import ray
+
+    from pipelines.cluster import ray_cluster
+
+    before = set(os.environ)
+    with ray_cluster("local"):
+        added = {name: os.environ[name] for name in set(os.environ) - before}
+        address = ray.get_runtime_context().gcs_address
+        token = str(Path.home() / ".ray/auth_token")
+        said = {**added, "RAY_ADDRESS": address, "RAY_AUTH_TOKEN_PATH": token}
+        print(json.dumps(said), flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
