@@ -1,0 +1,236 @@
+"""The artefact is made once, of images that nothing is measured on, and refused when it loses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_run import fill_folder, run_config
+
+from pipelines.compile import compile_model, with_artefact
+from pipelines.compile_images import measured, sample
+from pipelines.compile_measure import (
+    SURE,
+    expected_from_detections,
+    expected_from_truth,
+    mean_ap,
+)
+from pipelines.config import RunConfig
+from pipelines.ingest import ingest
+from pipelines.open_run import open_run
+from pipelines.truth import read_truth
+from storage.errors import ArtefactError, SourceEmpty, TruthMismatch
+from storage.objects import StorageOptions
+from storage.records import Detections
+from workers.artefacts import Artefact
+from workers.detector import Preprocessing
+from workers.make_artefact import artefact_key
+from workers.quantize import GROUPS, RECIPE, search
+from workers.spec import ArtefactRef, ModelSpec
+
+Make = Callable[..., RunConfig]
+SMALL = Preprocessing(size=(64, 64), resize_to=(64, 64))
+SPEC = ModelSpec(
+    checkpoint="", sha256="a" * 64, name="yolo_nas_s", arch_params=None, classes=("a", "b"),
+    keep=(0, 1), preprocessing=SMALL, runtime="openvino", precision="fp32", device="cpu",
+    score_floor=0.05, nms_iou=0.7, max_detections=300,
+)  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path: Path, nano_checkpoint: Path) -> Make:
+    """Configs of 20 images in a folder; sections are merged in."""
+    fill_folder(tmp_path / "in", 20)
+
+    def make(**sections: Any) -> RunConfig:
+        source = sections.pop("folder", tmp_path / "in")
+        return run_config(source, tmp_path / "out", nano_checkpoint, **sections)
+
+    return make
+
+
+def truth_file(path: Path, names: Sequence[str], box: Sequence[float] = (8, 8, 20, 30)) -> Path:
+    images = [{"id": i, "file_name": n, "width": 64, "height": 64} for i, n in enumerate(names)]
+    boxes = [{"id": i + 1, "image_id": i, "category_id": 7, "bbox": list(box), "area": 600}
+             for i in range(len(names))]  # fmt: skip
+    categories = [{"id": 7, "name": "b"}]
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
+    return path
+
+
+# -- which images
+
+
+@pytest.mark.parametrize("tars", [False, True])
+def test_what_is_measured_on_is_never_calibrated_on(
+    config: Make, tmp_path: Path, tars: bool
+) -> None:
+    if tars:
+        ingest(str(tmp_path / "in"), str(tmp_path / "tars"), options=StorageOptions(),
+               images_per_shard=6)  # fmt: skip
+    made = config(folder=tmp_path / ("tars" if tars else "in"))
+    names = [f"page-{i:04d}.png" for i in range(3, 12)]
+    truth = read_truth(truth_file(tmp_path / "truth.json", names))
+    calibration = sample(made, SMALL, 100, truth)
+    inputs, indices = measured(made, SMALL, truth)
+    assert len(calibration) == 11
+    assert calibration.pixels.shape == (11, 64, 64, 3)
+    ends = [i.rsplit("/", 1)[-1] for i in (*calibration.image_ids, *inputs.image_ids)]
+    assert sorted(ends) == [f"page-{i:04d}.png" for i in range(20)]
+    assert [names[i] for i in indices] == ends[11:]
+    again = sample(made, SMALL, 100, truth)
+    assert again.image_ids == calibration.image_ids
+    assert again.sha256 == calibration.sha256
+
+
+def test_a_sample_is_as_many_as_asked_for(config: Make) -> None:
+    found = sample(config(), SMALL, 7)
+    assert len(set(found.image_ids)) == 7
+    assert (found.pixels.reshape(7, -1).std(1) > 0).all()
+    assert len(found.part(2, 5)) == 3
+
+
+def test_truth_of_every_image_or_of_another_source(config: Make, tmp_path: Path) -> None:
+    names = [f"page-{i:04d}.png" for i in range(20)]
+    with pytest.raises(SourceEmpty, match="ground truth names all of them"):
+        sample(config(), SMALL, 8, read_truth(truth_file(tmp_path / "all.json", names)))
+    with pytest.raises(TruthMismatch, match="have no row"):
+        measured(config(), SMALL, read_truth(truth_file(tmp_path / "no.json", ["other.png"])))
+
+
+# -- what is lost
+
+
+def found(boxes: Sequence[Sequence[float]], scores: Sequence[float], label: int) -> Detections:
+    empty = Detections.empty(2)
+    n = len(boxes)
+    return dataclasses.replace(
+        empty,
+        boxes=np.array(boxes, np.float32).reshape(n, 4),
+        scores=np.array(scores, np.float32),
+        category_ids=np.full(n, label, np.int16),
+    )
+
+
+def test_map_against_truth(tmp_path: Path) -> None:
+    truth = read_truth(truth_file(tmp_path / "truth.json", ["a.png", "b.png"]))
+    expected = expected_from_truth(truth, (0, 1), ("a", "b"))
+    right = found([[8, 8, 28, 38]], [0.9], 1)
+    assert mean_ap([right, right], expected) == pytest.approx(100)
+    assert mean_ap([right, found([[40, 40, 60, 60]], [0.8], 1)], expected) < 60
+    assert mean_ap([found([[8, 8, 28, 38]], [0.9], 0)] * 2, expected) == 0
+    with pytest.raises(TruthMismatch, match="share no class"):
+        expected_from_truth(truth, (0, 1), ("x", "y"))
+
+
+def test_agreement_counts_what_fp32_is_sure_of() -> None:
+    sure = found([[8, 8, 28, 38], [30, 30, 50, 60]], [0.9, SURE - 0.1], 1)
+    expected = expected_from_detections([sure], 2)
+    assert mean_ap([sure], expected) == pytest.approx(100)
+    assert mean_ap([found([[8, 8, 28, 38]], [0.7], 1)], expected) == pytest.approx(100)
+    assert mean_ap([found([[30, 30, 50, 60]], [0.7], 1)], expected) == 0
+
+
+class Blocks:
+    """A quantiser whose blocks cost what they are said to cost."""
+
+    def __init__(self, costs: dict[str, float]) -> None:
+        self.costs, self.measured_errors = costs, 0
+
+    def quantise(self, kept: Sequence[str]) -> Artefact:
+        lost = sum(cost for name, cost in self.costs.items() if name not in kept)
+        return Artefact({}, "model.xml", {"lost": lost})
+
+    def errors(self, groups: Any) -> dict[str, float]:
+        self.measured_errors += 1
+        return {name: self.costs.get(name, 0.0) for name in groups}
+
+
+def searched(costs: dict[str, float], limit: float) -> Any:
+    blocks: Any = Blocks(costs)
+    return search(blocks, lambda a: float(a.facts["lost"]), limit, lambda _: None), blocks
+
+
+def test_the_recipe_alone_where_it_is_enough() -> None:
+    chosen, blocks = searched({"backbone.stem": 0.2, **dict.fromkeys(RECIPE, 9.0)}, 0.5)
+    assert chosen.kept == RECIPE
+    assert blocks.measured_errors == 0
+    assert chosen.loss == pytest.approx(0.2)
+
+
+def test_the_blocks_that_hurt_most_stay_in_float32() -> None:
+    costs = {"backbone.stage1": 2.0, "neck.neck2": 3.0, "neck.neck4": 0.3}
+    chosen, _ = searched(costs, 0.5)
+    assert chosen.kept == (*RECIPE, "neck.neck2", "backbone.stage1")
+    assert [t.loss for t in chosen.trials] == [5.3, 2.3, 0.3]
+
+
+def test_a_model_that_loses_too_much_is_not_shipped() -> None:
+    with pytest.raises(ArtefactError, match=r"more than the 0\.5 that model\.max_loss allows"):
+        searched(dict.fromkeys(GROUPS, 2.0), 0.5)
+
+
+# -- the key, and the run
+
+
+def test_a_key_names_what_makes_the_graph_another_one() -> None:
+    key = artefact_key(SPEC)
+    assert artefact_key(dataclasses.replace(SPEC, score_floor=0.3, licence="x")) == key
+    assert artefact_key(dataclasses.replace(SPEC, precision="bf16")) == key
+    others = [
+        dataclasses.replace(SPEC, sha256="b" * 64),
+        dataclasses.replace(SPEC, keep=(1,)),
+        dataclasses.replace(SPEC, runtime="onnx"),
+        dataclasses.replace(SPEC, precision="int8"),
+        dataclasses.replace(SPEC, preprocessing=dataclasses.replace(SMALL, channels="BGR")),
+    ]
+    assert len({key, *map(artefact_key, others)}) == 1 + len(others)
+
+
+def test_torch_needs_nothing(config: Make) -> None:
+    spec = dataclasses.replace(SPEC, runtime="torch")
+    assert with_artefact(config(), spec).artefact is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_int8_from_config_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nano_checkpoint: Path
+) -> None:
+    """Real NNCF on drawn pages: compiled once, measured, and what the run then loads."""
+    from pipelines.digits import make_pages
+
+    monkeypatch.setenv("LABELFLEET_CACHE", str(tmp_path / "cache"))
+    pages = make_pages(tmp_path / "pages", images=28, seed=9, split="unseen", broken=False)
+    labelled = json.loads(pages.truth.read_text())
+    labelled["images"] = labelled["images"][:10]
+    ids = {image["id"] for image in labelled["images"]}
+    labelled["annotations"] = [a for a in labelled["annotations"] if a["image_id"] in ids]
+    (tmp_path / "truth.json").write_text(json.dumps(labelled))
+    truth = read_truth(tmp_path / "truth.json")
+
+    def make(**model: Any) -> RunConfig:
+        section = {"runtime": "openvino", "precision": "int8", "max_loss": 100, **model}
+        return run_config(pages.images, tmp_path / "out", nano_checkpoint, model=section)
+
+    first = compile_model(make(), cuda=False, truth=truth)
+    assert first.new
+    facts = first.facts
+    assert facts["calibration"]["images"] == len(list(pages.images.iterdir())) - 10
+    assert facts["measured"]["images"] == 10
+    assert facts["measured"]["fp32_map"] > 50
+    assert facts["measured"]["int8_map"] > 0.8 * facts["measured"]["fp32_map"]
+    assert set(facts["kept"]) >= set(RECIPE)
+    assert set(facts["versions"]) == {"torch", "onnx", "openvino", "nncf"}
+    again = compile_model(make(), cuda=False, truth=truth)
+    assert not again.new
+    assert again.checked is not None
+    assert again.checked["int8_map"] == pytest.approx(facts["measured"]["int8_map"], abs=0.5)
+    run = open_run(make(), cuda=False)
+    assert run.model.artefact == ArtefactRef(str(first.artefact), str(first.sha256))
+    assert open_run(make(), cuda=False).model == run.model
