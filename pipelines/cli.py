@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from typer.core import TyperGroup
 
 from pipelines import cli_review, cli_submit, cli_upkeep
 from pipelines.cli_common import Endpoint, Json, RunUrl, open_manifest, show, storage_options
-from pipelines.terminal import HarmlessFormatter
+from pipelines.terminal import harmless
 from storage.errors import Interrupted, LabelfleetError
+from storage.logs import VARIABLE, log_format, set_up_logging
 
 
 class _Commands(TyperGroup):
@@ -38,7 +40,8 @@ app = typer.Typer(
     context_settings={"max_content_width": 100},
     help="Label image collections too large to label by hand.\n\n"
     "YOLO-NAS on Ray, from object storage to Parquet annotations.",
-    epilog="Add --debug to any command for the traceback behind an error.",
+    epilog="Add --debug to any command for the traceback behind an error, --log-format json for "
+    "machine-readable logs.",
 )
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run config: YAML, any URL.")]
@@ -220,10 +223,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; every error becomes a readable line and an exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"]
-    handler = logging.StreamHandler()
-    handler.setFormatter(HarmlessFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(handlers=[handler])
+    given = _take_log_format([argument for argument in given if argument != "--debug"])
+    set_up_logging(log_format(), clean=harmless)
     if debug:  # ours only: botocore and httpx would log credentials and whole webhook URLs
         logging.getLogger("labelfleet").setLevel(logging.DEBUG)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same clean-up as Ctrl-C
@@ -246,6 +247,20 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{type(exc).__name__}: {exc}", hint, 1, given)
 
 
+def _take_log_format(given: list[str]) -> list[str]:
+    """``--log-format json``, anywhere: into the environment, where workers find it too."""
+    for at, argument in enumerate(given):
+        name, equals, value = argument.partition("=")
+        if name == "--log-format":
+            value = value if equals else "".join(given[at + 1 : at + 2])
+            rest = given[:at] + given[at + (1 if equals else 2) :]
+            if value not in ("text", "json"):
+                _fail(f"--log-format {value}: it is text or json", None, 2, rest)
+            os.environ[VARIABLE] = value
+            return rest
+    return given
+
+
 def _usage(exc: typer.TyperException, given: list[str]) -> None:
     """A wrong command, option or argument; without any arguments, the help."""
     message = exc.format_message()
@@ -257,6 +272,16 @@ def _usage(exc: typer.TyperException, given: list[str]) -> None:
 
 
 def _fail(message: str, hint: str | None, code: int, given: list[str]) -> None:
+    if log_format() == "json":
+        logging.getLogger("labelfleet").error(message, extra={"hint": hint, "exit_code": code})
+    else:
+        _say_error(message, hint)
+    if "--json" in given:
+        sys.stdout.write(json.dumps({"error": message, "hint": hint, "exit_code": code}) + "\n")
+    _leave(code)
+
+
+def _say_error(message: str, hint: str | None) -> None:
     from rich.text import Text
 
     from pipelines.console import HarmlessConsole
@@ -265,9 +290,6 @@ def _fail(message: str, hint: str | None, code: int, given: list[str]) -> None:
     if hint:
         said.append("\n  -> ", "dim").append(hint)
     HarmlessConsole(stderr=True).print(said, soft_wrap=True)
-    if "--json" in given:
-        sys.stdout.write(json.dumps({"error": message, "hint": hint, "exit_code": code}) + "\n")
-    _leave(code)
 
 
 def _leave(code: int) -> None:

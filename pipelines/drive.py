@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -36,6 +37,8 @@ from workers.events import (
     WorkerGone,
     WorkerReady,
 )
+
+log = logging.getLogger("labelfleet.drive")
 
 Outcome = Literal["done", "stopped"]
 
@@ -126,6 +129,7 @@ class Drive:
         self._beat_s = 0.0
         self._start_failures = 0
         self._outage: set[str] = set()  # shards that failed in a row with what may be an outage
+        self._attempts: dict[tuple[str, str], str] = {}  # ids in flight, by worker and shard
         self._failing: dict[str, set[str]] = {}  # worker -> shards it failed, none done since
         self._fresh_quarantined = 0
         self._said: set[str] = set()
@@ -156,6 +160,7 @@ class Drive:
     def _assign(self) -> None:
         for given in self._dispatcher.assign(time.monotonic()):
             attempt = f"{self._invocation}-{given.shard.shard_id}-{secrets.token_hex(4)}"
+            self._attempts[given.worker, given.shard.shard_id] = attempt
             self._pool.submit(given.worker, given.shard, attempt)
 
     def _heed_stop(self) -> None:
@@ -196,15 +201,24 @@ class Drive:
         requeued = f"; {len(held)} shards are requeued" if held else ""
         self._watcher.note(f"lost {event.worker}: {event.reason}{requeued}")
         self._failing.pop(event.worker, None)
+        for worker, shard_id in [key for key in self._attempts if key[0] == event.worker]:
+            ids = {"worker": worker, "shard": shard_id}
+            ids["attempt"] = self._attempts.pop((worker, shard_id))
+            log.info("requeued: its worker is gone: %s", event.reason, extra=ids)
         self._dispatcher.worker_lost(event.worker, reason=event.reason, blameless=event.blameless)
 
     def _shard_done(self, event: ShardDone) -> None:
         self._outage.clear()
         self._failing.pop(event.worker, None)
+        self._attempts.pop((event.worker, event.shard_id), None)
         if not self._dispatcher.completed(event.worker, event.shard_id, time.monotonic()):
             return  # a slower copy
         footer = event.commit.footer
         self.tally.add(footer)
+        log.info(
+            "committed: %d images", footer.images,
+            extra={"worker": event.worker, "shard": event.shard_id, "attempt": footer.attempt},
+        )  # fmt: skip
         self._write(
             "shard",
             shard_id=event.shard_id,
@@ -220,6 +234,9 @@ class Drive:
         if isinstance(event.error, WorkerDiskFull) and self._pool.alive <= 1:
             raise event.error
         self.tally.errors += 1
+        attempt = self._attempts.pop((event.worker, event.shard_id), "")
+        ids = {"worker": event.worker, "shard": event.shard_id, "attempt": attempt}
+        log.info("attempt failed: %s", event.error.message, extra=ids)
         self._watcher.note(f"attempt failed: {event.error.message}")
         if isinstance(event.error, _MAYBE_OUTAGE):
             self._outage.add(event.shard_id)

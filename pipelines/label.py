@@ -32,6 +32,7 @@ from storage.errors import Interrupted, StorageError
 from storage.ledger import LedgerEntry, LedgerWriter, new_invocation
 from storage.listing import Listing
 from storage.lock import RunLock, run_lock
+from storage.logs import about, log_format
 from storage.manifest import Manifest
 from storage.objects import normalise_url, open_store
 from storage.records import Shard
@@ -175,6 +176,8 @@ def open_pool(config: RunConfig, run: OpenRun, sizing: Sizing, shards: int) -> I
         storage=config.storage.options(),
         options=options,
         torch_threads=sizing.torch_threads,
+        run=config.name,
+        log_format=log_format(),
     )
     pool = LabelPool(
         spec,
@@ -210,10 +213,11 @@ def drive(
         "nms_threads": sizing.nms_threads,
         "shards": work.total,
     }
-    ledger.write(_event("start", note))
+    _tell(ledger, "start", note)  # at once: `status` on another machine sees it
     ended = "failed"
     wanted = partial(wanted_actors, config.workers, sizing)
     with (
+        about(run=config.name, invocation=invocation),
         stopping_on_signals() as stopper,
         watching(work.total) as display,
         elastic(pool, wanted, work.total) as cluster,
@@ -233,7 +237,7 @@ def drive(
                 hint="what is committed stays; run the same command to continue",
             ) from None
         finally:
-            _close_ledger(ledger, ended)
+            _tell(ledger, "end", {"outcome": ended})
     return loop.tally, outcome
 
 
@@ -247,17 +251,13 @@ def measured(display: Watcher, manifest: Manifest, shards: int) -> Measured:
     )
 
 
-def _close_ledger(ledger: LedgerWriter, ended: str) -> None:
+def _tell(ledger: LedgerWriter, event: str, note: dict[str, Any]) -> None:
     """The ledger is a cache: that it cannot be written must not hide why the run ended."""
     try:
-        ledger.write(_event("end", {"outcome": ended}))
+        ledger.write(LedgerEntry(event=event, at=time.time(), note=note))
         ledger.flush()
     except StorageError as exc:
-        log.warning("the ledger's last part could not be written: %s", exc.message)
-
-
-def _event(event: str, note: dict[str, Any]) -> LedgerEntry:
-    return LedgerEntry(event=event, at=time.time(), note=note)
+        log.warning("the ledger's %s could not be written: %s", event, exc.message)
 
 
 def limits(config: RunConfig, sizing: Sizing) -> Limits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,11 @@ from rich.text import Text
 
 from pipelines.console import HarmlessConsole
 from pipelines.tally import Tally, Watcher
+from storage.logs import log_format
 
 _LINE_EVERY_S = 10.0
+
+log = logging.getLogger("labelfleet")
 
 
 class _Bar:
@@ -57,6 +61,30 @@ class _Lines:
         self._console.print(Text(text), soft_wrap=True)
 
 
+class _Logged:
+    """For machines: log lines with figures, in place of a display."""
+
+    def __init__(self, total: int, clock: Callable[[], float]) -> None:
+        self._total, self._clock = total, clock
+        self._began_s = self._last_s = clock()
+
+    def update(self, tally: Tally) -> None:
+        now_s = self._clock()
+        if now_s - self._last_s >= _LINE_EVERY_S:
+            self._last_s = now_s
+            figures = {
+                "shards_done": tally.shards + tally.quarantined,
+                "shards_total": self._total,
+                "images": tally.images,
+                "images_per_s": round(tally.images / max(1e-6, now_s - self._began_s), 1),
+                "workers": tally.workers_alive,
+            }
+            log.info("progress", extra=figures)
+
+    def note(self, text: str) -> None:
+        log.warning("%s", text)
+
+
 def _said(tally: Tally, rate: float) -> str:
     if tally.workers_alive == 0 and tally.images == 0:
         return "starting workers"
@@ -78,13 +106,17 @@ def watching(
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Watcher]:
-    """A watcher: a bar where the console is a terminal, else a line every ten seconds.
+    """A watcher: a bar where the console is a terminal, else a line every ten seconds; log lines
+    where LABELFLEET_LOG asks for JSON.
 
     Args:
         total_shards: of this invocation.
         console: None: stderr.
         clock: monotonic seconds, for the lines.
     """
+    if log_format() == "json":
+        yield _Logged(total_shards, clock)
+        return
     # Not rich's own test, which FORCE_COLOR overrides: a bar makes a mess of a log.
     live = sys.stderr.isatty() if console is None else console.is_terminal
     console = console or HarmlessConsole(stderr=True)

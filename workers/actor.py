@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from storage.errors import LabelfleetError
+from storage.logs import about, set_up_logging
 from storage.manifest import Commit
 from storage.records import Shard
 from workers.spec import WorkerSpec
@@ -16,6 +19,9 @@ from workers.spot import SpotNotice, watch_this_machine
 
 if TYPE_CHECKING:  # heavy: OpenCV, which the driver needs not
     from workers.labeller import ShardLabeller
+
+
+log = logging.getLogger("labelfleet.worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class LabelActor:
 
     def start(self) -> WorkerFacts:
         """Load the model and start the threads. Raises ModelError, StorageError, ..."""
+        set_up_logging(self._spec.log_format, run=self._spec.run)
         self._labeller = self.open()
         self._spot = watch_this_machine()
         return WorkerFacts(
@@ -67,7 +74,16 @@ class LabelActor:
 
     def label(self, shard: Shard, attempt: str) -> Commit:
         """See ``ShardLabeller.label``."""
-        return self._labeller.label(shard, attempt)
+        with about(shard=shard.shard_id, attempt=attempt):
+            try:
+                commit = self._labeller.label(shard, attempt)
+            except LabelfleetError as exc:
+                log.warning("attempt failed: %s", exc.message)
+                raise
+            footer = commit.footer
+            said = "committed" if commit.won else "another attempt was first"
+            log.info("%s: %d images", said, footer.images, extra={"seconds": footer.seconds})
+            return commit
 
     def progress(self) -> Progress:
         """How far it is; answered by a thread of its own, whatever the others do."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from storage.logs import LogFormat
 from storage.objects import StorageOptions
 from workers.detector import Preprocessing
 
@@ -125,3 +126,5 @@ class WorkerSpec:
     storage: StorageOptions = field(default_factory=StorageOptions)
     options: LabellerOptions = field(default_factory=LabellerOptions)
     torch_threads: int = 1
+    run: str = ""  # its name, for log lines
+    log_format: LogFormat = "text"

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from pipelines.verify import verify_run
 from storage.manifest import Manifest
 from storage.objects import StorageOptions
 from storage.records import AnnotationRow
@@ -88,7 +89,8 @@ class Job:
         return Manifest.open(self.output, self.options)
 
     def rows(self) -> dict[str, AnnotationRow]:
-        """Live rows by image id; fails if one is there twice."""
+        """Live rows by image id; fails if one is there twice, or the run does not verify."""
+        assert verify_run(self.manifest()).differences == []
         found: dict[str, AnnotationRow] = {}
         for row in live_rows(self.manifest()):
             assert row.image_id not in found, f"{row.image_id} twice"

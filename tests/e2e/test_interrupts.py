@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jobs import Job, wait_until
@@ -37,16 +40,43 @@ def test_ctrl_c_lets_shards_in_flight_finish_and_the_next_run_continues(
     job = Job(tmp_path, str(pages), str(tmp_path / "run"), fields={"workers": {"depth": 2}})
     with job.started() as driver:
         wait_until(lambda: commits(job) >= 1)
+        seen = status_from_elsewhere(job, tmp_path)
         driver.send_signal(signal.SIGINT)
         out, err = driver.communicate(timeout=200)
+    assert seen["invocation"]["state"] == "running"
+    assert 1 <= seen["committed"] <= seen["listed"] == PAGES // 8
     assert driver.returncode == 130, err
     assert "Traceback" not in err
     assert '"outcome": "stopped"' in out
     assert 1 <= commits(job) < PAGES // 8
     # A second driver finds the lock free, and the counts add up.
-    code, summary, err = replace(job, env=shared_ray).run()
+    left = PAGES // 8 - commits(job)
+    code, summary, err = replace(job, env={**shared_ray, "LABELFLEET_LOG": "json"}).run()
     assert code == 0, err
     assert summary["images"] == len(job.rows()) == PAGES
+    lines = [json.loads(line) for line in err.splitlines()]  # every line of its log is one object
+    done = [line for line in lines if line["message"].startswith("committed")]
+    assert len({line["shard"] for line in done}) == len(done) == left
+    assert {line["run"] for line in done} == {"digits"}
+    assert all(line["attempt"].startswith(line["invocation"]) for line in done)
+
+
+def status_from_elsewhere(job: Job, tmp_path: Path) -> dict[str, Any]:
+    """`labelfleet status` in a process that knows the output's URL, and has no Ray at all."""
+    (tmp_path / "other-home").mkdir()
+    code = (
+        "import sys; sys.modules['ray'] = None\nfrom pipelines.cli import main; main(sys.argv[1:])"
+    )
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "status", job.output, "--json"],
+        env={**variables, "HOME": str(tmp_path / "other-home")}, cwd=tmp_path,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert isinstance(seen, dict)
+    return seen
 
 
 def test_ctrl_c_twice_stops_at_once(pages: Path, tmp_path: Path) -> None:

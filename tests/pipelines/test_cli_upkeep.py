@@ -74,3 +74,25 @@ def test_wrong_usage(
     assert code == 2
     assert said in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("option", [["--log-format", "json"], ["--log-format=json"]])
+def test_an_error_is_one_json_line_where_logs_are_json(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    option: list[str],
+) -> None:
+    monkeypatch.setenv("LABELFLEET_LOG", "")
+    code, _, err = call(capsys, "status", *option, tmp_path / "nowhere")
+    assert code == 2
+    (line,) = err.splitlines()
+    said = json.loads(line)
+    assert (said["level"], said["exit_code"]) == ("error", 2)
+    assert "no run at" in said["message"]
+
+
+def test_an_unknown_log_format_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "doctor", "--log-format", "xml")
+    assert code == 2
+    assert "text or json" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from bright_actor import bright_actor
 from image_samples import encode
 from PIL import Image
@@ -128,7 +130,7 @@ def label(loop: Loop, worker: str, shard: Shard) -> None:
 
 
 def test_every_shard_given_is_committed_and_no_process_is_left(bench: Bench) -> None:
-    with bench.pool(count=2) as loop:
+    with bench.pool(count=2, run="tiny", log_format="json") as loop:
         first, second = loop.ready(2)
         assert loop.pool.alive == 2
         assert first.facts.pid != second.facts.pid
@@ -142,6 +144,19 @@ def test_every_shard_given_is_committed_and_no_process_is_left(bench: Bench) -> 
     for ready in (first, second):
         wait_until_gone(ready.facts.pid)
     assert loop.pool.alive == 0
+    said = {line["shard"]: line for line in worker_log_lines() if "shard" in line}
+    assert set(said) == {shard.shard_id for shard in bench.shards}
+    assert {line["attempt"] for line in said.values()} == {"a", "b", "c"}
+    assert {line["run"] for line in said.values()} == {"tiny"}
+
+
+def worker_log_lines() -> Iterator[dict[str, object]]:
+    """What workers wrote as JSON into Ray's worker logs."""
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    for file in logs.glob("worker-*.err"):
+        for line in file.read_text().splitlines():
+            if line.startswith("{"):
+                yield json.loads(line)
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
