@@ -122,7 +122,12 @@ def here(folder: Path, ports: list[int]) -> dict[str, Any]:
         "installed": installed_stamp(),
         "use_internal_ips": True,
         # Ray's sockets lie below it; and it looks every 5 s whether somebody wants a worker.
-        "environment": {"RAY_TMPDIR": str(folder), "AUTOSCALER_UPDATE_INTERVAL_S": "1"},
+        # A busy machine takes its time.
+        "environment": {
+            "RAY_TMPDIR": str(folder),
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_raylet_start_wait_time_s": "150",
+        },
         "rewrite": {
             "6379": {"*": gcs},
             "=8265": {"*": f"={dashboard}"},
@@ -138,6 +143,12 @@ def here(folder: Path, ports: list[int]) -> dict[str, Any]:
         kind["node_config"] = {}
         kind["resources"].pop("GPU", None)  # there is none here to look at
     return config
+
+
+def logs(folder: Path) -> str:
+    """The ends of what Ray's own processes wrote, for a failure."""
+    found = sorted(folder.glob("ray/session_2*/logs/*.*"))
+    return "\n".join(f"== {path.name}\n{path.read_text()[-1500:]}" for path in found)
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +168,9 @@ def cluster() -> Iterator[Cluster]:
     with ending_descendants():
         up = subprocess.run(
             [BIN / "ray", "up", "--yes", "--no-config-cache", laptop / "cluster.yaml"],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, check=False,
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False,
         )  # fmt: skip
-        assert up.returncode == 0, up.stdout + up.stderr
+        assert up.returncode == 0, up.stdout + up.stderr + logs(folder)
         client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         yield Cluster(folder, f"http://127.0.0.1:{ports[1]}", client, up.stdout)
     shutil.rmtree(folder, ignore_errors=True)
