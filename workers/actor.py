@@ -14,6 +14,7 @@ from storage.errors import LabelfleetError
 from storage.logs import about, set_up_logging
 from storage.manifest import Commit
 from storage.records import Shard
+from workers.folders import check_folders
 from workers.spec import WorkerSpec
 from workers.spot import SpotNotice, watch_this_machine
 
@@ -54,8 +55,9 @@ class LabelActor:
         self._spec = spec
 
     def start(self) -> WorkerFacts:
-        """Load the model and start the threads. Raises ModelError, StorageError, ..."""
+        """Load the model, start the threads. Raises ConfigError, ModelError, StorageError, ..."""
         set_up_logging(self._spec.log_format, run=self._spec.run)
+        check_folders(self._spec)
         self._labeller = self.open()
         self._spot = watch_this_machine()
         return WorkerFacts(
