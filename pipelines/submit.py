@@ -31,6 +31,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Seconds that a stopped job has to finish the shards in flight; Ray's own 3 would kill it.
 STOP_WAIT_S = 120
 _QUIET_S = 20.0
+_NO_SUCH_COMMAND = 127  # a shell's word for it
 # Where Ray itself looks, and where it would overrule an address that was given.
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _HOW_TO_SIGN_IN = (
@@ -94,6 +95,8 @@ def submit_run(
         job = follow(server, job.job_id, show, again=again, stop=stop)
         if job.exit_code is None and job.message:
             note(job.message.strip().splitlines()[-1])
+        if job.exit_code == _NO_SUCH_COMMAND:
+            note("`labelfleet` is not on the PATH of the cluster's head; see ray_cluster.yaml")
     code = exit_code(job) if job.ended else None
     return Submitted(job.job_id, url, output, found.attached, job.status, code)
 

@@ -1,0 +1,87 @@
+"""Which job server is meant, which token it is shown, and one that is not there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from servers import free_ports
+from tiny_run import run_fields
+
+from pipelines.submit import DEFAULT_ADDRESS, auth_headers, job_server_url
+from storage.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("http://head:8265", "http://head:8265"),
+        ("https://ray.example.com/", "https://ray.example.com"),
+        ("head:8265", "http://head:8265"),
+        ("127.0.0.1:40000", "http://127.0.0.1:40000"),
+    ],
+)
+def test_the_address_that_is_given_is_taken(given: str, url: str) -> None:
+    assert job_server_url(given) == url
+
+
+@pytest.mark.parametrize("given", ["head:6379", "ray://head:10001", "auto", "head", ":8265"])
+def test_what_is_no_job_server_is_said_to_be_none(given: str) -> None:
+    with pytest.raises(ConfigError, match="is not a job server") as refused:
+        job_server_url(given)
+    assert "http://head:8265" in str(refused.value)
+
+
+def test_the_environment_is_asked_as_ray_asks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert job_server_url(None) == DEFAULT_ADDRESS
+    monkeypatch.setenv("RAY_ADDRESS", "http://one:8265")
+    assert job_server_url(None) == "http://one:8265"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://two:8265")
+    assert job_server_url(None) == "http://two:8265"
+    assert job_server_url("http://three:8265") == "http://three:8265"
+
+
+def test_without_a_token_none_is_sent() -> None:
+    assert auth_headers() == {}
+
+
+def test_the_token_is_rays_in_rays_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("default\n")
+    assert auth_headers() == {"Authorization": "Bearer default"}
+    (tmp_path / "mounted").write_text("mounted\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "mounted"))
+    assert auth_headers() == {"Authorization": "Bearer mounted"}
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "direct")
+    assert auth_headers() == {"Authorization": "Bearer direct"}
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert auth_headers() == {}
+
+
+@pytest.mark.slow
+def test_a_job_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    config = tmp_path / "cells.yaml"
+    (tmp_path / "cells.pth").write_text("weights")
+    config.write_text(yaml.safe_dump(run_fields("s3://plates/in", "s3://plates/out",
+                                                tmp_path / "cells.pth")))  # fmt: skip
+    [port] = free_ports(1)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("labelfleet"), "submit", config, "--address", f"http://127.0.0.1:{port}"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    first, *rest = done.stderr.splitlines()
+    assert first == f"error: no job server answers at http://127.0.0.1:{port}"
+    assert "ray dashboard" in " ".join(rest)
+    assert "Traceback" not in done.stderr
