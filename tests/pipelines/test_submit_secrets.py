@@ -76,8 +76,9 @@ def test_where_a_secret_lies_is_none(name: str) -> None:
     refuse_secrets({}, {name: "/var/run/secrets/x"})
 
 
-def test_a_webhook_is_told_where_to_go() -> None:
-    config: dict[str, Any] = {"notify": "https://hooks.slack.com/services/T0/B0/xyz"}
+@pytest.mark.parametrize("hook", ["https://hooks.slack.com/services/T0/xyz", "http://here/xyz"])
+def test_a_webhook_is_told_where_to_go(hook: str) -> None:
+    config: dict[str, Any] = {"notify": hook}
     with pytest.raises(ConfigError) as refused:
         refuse_secrets(config, {})
     assert "submit that URL" in str(refused.value)
