@@ -104,9 +104,11 @@ def make_teacher(name: str, seed: int, data: Path, out: Path) -> None:
         "threads": 1,
         **made.train,
     }
-    summary = train(parse_config(TrainConfig, fields, where=name))
+    if not (out / "model" / "summary.json").exists():
+        train(parse_config(TrainConfig, fields, where=name))
+    checkpoint = out / "model" / f"{fields['name']}.safetensors"
     for part in ("tune", "test"):
-        _label(name, part, Path(summary.checkpoint), folder / "images", out)
+        _label(name, part, checkpoint, folder / "images", out)
 
 
 def _label(name: str, part: str, checkpoint: Path, images: Path, out: Path) -> None:

@@ -127,6 +127,7 @@ def push_run(
     )  # fmt: skip
     watch.stage("pushing tasks", len(missing))
     created = sender.send(in_order(missing, boxes, urls, maker))
+    open_again += _doubted(server, project, maker, missing, sender.doubted, known)
     open_again = [q for q in open_again if q.item.sha256 in boxes]
     predicted = _predict_again(server, project, maker, open_again, known, boxes)
     _show_predictions(server, project.project_id, maker.model_version)
@@ -202,6 +203,25 @@ def _connect(
     return {sha256: serving.url(name) for sha256, name in names.items()}
 
 
+def _doubted(
+    server: LabelStudio,
+    project: Project,
+    maker: TaskMaker,
+    sent: Sequence[Queued],
+    keys: set[str],
+    known: dict[str, TaskRef],
+) -> list[Queued]:
+    """Of the images just sent those whose reply was lost, unless touched or blind; into ``known``.
+
+    Label Studio was seen to keep a task without its prediction when its import had no reply.
+    """
+    if not keys:
+        return []
+    known |= {ref.key: ref for ref in server.task_refs(project.project_id, sorted(keys))}
+    here = [q for q in sent if q.item.sha256 in keys & known.keys()]
+    return [q for q in here if not known[q.item.sha256].touched and not maker.is_blind(q.item)]
+
+
 def _predict_again(
     server: LabelStudio,
     project: Project,
@@ -210,7 +230,7 @@ def _predict_again(
     known: dict[str, TaskRef],
     boxes: dict[str, list[ShownBox]],
 ) -> int:
-    """This model's boxes for unanswered tasks that have only another model's."""
+    """This model's boxes for unanswered tasks that have none of this model."""
     done, lost = 0, 0
     while waiting:
         have = server.predicted_by(project.project_id, maker.model_version)

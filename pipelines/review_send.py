@@ -47,6 +47,10 @@ class Sender:
     Args:
         server: see ``SupportsTasks``; nothing it offers repeats an import by itself.
         on_sent: called with the number of tasks that are there now.
+
+    Attributes:
+        doubted: keys whose import had no reply. That they are there was looked up; that they are
+            there with their predictions was not.
     """
 
     server: SupportsTasks
@@ -57,6 +61,7 @@ class Sender:
     clock: Callable[[], float] = time.monotonic
     lost_replies: int = 0
     twins_deleted: int = 0
+    doubted: set[str] = field(default_factory=set)
     _size: int = 0
     _slowest_s: float = 0.0
     _doubtful: set[str] = field(default_factory=set)
@@ -105,6 +110,7 @@ class Sender:
             except OutcomeUnknown as exc:
                 self.lost_replies += 1
                 lost += 1
+                self.doubted |= {_key(task) for task in missing}
                 log.warning("%s; looking which of %d tasks are there", exc.message, len(missing))
                 if lost >= self.rules.tries:
                     raise ReviewUnavailable(

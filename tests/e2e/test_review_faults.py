@@ -22,7 +22,7 @@ from pipelines.review_push import PushSummary, PushWatcher, push_run
 from pipelines.review_send import SendRules
 from pipelines.review_serving import choose_serving
 from storage.errors import ReviewError
-from storage.label_studio import LabelStudio
+from storage.label_studio import KEY, LabelStudio
 from storage.label_studio_errors import ReviewUnavailable
 from storage.manifest import Manifest
 from storage.objects import StorageOptions, open_store
@@ -204,6 +204,29 @@ def test_one_push_rides_out_a_fault_at_every_step(
         assert [rule.hits for rule in proxy.rules] == [1] * len(STEPS)
     assert pushed.created == IMAGES
     assert keys_there(direct, settings.project) == wanted(manifest)
+
+
+def test_tasks_that_are_there_without_their_boxes_get_them(
+    manifest: Manifest, label_studio: LabelStudioServer
+) -> None:
+    """An import without a reply may leave tasks whose predictions are lacking."""
+    settings = ReviewSettings(label_studio.url, f"bare {uuid4().hex[:8]}")
+    direct = label_studio.client()
+    keys = list(wanted(manifest))
+
+    def bare() -> None:
+        project = direct.find_project(settings.project)
+        assert project is not None
+        tasks = [{"data": {"image": "http://127.0.0.1/none.png", KEY: key}} for key in keys[:3]]
+        direct.import_tasks(project.project_id, tasks)
+
+    with faulty_proxy(label_studio.url) as proxy:
+        proxy.rules.append(Rule("close", "POST", path_part="/import", action=bare))
+        summary = push(manifest, label_studio.client(proxy.endpoint_url), settings)
+    assert summary.lost_replies == 1
+    assert summary.predicted == 3
+    assert keys_there(direct, settings.project) == wanted(manifest)
+    assert len(answer_all(direct, settings)) == len(keys)
 
 
 def test_a_server_that_only_fails_is_given_up_with_a_readable_error(
