@@ -10,18 +10,18 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from pipelines.config import RunConfig, load_config
+from pipelines.doctor_runtimes import runtime_findings
+from pipelines.finding import Finding
 from storage.errors import LabelfleetError, NotAtomic
 from storage.objects import open_store
 from storage.urls import shown_url
-
-Level = Literal["ok", "note", "problem"]
 
 _PACKAGES = (
     ("torch", "torch"),
@@ -35,16 +35,6 @@ _PACKAGES = (
     ("label-studio-sdk", "label_studio_sdk"),
 )
 _SPOOL_BYTES = 2 * 1024**3
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line: what was looked at, what was found, and what to do (empty when nothing)."""
-
-    level: Level
-    subject: str
-    found: str
-    advice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +84,7 @@ def _packages() -> Iterator[Finding]:
             text = f"does not load: {type(exc).__name__}: {exc}"
             yield Finding("problem", distribution, text, "run `make clean setup`")
     yield _attempt("runtime torch", _load_super_gradients, "run `make clean setup`")
+    yield from runtime_findings()
 
 
 def _load_super_gradients() -> str:

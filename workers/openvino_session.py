@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,14 @@ class OpenVinoSession:
 def has_bf16(core: Any) -> bool:
     """Whether this CPU computes in bf16."""
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def fast_precisions(core: Any) -> list[str]:
+    """What this CPU has instructions for; int8 without them is little faster than fp32."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    int8 = flags & {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"}
+    return ["fp32", *(["bf16"] if has_bf16(core) else []), *(["int8"] if int8 else [])]
 
 
 def _settings(hint: str, threads: int) -> dict[str, Any]:
