@@ -23,7 +23,7 @@ SPREAD := --dist loadgroup --no-loadscope-reorder
 TOGETHER := $(MAKE) --no-print-directory -j4 --output-sync=target
 
 .PHONY: help setup demo check fast lint ruff mypy imports test chromium label-studio review-demo \
-	review-demo-stop chaos-review fuzz clean
+	review-demo-stop chaos-review fuzz audit clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -91,5 +91,22 @@ chaos-review: $(READY) label-studio  ## 200 seeded schedules of faults between u
 fuzz: $(READY)  ## 26,000 damaged images, tars, zips, configs, Parquet files, answers and checkpoints
 	$(BIN)/python tests/fuzz.py $(FUZZ)
 
+audit: .venv-audit/.ready  ## known vulnerabilities of all that is installed; needs PyPI's own service
+	@mkdir -p build
+	@$(BIN)/uv pip freeze --quiet --exclude-editable --python $(BIN)/python \
+		| sed -n 's/^\([^ @]*==[^+ ]*\).*/\1/p' > build/audit.txt
+	@code=0; .venv-audit/bin/pip-audit --no-deps --disable-pip --progress-spinner off \
+		--requirement build/audit.txt $(AUDIT) 2> build/audit.log || code=$$?; \
+	if grep -q 'known vulnerabilities' build/audit.log; then grep vulnerabilities build/audit.log; \
+		exit $$code; fi; tail -n 1 build/audit.log; \
+	echo "audit: NOT DONE: the vulnerability service did not answer for the" \
+		"$$(wc -l < build/audit.txt) packages in build/audit.txt. Run make audit where pypi.org can" \
+		"be reached (or AUDIT='--vulnerability-service osv', for osv.dev)."; exit 69
+
+.venv-audit/.ready: $(READY)
+	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	$(BIN)/uv pip install --quiet --python .venv-audit/bin/python pip-audit==2.10.1
+	touch $@
+
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) .venv-label-studio runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-label-studio .venv-audit runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -69,7 +69,13 @@ def not_json(response: httpx.Response) -> ReviewError:
 
 
 def said_by(response: httpx.Response) -> str:
-    """The server's own words, shortened; never its HTML."""
+    """The server's own words, shortened; never its HTML, nor the token: proxies echo headers."""
+    secret = response.request.headers.get("authorization", "").rpartition(" ")[2]
+    said = _said(response)
+    return said.replace(secret, "***") if secret else said
+
+
+def _said(response: httpx.Response) -> str:
     try:
         body = response.json()
     except ValueError:

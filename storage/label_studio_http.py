@@ -174,7 +174,8 @@ class LabelStudioHttp:
             return str(response.json()["access"])
         except (ValueError, KeyError, TypeError):
             raise ReviewDenied(
-                f"Label Studio does not take the personal access token: {said_by(response)}",
+                "Label Studio does not take the personal access token: "
+                + said_by(response).replace(personal, "***"),
                 hint="it may be revoked or expired: create one in Account & Settings",
             ) from None
 

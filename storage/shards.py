@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
@@ -16,6 +15,7 @@ from storage.errors import (
     SourceError,
     SourceTruncated,
 )
+from storage.globs import compile_glob
 from storage.local_walk import LINK_ETAG, SPECIAL_ETAG
 from storage.objects import SupportsGet, SupportsList, SupportsStream
 from storage.prefetch import READERS, in_order
@@ -68,8 +68,8 @@ def list_source(
     a glob without '/' is matched on the last part of the key, at any level. Case matters.
     """
     wanted = {"auto": ("tar", "image"), "tar": ("tar",), "images": ("image",)}[kind]
-    included = [_glob(pattern) for pattern in include]
-    excluded = [_glob(pattern) for pattern in exclude]
+    included = [compile_glob(pattern) for pattern in include]
+    excluded = [compile_glob(pattern) for pattern in exclude]
     for listed in store.list():
         if classify(listed.key) not in wanted:
             continue
@@ -77,24 +77,6 @@ def list_source(
             continue
         if not any(glob.fullmatch(listed.key) for glob in excluded):
             yield listed
-
-
-_GLOB_PARTS = re.compile(r"\*\*/|\*\*|\*|\?|\[!?[^]]+\]|.", re.DOTALL)
-_GLOB_REGEX = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-
-
-def _glob(pattern: str) -> re.Pattern[str]:
-    anywhere = pattern if "/" in pattern else f"**/{pattern}"
-    regex = ""
-    for part in _GLOB_PARTS.findall(anywhere.removeprefix("/")):
-        if part in _GLOB_REGEX:
-            regex += _GLOB_REGEX[part]
-        elif part.startswith("[") and part.endswith("]") and len(part) > 2:
-            members = part[1:-1].replace("\\", "\\\\").replace("[", "\\[")
-            regex += f"[{'^/' + members[1:] if members.startswith('!') else members}]"
-        else:
-            regex += re.escape(part)
-    return re.compile(regex, re.DOTALL)
 
 
 def tar_shards(objects: Iterable[StoredObject]) -> Iterator[Shard]:

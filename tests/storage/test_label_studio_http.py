@@ -234,3 +234,22 @@ def test_what_is_no_token_is_refused_without_showing_it(secret: str) -> None:
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"review\.url"):
         LabelStudioHttp(url, Token(LEGACY))
+
+
+@pytest.mark.parametrize("status", [401, 404, 502])
+def test_a_proxy_that_echoes_the_token_reveals_it_to_nobody(
+    scripted: Scripted, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    for secret in (LEGACY, jwt(token_type="refresh", exp=1)):
+        script(scripted, (status, json.dumps({"detail": f"you sent Token {secret}"})))
+        http, _ = client(scripted, secret)
+        with caplog.at_level("DEBUG", "labelfleet"), pytest.raises(ReviewError) as caught:
+            http.get("/a")
+        assert secret not in str(caught.value) + caplog.text
+
+
+def test_an_address_with_a_password_is_refused_and_not_repeated() -> None:
+    for url in ("http://me:hunter2@host:8080", "http://host:8080/?token=hunter2"):
+        with pytest.raises(ConfigError) as caught:
+            LabelStudioHttp(url, Token(LEGACY))
+        assert "hunter2" not in str(caught.value)

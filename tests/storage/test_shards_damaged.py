@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import random
 import struct
@@ -289,3 +291,20 @@ def test_a_wrong_checksum_of_the_compressed_data_is_told() -> None:
     assert [r.data for r in records] == [b"1"]
     assert isinstance(error, SourceTruncated)
     assert "CRC check failed" in error.message
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        lzma.compress(bytes(100 << 20), preset=0),
+        bz2.compress(bytes(100 << 20), 1),
+        b"\x28\xb5\x2f\xfd" + bytes(1 << 20),  # how a zstd frame begins
+    ],
+    ids=["xz", "bzip2", "zstd"],
+)
+def test_other_compressions_are_no_tar_and_take_no_memory(packed: bytes) -> None:
+    memory = PeakMemory()
+    records, error = records_and_error(packed)
+    assert records == []
+    assert isinstance(error, SourceError)
+    assert memory.growth() < 16 << 20
