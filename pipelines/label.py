@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import httpx
@@ -118,13 +119,31 @@ def label_run(
 def label_what_is_left(
     config: RunConfig, run: OpenRun, nodes: Sequence[Node], limit: int | None, lock: RunLock
 ) -> tuple[Tally, Outcome]:
-    """List, and label what has no commit yet; no worker is started when nothing is left."""
-    work = find_work(run, config, limit)
-    if not work.total:
-        return Tally(), "done"
-    sizing = size_pool(config.workers, nodes, cuda=run.model.device == "cuda")
-    with open_pool(config, run, sizing, work.total) as pool:
-        return drive(config, run, pool, sizing, work, lock.check)
+    """List, and label what has no commit yet.
+
+    Workers load while the listing goes on, as many as shards were found by then; none is started
+    when nothing is left.
+    """
+    with ExitStack() as stack:
+
+        @cache
+        def pool() -> tuple[LabelPool, Sizing]:
+            sizing = size_pool(config.workers, nodes, cuda=run.model.device == "cuda")
+            return stack.enter_context(open_pool(config, run, sizing)), sizing
+
+        def found(shards: int) -> None:
+            actors, sizing = pool()
+            if actors.count < min(sizing.count, shards):
+                actors.resize(min(sizing.count, shards))
+                actors.start()
+
+        work = find_work(run, config, limit, found)
+        if not work.total:
+            return Tally(), "done"
+        found(work.total)
+        actors, sizing = pool()
+        actors.resize(min(sizing.count, work.total))
+        return drive(config, run, actors, sizing, work, lock.check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +155,34 @@ class Work:
     last_chance: frozenset[str]
 
 
-def find_work(run: OpenRun, config: RunConfig, limit: int | None) -> Work:
-    """List the source again; live shards minus committed ones, quarantined ones last."""
-    listing, change = refresh_listing(run, config)
-    log.info("listing %d: %d new shards", change.generation, change.shards_added)
+def find_work(
+    run: OpenRun,
+    config: RunConfig,
+    limit: int | None,
+    found: Callable[[int], None] = lambda shards: None,
+) -> Work:
+    """List the source again; live shards minus committed ones, quarantined ones last.
+
+    Args:
+        limit: at most so many shards.
+        found: told how many shards are left by what is known: of earlier listings at first, then
+            more and more, while the listing goes on.
+    """
     committed = run.manifest.committed()
+    at_most = math.inf if limit is None else limit
+    earlier = Listing(run.manifest.store)
+    left = sum(shard_id not in committed for shard_id in earlier.live_ids())
+    if left:
+        found(int(min(left, at_most)))
+
+    def another(shard: Shard) -> None:
+        nonlocal left
+        left += shard.shard_id not in committed
+        if 0 < left <= at_most:
+            found(left)
+
+    listing, change = refresh_listing(run, config, another)
+    log.info("listing %d: %d new shards", change.generation, change.shards_added)
     held_back = frozenset(run.manifest.quarantined_ids())
     left = sum(shard_id not in committed for shard_id in listing.live_ids())
     shards = shards_to_do(listing, committed, held_back)
@@ -159,8 +201,8 @@ def shards_to_do(
 
 
 @contextmanager
-def open_pool(config: RunConfig, run: OpenRun, sizing: Sizing, shards: int) -> Iterator[LabelPool]:
-    """The actors, no more than there are shards; killed at the end."""
+def open_pool(config: RunConfig, run: OpenRun, sizing: Sizing) -> Iterator[LabelPool]:
+    """A pool without any actor yet; those that it gets are killed at the end."""
     options = LabellerOptions(
         decode_threads=sizing.decode_threads,
         nms_threads=sizing.nms_threads,
@@ -181,11 +223,10 @@ def open_pool(config: RunConfig, run: OpenRun, sizing: Sizing, shards: int) -> I
     )
     pool = LabelPool(
         spec,
-        PoolSize(min(sizing.count, shards), sizing.gpus, sizing.cpus),
+        PoolSize(0, sizing.gpus, sizing.cpus),
         depth=config.workers.depth,
         hang_after_s=config.workers.hang_after_s,
     )
-    pool.start()
     try:
         yield pool
     finally:

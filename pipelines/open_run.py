@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from storage.listing import Listing, ListingChange
 from storage.manifest import RUN_KEY, Manifest, RunRecord
 from storage.objects import ObjectStore, normalise_url, open_store
 from storage.preflight import check_output
+from storage.records import Shard, StoredObject
 from workers.checkpoints import resolve_model
 from workers.spec import INFERENCE_VERSION, ArtefactRef, DeviceName, ModelRequest, ModelSpec
 
@@ -84,12 +86,22 @@ def _check_output(output: ObjectStore) -> None:
         raise type(exc)(f"the output cannot be used: {exc.message}", hint=hint) from exc
 
 
-def refresh_listing(run: OpenRun, config: RunConfig) -> tuple[Listing, ListingChange]:
-    """List the source again and append what is new, changed or gone."""
+def refresh_listing(
+    run: OpenRun, config: RunConfig, found: Callable[[Shard], None] = lambda shard: None
+) -> tuple[Listing, ListingChange]:
+    """List the source again and append what is new, changed or gone.
+
+    Args:
+        found: told of every new shard, while the listing goes on.
+    """
     listing = Listing(run.manifest.store)
-    size = config.source.shard_size
-    change = listing.refresh(listed_objects(config), lambda objects: group_shards(objects, size))
-    return listing, change
+
+    def group(objects: Iterable[StoredObject]) -> Iterator[Shard]:
+        for shard in group_shards(objects, config.source.shard_size):
+            found(shard)
+            yield shard
+
+    return listing, listing.refresh(listed_objects(config), group)
 
 
 def _existing(output: ObjectStore) -> RunRecord | None:

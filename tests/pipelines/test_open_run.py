@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import S3Server
+from synthetic_run import commit_rows, row
 from tiny_run import fill_folder, run_config
 
 from pipelines.config import RunConfig
+from pipelines.label import find_work
 from pipelines.open_run import open_run, refresh_listing
 from pipelines.source_objects import group_shards
 from storage.errors import (
@@ -106,6 +108,23 @@ def test_the_same_weights_elsewhere_continue_the_run(
     open_run(config(), cuda=False)
     (tmp_path / "moved.safetensors").write_bytes(nano_checkpoint.read_bytes())
     open_run(config(model={"checkpoint": str(tmp_path / "moved.safetensors")}), cuda=False)
+
+
+def test_workers_may_begin_before_the_listing_ends(config: Make, tmp_path: Path) -> None:
+    fill_folder(tmp_path / "in", 6, first=6)
+    told: list[int] = []
+    made = config(source={"shard_size": 4})
+    run = open_run(made, cuda=False)
+    assert find_work(run, made, None, told.append).total == 3
+    assert told == [1, 2, 3]  # one after the other, as they were found
+    told.clear()
+    assert find_work(run, made, 2, told.append).total == 2
+    assert told == [2]  # known from the listing before
+    told.clear()
+    for shard in find_work(run, made, None).shards:
+        commit_rows(run.manifest, shard, [row(o.key, shard.shard_id) for o in shard.objects])
+    assert find_work(run, made, None, told.append).total == 0
+    assert told == []  # nothing is left: no worker is started
 
 
 def test_a_later_listing_adds_groups_and_regroups_nothing(config: Make, tmp_path: Path) -> None:
