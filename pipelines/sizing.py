@@ -32,7 +32,7 @@ class Sizing:
     torch_threads: int
     decode_threads: int
     batch_size: int
-    batch_size_max: int | None
+    batch_size_max: int | None = None
     nms_threads: int = 1
 
 
