@@ -50,7 +50,7 @@ from pipelines.calibrate import fit_run
 from pipelines.cost import Budget, CostModel
 from pipelines.judge import TrueBoxes, truth_images
 from pipelines.matching import Corrections, compare, iou_matrix
-from pipelines.policy import ClassThresholds, Decision, Policy, Thresholds
+from pipelines.policy import ClassThresholds, Curve, Decision, Policy, Thresholds
 from pipelines.route import route
 from pipelines.survey import RouteOptions
 from pipelines.truth import Truth, read_truth
@@ -167,12 +167,18 @@ def fitted_on(manifest: Manifest, truth: Truth) -> Policy:
     """The policy that ``fit`` gives, with POLICY's thresholds on the raw scores."""
     policy = fit_run(manifest, truth).policy
     assert policy.calibration is not None
-    limits = np.array([POLICY.accept, POLICY.reject])
-    curves = {c.name: policy.calibration.classes.get(c.name, policy.calibration.all)
-              for c in manifest.record.identity.categories}  # fmt: skip
-    at = {name: curve(limits) for name, curve in curves.items()}
+    names = [c.name for c in manifest.record.identity.categories]
+    curves = {n: _rising(policy.calibration.classes.get(n, policy.calibration.all)) for n in names}
+    at = {name: curve(np.array([POLICY.accept, POLICY.reject])) for name, curve in curves.items()}
     classes = {name: ClassThresholds(accept=a, reject=r) for name, (a, r) in at.items()}
-    return policy.model_copy(update={"classes": classes})
+    calibration = policy.calibration.model_copy(update={"classes": curves})
+    return policy.model_copy(update={"classes": classes, "calibration": calibration})
+
+
+def _rising(curve: Curve) -> Curve:
+    """The curve, its level steps tilted a little: a threshold on a step would take all of it."""
+    tilted = (0.999 * p + 0.001 * s for s, p in zip(curve.scores, curve.probabilities, strict=True))
+    return Curve(scores=curve.scores, probabilities=tuple(tilted))
 
 
 def _copy(manifest: Manifest) -> MemoryStore:
