@@ -1,0 +1,47 @@
+"""A handful of the chaos campaign's schedules; `make chaos` runs a hundred."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from chaos_campaign import run_schedule, undisturbed
+from chaos_schedule import schedule
+from chaos_world import World, world
+from servers import S3Server
+
+pytestmark = pytest.mark.slow
+
+SEEDS = (1, 2, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def there(
+    weed_s3: S3Server,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Iterator[World]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in weed_s3.env().items():  # for Ray's processes, so before there is a Ray
+            patch.setenv(name, value)
+        request.getfixturevalue("local_ray")
+        checkpoint = request.getfixturevalue("nano_checkpoint")
+        with world(weed_s3, tmp_path_factory.mktemp("pages"), checkpoint) as made:
+            undisturbed(made)
+            yield made
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whatever_breaks_every_promise_holds(there: World, seed: int) -> None:
+    verdict = run_schedule(there, seed)
+    assert not verdict.broken, f"{verdict.line()}\n{verdict.said}"
+
+
+def test_a_seed_is_a_plan_and_the_seeds_differ() -> None:
+    assert schedule(7) == schedule(7)
+    plans = [schedule(seed) for seed in range(1, 101)]
+    assert len({(plan.blows, plan.share, plan.outage) for plan in plans}) > 90
+    assert {kind for plan in plans for _, kind, _ in plan.blows} >= {"SIGKILL", "SIGSTOP"}
+    assert {plan.outage[1] for plan in plans if plan.outage} == {
+        "down", "full", "credentials expired",
+    }  # fmt: skip
