@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.sizing import Node
 from pipelines.stopping import terminating_like_ctrl_c
-from storage.errors import ConfigError
+from storage.errors import ConfigError, RayLost
 from storage.urls import parse_url
 
 # What Ray needs at least for its object store; pixels never enter it.
@@ -108,7 +108,7 @@ def _local() -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="lf-", dir="/tmp")
     try:
         with _loopback_only():
-            _init_local(folder)
+            _start(folder)
             terminating_like_ctrl_c()
             yield
     finally:
@@ -129,6 +129,16 @@ def _private_token() -> None:
             with contextlib.suppress(FileExistsError):  # whole at once: others start at this moment
                 os.link(made.name, folder / "auth_token")
         (folder / "auth_token").chmod(0o600)
+
+
+def _start(folder: str) -> None:
+    try:
+        _init_local(folder)
+    except Exception as exc:  # Ray says with a bare Exception that it took longer than 30 s
+        raise RayLost(
+            f"Ray could not be started on this machine: {str(exc).splitlines()[0]}",
+            hint="it may be too busy, or /tmp full; run the same command again",
+        ) from exc
 
 
 def _init_local(folder: str) -> None:

@@ -30,7 +30,7 @@ class Resizable(Protocol):
 class Nodes(Protocol):
     """What is asked of a NodeWatch."""
 
-    nodes: tuple[ClusterNode, ...] | None
+    nodes: list[ClusterNode] | None
 
     def silent_s(self) -> float: ...
 
@@ -61,7 +61,7 @@ class Elastic:
         self._shards, self._announce, self._home = shards, announce, home
         patience_s = float(os.environ.get(_RAY_PATIENCE, _RAY_PATIENCE_S))
         self._silent_s = 0.75 * patience_s
-        self._seen: tuple[ClusterNode, ...] | None = None
+        self._seen: list[ClusterNode] | None = None
         self._absent: set[str] = set()  # nodes of workers that the last look did not show
         self._announced: set[str] = set()
 
@@ -79,7 +79,7 @@ class Elastic:
         nodes = self._watch.nodes
         if nodes is None or nodes is self._seen:
             return
-        self._seen = nodes
+        self._seen = nodes  # a look's own list: two looks may well show the same
         self._empty_leaving(nodes)
         self._replace_lost(nodes)
         staying = [node.size for node in nodes if not node.leaving]

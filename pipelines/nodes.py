@@ -42,11 +42,11 @@ class ClusterNode:
     within_s: float | None = None
 
 
-def alive_nodes() -> tuple[ClusterNode, ...]:
+def alive_nodes() -> list[ClusterNode]:
     """The alive nodes of the cluster this process is connected to."""
     draining = ray_state.state.get_draining_nodes()
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has none
-    return tuple(_node(node, draining) for node in found if node["Alive"])
+    return [_node(node, draining) for node in found if node["Alive"]]
 
 
 def _node(node: dict[str, Any], draining: dict[str, int]) -> ClusterNode:
@@ -85,13 +85,13 @@ class NodeWatch:
 
     def __init__(
         self,
-        look: Callable[[], tuple[ClusterNode, ...]] = alive_nodes,
+        look: Callable[[], list[ClusterNode]] = alive_nodes,
         *,
         every_s: float = _EVERY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._look, self._every_s, self._clock = look, every_s, clock
-        self.nodes: tuple[ClusterNode, ...] | None = None
+        self.nodes: list[ClusterNode] | None = None  # a new list each time
         self._answered_s = self._asked_s = clock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="nodes")
