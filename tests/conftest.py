@@ -34,12 +34,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     What takes longest begins first.
     """
+    parts = ["label_studio", "shared_ray", "e2e", "workers", "pipelines", "storage"]
+
+    def rank(item: pytest.Item) -> int:
+        group = _server(item) or item.path.parent.name
+        return parts.index(group) if group in parts else len(parts)
+
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        shared = next((name for name in ("label_studio", "shared_ray") if name in fixtures), None)
-        item.add_marker(pytest.mark.xdist_group(shared or str(item.path.relative_to(ROOT))))
-    parts = ["e2e", "workers", "pipelines", "storage"]
-    items.sort(key=lambda item: [parts.index(p) for p in item.path.parts if p in parts])
+        group = _server(item) or str(item.path.relative_to(ROOT))
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=rank)
+
+
+def _server(item: pytest.Item) -> str | None:
+    fixtures = getattr(item, "fixturenames", ())
+    return next((name for name in ("label_studio", "shared_ray") if name in fixtures), None)
 
 
 def _optional_folder(variable: str, default: str) -> Path:
