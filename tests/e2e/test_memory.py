@@ -1,4 +1,4 @@
-"""A worker's memory does not grow with its shard: 2 GB against 20 MB, real model, own process."""
+"""A worker's memory does not grow with its shard: 700 MB against 20 MB, real model, own process."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def peak_mib(folder: Path, nbytes: int) -> int:
 
 
 @pytest.mark.timeout(1200)
-def test_a_two_gigabyte_shard_costs_no_more_memory_than_a_small_one(tmp_path: Path) -> None:
+def test_a_large_shard_costs_no_more_memory_than_a_small_one(tmp_path: Path) -> None:
     small = peak_mib(tmp_path / "small", 20 * 1000**2)
-    large = peak_mib(tmp_path / "large", 2 * 1000**3)
+    large = peak_mib(tmp_path / "large", 700 * 1000**2)  # several times the limit, were it held
     assert large - small <= 200, f"{large} MiB against {small} MiB"
