@@ -77,7 +77,7 @@ check:  ## lint and the fast tests, side by side: before every commit
 	@$(TOGETHER) fast lint
 
 test:  ## everything: real Ray, S3 servers, Label Studio and browser
-	@$(TOGETHER) fast lint chromium label-studio
+	@LABELFLEET_HYPOTHESIS=thorough $(TOGETHER) fast lint chromium label-studio
 	$(BIN)/pytest -q -m slow -n $$(( $(CORES) + 1 )) $(SPREAD)
 
 chromium:  ## Debian's Chromium for the browser tests, if it can be had

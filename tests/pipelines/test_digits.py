@@ -5,36 +5,43 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipelines.digits import make_pages
+from pipelines.digits import Pages, make_pages
 from pipelines.handwriting import SPLITS, Split, draw_page, load_samples
 from pipelines.oddities import BROKEN, ODD
 from storage.errors import ConfigError, ImageError, TooLarge, Undecodable
 from workers.images import decode
 
 MAX_PIXELS = 178_956_970
+HOW: dict[str, Any] = {"images": 24, "seed": 1, "hard_share": 0.3}
 
 
 def digest(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(tmp_path: Path) -> None:
-    a = make_pages(tmp_path / "a", images=14, seed=5)
-    b = make_pages(tmp_path / "b", images=14, seed=5)
-    c = make_pages(tmp_path / "c", images=14, seed=6)
-    assert digest(a.images) == digest(b.images)
-    assert a.truth.read_bytes() == b.truth.read_bytes()
-    assert digest(a.images) != digest(c.images)
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
+    return make_pages(tmp_path_factory.mktemp("pages"), **HOW)
 
 
-def test_making_them_again_leaves_the_files_as_they_are(tmp_path: Path) -> None:
-    pages = make_pages(tmp_path, images=14)
+def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(
+    pages: Pages, tmp_path: Path
+) -> None:
+    again = make_pages(tmp_path / "again", **HOW)
+    other = make_pages(tmp_path / "other", **{**HOW, "seed": 6})
+    assert digest(pages.images) == digest(again.images)
+    assert pages.truth.read_bytes() == again.truth.read_bytes()
+    assert digest(pages.images) != digest(other.images)
+
+
+def test_making_them_again_leaves_the_files_as_they_are(pages: Pages) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in pages.images.iterdir()}
-    make_pages(tmp_path, images=14)
+    make_pages(pages.images.parent, **HOW)
     assert {p.name: p.stat().st_mtime_ns for p in pages.images.iterdir()} == before
 
 
@@ -86,12 +93,11 @@ def test_boxes_are_tight_around_ink_and_hardly_overlap() -> None:
             assert inside[:, -2:].any()
 
 
-def test_truth_names_every_readable_file_once_with_its_upright_size(tmp_path: Path) -> None:
-    pages = make_pages(tmp_path, images=40, seed=1)
+def test_truth_names_every_readable_file_once_with_its_upright_size(pages: Pages) -> None:
     truth = json.loads(pages.truth.read_text())
     names = [image["file_name"] for image in truth["images"]]
     on_disk = {p.name for p in pages.images.iterdir()}
-    assert len(on_disk) == pages.files == 40
+    assert len(on_disk) == pages.files == HOW["images"]
     assert sorted(names) == sorted(on_disk - set(pages.broken))
     assert len(pages.broken) == len(BROKEN)
     assert len(pages.odd) == len(ODD)
@@ -102,8 +108,7 @@ def test_truth_names_every_readable_file_once_with_its_upright_size(tmp_path: Pa
     assert {a["category_id"] for a in truth["annotations"]} == set(range(10))
 
 
-def test_plain_and_hard_truth_split_the_whole(tmp_path: Path) -> None:
-    pages = make_pages(tmp_path, images=40, seed=1, hard_share=0.3)
+def test_plain_and_hard_truth_split_the_whole(pages: Pages) -> None:
     parts = [json.loads(p.read_text())["images"] for p in (pages.truth_plain, pages.truth_hard)]
     names = [image["file_name"] for part in parts for image in part]
     whole = [i["file_name"] for i in json.loads(pages.truth.read_text())["images"]]

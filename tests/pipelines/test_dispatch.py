@@ -304,7 +304,7 @@ class RandomDeaths(RuleBasedStateMachine):
 
 
 TestRandomDeaths = RandomDeaths.TestCase
-TestRandomDeaths.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestRandomDeaths.settings = settings(stateful_step_count=40)
 
 
 @pytest.mark.slow

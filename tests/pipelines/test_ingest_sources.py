@@ -246,6 +246,7 @@ def test_a_binary_file_called_list_is_refused(tmp_path: Path) -> None:
         ingest(str(tmp_path / "list.txt"), str(tmp_path / "out"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_compressions_that_unpack_in_one_piece_are_refused(kind: int) -> None:
     """A member that says 1,000 bytes and holds 200 MiB: zipfile would unpack them all."""

@@ -61,6 +61,7 @@ def pairs(found: Detections) -> list[tuple[int, int]]:
     return list(zip(found.anchor.tolist(), found.category_ids.tolist(), strict=True))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
