@@ -126,7 +126,11 @@ def measure(  # type: ignore[no-untyped-def]  # argparse's
             name = f"predict() at {batch}"
             ratio = rounds.per_round(lambda row, v=variant, n=name: row[v] / row[n])  # type: ignore[misc]
             best_or = "its best batch" if batch == best else "its default batch"
-            report.add(f"{variant} ÷ predict() at {best_or}, {batch}", ratio, at_least=at_least)
+            label = f"{variant} ÷ predict() at {best_or}, {batch}"
+            report.add(label, ratio, at_least=at_least)
+            if options.device == "cpu":
+                cpu = rounds.per_round(lambda row, v=variant, n=name: row[n] / row[v], cpu=True)  # type: ignore[misc]
+                report.add(f"{label}, in CPU time", cpu)
 
 
 def labelling(worker: Worker, source: Path, count: int) -> Callable[[], float]:
