@@ -124,6 +124,7 @@ class Shell(CommandRunnerInterface):
             command = _with_environment_variables(command, environment_variables)
         log = self.home / "commands.log"
         # To a file: what a command leaves running keeps its output open.
+        timeout = max(timeout, 200)
         with log.open("a") as sink:
             sink.write(f"$ {command}\n")
             sink.flush()
