@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,9 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from servers import end_with_parent, free_ports
+from servers import end_with_parent
 
 BIN = Path(sys.executable).parent
+
+
+def quiet_ports(count: int) -> list[int]:
+    """So many ports that nobody listens on, at any address, and that the system gives to nobody who
+    asks for just any: Ray binds some of them a minute after they were chosen."""
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    low, high = map(int, given.read_text().split()) if given.exists() else (32768, 60999)
+    quiet = [p for p in range(20_000, 65_000) if not low <= p <= high]  # Ray's workers lie below
+    found: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(found) < count:
+            probe = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("0.0.0.0", secrets.choice(quiet)))
+                found.append(int(probe.getsockname()[1]))
+    return found
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,7 @@ def ray_head(environment: Mapping[str, str] | None = None) -> Iterator[RayHead]:
         token = secrets.token_hex(16)
         (path := Path(folder, "token")).write_text(token)
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
-        ports = free_ports(6)
+        ports = quiet_ports(6)
         with _started(folder, ports, {**auth, **(environment or {})}):
             head = RayHead(f"http://127.0.0.1:{ports[0]}", token, folder, auth)
             _until_ready(head)

@@ -10,7 +10,6 @@ import ctypes
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import httpx
 import pytest
 import yaml
 from jobs import LABELFLEET, Job
-from servers import free_ports
+from ray_head import quiet_ports
 
 from pipelines.digits import make_pages
 
@@ -47,13 +46,11 @@ class Cluster:
         folder: laptop/ (where `ray up` ran), and a home a node.
         jobs: URL of the job server.
         env: what a client has: the token.
-        said: what `ray up` printed.
     """
 
     folder: Path
     jobs: str
     env: dict[str, str]
-    said: str
 
     def nodes(self) -> dict[str, Any]:
         found = json.loads((self.folder / "nodes.json").read_text())
@@ -126,11 +123,11 @@ def here(folder: Path, ports: list[int]) -> dict[str, Any]:
         "environment": {
             "RAY_TMPDIR": str(folder),
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-            "RAY_raylet_start_wait_time_s": "150",
+            "RAY_raylet_start_wait_time_s": "120",
         },
         "rewrite": {
             "6379": {"*": gcs},
-            "=8265": {"*": f"={dashboard}"},
+            "=8265": {"*": f"={dashboard} --ray-client-server-port={own[6]}"},
             "=8076": {"node-0": f"={own[0]}", "*": f"={own[1]}"},
             "=8080": {
                 "node-0": f"={own[2]} --dashboard-agent-listen-port={own[3]}",
@@ -146,15 +143,15 @@ def here(folder: Path, ports: list[int]) -> dict[str, Any]:
 
 
 def logs(folder: Path) -> str:
-    """The ends of what Ray's own processes wrote, for a failure."""
+    """What Ray's own processes wrote, for a failure: each beginning, where it breaks, and end."""
     found = sorted(folder.glob("ray/session_2*/logs/*.*"))
-    return "\n".join(f"== {path.name}\n{path.read_text()[-1500:]}" for path in found)
+    texts = {path.name: path.read_text(errors="replace") for path in found}
+    return "\n".join(f"== {name}\n{t[:600]}\n...\n{t[-900:]}" for name, t in texts.items() if t)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="lf-up-", dir="/tmp"))  # short: sockets lie below it
-    ports = free_ports(8)
+def up(folder: Path) -> tuple[Cluster, subprocess.CompletedProcess[str]]:
+    """`ray up`, from a "laptop" that has the token."""
+    ports = quiet_ports(9)
     laptop = folder / "laptop"
     (laptop / ".ray").mkdir(parents=True)
     token = laptop / ".ray/auth_token"
@@ -165,15 +162,25 @@ def cluster() -> Iterator[Cluster]:
         **os.environ, "HOME": str(laptop), "PYTHONPATH": str(ROOT / "tests"),
         "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": str(laptop),
     }  # fmt: skip
-    with ending_descendants():
-        up = subprocess.run(
-            [BIN / "ray", "up", "--yes", "--no-config-cache", laptop / "cluster.yaml"],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False,
-        )  # fmt: skip
-        assert up.returncode == 0, up.stdout + up.stderr + logs(folder)
-        client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        yield Cluster(folder, f"http://127.0.0.1:{ports[1]}", client, up.stdout)
-    shutil.rmtree(folder, ignore_errors=True)
+    done = subprocess.run(
+        [BIN / "ray", "up", "--yes", "--no-config-cache", laptop / "cluster.yaml"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, check=False,
+    )  # fmt: skip
+    client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    return Cluster(folder, f"http://127.0.0.1:{ports[1]}", client), done
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    place = tempfile.TemporaryDirectory(
+        prefix="lf-up-",
+        dir="/tmp",
+        ignore_cleanup_errors=True,  # short: sockets lie below it
+    )
+    with place as folder, ending_descendants():
+        found, done = up(Path(folder))
+        assert done.returncode == 0, done.stdout + done.stderr + logs(Path(folder))
+        yield found
 
 
 def test_the_head_is_up_behind_the_token_on_loopback_without_a_core(cluster: Cluster) -> None:
