@@ -10,9 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-import boto3
 from botocore import exceptions as boto
-from botocore.config import Config
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from storage.errors import (
@@ -27,6 +25,7 @@ from storage.errors import (
 from storage.objects import Body, StorageOptions
 from storage.os_errors import translating_os_errors
 from storage.records import StoredObject
+from storage.s3_client import endpoint_of, make_client
 from storage.s3_errors import from_s3_error, is_conflict, is_precondition_failure, is_range_failure
 from storage.s3_list import ordered_entries
 from storage.s3_read import CHUNK_BYTES, ResumingReader
@@ -34,7 +33,6 @@ from storage.urls import Location, check_key, readable, shown_url
 
 _T = TypeVar("_T")
 _FOREIGN = (boto.BotoCoreError, boto.ClientError, ValueError)
-_CONNECTIONS = 32  # per client; the thread pipeline of one worker stays well below
 _WAIT = wait_random_exponential(multiplier=0.2, max=10)
 
 
@@ -246,7 +244,7 @@ class S3Store:
 
     def _where(self, key: str) -> str:
         place = readable(f"s3://{self._bucket}/{self._prefix}{key}")
-        endpoint = _endpoint(self._options)
+        endpoint = endpoint_of(self._options)
         return f"{place} at {shown_url(endpoint)}" if endpoint else place
 
     def _forget_client(self) -> None:
@@ -269,32 +267,3 @@ class _Lost(Exception):
 
 class _Conflict(StorageUnavailable):
     """Two conditional writes met."""
-
-
-def make_client(options: StorageOptions) -> Any:
-    """A thread-safe boto3 S3 client; credentials come from boto3's own chain."""
-    endpoint = _endpoint(options)
-    path_style = options.path_style if options.path_style is not None else endpoint is not None
-    # Servers other than AWS often do not know the newer trailing checksums.
-    checksums = "when_required" if endpoint else "when_supported"
-    config = Config(
-        signature_version="s3v4",
-        retries={"mode": "standard", "total_max_attempts": options.attempts},
-        connect_timeout=options.connect_timeout_s,
-        read_timeout=options.read_timeout_s,
-        max_pool_connections=_CONNECTIONS,
-        request_checksum_calculation=checksums,
-        response_checksum_validation=checksums,
-        s3={"addressing_style": "path" if path_style else "auto"},
-    )
-    session = boto3.session.Session(region_name=options.region)
-    return session.client("s3", endpoint_url=endpoint, config=config)
-
-
-def _endpoint(options: StorageOptions) -> str | None:
-    return (
-        options.endpoint_url
-        or os.environ.get("AWS_ENDPOINT_URL_S3")
-        or os.environ.get("AWS_ENDPOINT_URL")
-        or None
-    )

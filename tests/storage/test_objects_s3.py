@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from botocore.utils import parse_timestamp
 from proxy import FaultyProxy, Rule, faulty_proxy
 from servers import SECRET_KEY, S3Server
 
@@ -29,6 +30,7 @@ from storage.errors import (
 )
 from storage.objects import ObjectStore, StorageOptions, open_object, open_store
 from storage.preflight import check_output
+from storage.s3_client import parse_time
 
 MIB = 1 << 20
 CONTENT = b"".join(i.to_bytes(4, "big") for i in range(MIB))  # 4 MiB, no two words alike
@@ -354,3 +356,20 @@ class TestMemory:
             tracemalloc.stop()
         assert total == 64 * MIB
         assert peak < 10 * MIB
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "2026-11-25T23:42:06.000Z",
+        "2026-11-25T23:42:06Z",
+        "2026-11-25T23:42:06.123456Z",
+        "Wed, 25 Nov 2026 23:42:06 GMT",
+        "2026-11-25T23:42:06+02:00",
+        1795650126,
+        "1795650126.5",
+        "20261125T234206Z",
+    ],
+)
+def test_times_are_read_as_botocore_reads_them(written: object) -> None:
+    assert parse_time(written) == parse_timestamp(written)
