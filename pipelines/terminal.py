@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 # C0 but tab and line feed, DEL, C1, and what turns the direction of writing (UAX #9).
 _COMMANDS = (
     *(set(range(32)) - {9, 10}), *range(127, 160), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F),
@@ -15,10 +13,3 @@ _ESCAPED = {code: ascii(chr(code))[1:-1] for code in _COMMANDS}
 def harmless(text: str) -> str:
     """The text with every character that a terminal would obey as its escape, ``\\x1b``."""
     return text if text.isprintable() else text.translate(_ESCAPED)
-
-
-class HarmlessFormatter(logging.Formatter):
-    """Log lines and tracebacks for a terminal: names of files and images are in them."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return harmless(super().format(record))

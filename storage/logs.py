@@ -18,6 +18,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+from storage.urls import unsigned
+
 VARIABLE = "LABELFLEET_LOG"
 IDS = ("run", "invocation", "worker", "shard", "attempt")
 LogFormat = Literal["text", "json"]
@@ -102,11 +104,11 @@ class JsonLines(logging.Formatter):
             "time": at,
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": unsigned(record.getMessage()),
             **_fields(record),
         }
         if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
+            fields["traceback"] = unsigned(self.formatException(record.exc_info))
         return json.dumps(fields, default=str)
 
 
@@ -119,7 +121,7 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Its message and its traceback hold names of files and images."""
-        return self._clean(super().format(record))
+        return self._clean(unsigned(super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The line without a traceback."""

@@ -198,3 +198,15 @@ def shown_url(url: str) -> str:
     if scheme.lower() in ("http", "https"):
         rest = re.sub(r"[?#].*", "?…", rest, flags=re.DOTALL)
     return readable(f"{scheme}://{rest}")
+
+
+_SIGNED = re.compile(r"""(https?://[^\s'"<>?]*)\?[^\s'"<>]*""", re.IGNORECASE)
+_NAMED = re.compile(r"""([a-z][a-z0-9+.-]*://)[^\s/@'"]*:[^\s@'"]*@""", re.IGNORECASE)
+
+
+def unsigned(text: str) -> str:
+    """The text with every URL in it less its query and its user: they may be secrets.
+
+    Our own messages hold none; what a driver says, which ``--debug`` shows, often does.
+    """
+    return _NAMED.sub(r"\1…@", _SIGNED.sub(r"\1?…", text))

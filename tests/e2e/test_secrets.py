@@ -110,7 +110,8 @@ def scene(
     paths = os.pathsep.join([str(Path(__file__).resolve().parents[2])])
     env |= ENVIRONMENT | {"AWS_ACCESS_KEY_ID": "AKIDCANARY", "HOME": str(root / "home")}
     env |= {"PYTHONPATH": paths, "XDG_CACHE_HOME": str(root / "home/.cache")}
-    env["RAY_raylet_start_wait_time_s"] = "200"  # a busy machine is no failure
+    # A busy machine is no failure.
+    env |= {"RAY_raylet_start_wait_time_s": "200", "RAY_agent_register_timeout_ms": "200000"}
     return Scene(root, config, env)
 
 

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.console import HarmlessConsole
-from pipelines.terminal import HarmlessFormatter, harmless
+from pipelines.terminal import harmless
+from storage.logs import JsonLines, TextLines
 
 HOSTILE = {
     "colour": "\x1b[31mred",
@@ -62,7 +63,7 @@ def test_richs_own_colours_stay() -> None:
 def test_log_lines_and_their_tracebacks() -> None:
     file = io.StringIO()
     handler = logging.StreamHandler(file)
-    handler.setFormatter(HarmlessFormatter("%(levelname)s %(message)s"))
+    handler.setFormatter(TextLines(harmless))
     log = logging.Logger("x")
     log.addHandler(handler)
     try:
@@ -72,6 +73,28 @@ def test_log_lines_and_their_tracebacks() -> None:
     assert "\x1b" not in file.getvalue()
     assert "\\x1b[31m.jpg" in file.getvalue()
     assert file.getvalue().count("\n") > 3  # a traceback keeps its lines
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "https://host/a/b.pth?X-Amz-Signature=hunter2&x=1",
+        "FileNotFoundError: https://host/b.pth?sig=hunter2",
+        "404, message='Not Found', url='http://127.0.0.1:1/gone.pth?Signature=hunter2'",
+        'Could not connect to the endpoint URL: "http://me:hunter2@host:9000/bucket"',
+        "s3://AKID:hunt/hunter2@bucket/x",
+    ],
+)
+def test_what_drivers_say_of_urls_is_logged_without_their_secrets(said: str) -> None:
+    record = logging.LogRecord("x", logging.ERROR, "x", 1, "failed: %s", (said,), None)
+    try:
+        raise OSError(said)
+    except OSError:
+        record.exc_info = sys.exc_info()
+    for shown in (TextLines(harmless).format(record), JsonLines().format(record)):
+        assert "hunt" not in shown
+        assert "failed: " in shown
+        assert "host" in shown or "bucket" in shown or "gone.pth" in shown
 
 
 @pytest.mark.slow
