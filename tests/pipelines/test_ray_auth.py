@@ -2,43 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pipelines.cluster import _private_token
-
-JOIN = """
-import ray
-ray.init(address={address!r}, log_to_driver=False)
-print(ray.get(ray.remote(lambda: "ran").remote()))
-"""
-
-
-def join(environment: dict[str, str], **changed: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | environment | changed
-    program = JOIN.format(address=environment["RAY_ADDRESS"])
-    return subprocess.run(
-        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False,
-        timeout=120,
-    )  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_local_ray_takes_its_token_and_no_other(
-    local_ray: dict[str, str], tmp_path: Path
-) -> None:
-    assert join(local_ray).stdout == "ran\n"
-    (tmp_path / "token").write_text("0" * 64)
-    refused = join(local_ray, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"), RAY_AUTH_MODE="token")
-    assert refused.returncode != 0
-    assert "ran" not in refused.stdout
-    none = join(local_ray, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"), RAY_AUTH_MODE="disabled")
-    assert none.returncode != 0
-    assert "ran" not in none.stdout
 
 
 def test_the_token_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
