@@ -55,7 +55,7 @@ class Bench:
             _say,
         )
         self.graph = made.artefact()
-        self.quantiser = Quantiser(made.files[GRAPH], self.calibration.pixels, work)
+        self.quantiser = Quantiser(made.files[GRAPH], self.calibration.pixels, work, "openvino")
         self._truth = {name: read_truth(bccd / f"{name}.json") for name in ("val", "test")}
         self._inputs = {name: self._measured(truth) for name, truth in self._truth.items()}
 

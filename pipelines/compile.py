@@ -249,7 +249,7 @@ def _int8(config: RunConfig, spec: ModelSpec, truth: Truth | None, work: Path, s
         held_out = inputs.part(len(calibration), len(inputs))
         judge = Judge.by_agreement(spec, graph, held_out)
     say(f"quantising, calibrated on {len(calibration)} images of the source")
-    quantiser = Quantiser(graph.files[GRAPH], calibration.pixels, work)
+    quantiser = Quantiser(graph.files[GRAPH], calibration.pixels, work, spec.runtime)
     chosen = search(quantiser, judge.loss, config.model.max_loss, say)
     facts = {
         **_own(graph.facts),

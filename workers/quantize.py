@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from storage.errors import ArtefactError, ModelError
 from workers.artefacts import Artefact
 from workers.openvino_session import WEIGHTS, import_openvino
+from workers.spec import RuntimeName
 
 MODEL = "model.xml"
+QDQ_MODEL = "model-int8.onnx"
 # Groups by the names that the export gives their operators; of the heads, all three levels.
 GROUPS = {
     "backbone.stem": "/backbone/stem/",
@@ -98,27 +100,34 @@ class Quantiser:
         graph: ONNX in float32.
         images: uint8 [N, H, W, 3], letterboxed; never images that are measured on.
         folder: local, for the results.
+        runtime: OpenVINO gets its IR; the others ONNX with QuantizeLinear and DequantizeLinear.
     """
 
-    def __init__(self, graph: Path, images: NDArray[np.uint8], folder: Path) -> None:
+    def __init__(
+        self, graph: Path, images: NDArray[np.uint8], folder: Path, runtime: RuntimeName
+    ) -> None:
         self._nncf, self._ov = import_nncf(), import_openvino()
         self._graph, self._folder = graph, folder
+        self._as_ir = runtime == "openvino"
         self._images = images
         self._made = 0
 
     def quantise(self, kept: Sequence[str]) -> Artefact:
-        """INT8 but for the groups ``kept``: OpenVINO IR in a folder of its own."""
+        """INT8 but for the groups ``kept``, in a folder of its own."""
         quantised = self._quantised(kept, self._images)
         self._made += 1
         folder = self._folder / f"int8-{self._made}"
         folder.mkdir()
-        self._ov.save_model(quantised, folder / MODEL, compress_to_fp16=False)
-        return Artefact({name: folder / name for name in (MODEL, WEIGHTS)}, MODEL, {})
+        if self._as_ir:
+            self._ov.save_model(quantised, folder / MODEL, compress_to_fp16=False)
+            return Artefact({name: folder / name for name in (MODEL, WEIGHTS)}, MODEL, {})
+        (folder / QDQ_MODEL).write_bytes(quantised.SerializeToString())
+        return Artefact({QDQ_MODEL: folder / QDQ_MODEL}, QDQ_MODEL, {})
 
     def errors(self, groups: Iterable[str]) -> dict[str, float]:
         """Root mean square error of likely class logits with only that group in INT8."""
         few = self._images[:: max(1, len(self._images) // _FEW)]
-        exact = self._logits(self._ov.Core().read_model(self._graph))
+        exact = self._logits(self._read())
         likely = exact.max(-1) > _LIKELY
         if not likely.any():
             likely[:] = True
@@ -131,6 +140,8 @@ class Quantiser:
 
     def _logits(self, model: Any) -> NDArray[np.float32]:
         """[N, A, C] of the first images."""
+        if not self._as_ir:
+            model = self._ov.Core().read_model(model.SerializeToString())
         port = next(port for port in model.outputs if "logits" in port.get_names())
         part = self._ov.Model([port.get_node()], model.get_parameters(), "logits")
         settings = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -138,9 +149,18 @@ class Quantiser:
         batches = (compiled([image[None]])[0].copy() for image in self._images[:_COMPARED])
         return np.concatenate(list(batches))
 
+    def _read(self) -> Any:
+        """The float32 graph as NNCF takes it."""
+        if self._as_ir:
+            return self._ov.Core().read_model(self._graph)
+        import onnx
+
+        return _constants_as_initializers(onnx.load(str(self._graph)))
+
     def _quantised(self, kept: Sequence[str], images: NDArray[np.uint8]) -> Any:
         nncf = self._nncf
-        model = self._ov.Core().read_model(self._graph)
+        model = self._read()
+        presets = nncf.QuantizationPreset
         data = nncf.Dataset(images, lambda image: {"images": image[None]})
         patterns = [f"^{GROUPS[name]}.*" for name in kept]
         with contextlib.redirect_stdout(io.StringIO()):
@@ -150,13 +170,24 @@ class Quantiser:
                 subset_size=len(images),
                 target_device=nncf.TargetDevice.CPU,
                 ignored_scope=nncf.IgnoredScope(patterns=[*patterns, _DECODING], validate=False),
-                # Symmetric weights, asymmetric activations where their range is.
-                preset=nncf.QuantizationPreset.MIXED,
+                # Asymmetric activations where their range is; TensorRT knows symmetric ones only.
+                preset=presets.MIXED if self._as_ir else presets.PERFORMANCE,
                 # 7 bits where CPUs without VNNI would overflow, so that all of them agree.
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     overflow_fix=nncf.OverflowFix.ENABLE
                 ),
             )
+
+
+def _constants_as_initializers(model: Any) -> Any:
+    """NNCF's ONNX backend does not see the values of Constant nodes. Changed in place."""
+    nodes = [node for node in model.graph.node if node.op_type == "Constant"]
+    for node in nodes:
+        value = next(a.t for a in node.attribute if a.name == "value")
+        value.name = node.output[0]
+        model.graph.initializer.append(value)
+        model.graph.node.remove(node)
+    return model
 
 
 def search(quantiser: Quantiser, loss: Loss, limit: float, say: Say) -> Quantised:

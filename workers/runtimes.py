@@ -20,7 +20,7 @@ Auto = Literal["auto"]
 PRECISIONS: dict[tuple[RuntimeName, DeviceName], tuple[PrecisionName, ...]] = {
     ("torch", "cpu"): ("fp32", "bf16", "fp16"),
     ("torch", "cuda"): ("fp16", "bf16", "fp32"),
-    ("onnx", "cpu"): ("fp32",),
+    ("onnx", "cpu"): ("fp32", "int8"),
     ("openvino", "cpu"): ("fp32", "bf16", "int8"),
     ("tensorrt", "cuda"): ("fp16", "fp32", "int8"),
 }

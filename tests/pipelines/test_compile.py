@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,7 @@ def test_int8_from_config_to_run(
 
     first = compile_model(make(), cuda=False, truth=truth)
     assert first.new
+    assert sys.modules["openvino_telemetry"] is None  # neither it nor NNCF reports to its makers
     facts = first.facts
     assert facts["calibration"]["images"] == len(list(pages.images.iterdir())) - 10
     assert facts["measured"]["images"] == 10

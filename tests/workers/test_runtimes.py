@@ -39,8 +39,9 @@ def test_auto_on_a_gpu_is_torch_in_fp16() -> None:
 def test_int8_chooses_who_does_it() -> None:
     assert choose_runtime("auto", "int8", "cpu", present=ALL, machine="x86_64")[0] == "openvino"
     assert choose_runtime("auto", "int8", "cuda", present=ALL)[0] == "tensorrt"
+    assert choose_runtime("auto", "int8", "cpu", present=("torch", "onnx"))[0] == "onnx"
     with pytest.raises(ConfigError, match="openvino is not installed") as caught:
-        choose_runtime("auto", "int8", "cpu", present=("torch", "onnx"))
+        choose_runtime("openvino", "int8", "cpu", present=("torch", "onnx"))
     assert "labelfleet[openvino]" in str(caught.value.hint)
 
 
