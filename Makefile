@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Tests of one file, and all that share a server, stay in one process; half of them mostly wait.
 CORES := $(shell nproc 2>/dev/null || echo 2)
-SPREAD := --dist loadgroup --no-loadscope-reorder
+SPREAD := --dist loadscope --no-loadscope-reorder
 # Several targets at once, each shown when it is done.
 TOGETHER := $(MAKE) --no-print-directory -j4 --output-sync=target
 

@@ -7,12 +7,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from label_studio_server import PROGRAM, LabelStudioServer, label_studio_server
 from ray_server import ray_server
 from servers import S3Server, credentials_env, moto_server, weed_server
+from xdist.scheduler import LoadScopeScheduling
 
 # Tests start many processes; each would compile torch, Ray and super-gradients anew, for 20 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -29,27 +31,36 @@ settings.load_profile(os.environ.get("LABELFLEET_HYPOTHESIS", "labelfleet"))
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)
+def _company(file: str) -> str:
+    """What a file's tests share a process for, with ``-n``: a server that is slow to start, or
+    themselves."""
+    text = (ROOT / file).read_text()
+    if "label_studio: LabelStudioServer" in text:
+        return "label_studio"
+    return "ray" if "shared_ray: " in text or "local_ray: " in text else file
+
+
+class _Companies(LoadScopeScheduling):  # type: ignore[misc]
+    """(xdist's own ``loadgroup`` writes into node ids, which pytest 9.2 no longer lets it.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _company(nodeid.partition("::")[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Companies:
+    return _Companies(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``-n``: a file's tests share a process, and all that need Label Studio or Ray do.
-
-    What takes longest begins first.
-    """
-    parts = ["label_studio", "shared_ray", "e2e", "workers", "pipelines", "storage"]
-
-    def rank(item: pytest.Item) -> int:
-        group = _server(item) or item.path.parent.name
-        return parts.index(group) if group in parts else len(parts)
-
-    for item in items:
-        group = _server(item) or str(item.path.relative_to(ROOT))
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=rank)
-
-
-def _server(item: pytest.Item) -> str | None:
-    fixtures = getattr(item, "fixturenames", ())
-    return next((name for name in ("label_studio", "shared_ray") if name in fixtures), None)
+    """What takes longest begins first: the servers, then whole runs."""
+    order = ["label_studio", "ray", "chaos", "e2e", "workers"]
+    files = {item.path for item in items}
+    ranks = {}
+    for file in files:
+        company = _company(str(file.relative_to(ROOT)))
+        name = company if company in order else file.parent.name
+        ranks[file] = order.index(name) if name in order else len(order)
+    items.sort(key=lambda item: ranks[item.path])
 
 
 def _optional_folder(variable: str, default: str) -> Path:
@@ -80,12 +91,12 @@ def nano_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_ray() -> Iterator[dict[str, str]]:
-    """One real Ray for all tests of this process; seconds to start.
+def shared_ray(weed_s3: S3Server) -> Iterator[dict[str, str]]:
+    """One real Ray for all tests of this process; seconds to start. Its workers reach ``weed_s3``.
 
     Gives the environment in which a process joins it; this one is not connected.
     """
-    with ray_server() as joining:
+    with ray_server(weed_s3.env()) as joining:
         yield joining
 
 

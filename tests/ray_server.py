@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,23 +14,37 @@ from servers import end_with_parent
 
 
 @contextmanager
-def ray_server() -> Iterator[dict[str, str]]:
+def ray_server(env: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Start it; gives what a process needs in its environment to join: the address, where the
-    token lies, and that it is on loopback."""
+    token lies, and that it is on loopback.
+
+    Args:
+        env: what its workers find in their environment, on top of this process's.
+    """
+    process, said = _start(env)
+    if not said:  # on a busy machine Ray gives up waiting for its own node
+        process.wait(timeout=60)
+        process, said = _start(env)
+    try:
+        yield json.loads(said)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(timeout=60)
+
+
+def _start(env: Mapping[str, str]) -> tuple[subprocess.Popen[str], str]:
+    """The process, and the line it says when it is ready; empty if it ended before."""
     process = subprocess.Popen(
         [sys.executable, __file__],
+        env={**os.environ, **env},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=end_with_parent,
     )
-    assert process.stdin is not None
     assert process.stdout is not None
-    try:
-        yield json.loads(process.stdout.readline())
-    finally:
-        process.stdin.close()
-        process.wait(timeout=60)
+    return process, process.stdout.readline()
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from chaos_campaign import run_schedule, undisturbed
@@ -18,15 +19,14 @@ SEEDS = (1, 2, 3, 4)
 @pytest.fixture(scope="module")
 def there(
     weed_s3: S3Server,
+    local_ray: dict[str, str],
+    nano_checkpoint: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    request: pytest.FixtureRequest,
 ) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in weed_s3.env().items():  # for Ray's processes, so before there is a Ray
+        for name, value in weed_s3.env().items():
             patch.setenv(name, value)
-        request.getfixturevalue("local_ray")
-        checkpoint = request.getfixturevalue("nano_checkpoint")
-        with world(weed_s3, tmp_path_factory.mktemp("pages"), checkpoint) as made:
+        with world(weed_s3, tmp_path_factory.mktemp("pages"), nano_checkpoint) as made:
             undisturbed(made)
             yield made
 
