@@ -19,6 +19,7 @@ from pipelines.submit_bundle import CONFIG_NAME, Bundle
 from pipelines.submit_jobs import (
     Job,
     Submission,
+    detaching,
     exit_code,
     follow,
     job_name,
@@ -88,15 +89,16 @@ def submit_run(
     server = RayJobs(url, bundle, command, environment)
     output = normalise_url(bundle.config.output)
     found = submit(server, job_name(bundle.config.name, output))
-    note(_said(found, bundle, url))
     job = found.job
-    if wait:
-        stop = f"ray job stop --address {url} {job.job_id}"
-        job = follow(server, job.job_id, show, again=again, stop=stop)
-        if job.exit_code is None and job.message:
-            note(job.message.strip().splitlines()[-1])
-        if job.exit_code == _NO_SUCH_COMMAND:
-            note("`labelfleet` is not on the PATH of the cluster's head; see ray_cluster.yaml")
+    stop = f"ray job stop --address {url} {job.job_id}"
+    with detaching(job.job_id, again=again, stop=stop):
+        note(_said(found, bundle, url))
+        if wait:
+            job = follow(server, job.job_id, show, again=again)
+    if wait and job.exit_code is None and job.message:
+        note(job.message.strip().splitlines()[-1])
+    if job.exit_code == _NO_SUCH_COMMAND:
+        note("`labelfleet` is not on the PATH of the cluster's head; see ray_cluster.yaml")
     code = exit_code(job) if job.ended else None
     return Submitted(job.job_id, url, output, found.attached, job.status, code)
 

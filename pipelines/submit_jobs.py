@@ -9,6 +9,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -101,7 +102,6 @@ def follow(
     show: Callable[[str], None],
     *,
     again: str,
-    stop: str,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Job:
@@ -111,10 +111,9 @@ def follow(
         server: where it runs.
         job_id: which.
         show: gets the output piece by piece, each piece once.
-        again, stop: the commands that attach again and that stop it, for messages.
+        again: the command that attaches again, for messages.
 
     Raises:
-        Interrupted: Ctrl-C: the job goes on.
         ClusterLost: no answer for five minutes; the job may well go on.
     """
     seen, heard_s = 0, clock()
@@ -135,12 +134,19 @@ def follow(
                     f"no answer about {job_id} for {_SILENCE_S:.0f} s: {exc.message}",
                     hint=f"it may well go on; to look again: {again}",
                 ) from exc
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"detached from {job_id}, which goes on",
-                hint=f"to follow it again: {again}\n  -> to stop it: {stop}",
-            ) from None
         sleep(1.0)
+
+
+@contextmanager
+def detaching(job_id: str, *, again: str, stop: str) -> Iterator[None]:
+    """Ctrl-C from here on leaves the job alone. Raises Interrupted, with the two commands."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"detached from {job_id}, which goes on",
+            hint=f"to follow it again: {again}\n  -> to stop it: {stop}",
+        ) from None
 
 
 def _unseen(pieces: Iterator[str], seen: int) -> Iterator[str]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.submit_jobs import Job, Status, exit_code, follow, job_name, submit
+from pipelines.submit_jobs import Job, Status, detaching, exit_code, follow, job_name, submit
 from storage.errors import ClusterLost, Interrupted
 
 BASE = "labelfleet-cells-0123abcd"
@@ -117,10 +117,11 @@ class Heard:
 def followed(server: Server) -> tuple[Job, str]:
     server.known.setdefault(BASE, Job(BASE, "RUNNING"))
     heard = Heard()
-    job = follow(
-        server, BASE, heard.show, again="submit again", stop="stop it",
-        sleep=heard.sleep, clock=lambda: heard.now_s,
-    )  # fmt: skip
+    with detaching(BASE, again="submit again", stop="stop it"):
+        job = follow(
+            server, BASE, heard.show, again="submit again",
+            sleep=heard.sleep, clock=lambda: heard.now_s,
+        )  # fmt: skip
     return job, heard.text
 
 
