@@ -26,7 +26,12 @@ LogFormat = Literal["text", "json"]
 
 _process: dict[str, str] = {}
 _here: ContextVar[dict[str, str] | None] = ContextVar("labelfleet_log_ids", default=None)
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+    "_ray_timestamp_ns",  # what formatters and Ray add
+}
 
 
 def log_format() -> LogFormat:
