@@ -4,8 +4,8 @@
 
 Both get paths of JPEG files. predict() returns objects; ours commits Parquet rows with digests,
 top-5 classes and DFL statistics. predict() runs at each of --batches in the first round, from
-then on at its best and at its default, 32. Both keep boxes from 0.25 on, as predict() does.
-Everything else of predict() is its default; on a GPU that is fp16.
+then on at its best and at its default, 32 (which needs --images 32 or more). Both keep boxes from
+0.25 on, as predict() does. Everything else of predict() is its default; on a GPU that is fp16.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def measure(  # type: ignore[no-untyped-def]  # argparse's
 ) -> None:
     """All sides, and a line for each of ours."""
     count = len(files)
+    batches = [batch for batch in batches if batch <= count]  # a larger one would never be full
 
     def predict_at(batch: int) -> Callable[[], float]:
         run = predicting(network, files, batch)
@@ -109,7 +110,8 @@ def measure(  # type: ignore[no-untyped-def]  # argparse's
     first.run({f"predict() at {batch}": predict_at(batch) for batch in batches}, 1)
     best = max(batches, key=lambda batch: first.median(f"predict() at {batch}"))
     say(f"predict() is fastest at a batch of {best}")
-    sides = {f"predict() at {batch}": predict_at(batch) for batch in {best, DEFAULT_BATCH}}
+    compared = [best, *([DEFAULT_BATCH] if best != DEFAULT_BATCH <= count else [])]
+    sides = {f"predict() at {batch}": predict_at(batch) for batch in compared}
     for variant, worker in workers.items():
         worker.warm_up(files[0].parent)
         sides[variant] = labelling(worker, files[0].parent, count)
@@ -122,7 +124,7 @@ def measure(  # type: ignore[no-untyped-def]  # argparse's
     }
     for variant in workers:
         wanted = WANTED.get(variant.rpartition("-")[2], (None, None))
-        for batch, at_least in zip((best, DEFAULT_BATCH), wanted, strict=True):
+        for batch, at_least in zip(compared, wanted, strict=False):
             name = f"predict() at {batch}"
             ratio = rounds.per_round(lambda row, v=variant, n=name: row[v] / row[n])  # type: ignore[misc]
             best_or = "its best batch" if batch == best else "its default batch"
