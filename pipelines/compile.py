@@ -259,7 +259,7 @@ def _int8(config: RunConfig, spec: ModelSpec, truth: Truth | None, work: Path, s
         "measured": judge.figures(chosen.loss, config.model.max_loss),
         "kept": list(chosen.kept),
         "trials": [asdict(trial) for trial in chosen.trials],
-        "logit_errors": {name: round(error, 4) for name, error in chosen.errors.items()},
+        "loss_with_block_in_float32": dict(chosen.alone),
     }
     return Made(chosen.artefact.files, chosen.artefact.main, facts)
 
