@@ -60,7 +60,7 @@ class Elastic:
         self._pool, self._watch, self._wanted = pool, watch, wanted
         self._shards, self._announce, self._home = shards, announce, home
         patience_s = float(os.environ.get(_RAY_PATIENCE, _RAY_PATIENCE_S))
-        self._silent_s = 0.75 * patience_s
+        self._silent_s = 0.5 * patience_s  # ending takes time, too: 12 s where nobody answers
         self._seen: list[ClusterNode] | None = None
         self._absent: set[str] = set()  # nodes of workers that the last look did not show
         self._announced: set[str] = set()

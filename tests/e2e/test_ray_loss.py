@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 PAGES = 96
 # Ray itself waits for a minute; ours follows its patience.
-QUICK = {"RAY_gcs_rpc_server_reconnect_timeout_s": "24"}
+QUICK = {"RAY_gcs_rpc_server_reconnect_timeout_s": "40"}
 
 
 @pytest.fixture(scope="module")

@@ -127,9 +127,9 @@ def test_a_notice_is_passed_on_once_for_all_workers_of_the_node() -> None:
 
 def test_a_head_that_does_not_answer_ends_the_run_with_words() -> None:
     bench = Bench(Pool())
-    bench.watch.silent = 44.0
+    bench.watch.silent = 29.0
     bench.elastic.follow(0)
-    bench.watch.silent = 46.0
+    bench.watch.silent = 31.0
     with pytest.raises(RayLost, match="head has not answered") as caught:
         bench.elastic.follow(0)
     assert caught.value.hint
