@@ -77,7 +77,7 @@ def has_bf16(core: Any) -> bool:
 
 
 def fast_precisions(core: Any) -> list[str]:
-    """What this CPU has instructions for; int8 without them is little faster than fp32."""
+    """What this CPU has instructions for; int8 gains far less where it has none."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     int8 = flags & {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"}
