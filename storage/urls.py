@@ -200,8 +200,12 @@ def shown_url(url: str) -> str:
     return readable(f"{scheme}://{rest}")
 
 
-_SIGNED = re.compile(r"""(https?://[^\s'"<>?]*)\?[^\s'"<>]*""", re.IGNORECASE)
-_NAMED = re.compile(r"""([a-z][a-z0-9+.-]*://)[^\s/@'"]*:[^\s@'"]*@""", re.IGNORECASE)
+_WEB = re.compile(r"""https?://[^\s'"<>]*""", re.IGNORECASE)
+# Bounded, and no part tried again from within: a line may hold a name of 64 KiB that was made to
+# take long. A longer password than that is no password.
+_NAMED = re.compile(
+    r"""(?<![a-z0-9+.-])([a-z0-9+.-]*+://)[^\s/@'":]{0,1024}+:[^\s@'"]{0,1024}+@""", re.IGNORECASE
+)
 
 
 def unsigned(text: str) -> str:
@@ -209,4 +213,9 @@ def unsigned(text: str) -> str:
 
     Our own messages hold none; what a driver says, which ``--debug`` shows, often does.
     """
-    return _NAMED.sub(r"\1…@", _SIGNED.sub(r"\1?…", text))
+    return _NAMED.sub(r"\1…@", _WEB.sub(_without_query, text))
+
+
+def _without_query(url: re.Match[str]) -> str:
+    plain, mark, _ = url[0].partition("?")
+    return f"{plain}?…" if mark else plain

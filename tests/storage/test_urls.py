@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from storage.errors import ConfigError
 from storage.objects import normalise_url, open_object, open_store, overlaps
-from storage.urls import readable, shown_url
+from storage.urls import readable, shown_url, unsigned
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,28 @@ def test_signed_urls_are_shown_without_their_signature() -> None:
     assert key == "cells.pth?X-Amz-Signature=hunter2"
     assert store.url == "https://host/models"
     assert shown_url(f"{store.url}/{key}") == "https://host/models/cells.pth?…"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("GET https://h/p?sig=1&k=2 failed", "GET https://h/p?… failed"),
+        ("at s3://key:sec/ret@bucket/x", "at s3://…@bucket/x"),
+        ("redis://:pw@h", "redis://…@h"),
+        ("https://u:p@h/p?q", "https://…@h/p?…"),
+        ("http://h/p://u:pw@x", "http://h/p://…@x"),
+        ("mail a@b.c, user://a@b", "mail a@b.c, user://a@b"),
+    ],
+)
+def test_what_others_say_is_repeated_without_queries_and_users(said: str, shown: str) -> None:
+    assert unsigned(said) == shown
+
+
+@pytest.mark.timeout(30)  # as plain searches these take minutes
+@pytest.mark.parametrize("piece", ["a", "a://:", "http://", ":", "-", "a@"])
+def test_a_name_made_to_take_long_holds_up_no_log(piece: str) -> None:
+    name = f"a://{piece * ((1 << 16) // len(piece))}"
+    assert unsigned(name) == name
 
 
 @pytest.mark.parametrize(
