@@ -3,8 +3,9 @@
 super-gradients' packages import each other whole: who asks for YOLO-NAS gets every architecture,
 the trainer, its data sets and its exporters, and with them pandas, scipy, TensorBoard and ONNX.
 Inside ``lazy_packages`` a package is entered with its path only. What its ``__init__`` would have
-imported is read from its source, and imported when somebody asks for that name; calls that it
-makes are left out. An ``__init__`` that defines anything is run as it stands.
+imported is read from its source, and imported when somebody asks for that name; ``__version__`` and
+``__all__`` are there as it states them; calls that it makes are left out. An ``__init__`` that
+defines anything is run as it stands.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+# What people ask of a module themselves. Python and its libraries ask every module they see for
+# other names of this form, which must not run anything.
+_ASKED = ("__version__", "__all__")
 
 
 @contextlib.contextmanager
@@ -83,10 +88,12 @@ class _Deferred(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         def look_up(name: str) -> Any:
-            if not name.startswith("__"):
+            if not name.startswith("__") or name in _ASKED:
                 self._run(module)
                 if name in module.__dict__:
                     return module.__dict__[name]
+                if (own := module.__dict__["__getattr__"]) is not look_up:
+                    return own(name)
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
         module.__dict__["__getattr__"] = look_up
@@ -105,11 +112,19 @@ class _LazyPackage(Loader):
         self.package = package
         self.names: dict[str, tuple[str, str]] = {}  # module and its attribute; "": the module
         self.stars: list[str] = []
+        self.stated: dict[str, Any] = {}  # __version__, __all__
         for node in init.body:
             if isinstance(node, ast.Import):
                 self._take_import(node)
             elif isinstance(node, ast.ImportFrom):
                 self._take_import_from(node)
+            elif isinstance(node, ast.Assign):
+                self._take_statement(node)
+
+    def _take_statement(self, node: ast.Assign) -> None:
+        with contextlib.suppress(ValueError):  # computed, not stated
+            value = ast.literal_eval(node.value)
+            self.stated.update((t.id, value) for t in node.targets if isinstance(t, ast.Name))
 
     def _take_import(self, node: ast.Import) -> None:
         for alias in node.names:
@@ -131,7 +146,7 @@ class _LazyPackage(Loader):
             setattr(module, name, value)
             return value
 
-        module.__dict__["__getattr__"] = look_up
+        module.__dict__.update(self.stated, __getattr__=look_up)
 
     def _find(self, name: str) -> Any:
         if name in self.names:

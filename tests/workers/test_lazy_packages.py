@@ -13,8 +13,9 @@ import pytest
 from workers.lazy_packages import lazy_packages
 
 FILES = {
-    "__init__.py": "from lazytest.heavy import trainer\nfrom .models import Net as Model\nf()\n",
-    "heavy.py": "trainer = 'trainer'\n",
+    "__init__.py": "__version__ = '1.2'\nfrom lazytest.heavy import trainer\n"
+    "from .models import Net as Model\n__all__ = ['Model', 'trainer']\nf()\n",
+    "heavy.py": "trainer = 'trainer'\n__version__ = '3.4'\n",
     "models/__init__.py": "from .net import *\nfrom . import zoo\nimport lazytest.heavy as h\n",
     "models/net.py": "from . import zoo\nclass Net: pass\n",
     "models/zoo.py": "animals = 3\n",
@@ -58,6 +59,28 @@ def test_every_name_of_an_init_can_be_asked_for(package: None) -> None:
         _ = lazytest.nothing
     with pytest.raises(AttributeError, match=r"'lazytest\.models' has no attribute 'nothing'"):
         importlib.import_module("lazytest.broken")
+
+
+def test_versions_and_stars_are_those_of_the_whole_package(package: None) -> None:
+    lazytest = importlib.import_module("lazytest")
+    assert lazytest.__version__ == "1.2"
+    assert loaded() == {"lazytest"}
+    names: dict[str, object] = {}
+    exec("from lazytest import *", names)
+    assert names["trainer"] == "trainer"
+    assert names["Model"] is lazytest.models.Net
+    assert importlib.import_module("lazytest.heavy").__version__ == "3.4"
+
+
+def test_a_deferred_module_knows_its_version_before_anything_else(package: None) -> None:
+    assert importlib.import_module("lazytest.heavy").__version__ == "3.4"
+
+
+def test_a_deferred_module_may_look_names_up_itself(package: None, tmp_path: Path) -> None:
+    (tmp_path / "lazytest/heavy.py").write_text("def __getattr__(name): return name * 2\n")
+    heavy = importlib.import_module("lazytest.heavy")
+    assert heavy.__version__ == "__version__" * 2
+    assert heavy.ab == "abab"
 
 
 def test_an_init_that_defines_something_runs(package: None) -> None:
