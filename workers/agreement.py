@@ -56,7 +56,7 @@ def difference(
         pairs = ((a.boxes, b.boxes), (a.scores, b.scores), (a.box_std, b.box_std))
         for k, (x, y) in enumerate((*pairs, (a.entropy, b.entropy))):
             apart = np.abs(x[i][mine] - y[i][theirs])
-            largest[k] = max(largest[k], apart.max(initial=0))
+            largest[k] = np.maximum(largest[k], apart.max(initial=0))  # what is no number stays
     box, score, std, entropy = (float(f"{value:.3g}") for value in largest)
     return Difference(found, missing, box, score, std, entropy)
 
