@@ -38,6 +38,7 @@ class Inference:
 
         Raises:
             WorkerLost: the detector is broken: not even a blank image works.
+            MemoryError: there is none for a single image; none is to blame.
         """
         began_s = time.perf_counter()
         try:
@@ -64,6 +65,8 @@ class Inference:
         try:
             (detections,) = self._detector.detect(pixels)
             return detections
+        except MemoryError:
+            raise  # the worker's trouble: all images are of one size
         except Exception as exc:  # noqa: BLE001 - as above
             self._check_device(pixels)
             return ShardFailed(f"inference failed on {name!r}: {type(exc).__name__}: {exc}")

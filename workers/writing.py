@@ -70,6 +70,8 @@ class RowStage:
             self.images_done += job.write(row.index, row.make)
         except OSError as exc:
             job.fail(spool_error(exc, job.spool))
+        except MemoryError:
+            raise  # the worker's trouble, no shard's
         except Exception as exc:  # noqa: BLE001 - border of the shard: its attempt is told
             job.fail(exc)
         else:

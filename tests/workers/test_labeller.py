@@ -18,11 +18,11 @@ from PIL import Image
 from synthetic_run import record
 from tar_samples import tar_of
 
-from storage.annotations import ShardFooter, read_footer, read_rows
+from storage.annotations import RowWriter, ShardFooter, read_footer, read_rows
 from storage.errors import LabelfleetError, ShardFailed, StorageFull, WorkerLost
 from storage.manifest import Commit, Manifest, annotation_key
 from storage.memory import MemoryStore
-from storage.records import Detections, ImageRecord, Shard, StoredObject
+from storage.records import AnnotationRow, Detections, ImageRecord, Shard, StoredObject
 from storage.shards import group_images, read_shard, tar_shards
 from workers.labeller import ShardLabeller
 from workers.spec import LabellerOptions
@@ -201,6 +201,24 @@ def test_a_broken_device_is_the_workers_fault_not_a_shards() -> None:
             labeller.label(shard, "try-1")
         with pytest.raises(WorkerLost, match="device lost"):
             labeller.label(shard, "try-2")
+
+
+def test_a_detector_without_memory_for_one_image_blames_no_shard() -> None:
+    bench = Bench(BrightnessDetector(most=0))
+    shard = bench.tar("a.tar", ("x.png", grey(1)))
+    with bench.labeller() as labeller, pytest.raises(WorkerLost, match="MemoryError"):
+        labeller.label(shard, "try")
+
+
+def test_a_writer_without_memory_blames_no_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(self: RowWriter, row: AnnotationRow) -> None:
+        raise MemoryError("row group")
+
+    monkeypatch.setattr(RowWriter, "write", write)
+    bench = Bench()
+    shard = bench.tar("a.tar", ("x.png", grey(1)))
+    with bench.labeller() as labeller, pytest.raises(WorkerLost, match="MemoryError"):
+        labeller.label(shard, "try")
 
 
 def test_batches_shrink_until_they_fit_the_device() -> None:
