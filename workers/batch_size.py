@@ -30,7 +30,7 @@ class BatchSize:
             next(self._search)
 
     def ran(self, images: int, seconds: float) -> None:
-        """A batch of ``images`` took ``seconds`` from input to detections."""
+        """A batch of ``images`` took ``seconds``: NMS counts where it is one step with the rest."""
         if self._search is None or images != self.now:
             return
         self._seconds.append(seconds / images)
@@ -44,7 +44,9 @@ class BatchSize:
 
     def too_large(self, images: int) -> None:
         """A batch of ``images`` failed, and its images one by one did not: stay below."""
-        self._most = max(1, images // 2)
+        if images == 1:
+            return  # it is no smaller one that worked, but the same again
+        self._most = images // 2
         if self.now > self._most:
             self.now, self._search = self._most, None
 

@@ -58,3 +58,9 @@ def test_what_does_not_fit_is_not_tried_again() -> None:
     assert size.now == 16
     size.too_large(16)
     assert size.now == 8
+
+
+def test_a_single_image_that_works_the_second_time_is_not_too_many() -> None:
+    size = BatchSize(8, 64)
+    size.too_large(1)
+    assert size.now == 8
