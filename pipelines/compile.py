@@ -29,7 +29,7 @@ from pipelines.truth import Truth, read_truth
 from storage.errors import ArtefactError, CheckpointError, ConfigError
 from storage.objects import ObjectStore, normalise_url, open_store
 from workers.artefacts import Artefact, fetch_artefact, find, publish
-from workers.checkpoint_cache import cache_folder
+from workers.checkpoint_cache import cache_folder, private_folder
 from workers.graph_detector import GraphDetector
 from workers.make_artefact import GRAPH, Made, artefact_key, make_graph, versions
 from workers.runtimes import needs_artefact, session_of
@@ -157,7 +157,7 @@ def _own(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _graph(config: RunConfig, spec: ModelSpec, work: Path, say: Say) -> Artefact:
     """The exported graph, from this user's cache or made now."""
-    cache, folder = cache_folder() / "artefacts", artefact_key(spec)
+    cache, folder = private_folder(cache_folder() / "artefacts"), artefact_key(spec)
     local, options = open_store(str(cache)), config.storage.options()
     if (ref := find(local, folder)) is not None:
         try:

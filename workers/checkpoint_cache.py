@@ -62,7 +62,7 @@ def fetch_checkpoint(url: str, options: StorageOptions, *, sha256: str | None = 
         )
     if (place := parse_url(url)).scheme == "file":
         return _local(Path(place.path), sha256)
-    folder = _private(cache_folder() / "checkpoints")
+    folder = private_folder(cache_folder() / "checkpoints")
     if sha256 is not None and (cached := _intact(folder, sha256, suffix)):
         return cached
     store, key = open_object(url, options)
@@ -81,7 +81,7 @@ def fetch_file(url: str, options: StorageOptions, *, sha256: str) -> Path:
     """
     if (place := parse_url(url)).scheme == "file":
         return _local(Path(place.path), sha256)
-    folder, suffix = _private(cache_folder() / "artefacts"), PurePosixPath(url).suffix
+    folder, suffix = private_folder(cache_folder() / "artefacts"), PurePosixPath(url).suffix
     with _locked(folder / f"{sha256[:32]}.lock"):
         if cached := _intact(folder, sha256, suffix):
             return cached
@@ -94,8 +94,8 @@ def fetch_file(url: str, options: StorageOptions, *, sha256: str) -> Path:
     return path
 
 
-def _private(folder: Path) -> Path:
-    """The folder, made if need be. What is known of a URL is believed, so nobody else may write it.
+def private_folder(folder: Path) -> Path:
+    """The folder, made if need be. What lies in it is believed, so nobody else may write there.
 
     Raises:
         CheckpointError: another user owns it, or anybody may write there.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from storage.errors import ModelError
 from workers.artefacts import Artefact
-from workers.checkpoint_cache import cache_folder, file_sha256
+from workers.checkpoint_cache import cache_folder, file_sha256, private_folder
 from workers.postprocess import Selected
 
 INPUT = "images"
@@ -98,13 +98,12 @@ class TensorRtSession:
         """The serialised engine: from this user's cache, or built now."""
         identity = [file_sha256(graph), self._trt.__version__, torch.cuda.get_device_name()]
         name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-        folder = cache_folder() / "tensorrt"
+        folder = private_folder(cache_folder() / "tensorrt")  # an engine is code
         kept = folder / f"{name}.plan"
         if kept.is_file():
             return kept.read_bytes()
         log.warning("building a TensorRT engine for %s; this takes minutes, once", identity[2])
         plan = self._build(graph)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as part:
             part.write(plan)
         os.replace(part.name, kept)  # noqa: PTH105  whole or not at all
