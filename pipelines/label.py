@@ -29,7 +29,7 @@ from pipelines.source_objects import check_places, listed_objects
 from pipelines.status import RunStatus, run_status
 from pipelines.stopping import stopping_on_signals
 from pipelines.tally import Tally, Watcher
-from storage.errors import Interrupted, StorageError
+from storage.errors import Interrupted, LabelfleetError, StorageError
 from storage.ledger import LedgerEntry, LedgerWriter, new_invocation
 from storage.listing import Listing
 from storage.lock import RunLock, run_lock
@@ -263,12 +263,12 @@ def drive(
         watching(work.total) as display,
         elastic(pool, wanted, work.total) as cluster,
     ):
-        watcher = measured(display, run.manifest, work.total)
-        loop = Drive(
-            run.manifest, ledger, dispatcher, pool, watcher, stopper, invocation=invocation,
-            limits=limits(config, sizing), guard=guard, cluster=cluster,
-        )  # fmt: skip
         try:
+            watcher = measured(display, run.manifest, work.total)
+            loop = Drive(
+                run.manifest, ledger, dispatcher, pool, watcher, stopper, invocation=invocation,
+                limits=limits(config, sizing), guard=guard, cluster=cluster,
+            )  # fmt: skip
             outcome = loop.run()
             ended = "quarantined" if loop.tally.quarantined else outcome
         except KeyboardInterrupt:
@@ -283,13 +283,14 @@ def drive(
 
 
 def measured(display: Watcher, manifest: Manifest, shards: int) -> Measured:
-    """The display, and Prometheus beside it."""
-    return Measured(
-        display,
-        RayMetrics(manifest.record.identity.name),
-        total_shards=shards,
-        review_queue=count_review_queue(manifest.store),
-    )
+    """The display, and Prometheus beside it; a queue that cannot be read ends no labelling."""
+    try:
+        queued = count_review_queue(manifest.store)
+    except LabelfleetError as exc:
+        display.note(f"the review queue could not be counted: {exc.message}")
+        queued = 0
+    sink = RayMetrics(manifest.record.identity.name)
+    return Measured(display, sink, total_shards=shards, review_queue=queued)
 
 
 def _tell(ledger: LedgerWriter, event: str, note: dict[str, Any]) -> None:

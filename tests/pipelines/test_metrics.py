@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from labelled_run import fill, label
 from review_samples import loose_run, routed
 
+from pipelines.label import measured
 from pipelines.metrics import METRICS, Measured, RayMetrics, count_review_queue, exported_name
 from pipelines.tally import Tally
 from storage.annotations import ShardFooter
@@ -75,12 +76,12 @@ def test_counters_add_up_to_the_footers_however_often_they_are_told(
     turns: list[list[ShardFooter]],
 ) -> None:
     tally, sums, display = Tally(), Sums(), Quiet()
-    measured = Measured(display, sums, total_shards=20, review_queue=7)
+    watcher = Measured(display, sums, total_shards=20, review_queue=7)
     for turn in turns:
         for footer in turn:
             tally.add(footer)
-        measured.update(tally)
-        measured.update(tally)
+        watcher.update(tally)
+        watcher.update(tally)
     every = [footer for turn in turns for footer in turn]
     for status in STATUSES:
         images = sum(f.counts[status] for f in every)
@@ -133,6 +134,17 @@ def test_the_review_queue_counts_images_without_an_answer() -> None:
     assert count_review_queue(output) == 2
 
 
+def test_a_review_queue_that_cannot_be_read_ends_no_labelling() -> None:
+    source, output = MemoryStore(), MemoryStore()
+    manifest = loose_run(source, output, 3)
+    routed(manifest)
+    [queue] = [found.key for found in output.list("review/queue/")]
+    output.put(queue, b"cut off")
+    display = Quiet()
+    measured(display, manifest, shards=2)
+    assert "the review queue could not be counted" in " ".join(display.notes)
+
+
 @pytest.mark.slow
 def test_a_real_ray_exports_the_numbers_of_real_footers(local_ray: dict[str, str]) -> None:
     import ray
@@ -142,10 +154,10 @@ def test_a_real_ray_exports_the_numbers_of_real_footers(local_ray: dict[str, str
     manifest = label(source, MemoryStore())
     footers = [manifest.footer(shard_id) for shard_id in manifest.committed()]
     tally = Tally(workers_alive=2, requeued=1)
-    measured = Measured(Quiet(), RayMetrics("cells"), total_shards=9, review_queue=3)
+    watcher = Measured(Quiet(), RayMetrics("cells"), total_shards=9, review_queue=3)
     for footer in footers:
         tally.add(footer)
-        measured.update(tally)
+        watcher.update(tally)
     (node,) = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has none
     assert node["NodeManagerAddress"] == "127.0.0.1"
     url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
@@ -164,7 +176,7 @@ def test_a_real_ray_exports_the_numbers_of_real_footers(local_ray: dict[str, str
     found: dict[tuple[str, str], float] = {}
     while not expected.items() <= found.items():
         assert time.monotonic() < until_s, found
-        measured.update(tally)
+        watcher.update(tally)
         time.sleep(1)
         found = scrape(url)
     for stage in ("fetch", "decode", "infer", "write"):
