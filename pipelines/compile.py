@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.compile_images import Inputs, measured, sample
+from pipelines.compile_images import Inputs, measured, sample, unseen
 from pipelines.compile_measure import (
     Expected,
     detect_all,
     expected_from_detections,
     expected_from_truth,
     mean_ap,
+    refuse_unmeasured,
 )
 from pipelines.compile_view import CompileSummary, say
 from pipelines.config import RunConfig, load_config
@@ -104,10 +105,20 @@ def compile_model(config: RunConfig, *, cuda: bool, truth: Truth | None = None) 
 def _check(
     config: RunConfig, spec: ModelSpec, artefact: Artefact, truth: Truth
 ) -> Mapping[str, Any]:
-    """Figures of an INT8 model that was there already; refused when it loses too much."""
+    """Figures of an INT8 model that was there already; refused when it loses too much.
+
+    It may have been made without this ground truth: what it was calibrated on is left out.
+    """
+    others = unseen(truth, artefact.facts.get("calibration", {}).get("image_ids", ()))
+    if not others.images:
+        raise ArtefactError(
+            f"the INT8 model that is there was calibrated on all images of {truth.source}",
+            hint="remove its folder, and compile again with this ground truth",
+        )
     with tempfile.TemporaryDirectory(prefix="labelfleet-compile-") as work:
         graph = _graph(config, replace(spec, precision="fp32"), Path(work), say)
-        judge = Judge.by_truth(config, spec, graph, truth)
+        judge = Judge.by_truth(config, spec, graph, others)
+    refuse_unmeasured(judge.fp32, len(judge.inputs), judge.against, config.model.max_loss)
     loss = judge.loss(artefact)
     if loss > config.model.max_loss:
         raise ArtefactError(
@@ -248,6 +259,7 @@ def _int8(config: RunConfig, spec: ModelSpec, truth: Truth | None, work: Path, s
         calibration = inputs.part(0, min(cut, CALIBRATION_IMAGES))
         held_out = inputs.part(len(calibration), len(inputs))
         judge = Judge.by_agreement(spec, graph, held_out)
+    refuse_unmeasured(judge.fp32, len(judge.inputs), judge.against, config.model.max_loss)
     say(f"quantising, calibrated on {len(calibration)} images of the source")
     quantiser = Quantiser(graph.files[GRAPH], calibration.pixels, work, spec.runtime)
     chosen = search(quantiser, judge.loss, config.model.max_loss, say)
@@ -255,7 +267,11 @@ def _int8(config: RunConfig, spec: ModelSpec, truth: Truth | None, work: Path, s
         **_own(graph.facts),
         "graph_precision": "int8",
         "versions": versions(spec),
-        "calibration": {"images": len(calibration), "sha256": calibration.sha256},
+        "calibration": {
+            "images": len(calibration),
+            "sha256": calibration.sha256,
+            "image_ids": list(calibration.image_ids),
+        },
         "measured": judge.figures(chosen.loss, config.model.max_loss),
         "kept": list(chosen.kept),
         "trials": [asdict(trial) for trial in chosen.trials],

@@ -9,7 +9,7 @@ import hashlib
 import random
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -110,6 +110,18 @@ def measured(
     records = (r for r in _records(store, holders.values(), config) if r.image_id in wanted)
     found = _prepared(records, preprocessing, config.max_pixels, len(wanted))
     return found, tuple(wanted[image_id] for image_id in found.image_ids)
+
+
+def unseen(truth: Truth, image_ids: Iterable[str]) -> Truth:
+    """The ground truth less these images, by their names in the run."""
+    join = join_rows(truth, ((image_id, "") for image_id in image_ids))
+    seen = set(join.image_of_row.values())
+    kept = [index for index in range(len(truth.images)) if index not in seen]
+    return replace(
+        truth,
+        images=tuple(truth.images[index] for index in kept),
+        boxes=tuple(truth.boxes[index] for index in kept),
+    )
 
 
 def _drawn(objects: Iterable[StoredObject], count: int) -> list[StoredObject]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipelines.coco_matching import ChunkedMatching
 from pipelines.compile_images import Inputs
 from pipelines.truth import Truth, is_ignore_class, match_categories
-from storage.errors import TruthMismatch
+from storage.errors import ArtefactError, TruthMismatch
 from storage.records import Detections
 from workers.detector import Detector
 
@@ -94,6 +94,29 @@ def mean_ap(found: Sequence[Detections], expected: Expected) -> float:
     precision = matching.curves()[0][..., _ALL_AREAS]
     known = precision[precision > -1]
     return float(known.mean() * 100) if known.size else 0.0
+
+
+def refuse_unmeasured(fp32: float, images: int, against: str, limit: float) -> None:
+    """Refuse to call a loss small where float32 itself has nothing to lose.
+
+    Args:
+        fp32: its mAP in points.
+        images: how many were measured on.
+        against: the truth's URL, or ``fp32``.
+        limit: points that may be lost; from 100 on any loss is allowed, and so is this.
+
+    Raises:
+        ArtefactError: it has nothing to lose.
+    """
+    if fp32 > 0 or limit >= 100:
+        return
+    own = f"is sure of no box (a score of {SURE:g} or more)"
+    finds = own if against == "fp32" else f"finds no object of {against}"
+    raise ArtefactError(
+        f"what INT8 loses cannot be told: on {images} images fp32 itself {finds}",
+        hint="give `labelfleet compile` a --truth with objects that the model finds; or use "
+        "`precision: fp32`; or allow any loss by `model.max_loss: 100`",
+    )
 
 
 def _annotation(index: int, xywh: Sequence[float], area: float, *, ignore: bool) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import pytest
 from tiny_run import fill_folder, run_config
 
 from pipelines.compile import compile_model, with_artefact
-from pipelines.compile_images import measured, sample
+from pipelines.compile_images import measured, sample, unseen
 from pipelines.compile_measure import (
     SURE,
     expected_from_detections,
     expected_from_truth,
     mean_ap,
+    refuse_unmeasured,
 )
 from pipelines.config import RunConfig
 from pipelines.ingest import ingest
@@ -104,6 +105,20 @@ def test_truth_of_every_image_or_of_another_source(config: Make, tmp_path: Path)
         measured(config(), SMALL, read_truth(truth_file(tmp_path / "no.json", ["other.png"])))
 
 
+@pytest.mark.parametrize("prefix", ["", "shard-0.tar/"])
+def test_what_a_model_was_calibrated_on_is_left_out_of_what_it_is_measured_on(
+    tmp_path: Path, prefix: str
+) -> None:
+    names = [f"page-{i:04d}.png" for i in range(6)]
+    truth = read_truth(truth_file(tmp_path / "truth.json", names))
+    calibrated = [f"{prefix}{name}" for name in (names[1], names[4], "page-0099.png")]
+    left = unseen(truth, calibrated)
+    assert [i.name for i in left.images] == [names[i] for i in (0, 2, 3, 5)]
+    assert left.boxes == tuple(truth.boxes[i] for i in (0, 2, 3, 5))
+    assert unseen(truth, []) == truth
+    assert unseen(truth, names).images == ()
+
+
 # -- what is lost
 
 
@@ -135,6 +150,17 @@ def test_agreement_counts_what_fp32_is_sure_of() -> None:
     assert mean_ap([sure], expected) == pytest.approx(100)
     assert mean_ap([found([[8, 8, 28, 38]], [0.7], 1)], expected) == pytest.approx(100)
     assert mean_ap([found([[30, 30, 50, 60]], [0.7], 1)], expected) == 0
+
+
+@pytest.mark.parametrize("against", ["fp32", "truth.json"])
+def test_where_fp32_finds_nothing_no_loss_is_called_small(against: str) -> None:
+    unsure = found([[8, 8, 28, 38]], [SURE - 0.1], 1)
+    expected = expected_from_detections([unsure], 2)
+    fp32 = mean_ap([unsure], expected)
+    with pytest.raises(ArtefactError, match="cannot be told: on 5 images fp32 itself"):
+        refuse_unmeasured(fp32, 5, against, 0.5)
+    refuse_unmeasured(fp32, 5, against, 100)
+    refuse_unmeasured(80.0, 5, against, 0.5)
 
 
 class Blocks:
@@ -222,6 +248,8 @@ def test_int8_from_config_to_run(
     assert sys.modules["openvino_telemetry"] is None  # neither it nor NNCF reports to its makers
     facts = first.facts
     assert facts["calibration"]["images"] == len(list(pages.images.iterdir())) - 10
+    assert len(facts["calibration"]["image_ids"]) == facts["calibration"]["images"]
+    assert not {i["file_name"] for i in labelled["images"]} & set(facts["calibration"]["image_ids"])
     assert facts["measured"]["images"] == 10
     assert facts["measured"]["fp32_map"] > 50
     assert facts["measured"]["int8_map"] > 0.8 * facts["measured"]["fp32_map"]
