@@ -18,6 +18,7 @@ from pipelines.cli_common import Endpoint, Json, RunUrl, open_manifest, show, st
 from pipelines.terminal import harmless
 from storage.errors import Interrupted, LabelfleetError
 from storage.logs import VARIABLE, log_format, set_up_logging
+from storage.urls import unsigned
 
 
 class _Commands(TyperGroup):
@@ -244,7 +245,8 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             logging.exception("the traceback behind the error")
         hint = "this is a bug of labelfleet: run again with --debug and report the traceback"
-        _fail(f"{type(exc).__name__}: {exc}", hint, 1, given)
+        # Nobody of us wrote this message: a client's may hold a signed URL.
+        _fail(unsigned(f"{type(exc).__name__}: {exc}"), hint, 1, given)
 
 
 def _take_log_format(given: list[str]) -> list[str]:

@@ -61,14 +61,22 @@ def submit(
         note=lambda line: print(harmless(line), file=sys.stderr, flush=True),
         # The last line of stdout is for the JSON, if there is one: the job's output goes beside it.
         show=_writer(sys.stderr if json_ else sys.stdout),
-        again=shlex.join(
-            ["labelfleet", "submit", config, *(["--address", address] if address else [])]
-        ),
+        again=shlex.join(["labelfleet", "submit", config, *given(set_, limit, address, env)]),
     )
     state = submitted.status.lower()
     ended = "" if submitted.exit_code is None else f" with exit code {submitted.exit_code}"
     show(f"{submitted.submission_id} {state}{ended}", submitted.to_json(), json_)
     raise typer.Exit(submitted.exit_code or 0)
+
+
+def given(
+    set_: list[str] | None, limit: int | None, address: str | None, env: list[str] | None
+) -> list[str]:
+    """The options once more: another name or output would be another run's job."""
+    words = [word for text in set_ or () for word in ("--set", text)]
+    words += ["--limit", str(limit)] if limit is not None else []
+    words += ["--address", address] if address else []
+    return words + [word for text in env or () for word in ("--env", text)]
 
 
 def _writer(stream: TextIO) -> Callable[[str], None]:

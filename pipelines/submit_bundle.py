@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from pipelines.config import RunConfig, apply_override, parse_config, read_yaml
-from pipelines.submit_secrets import refuse_secrets
+from pipelines.submit_secrets import MOUNT_IT, refuse_secrets, secret_in
 from storage.errors import ConfigError
 from storage.objects import normalise_url
 from storage.urls import parse_url, shown_url
@@ -68,11 +68,14 @@ def bundle_run(
     Raises:
         ConfigError: it cannot be used, holds a secret, or names files that cannot travel.
     """
+    remote = parse_url(path).scheme != "file"
+    kind = secret_in(path) if remote else None
+    if kind is not None:  # its URL is in the job's command
+        raise ConfigError(f"the config's own URL is {kind}", hint=MOUNT_IT)
     fields = read_yaml(path)
     for override in overrides:
         apply_override(fields, override)
     config = parse_config(RunConfig, fields, where=path)
-    remote = parse_url(path).scheme != "file"
     # What the job reads by itself does not travel; what --set adds to it does.
     refuse_secrets(_overridden(overrides) if remote else fields, environment or {})
     files = {} if remote else _pack(fields)

@@ -131,3 +131,10 @@ def test_a_config_at_a_url_is_read_there_and_may_hold_what_must_not_travel(
         bundle_run(url, ("notify=https://hooks.slack.com/services/T0/B0/other",))
     with pytest.raises(ConfigError, match=r"model\.checkpoint is the relative path"):
         bundle_run(url, ("model.checkpoint=cells.pth",))
+
+
+@pytest.mark.parametrize("query", ["X-Amz-Signature=0123456789abcdef", "token=0123456789"])
+def test_a_configs_own_signed_url_does_not_travel_in_the_jobs_command(query: str) -> None:
+    with pytest.raises(ConfigError, match="the config's own URL is a signed URL") as refused:
+        bundle_run(f"https://plates.example/cells.yaml?{query}")  # refused before it is read
+    assert query not in str(refused.value)
