@@ -12,8 +12,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from pipelines.submit_bundle import CONFIG_NAME, Bundle
 from pipelines.submit_jobs import (
@@ -32,6 +35,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Seconds that a stopped job has to finish the shards in flight; Ray's own 3 would kill it.
 STOP_WAIT_S = 120
 _QUIET_S = 20.0
+_TRIES = 5  # of a question whose connection broke: a busy head drops some
 _NO_SUCH_COMMAND = 127  # a shell's word for it
 # Where Ray itself looks, and where it would overrule an address that was given.
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -151,13 +155,11 @@ class RayJobs:
 
     def jobs(self) -> list[Job]:
         """Every job that was submitted to the cluster."""
-        with self._asking():
-            return [_job(info) for info in self._client.list_jobs() if info.submission_id]
+        return [_job(info) for info in self._ask(self._client.list_jobs) if info.submission_id]
 
     def job(self, job_id: str) -> Job:
         """One of them."""
-        with self._asking():
-            return _job(self._client.get_job_info(job_id))
+        return _job(self._ask(partial(self._client.get_job_info, job_id)))
 
     def start(self, job_id: str) -> bool:
         """Submit the bundle under this id; False when the id is taken."""
@@ -167,13 +169,15 @@ class RayJobs:
             self._bundle.write(Path(folder))
             where = {} if self._bundle.url else {"working_dir": folder}
             try:
-                with self._asking():
-                    self._client.submit_job(
+                self._ask(
+                    partial(
+                        self._client.submit_job,
                         entrypoint=shlex.join(["labelfleet", "run", config, *self._command]),
                         submission_id=job_id,
                         runtime_env={**where, "env_vars": variables},
                         metadata={"run": self._bundle.config.name, "digest": self._bundle.digest},
                     )
+                )
             except LabelfleetError as exc:
                 if "already exists" in exc.message:
                     return False
@@ -216,6 +220,19 @@ class RayJobs:
         headers = auth_headers()
         with _address_settled(), self._asking(first=True):
             return JobSubmissionClient(self._url, headers=headers)
+
+    def _ask(self, call: Callable[[], Any]) -> Any:
+        """Ask, and ask again when the connection breaks; an id is submitted once in any case."""
+        from requests.exceptions import RequestException
+
+        patient = Retrying(
+            retry=retry_if_exception_type((ConnectionError, RequestException)),
+            stop=stop_after_attempt(_TRIES),
+            wait=wait_exponential(multiplier=0.5, max=5),
+            reraise=True,
+        )
+        with self._asking():
+            return patient(call)
 
     @contextmanager
     def _asking(self, first: bool = False) -> Iterator[None]:

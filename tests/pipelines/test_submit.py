@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
 from servers import free_ports
 from tiny_run import run_fields
 
-from pipelines.submit import DEFAULT_ADDRESS, auth_headers, job_server_url
+from pipelines.submit import DEFAULT_ADDRESS, RayJobs, auth_headers, job_server_url
+from pipelines.submit_bundle import Bundle
 from storage.errors import ConfigError
 
 
@@ -85,3 +90,36 @@ def test_a_job_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert first == f"error: no job server answers at http://127.0.0.1:{port}"
     assert "ray dashboard" in " ".join(rest)
     assert "Traceback" not in done.stderr
+
+
+class _BusyHead(BaseHTTPRequestHandler):
+    """Answers as Ray's job server does, but drops the first two questions about jobs."""
+
+    dropped = 0
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/jobs") and _BusyHead.dropped < 2:
+            _BusyHead.dropped += 1
+            self.close_connection = True
+            return
+        about = {"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""}
+        body = json.dumps([] if self.path.startswith("/api/jobs") else about).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.slow
+def test_a_head_that_drops_connections_is_asked_again() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _BusyHead) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        bundle = cast(Bundle, None)  # nothing is started
+        jobs = RayJobs(f"http://127.0.0.1:{server.server_port}", bundle, [], {})
+        assert jobs.jobs() == []
+        server.shutdown()
+    assert _BusyHead.dropped == 2
