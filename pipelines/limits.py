@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 
 from storage.ledger import LedgerEntry
 
-STAGES = ("fetch", "decode", "wait", "infer", "nms", "write", "commit")
-
 _BUSY = 0.5  # a limit is busy at least half of its threads' time, or nothing is the limit
 _ADVICE = {
     "infer": "model-bound: a faster device, runtime or precision shortens the run, nothing else",

@@ -50,8 +50,8 @@ METRICS: Mapping[str, Metric] = {
     "labelfleet_workers_lost_total": Metric("counter", "Workers that died, hung or were replaced."),
     "labelfleet_stage_seconds_total": Metric(
         "counter",
-        "Seconds that workers spent in a stage (fetch, decode, infer, write), or the GPU waiting "
-        "(wait), as the footers of committed shards say.",
+        "Seconds that workers spent in a stage (fetch, decode, infer, nms, write, commit), or the "
+        "GPU waiting (wait), as the footers of committed shards say.",
         ("stage",),
     ),
     "labelfleet_review_queue": Metric(

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.limits import STAGES, WorkerTime
+from pipelines.limits import WorkerTime
 from storage.ledger import LedgerEntry, invocations, read_ledger
 from storage.manifest import Manifest
+from workers.job import COMMIT, STAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Pace:
         """Seconds of work by stage, added up over workers and threads; waiting is none."""
         return {
             stage: self.time.seconds[stage]
-            for stage in STAGES
+            for stage in (*STAGES, COMMIT)
             if stage != "wait" and self.time.seconds[stage]
         }
 
