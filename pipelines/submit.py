@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import queue
+import re
 import shlex
 import tempfile
 import threading
@@ -36,6 +37,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 STOP_WAIT_S = 120
 _QUIET_S = 20.0
 _TRIES = 5  # of a question whose connection broke: a busy head drops some
+_HEAD_AWAY = re.compile(r"Request failed with status code (50[234])\b")
 _NO_SUCH_COMMAND = 127  # a shell's word for it
 # Where Ray itself looks, and where it would overrule an address that was given.
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -257,8 +259,15 @@ class RayJobs:
                 ) from exc
             raise ClusterLost(f"{self._url} does not answer: {type(exc).__name__}") from exc
         except (RuntimeError, ValueError) as exc:  # what Ray makes of every other answer
-            lines = str(exc).strip().splitlines() or [type(exc).__name__]
-            raise LabelfleetError(f"the job server at {self._url}: {lines[-1]}") from exc
+            raise refusal(self._url, exc) from exc
+
+
+def refusal(url: str, exc: Exception) -> LabelfleetError:
+    """What Ray's client raised, as ours; a proxy whose head is being replaced is no refusal."""
+    if away := _HEAD_AWAY.match(str(exc)):
+        return ClusterLost(f"{url} does not answer: HTTP {away[1]}")
+    lines = str(exc).strip().splitlines() or [type(exc).__name__]
+    return LabelfleetError(f"the job server at {url}: {lines[-1]}")
 
 
 @contextmanager

@@ -16,9 +16,9 @@ import yaml
 from servers import free_ports
 from tiny_run import run_fields
 
-from pipelines.submit import DEFAULT_ADDRESS, RayJobs, auth_headers, job_server_url
+from pipelines.submit import DEFAULT_ADDRESS, RayJobs, auth_headers, job_server_url, refusal
 from pipelines.submit_bundle import Bundle
-from storage.errors import ConfigError
+from storage.errors import ClusterLost, ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +72,13 @@ def test_the_token_is_rays_in_rays_order(tmp_path: Path, monkeypatch: pytest.Mon
     assert auth_headers() == {"Authorization": "Bearer direct"}
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert auth_headers() == {}
+
+
+@pytest.mark.parametrize(("status", "lost"), [(502, True), (503, True), (504, True), (500, False)])
+def test_a_proxy_without_a_head_behind_it_is_waited_for(status: int, lost: bool) -> None:
+    # The sentence is Ray's own.
+    said = RuntimeError(f"Request failed with status code {status}: <html>\nUnavailable.")
+    assert isinstance(refusal("http://head:8265", said), ClusterLost) is lost
 
 
 @pytest.mark.slow
