@@ -82,9 +82,12 @@ class Listing:
     def dropped(self) -> dict[str, set[str]]:
         """Tombstoned object keys by shard id."""
         if self._dropped is None:
-            self._dropped, self._added_again = {}, set()
+            dropped: dict[str, set[str]] = {}
+            again: set[str] = set()
             for key in self.generations():
-                self._apply_drops(key, self._dropped, self._added_again)
+                self._apply_drops(key, dropped, again)
+            # Only now: what was read until an error is not all that was dropped.
+            self._dropped, self._added_again = dropped, again
         return self._dropped
 
     def _apply_drops(self, key: str, dropped: dict[str, set[str]], again: set[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from synthetic_run import record
 
@@ -138,6 +140,39 @@ def test_a_part_that_is_gone_is_no_smaller_run() -> None:
     store.delete(Listing(store).parts()[0])
     with pytest.raises(StorageError):
         list(Listing(store).live_ids())
+
+
+def test_what_was_dropped_is_all_of_it_or_an_error() -> None:
+    store = MemoryStore()
+    for n in (3, 2, 1):
+        Listing(store).refresh(objects(n), tars)
+    failing = FaultyStore(store, [fail("get", "source/2.parquet")])
+    listing = Listing(failing)
+    with pytest.raises(StorageUnavailable):
+        listing.dropped()
+    assert list(listing.live_shards()) == list(tars(objects(1)))
+
+
+def test_listings_of_before_there_were_parts_are_read() -> None:
+    """One object of row groups of 256, without metadata or checksums; adds and drops in one."""
+    first, second = objects(600), objects(600)[1:] + [StoredObject("z/\udcff.jpg", 1, "v1")]
+    second[5] = StoredObject(second[5].key, 1, "v2")
+    new = MemoryStore()
+    Listing(new).refresh(first, tars)
+    Listing(new).refresh(second, tars)
+    old = MemoryStore()
+    for key in Listing(new).generations():
+        rows = pq.read_table(pa.BufferReader(new.get(key))).replace_schema_metadata(None)
+        sink = pa.BufferOutputStream()
+        with pq.ParquetWriter(sink, rows.schema, compression="zstd") as parquet:
+            for begin in range(0, rows.num_rows, 256):
+                parquet.write_table(rows.slice(begin, 256))
+        old.create(key, sink.getvalue().to_pybytes())
+    assert pq.ParquetFile(pa.BufferReader(old.get("source/0.parquet"))).num_row_groups == 3
+    assert Listing(old).parts() == ["source/0.parquet", "source/1.parquet"]
+    assert list(Listing(old).live_shards()) == list(Listing(new).live_shards())
+    assert Listing(old).dropped() == Listing(new).dropped() != {}
+    assert Listing(old).refresh(second, tars).generation == 1  # nothing is new
 
 
 def test_a_hole_between_generations_is_no_smaller_run() -> None:
