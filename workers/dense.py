@@ -158,9 +158,6 @@ class SelectedDetector(nn.Module):
     leave the device. All shapes but the batch's are fixed.
     """
 
-    OUTPUTS = ("anchors", "scores", "boxes", "box_std", "entropy", "total")
-    RAW = ("logits", "distri")
-
     def __init__(self, dense: DenseNetwork, keep: Sequence[int], classes: int) -> None:
         """``keep``: ids of the classes that may be detected, of ``classes`` in all."""
         super().__init__()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from workers.dense import DenseDetector, ExportedDetector
+from workers.postprocess import OUTPUTS, RAW
 
 INPUT = "images"
 OPSET = 17
@@ -25,7 +26,7 @@ def export_onnx(dense: DenseDetector, keep: Sequence[int], classes: int) -> byte
     """
     network = ExportedDetector(_contiguous(dense), keep, classes).eval()
     height, width = dense.size
-    outputs = (*ExportedDetector.OUTPUTS, *ExportedDetector.RAW)
+    outputs = (*OUTPUTS, *RAW)
     graph = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the tracer is deprecated; shapes traced as constants

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from storage.errors import ModelError
 from workers.artefacts import Artefact
-from workers.postprocess import Selected
-
-OUTPUTS = ["anchors", "scores", "boxes", "box_std", "entropy", "total"]
+from workers.postprocess import OUTPUTS, Selected
 
 
 def import_onnxruntime() -> Any:
@@ -44,4 +42,4 @@ class OnnxSession:
 
     def run(self, batch: NDArray[np.uint8]) -> Selected:
         """See ``Session.run``."""
-        return Selected(*self._session.run(OUTPUTS, {"images": np.ascontiguousarray(batch)}))
+        return Selected(*self._session.run(list(OUTPUTS), {"images": np.ascontiguousarray(batch)}))

@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 
 from storage.errors import ModelError
 from workers.artefacts import Artefact
-from workers.postprocess import Selected
+from workers.postprocess import OUTPUTS, RAW, Selected
 from workers.spec import PrecisionName
 
-OUTPUTS = ("anchors", "scores", "boxes", "box_std", "entropy", "total")
-RAW = ("logits", "distri")
 WEIGHTS = "model.bin"  # beside model.xml; an ONNX file holds its own
 
 

@@ -10,7 +10,7 @@ neither displace nor suppress them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
@@ -99,6 +99,11 @@ class Selected:
     total: NDArray[np.float32]
 
 
+# Outputs of an exported graph, in this order; RAW follows, so that the graph can be cut there.
+OUTPUTS = tuple(field.name for field in fields(Selected))
+RAW = ("logits", "distri")
+
+
 def detections_from_selected(
     selected: Selected, *, keep: Sequence[int], rules: NmsRules
 ) -> list[Detections]:
@@ -119,30 +124,6 @@ def detections_from_selected(
         strict=True,
     )
     return [_detections(*one, allowed=allowed, rules=rules) for one in images]
-
-
-def detections_from_dense(
-    boxes: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    box_std: NDArray[np.float32],
-    entropy: NDArray[np.float32],
-    *,
-    keep: Sequence[int],
-    rules: NmsRules,
-) -> Detections:
-    """One image's detections from the output of ``DenseDetector.forward``, every anchor of it.
-
-    Args:
-        boxes: float32 [A, 4], xyxy in input pixels.
-        scores: float32 [A, C].
-        box_std: float32 [A, 4], pixels.
-        entropy: float32 [A], nats.
-        keep: class ids that may be detected.
-    """
-    allowed = np.zeros(scores.shape[1], bool)
-    allowed[list(keep)] = True
-    anchors = np.arange(len(scores), dtype=np.int32)
-    return _detections(boxes, scores, box_std, entropy, anchors, allowed=allowed, rules=rules)
 
 
 def _detections(

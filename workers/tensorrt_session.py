@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from storage.errors import ModelError
 from workers.artefacts import Artefact
 from workers.checkpoint_cache import cache_folder, file_sha256, private_folder
-from workers.postprocess import Selected
+from workers.postprocess import OUTPUTS, Selected
 
 INPUT = "images"
-OUTPUTS = ("anchors", "scores", "boxes", "box_std", "entropy", "total")
 _TYPES = {"anchors": torch.int32}
 MAX_BATCH = 128
 _OPTIMAL_BATCH = 32

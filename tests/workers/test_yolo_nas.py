@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from dense_detections import detections_from_dense
 from numpy.typing import NDArray
 from parity import CLASSES, Boxes, iou
 from torch import nn
@@ -31,7 +32,7 @@ from workers.dense import DenseDetector
 from workers.detector import Preprocessing
 from workers.images import decode
 from workers.letterbox import letterbox
-from workers.postprocess import NmsRules, detections_from_dense
+from workers.postprocess import NmsRules
 from workers.spec import ModelRequest, ModelSpec
 from workers.yolo_nas import build_network, fuse, load_detector, load_weights
 

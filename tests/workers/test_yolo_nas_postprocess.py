@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dense_detections import detections_from_dense
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from storage.errors import ModelError
 from storage.records import Detections
 from workers.detector import Preprocessing
-from workers.postprocess import NmsRules, best_candidates, detections_from_dense, suppress
+from workers.postprocess import NmsRules, best_candidates, suppress
 from workers.spec import ModelSpec
 from workers.torch_detector import torch_detector
 
