@@ -142,25 +142,29 @@ def truth_images(
 def answered_images(manifest: Manifest) -> Iterator[tuple[AnnotationRow, TrueBoxes, float]]:
     """Live rows of the audit that somebody answered: what they left, and one over the inclusion.
 
+    The audit draws images by name: the same pixels under a name that was not drawn are no sample.
+
     Raises:
         ReviewError: an answer names a class that the run lacks.
     """
     book = settle(read_answers(manifest.store))
     weights = {
-        sha256: 1 / max(entry.item.inclusion, 1e-9)
+        (entry.item.image_id, sha256): 1 / max(entry.item.inclusion, 1e-9)
         for sha256, entries in queue_entries([manifest]).items()
         for entry in entries
         if entry.item.part == "audit" and sha256 in book.settled
     }
     names = [c.name for c in manifest.record.identity.categories]
-    wanted = pa.array(list(weights), pa.string())
+    wanted = pa.array([image_id for image_id, _ in weights], pa.string())
     for _, table in live_tables(manifest):
-        for row in table_to_rows(table.filter(pc.is_in(table.column("sha256"), wanted))):
+        for row in table_to_rows(table.filter(pc.is_in(table.column("image_id"), wanted))):
+            weight = weights.get((row.image_id, row.sha256))
+            if weight is None or row.status != "ok":
+                continue
             settled = book.settled[row.sha256]
             kept = [(box.bbox, _id_of(box.category, names)) for box in settled.answer.boxes]
             disputed = [(box.bbox, _id_of(box.category, names)) for box in settled.disputed]
-            if row.status == "ok":
-                yield row, _boxes(kept, disputed), weights[row.sha256]
+            yield row, _boxes(kept, disputed), weight
 
 
 def _names(manifest: Manifest) -> Iterator[tuple[str, str]]:

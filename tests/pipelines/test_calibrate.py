@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from synthetic_run import boxes, make_run, tar_shard
 
 from pipelines.calibrate import Wanted, fit, fit_run
 from pipelines.cli import main
-from pipelines.judge import JudgedBoxes, TrueBoxes, judge
+from pipelines.judge import JudgedBoxes, TrueBoxes, answered_images, judge
 from pipelines.policy import Decision, Policy
 from pipelines.review_settings_choice import choose_policy
 from pipelines.route import route_run
@@ -165,6 +166,20 @@ def test_value_answers_fit_nothing_and_unknown_classes_are_refused() -> None:
     append_answers(manifest.store, [answer(i, true[i.image_id], "fly") for i in audit])
     with pytest.raises(ReviewError, match="fly"):
         fit_run(manifest, None)
+
+
+def test_copies_of_an_audited_image_under_other_names_are_not_fitted_on() -> None:
+    shard = tar_shard("a.tar")
+    found = boxes([[10.0, 10.0, 70.0, 70.0]], [0.9], [0])
+    rows = [distinct_row(f"a.tar/{i}.jpg", shard, found) for i in range(40)]
+    rows = [replace(row, sha256=rows[i // 2].sha256) for i, row in enumerate(rows)]
+    manifest = make_run(MemoryStore(), {shard: rows})
+    route_run(manifest, budget="20 images", policy=Policy(), invocation="one", audit=1.0)
+    audit = [i for i in read_queue(manifest.store, hidden=True) if i.part == "audit"]
+    drawn = sorted(item.image_id for item in audit)
+    assert len({item.sha256 for item in audit}) * 2 > len(drawn), "no copy was left out"
+    append_answers(manifest.store, [answer(i, [[10.0, 10.0, 70.0, 70.0]], "RBC") for i in audit])
+    assert sorted(row.image_id for row, _, _ in answered_images(manifest)) == drawn
 
 
 def answer(item: object, at: list[list[float]], category: str) -> Answer:
