@@ -121,8 +121,8 @@ def label_what_is_left(
 ) -> tuple[Tally, Outcome]:
     """List, and label what has no commit yet.
 
-    Workers load while the listing goes on, as many as shards were found by then; none is started
-    when nothing is left.
+    Workers load while the listing goes on, as many as shards were found by then, unless the run has
+    a ``max_cost``; none is started when nothing is left.
     """
     with ExitStack() as stack:
 
@@ -166,19 +166,21 @@ def find_work(
     Args:
         limit: at most so many shards.
         found: told how many shards are left by what is known: of earlier listings at first, then
-            more and more, while the listing goes on.
+            more and more, while the listing goes on. Not where ``max_cost`` is set: workers that
+            wait for a listing are paid for, and it could not count them.
     """
+    early = config.max_cost is None
     committed = run.manifest.committed()
     at_most = math.inf if limit is None else limit
     earlier = Listing(run.manifest.store)
     left = sum(shard_id not in committed for shard_id in earlier.live_ids())
-    if left:
+    if left and early:
         found(int(min(left, at_most)))
 
     def another(shard: Shard) -> None:
         nonlocal left
         left += shard.shard_id not in committed
-        if 0 < left <= at_most:
+        if early and 0 < left <= at_most:
             found(left)
 
     listing, change = refresh_listing(run, config, another)

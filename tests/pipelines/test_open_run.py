@@ -121,6 +121,9 @@ def test_workers_may_begin_before_the_listing_ends(config: Make, tmp_path: Path)
     assert find_work(run, made, 2, told.append).total == 2
     assert told == [2]  # known from the listing before
     told.clear()
+    paid = config(source={"shard_size": 4}, max_cost=1, price_per_gpu_hour=1)
+    assert find_work(run, paid, None, told.append).total == 3
+    assert told == []  # who waits for a listing is paid for
     for shard in find_work(run, made, None).shards:
         commit_rows(run.manifest, shard, [row(o.key, shard.shard_id) for o in shard.objects])
     assert find_work(run, made, None, told.append).total == 0
