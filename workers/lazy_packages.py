@@ -6,6 +6,10 @@ Inside ``lazy_packages`` a package is entered with its path only. What its ``__i
 imported is read from its source, and imported when somebody asks for that name; ``__version__`` and
 ``__all__`` are there as it states them; calls that it makes are left out. An ``__init__`` that
 defines anything is run as it stands.
+
+Afterwards, who asks such a package for a name gets all that its ``__init__`` imports: registries
+that fill while modules are imported (``models.get("resnet50")``) are whole for people who use
+the packages themselves.
 """
 
 from __future__ import annotations
@@ -42,6 +46,10 @@ def lazy_packages(roots: Collection[str], deferred: Collection[str] = ()) -> Ite
         yield
     finally:
         sys.meta_path.remove(finder)
+
+
+def _inside() -> bool:
+    return any(isinstance(finder, _Finder) for finder in sys.meta_path)
 
 
 class _Finder(MetaPathFinder):
@@ -113,6 +121,7 @@ class _LazyPackage(Loader):
         self.names: dict[str, tuple[str, str]] = {}  # module and its attribute; "": the module
         self.stars: list[str] = []
         self.stated: dict[str, Any] = {}  # __version__, __all__
+        self.complete = False
         for node in init.body:
             if isinstance(node, ast.Import):
                 self._take_import(node)
@@ -142,11 +151,22 @@ class _LazyPackage(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         def look_up(name: str) -> Any:
+            if not self.complete and not name.startswith("__") and not _inside():
+                self.complete = True
+                self._import_all()
             value = self._find(name)
             setattr(module, name, value)
             return value
 
         module.__dict__.update(self.stated, __getattr__=look_up)
+
+    def _import_all(self) -> None:
+        for module in [*self.stars, *(origin for origin, _ in self.names.values())]:
+            with contextlib.suppress(ImportError):  # told to whoever asks for a name of it
+                importlib.import_module(module)
+        for name in self.names:
+            with contextlib.suppress(ImportError, AttributeError):
+                self._find(name)
 
     def _find(self, name: str) -> Any:
         if name in self.names:

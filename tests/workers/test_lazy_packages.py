@@ -83,6 +83,33 @@ def test_a_deferred_module_may_look_names_up_itself(package: None, tmp_path: Pat
     assert heavy.ab == "abab"
 
 
+def test_who_asks_afterwards_gets_all_of_a_package(tmp_path: Path) -> None:
+    files = {
+        "registry.py": "known = []\n",
+        "__init__.py": "from . import one\nfrom .two import *\nfrom .gone import nothing\n",
+        "one.py": "from lazyreg.registry import known\nknown.append('one')\n",
+        "two.py": "from lazyreg.registry import known\nknown.append('two')\ndef get(): ...\n",
+    }
+    (tmp_path / "lazyreg").mkdir()
+    for name, text in files.items():
+        (tmp_path / "lazyreg" / name).write_text(text)
+    try:
+        sys.path.insert(0, str(tmp_path))
+        with lazy_packages(["lazyreg"]):
+            lazyreg = importlib.import_module("lazyreg")
+            known = importlib.import_module("lazyreg.registry").known
+            assert lazyreg.one
+            assert known == ["one"]
+        assert callable(lazyreg.get)
+        assert known == ["one", "two"]
+        with pytest.raises(ImportError):
+            _ = lazyreg.nothing
+    finally:
+        sys.path.remove(str(tmp_path))
+        for name in [n for n in sys.modules if n.partition(".")[0] == "lazyreg"]:
+            del sys.modules[name]
+
+
 def test_an_init_that_defines_something_runs(package: None) -> None:
     defines = importlib.import_module("lazytest.defines")
     assert defines.TABLE["heavy"].trainer == "trainer"
