@@ -27,7 +27,7 @@ from pipelines.compile_view import CompileSummary, say
 from pipelines.config import RunConfig, load_config
 from pipelines.source_objects import check_places
 from pipelines.truth import Truth, read_truth
-from storage.errors import ArtefactError, CheckpointError, ConfigError
+from storage.errors import ArtefactError, ConfigError
 from storage.objects import ObjectStore, normalise_url, open_store
 from workers.artefacts import Artefact, fetch_artefact, find, publish
 from workers.checkpoint_cache import cache_folder, private_folder
@@ -173,7 +173,7 @@ def _graph(config: RunConfig, spec: ModelSpec, work: Path, say: Say) -> Artefact
     if (ref := find(local, folder)) is not None:
         try:
             return fetch_artefact(ref, options)
-        except (ArtefactError, CheckpointError):
+        except ArtefactError:
             say("the cached graph is damaged, and made again")
             shutil.rmtree(cache / folder)
     few = sample(config, spec.preprocessing, 4)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.errors import AlreadyExists, ArtefactError, ObjectNotFound
+from storage.errors import AlreadyExists, ArtefactError, CheckpointError, ObjectNotFound
 from storage.objects import ObjectStore, StorageOptions, open_object
 from workers.checkpoint_cache import fetch_file, file_sha256
 from workers.spec import ArtefactRef
@@ -100,10 +100,16 @@ def fetch_artefact(ref: ArtefactRef, options: StorageOptions) -> Artefact:
         )
     facts = read_facts(text, ref.url)
     folder = ref.url.rpartition("/")[0]
-    files = {
-        name: fetch_file(f"{folder}/{part['object']}", options, sha256=part["sha256"])
-        for name, part in facts["files"].items()
-    }
+    try:
+        files = {
+            name: fetch_file(f"{folder}/{part['object']}", options, sha256=part["sha256"])
+            for name, part in facts["files"].items()
+        }
+    except CheckpointError as exc:
+        raise ArtefactError(
+            f"the run's model artefact is not whole: {exc.message}",
+            hint="put its files back, or start a new run at another output",
+        ) from exc
     return Artefact(files, facts["main"], facts)
 
 

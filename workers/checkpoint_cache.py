@@ -80,6 +80,8 @@ def fetch_file(url: str, options: StorageOptions, *, sha256: str) -> Path:
         StorageError: the store refused or failed, or the disk is full.
     """
     if (place := parse_url(url)).scheme == "file":
+        if not Path(place.path).is_file():
+            raise CheckpointError(f"there is nothing at {shown_url(url)}")
         return _local(Path(place.path), sha256)
     folder, suffix = private_folder(cache_folder() / "artefacts"), PurePosixPath(url).suffix
     with _locked(folder / f"{sha256[:32]}.lock"):
