@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.config import RunConfig
 from pipelines.source_objects import group_shards, listed_objects
-from pipelines.truth import Truth, join_rows, refuse_unmatched
+from pipelines.truth import Truth, join_rows, may_join, refuse_unmatched
 from storage.errors import SourceEmpty
 from storage.objects import ObjectStore, open_store
 from storage.records import ImageRecord, StoredObject
@@ -100,7 +100,7 @@ def measured(
     """
     store = open_store(config.source.url, config.storage.options())
     objects = list(list_source(store, kind=config.source.kind))
-    rows = list(_names(store, objects, len(truth.images)))
+    rows = list(_names(store, objects))
     join = join_rows(truth, ((image_id, "") for image_id, _ in rows))
     refuse_unmatched(truth, join, hint="is this the ground truth of this source?")
     kept = dict(sorted(join.image_of_row.items(), key=lambda item: item[1]))
@@ -114,8 +114,8 @@ def measured(
 
 def unseen(truth: Truth, image_ids: Iterable[str]) -> Truth:
     """The ground truth less these images, by their names in the run."""
-    join = join_rows(truth, ((image_id, "") for image_id in image_ids))
-    seen = set(join.image_of_row.values())
+    names = may_join(truth)
+    seen = {index for image_id in image_ids for index in names(image_id)}
     kept = [index for index in range(len(truth.images)) if index not in seen]
     return replace(
         truth,
@@ -160,7 +160,7 @@ def _records(
 
 
 def _names(
-    store: ObjectStore, objects: Sequence[StoredObject], wanted: int
+    store: ObjectStore, objects: Sequence[StoredObject]
 ) -> Iterator[tuple[str, StoredObject]]:
     """(image id, object that holds it) of all images; of tars only the headers are read."""
     for listed in objects:
@@ -173,9 +173,9 @@ def _names(
 
 
 def _without(truth: Truth | None, records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
+    names = may_join(truth) if truth else None
     for record in records:
-        named = truth and join_rows(truth, [(record.image_id, "")]).image_of_row
-        if not named:
+        if names is None or not names(record.image_id):
             yield record
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,16 @@ def join_rows(truth: Truth, rows: Iterable[tuple[str, str]]) -> Join:
                 if len(found[i].by_suffix) < _EXAMPLES:
                     found[i].by_suffix.append(row)
     return _resolve(truth, found, n_rows)
+
+
+def may_join(truth: Truth) -> Callable[[str], list[int]]:
+    """Which names of the file an image id may stand for, as indices, whatever other rows there are.
+
+    Raises:
+        TruthMismatch: the file lists a name twice.
+    """
+    exact, ends = _name_indices(truth)
+    return lambda image_id: [i for i, _ in _candidates(image_id, exact, ends)]
 
 
 def _name_indices(truth: Truth) -> tuple[dict[str, int], dict[str, list[int]]]:
