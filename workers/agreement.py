@@ -15,7 +15,8 @@ BOX_PX, SCORE = 0.05, 1e-3  # the limits of sameness of two runs
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The largest difference over all anchors that score above a floor in the reference.
+    """The largest difference over all anchors that score above a floor in the reference; of an
+    image without any, over all that both selected.
 
     Attributes:
         anchors: how many there were.
@@ -33,7 +34,8 @@ class Difference:
     @property
     def same(self) -> bool:
         """Within the limits in which two runs count as equal."""
-        return self.missing == 0 and self.box_px <= BOX_PX and self.score <= SCORE
+        compared = self.anchors > 0 and self.missing == 0
+        return compared and self.box_px <= BOX_PX and self.score <= SCORE
 
 
 def difference(
@@ -47,18 +49,32 @@ def difference(
     found = missing = 0
     largest = np.zeros(4)
     for i in range(len(batch)):
-        likely = np.flatnonzero(a.scores[i].max(1) > floor + SCORE)
-        place = {int(anchor): k for k, anchor in enumerate(b.anchors[i])}
-        there = np.array([place.get(int(anchor), -1) for anchor in a.anchors[i][likely]], int)
-        found += len(likely)
-        missing += int((there < 0).sum())
-        mine, theirs = likely[there >= 0], there[there >= 0]
+        mine, theirs, lacking = _pairs(a.scores[i], a.anchors[i], b.anchors[i], floor)
+        found += len(mine) + lacking
+        missing += lacking
         pairs = ((a.boxes, b.boxes), (a.scores, b.scores), (a.box_std, b.box_std))
         for k, (x, y) in enumerate((*pairs, (a.entropy, b.entropy))):
             apart = np.abs(x[i][mine] - y[i][theirs])
             largest[k] = np.maximum(largest[k], apart.max(initial=0))  # what is no number stays
     box, score, std, entropy = (float(f"{value:.3g}") for value in largest)
     return Difference(found, missing, box, score, std, entropy)
+
+
+def _pairs(
+    scores: NDArray[np.float32],
+    anchors: NDArray[np.int32],
+    others: NDArray[np.int32],
+    floor: float,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """One image's anchors that are compared: their places in both, and how many the other lacks."""
+    place = {int(anchor): k for k, anchor in enumerate(others)}
+    there = np.array([place.get(int(anchor), -1) for anchor in anchors], np.int64)
+    likely = scores.max(1) > floor + SCORE
+    lacking = int((likely & (there < 0)).sum())
+    if not likely.any():  # no object; which of the unlikely are selected may be a tie
+        likely[:] = True
+    mine = np.flatnonzero(likely & (there >= 0))
+    return mine, there[mine], lacking
 
 
 def refuse_difference(found: Difference, what: str) -> None:

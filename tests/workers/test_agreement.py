@@ -67,6 +67,19 @@ def test_a_value_that_is_off_or_no_number_is_noticed(where: str, value: float) -
         refuse_difference(found, "it")
 
 
+def test_images_without_objects_are_compared_too() -> None:
+    one, other = selected(), selected()
+    other.boxes[1, 4, 2] += 1
+    found = difference(Fixed(one), Fixed(other), BATCH, floor=0.95)
+    assert (found.anchors, found.missing, found.same) == (40, 0, False)
+    other = selected()
+    other.anchors[:, 7] = 99  # among the unlikely it may be a tie
+    found = difference(Fixed(one), Fixed(other), BATCH, floor=0.95)
+    assert (found.anchors, found.missing, found.same) == (38, 0, True)
+    other.anchors[:] += 100
+    assert not difference(Fixed(one), Fixed(other), BATCH, floor=0.95).same
+
+
 def test_an_anchor_that_is_not_selected_is_noticed() -> None:
     one, other = selected(), selected()
     other.anchors[1, 7] = 99
