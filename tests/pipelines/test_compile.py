@@ -227,10 +227,16 @@ def test_torch_needs_nothing(config: Make) -> None:
 def test_int8_from_config_to_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nano_checkpoint: Path
 ) -> None:
-    """Real NNCF on drawn pages: compiled once, measured, and what the run then loads."""
+    """Real NNCF on drawn pages: compiled once, measured, and what the run then loads.
+
+    This model loses 33 points with backbone.stage1 in INT8, and half a point without.
+    """
     from pipelines.digits import make_pages
 
     monkeypatch.setenv("LABELFLEET_CACHE", str(tmp_path / "cache"))
+    # Two blocks to try, of fourteen: each costs seconds.
+    tried = (*RECIPE, "backbone.stage1", "neck.neck1")
+    monkeypatch.setattr("workers.quantize.GROUPS", {name: GROUPS[name] for name in tried})
     pages = make_pages(tmp_path / "pages", images=28, seed=9, split="unseen", broken=False)
     labelled = json.loads(pages.truth.read_text())
     labelled["images"] = labelled["images"][:10]
@@ -240,7 +246,7 @@ def test_int8_from_config_to_run(
     truth = read_truth(tmp_path / "truth.json")
 
     def make(**model: Any) -> RunConfig:
-        section = {"runtime": "openvino", "precision": "int8", "max_loss": 100, **model}
+        section = {"runtime": "openvino", "precision": "int8", "max_loss": 5, **model}
         return run_config(pages.images, tmp_path / "out", nano_checkpoint, model=section)
 
     first = compile_model(make(), cuda=False, truth=truth)
@@ -252,8 +258,8 @@ def test_int8_from_config_to_run(
     assert not {i["file_name"] for i in labelled["images"]} & set(facts["calibration"]["image_ids"])
     assert facts["measured"]["images"] == 10
     assert facts["measured"]["fp32_map"] > 50
-    assert facts["measured"]["int8_map"] > 0.8 * facts["measured"]["fp32_map"]
-    assert set(facts["kept"]) >= set(RECIPE)
+    assert facts["measured"]["loss"] <= 5
+    assert facts["kept"] == [*RECIPE, "backbone.stage1"]
     assert set(facts["versions"]) == {"torch", "onnx", "openvino", "nncf"}
     again = compile_model(make(), cuda=False, truth=truth)
     assert not again.new
