@@ -215,7 +215,9 @@ def world(server: S3Server, folder: Path, checkpoint: Path) -> Iterator[World]:
         made = World(server, proxy, folder, checkpoint)
         run = open_run(made.config, cuda=False)
         sizing = size_pool(made.config.workers, cluster_nodes(), cuda=False)
-        with open_pool(made.config, run, sizing, SHARDS) as pool:
+        with open_pool(made.config, run, sizing) as pool:
+            pool.resize(min(sizing.count, SHARDS))
+            pool.start()
             made.pool = LastingPool(pool)
             made.pool.wait_for_workers(2)
             yield made
