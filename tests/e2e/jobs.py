@@ -24,6 +24,9 @@ from storage.rows import live_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DIGITS = ROOT / "pipelines" / "assets" / "digits_nano.safetensors"
+# One image at a time, on one worker: a run is still going when a test has seen it begin.
+SLOW_MODEL = {"checkpoint": str(DIGITS), "runtime": "torch"}
+SLOW_WORKERS = {"count": 1, "batch_size": 1}
 LABELFLEET = str(Path(sys.executable).parent / "labelfleet")
 
 

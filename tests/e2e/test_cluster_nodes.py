@@ -245,7 +245,7 @@ def test_a_spot_notice_empties_the_node_and_ray_is_told(
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.url)
         spot = nodes.add(gpus=1)
         monkeypatch.delenv("AWS_EC2_METADATA_SERVICE_ENDPOINT")
-        run = Run(tmp_path, nano_checkpoint, images=320)  # the notice takes up to ten seconds
+        run = Run(tmp_path, nano_checkpoint, images=480)  # the notice takes up to ten seconds
         told: list[set[str]] = []
 
         def each_turn(tally: Tally) -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import Job, wait_until
+from jobs import SLOW_MODEL, SLOW_WORKERS, Job, wait_until
 
 from pipelines.digits import make_pages
 
 pytestmark = pytest.mark.slow
 
-PAGES = 96
+PAGES = 192
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,15 @@ def commits(job: Job) -> int:
 def test_ctrl_c_lets_shards_in_flight_finish_and_the_next_run_continues(
     pages: Path, tmp_path: Path, shared_ray: dict[str, str]
 ) -> None:
-    job = Job(tmp_path, str(pages), str(tmp_path / "run"), fields={"workers": {"depth": 2}})
+    fields = {"model": SLOW_MODEL, "workers": {**SLOW_WORKERS, "depth": 2}}
+    job = Job(tmp_path, str(pages), str(tmp_path / "run"), fields=fields)
     with job.started() as driver:
-        wait_until(lambda: commits(job) >= 1)
+        wait_until(lambda: commits(job) >= 1 or driver.poll() is not None)
+        assert driver.poll() is None, driver.communicate()
+        driver.send_signal(signal.SIGSTOP)  # or it would be done before anybody has looked
         seen = status_from_elsewhere(job, tmp_path)
         driver.send_signal(signal.SIGINT)
+        driver.send_signal(signal.SIGCONT)
         out, err = driver.communicate(timeout=200)
     assert seen["invocation"]["state"] == "running"
     assert 1 <= seen["committed"] <= seen["listed"] == PAGES // 8

@@ -10,13 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from jobs import Job, wait_until
+from jobs import SLOW_MODEL, SLOW_WORKERS, Job, wait_until
 
 from pipelines.digits import make_pages
 
 pytestmark = pytest.mark.slow
 
-PAGES = 96
+PAGES = 192
 # Ray itself waits for a minute; ours follows its patience.
 QUICK = {"RAY_gcs_rpc_server_reconnect_timeout_s": "40"}
 
@@ -72,7 +72,11 @@ def commits(job: Job) -> int:
 def test_without_its_raylet_or_its_head_a_run_ends_in_words_and_the_next_one_continues(
     pages: Path, tmp_path: Path
 ) -> None:
-    fields = {"source": {"url": str(pages), "shard_size": 4}, "workers": {"count": 1, "depth": 1}}
+    fields = {
+        "source": {"url": str(pages), "shard_size": 2},
+        "model": SLOW_MODEL,
+        "workers": {**SLOW_WORKERS, "depth": 1},
+    }
     job = Job(tmp_path, str(pages), str(tmp_path / "run"), env=QUICK, fields=fields)
     there = [0]
     for part, says in (("raylet", "raylet"), ("gcs_server", "head has not answered")):
@@ -85,7 +89,7 @@ def test_without_its_raylet_or_its_head_a_run_ends_in_words_and_the_next_one_con
         assert says in out
         assert "Traceback" not in err
         there.append(commits(job))
-        assert there[-2] < there[-1] < PAGES // 4
+        assert there[-2] < there[-1] < PAGES // 2
     code, summary, err = job.run()
     assert code == 0, err
     assert summary["images"] == len(job.rows()) == PAGES
