@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import brightness
@@ -23,15 +24,18 @@ if TYPE_CHECKING:
     from workers.labeller import ShardLabeller
 
 
-def bright_actor(pause_s: float = 0.0, *, load_s: float = 0.0) -> type[LabelActor]:
-    """The class; ``pause_s`` an image, ``load_s`` to start. Its ``device`` names the GPUs that Ray
-    gave it."""
+def bright_actor(
+    pause_s: float = 0.0, *, load_s: float = 0.0, pause_while: Path | None = None
+) -> type[LabelActor]:
+    """The class; ``pause_s`` an image (as long as the file ``pause_while`` exists, if one is
+    named), ``load_s`` to start. Its ``device`` names the GPUs that Ray gave it."""
     # Ray's processes do not see the tests' folder.
     ray.cloudpickle.register_pickle_by_value(brightness)
 
     class SlowDetector(BrightnessDetector):
         def detect(self, batch: NDArray[np.uint8]) -> Sequence[Detections]:
-            time.sleep(pause_s * len(batch))
+            if pause_while is None or pause_while.exists():
+                time.sleep(pause_s * len(batch))
             return super().detect(batch)
 
     class BrightActor(LabelActor):

@@ -118,6 +118,7 @@ def local_ray(shared_ray: dict[str, str]) -> Iterator[dict[str, str]]:
             for name in shared_ray:  # what is for its processes, not for other Rays
                 patch.delenv(name)
             yield shared_ray
+    reset_auth_token_state()  # another module's Ray may have no token
 
 
 @pytest.fixture(scope="session")

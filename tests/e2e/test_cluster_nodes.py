@@ -112,8 +112,10 @@ class Run:
         self.notes.append(text)
 
     @contextmanager
-    def workers(self, count: int, pause_s: float) -> Iterator[LabelPool]:
-        actor = bright_actor(pause_s)
+    def workers(
+        self, count: int, pause_s: float, pause_while: Path | None = None
+    ) -> Iterator[LabelPool]:
+        actor = bright_actor(pause_s, pause_while=pause_while)
         size = PoolSize(count, GPU, 0.25)
         self.pool = LabelPool(self.spec, size, depth=2, hang_after_s=120, actor=actor)
         self.pool.start()
@@ -245,8 +247,10 @@ def test_a_spot_notice_empties_the_node_and_ray_is_told(
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.url)
         spot = nodes.add(gpus=1)
         monkeypatch.delenv("AWS_EC2_METADATA_SERVICE_ENDPOINT")
-        run = Run(tmp_path, nano_checkpoint, images=480)  # the notice takes up to ten seconds
+        run = Run(tmp_path, nano_checkpoint, images=480)
         told: list[set[str]] = []
+        waiting = tmp_path / "waiting"  # a notice takes up to ten seconds to be seen
+        waiting.touch()
 
         def each_turn(tally: Tally) -> None:
             assert run.pool is not None
@@ -254,9 +258,10 @@ def test_a_spot_notice_empties_the_node_and_ray_is_told(
                 metadata.notice = '{"action": "terminate", "time": "2099-01-01T00:00:00Z"}'
             if any("spot notice" in note for note in run.notes) and not told:
                 told.append({node.node_id for node in alive_nodes() if node.leaving})
+                waiting.unlink()
 
         run.each_turn = each_turn
-        with run.workers(4, pause_s=0.2) as pool:
+        with run.workers(4, pause_s=1, pause_while=waiting) as pool:
             tally = run.drive(pool, 4)
     run.check(tally)
     assert told == [{spot}]
