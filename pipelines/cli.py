@@ -19,6 +19,7 @@ from pipelines.terminal import harmless
 from storage.errors import Interrupted, LabelfleetError
 from storage.logs import VARIABLE, log_format, set_up_logging
 from storage.urls import unsigned
+from workers.checkpoint_cache import cache_folder
 
 
 class _Commands(TyperGroup):
@@ -226,6 +227,8 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     given = _take_log_format([argument for argument in given if argument != "--debug"])
     set_up_logging(log_format(), clean=harmless)
+    # supervision imports matplotlib, which would make a folder in the user's configuration.
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
     if debug:  # ours only: botocore and httpx would log credentials and whole webhook URLs
         logging.getLogger("labelfleet").setLevel(logging.DEBUG)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same clean-up as Ctrl-C

@@ -21,6 +21,7 @@ from markupsafe import Markup
 from pipelines import report_figures as figures
 from pipelines.evaluation import Evaluation, remarks
 from pipelines.intervals import Estimate
+from pipelines.palette import color_of
 from pipelines.report_gallery import Tile, draw_tiles, legend
 from pipelines.report_pace import Pace, newest_pace
 from pipelines.report_review import review_section
@@ -246,7 +247,7 @@ def _pace(pace: Pace | None) -> dict[str, Any]:
     )
     total = sum(pace.stages.values())
     stages = [
-        {"name": name, "seconds": s, "percent": round(100 * s / total, 2), "band": i % 4}
+        {"name": name, "seconds": s, "percent": round(100 * s / total, 2), "color": color_of(i)}
         for i, (name, s) in enumerate(pace.stages.items())
     ]
     return {"pace": pace, "pace_chart": chart, "stages": stages}
