@@ -86,9 +86,10 @@ def size_pool(config: WorkersConfig, nodes: Sequence[Node], *, cuda: bool) -> Si
 def batch_sizes(*, cuda: bool) -> tuple[int, int]:
     """Where ``auto`` begins, and how far a worker may go when it finds larger ones faster.
 
-    A worker halves its batches by itself where they do not fit the device's memory.
+    A worker halves its batches by itself where they do not fit the device's memory. On CPUs 16
+    images were no faster than 8, and cost 0.7 GB more.
     """
-    return (16, 64) if cuda else (4, 16)
+    return (16, 64) if cuda else (4, 8)
 
 
 def _fitting(hosts: Sequence[Node], gpus: float, cpus: float) -> int:

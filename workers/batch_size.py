@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from statistics import median
 
 _TRIALS = 4  # whole batches of a size before it is judged; the one before them warms it up
 _BETTER = 0.97  # seconds an image, relative: another size must earn its memory and its wait
@@ -36,7 +35,8 @@ class BatchSize:
         self._seconds.append(seconds / images)
         if len(self._seconds) <= _TRIALS:
             return
-        cost, self._seconds = median(self._seconds[1:]), []
+        # Other work on the machine only ever adds time.
+        cost, self._seconds = min(self._seconds[1:]), []
         try:
             self.now = self._search.send(cost)
         except StopIteration as done:
