@@ -144,10 +144,10 @@ def drive(manifest: Manifest, pool: GatheredPool, shards: list[Shard]) -> float:
     return loop.tally.images / (time.perf_counter() - pool.began_s)
 
 
-def spec_of(source: str, output: str, options: LabellerOptions) -> WorkerSpec:
+def spec_of(source: str, output: str, options: LabellerOptions, *, threads: int = 1) -> WorkerSpec:
     """What the actors are told; the model in it is never loaded."""
     model: Any = None
-    return WorkerSpec(model, source, output, StorageOptions(), options)
+    return WorkerSpec(model, source, output, StorageOptions(), options, torch_threads=threads)
 
 
 def start_ray(*, cpus: int, gpus: int = 0, object_store_mb: int = 80) -> None:

@@ -126,3 +126,16 @@ def test_a_run_writes_to_its_output_and_caches_alone_and_no_secret_anywhere(
     allowed = (f"{home}/.cache/labelfleet/",)
     assert [path for path in found.written if not path.startswith(allowed)] == []
     assert secrets_in(config.read_bytes(), secrets) == [HOOK]  # the search would find it
+
+
+def test_a_cluster_whose_token_is_another_is_one_readable_line(
+    shared_ray: dict[str, str], tmp_path: Path
+) -> None:
+    make_pages(tmp_path / "pages", images=1, seed=9)
+    wrong = {**shared_ray, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": CANARIES["RAY_AUTH_TOKEN"]}
+    job = Job(tmp_path, str(tmp_path / "pages/images"), str(tmp_path / "run"), wrong)
+    code, said, err = job.run()
+    assert (code, said.get("error", "").count("\n")) == (2, 0), err
+    assert "RAY_AUTH_TOKEN" in said["hint"]
+    assert "Traceback" not in err
+    assert secrets_in(f"{said}{err}".encode(), [CANARIES["RAY_AUTH_TOKEN"]]) == []

@@ -161,6 +161,16 @@ def test_what_the_cluster_shows_of_the_jobs_holds_no_secret(place: Place) -> Non
     assert travelled == {"run.yaml", "model.checkpoint-digits.safetensors"}
 
 
+def test_what_ray_logged_of_the_jobs_holds_no_secret(place: Place) -> None:
+    logs = [p for p in Path(place.head.folder).glob("session_2*/logs/**/*") if p.is_file()]
+    assert any(p.name.startswith("job-driver-") for p in logs)
+    assert any(p.name.startswith("worker-") for p in logs)
+    for path in logs:
+        said = path.read_bytes()
+        for secret in ("hunter2", "of-the-node", place.head.token):
+            assert secret.encode() not in said, path
+
+
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
