@@ -259,7 +259,7 @@ def _speed_rows(
 
 def _table(rows: dict[str, dict[str, Any]]) -> None:
     columns = sorted(
-        {k for row in rows.values() for k, v in row.items() if not isinstance(v, dict | list)}
+        {k for row in rows.values() for k in row if k == "map" or re.search(r"_\d+$", k)}
     )
     _say(f"{'':18s}" + "".join(f"{name:>16s}" for name in columns))
     for name, row in rows.items():

@@ -2,8 +2,10 @@
 
 The graph's convolutions form groups, the blocks of YOLO-NAS. The heads' last convolutions and all
 that decodes boxes always stay in float32. When the loss is over the limit, each other group is
-given back to float32 in turn, and the loss is measured; those that recover most stay in float32,
-one after the other, until the limit is kept. (The error of the class logits was tried as a cheaper
+given back to float32 in turn, and the loss is measured; the one that recovers most stays in
+float32, and so on from there, until the limit is kept. (What a group recovers alone does not tell
+what it recovers beside another one: on bccd the stem makes things worse alone, and brings half of
+what is left once stage 1 is in float32. The error of the class logits was tried as a cheaper
 measure: it finds other blocks than those that cost mAP.)
 """
 
@@ -189,16 +191,16 @@ def search(quantiser: Quantiser, loss: Loss, limit: float, say: Say) -> Quantise
         say(f"INT8 but {', '.join(kept)}: {lost:+.2f} points lost")
         if lost <= limit:
             return Quantised(artefact, kept, lost, tuple(trials), alone)
-        if not alone:
-            say("looking for the blocks that hurt")
-            for name in GROUPS:
-                if name not in kept:
-                    alone[name] = round(loss(quantiser.quantise((*kept, name), few=True)), 3)
-                    say(f"  with {name} in float32: {alone[name]:+.2f} points lost")
-        left = [name for name in alone if name not in kept]
+        left = [name for name in GROUPS if name not in kept]
         if len(kept) == len(RECIPE) + _MOST or not left:
             break
-        kept = (*kept, min(left, key=alone.__getitem__))
+        say("looking for the block that hurts most")
+        beside = {}
+        for name in left:
+            beside[name] = round(loss(quantiser.quantise((*kept, name), few=True)), 3)
+            say(f"  with {name} in float32 too: {beside[name]:+.2f} points lost")
+        alone = alone or beside
+        kept = (*kept, min(left, key=beside.__getitem__))
     raise ArtefactError(
         f"INT8 loses {lost:.2f} points, more than the {limit:g} that model.max_loss allows, even "
         f"with {', '.join(kept)} in float32",

@@ -190,9 +190,22 @@ def test_the_recipe_alone_where_it_is_enough() -> None:
 def test_the_blocks_that_hurt_most_stay_in_float32() -> None:
     costs = {"backbone.stage1": 2.0, "neck.neck2": 3.0, "neck.neck4": 0.3}
     chosen, blocks = searched(costs, 0.5)
-    assert blocks.compared == len(GROUPS) - len(RECIPE)
+    others = len(GROUPS) - len(RECIPE)
+    assert blocks.compared == others + others - 1
     assert chosen.kept == (*RECIPE, "neck.neck2", "backbone.stage1")
     assert [t.loss for t in chosen.trials] == [5.3, 2.3, 0.3]
+
+
+def test_a_block_that_only_hurts_once_another_does_not_is_found() -> None:
+    class Masked(Blocks):
+        def quantise(self, kept: Sequence[str], *, few: bool = False) -> Artefact:
+            if "backbone.stage1" not in kept:
+                return Artefact({}, "model.xml", {"lost": 5.0 + ("backbone.stem" in kept)})
+            return super().quantise(kept, few=few)
+
+    blocks: Any = Masked({"backbone.stem": 0.9})
+    chosen = search(blocks, lambda a: float(a.facts["lost"]), 0.5, lambda _: None)
+    assert chosen.kept == (*RECIPE, "backbone.stage1", "backbone.stem")
 
 
 def test_a_model_that_loses_too_much_is_not_shipped() -> None:
