@@ -143,7 +143,8 @@ def _plot(report: Report, path: Path) -> None:
     axes.set_xlim(
         0, 1.15 * max([r.high for r in report.ratios.values()] + [*report.wanted.values()])
     )
-    axes.set_title(f"{report.name}: medians, range; red: wanted. {machine()}", fontsize=9)
+    title = f"{report.name}: medians and ranges; red: wanted"
+    figure.suptitle(f"{title}\n{machine()}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -280,10 +280,10 @@ def _plot(rows: dict[str, dict[str, Any]], path: Path, title: str) -> None:
     )  # fmt: skip
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     for at, batch in enumerate(batches):
-        places = np.arange(len(rows)) + (at - len(batches) / 2) * 0.25
+        places = np.arange(len(rows)) + (at - (len(batches) - 1) / 2) * 0.25
         values = [row.get(f"ratio_{batch}", 0) for row in rows.values()]
         axes.bar(places, values, width=0.24, label=f"batch {batch}")
-    axes.set_xticks(range(len(rows)), list(rows))
+    axes.set_xticks(range(len(rows)), [name.replace(" ", "\n") for name in rows])
     axes.set_ylabel("speed ÷ torch fp32")
     axes.set_title(f"YOLO-NAS S, 640². {title}", fontsize=9)
     axes.legend()
