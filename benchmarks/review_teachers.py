@@ -14,8 +14,8 @@ and ``test`` (bccd test, hituav val), which nothing is tuned on.
     OUT/<set>-<seed>/{tune,test}/          the two runs
 
 The last step's averaged weights are the teacher: with so few labels there are none to choose by.
-What is done already is not done again. A teacher takes four to nine minutes of one core, by how busy
-the other one is.
+What is done already is not done again. A teacher takes four to nine minutes of one core, by how
+busy the other one is.
 """
 
 from __future__ import annotations
