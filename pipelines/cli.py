@@ -19,7 +19,7 @@ from pipelines.terminal import harmless
 from storage.errors import Interrupted, LabelfleetError
 from storage.logs import VARIABLE, log_format, set_up_logging
 from storage.urls import unsigned
-from workers.checkpoint_cache import cache_folder
+from workers.cache_folder import cache_folder
 
 
 class _Commands(TyperGroup):

@@ -30,7 +30,8 @@ from pipelines.truth import Truth, read_truth
 from storage.errors import ArtefactError, ConfigError
 from storage.objects import ObjectStore, normalise_url, open_store
 from workers.artefacts import Artefact, fetch_artefact, find, publish
-from workers.checkpoint_cache import cache_folder, private_folder
+from workers.cache_folder import cache_folder
+from workers.checkpoint_cache import private_folder
 from workers.graph_detector import GraphDetector
 from workers.make_artefact import GRAPH, Made, artefact_key, make_graph, versions
 from workers.runtimes import needs_artefact, session_of

@@ -19,19 +19,12 @@ from storage.objects import ObjectStore, StorageOptions, open_object
 from storage.os_errors import translating_os_errors
 from storage.records import StoredObject
 from storage.urls import parse_url, shown_url
+from workers.cache_folder import cache_folder
 
 MAX_CHECKPOINT_BYTES = 8 * 1024**3
 SUFFIXES = (".pth", ".pt", ".safetensors")
 _CHUNK = 1 << 20
 _CACHE = "the checkpoint cache {} (LABELFLEET_CACHE names another)"
-
-
-def cache_folder() -> Path:
-    """LABELFLEET_CACHE, else labelfleet in XDG_CACHE_HOME, else in ~/.cache."""
-    if own := os.environ.get("LABELFLEET_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "labelfleet"
 
 
 def file_sha256(path: Path) -> str:

@@ -11,7 +11,8 @@ import yaml
 from storage.errors import ConfigError, ObjectNotFound
 from storage.objects import StorageOptions, open_object
 from storage.urls import shown_url
-from workers.checkpoint_cache import cache_folder, fetch_checkpoint
+from workers.cache_folder import cache_folder
+from workers.checkpoint_cache import fetch_checkpoint
 from workers.checkpoint_description import canonical_arch
 from workers.checkpoint_file import Checkpoint, read_checkpoint, save_checkpoint
 from workers.detector import Preprocessing

@@ -19,7 +19,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 
-from workers.checkpoint_cache import cache_folder
+from workers.cache_folder import cache_folder
 from workers.lazy_packages import lazy_packages
 
 _PACKAGES = ("super_gradients", "torchvision")

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from storage.errors import ModelError
 from workers.artefacts import Artefact
-from workers.checkpoint_cache import cache_folder, file_sha256, private_folder
+from workers.cache_folder import cache_folder
+from workers.checkpoint_cache import file_sha256, private_folder
 from workers.postprocess import OUTPUTS, Selected
 
 INPUT = "images"

@@ -15,7 +15,8 @@ from servers import S3Server
 from storage.errors import CheckpointError, StorageError
 from storage.objects import StorageOptions, open_object
 from workers import checkpoint_cache
-from workers.checkpoint_cache import cache_folder, fetch_checkpoint, fetch_file, file_sha256
+from workers.cache_folder import cache_folder
+from workers.checkpoint_cache import fetch_checkpoint, fetch_file, file_sha256
 
 OPTIONS = StorageOptions()
 
