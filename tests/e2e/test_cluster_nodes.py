@@ -245,6 +245,7 @@ def test_a_spot_notice_empties_the_node_and_ray_is_told(
     nodes.add(gpus=1)
     with metadata_server() as metadata:
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.url)
+        monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)  # as S3's tests set it
         spot = nodes.add(gpus=1)
         monkeypatch.delenv("AWS_EC2_METADATA_SERVICE_ENDPOINT")
         run = Run(tmp_path, nano_checkpoint, images=480)

@@ -110,6 +110,7 @@ def test_a_run_writes_to_its_output_and_caches_alone_and_no_secret_anywhere(
     )  # fmt: skip
     config = job.config()
     env = {**os.environ, **weed_s3.env(), **CANARIES, "HOME": str(home)}
+    env["PYTHONDONTWRITEBYTECODE"] = "1"  # the installation's own caches are not the run's doing
     command = [LABELFLEET, "run", str(config), "--json", "--debug"]
     found = watched(there, command, env)
     assert found.code == 0, found.said
