@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 from servers import end_with_parent, free_ports
@@ -43,7 +44,7 @@ class LabelStudioServer:
     email: str
     password: str = field(repr=False)
 
-    def client(self, url: str | None = None, **options: float) -> LabelStudio:
+    def client(self, url: str | None = None, **options: Any) -> LabelStudio:
         """A client; ``url``: by way of a proxy."""
         return LabelStudio(LabelStudioHttp(url or self.url, Token(self.token), **options))
 
