@@ -22,6 +22,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.annotation_rows import rows_to_table
 from storage.annotations import RowWriter, RunIdentity, ShardFooter
 from storage.errors import (
     LabelfleetError,
@@ -94,6 +95,7 @@ class ShardLabeller:
         self._read, self._commit, self._run = read, commit, run
         self._options = options or LabellerOptions()
         self._spool = spool_folder(spool_dir)
+        rows_to_table(())  # imports pandas, which pyarrow looks for at its first array: 0.3 s
         self._preprocessing = detector.preprocessing
         self._batch_size = BatchSize(self._options.batch_size, self._options.batch_size_max)
         self._budget = ByteBudget(self._options.queued_bytes)

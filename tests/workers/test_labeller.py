@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -341,3 +344,25 @@ def test_errors_travel_between_processes_whole() -> None:
 def test_shards_key_names_it_for_people() -> None:
     objects = tuple(StoredObject(f"{i}.jpg", 1, "e") for i in range(3))
     assert Shard("0" * 16, "images", objects).key == "0.jpg (+2)"
+
+
+_FIRST_SHARD = """
+import sys
+from test_labeller import Bench, grey
+bench = Bench()
+shard = bench.tar("a.tar", ("1.png", grey(1)), ("2.jpg", b"no image"))
+with bench.labeller() as labeller:
+    before = set(sys.modules)
+    labeller.label(shard, "1")
+    print(sorted(set(sys.modules) - before), file=sys.__stdout__)
+"""
+
+
+def test_what_the_first_shard_needs_is_imported_before_it() -> None:
+    folder = Path(__file__).parent
+    path = os.pathsep.join(map(str, [folder, folder.parent, folder.parents[1]]))
+    done = subprocess.run(
+        [sys.executable, "-c", _FIRST_SHARD],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
