@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,3 +65,45 @@ class BrightnessDetector:
             box_entropy=np.ones(1, np.float32),
             anchor=np.zeros(1, np.int32),
         )
+
+
+class QueueingBrightness(BrightnessDetector):
+    """On a device of its own, that is a thread: it reads each batch as late as it can.
+
+    Args:
+        batch_s: what it takes for a batch.
+
+    Attributes:
+        happened: ``launch`` and ``wait`` as they came, with the number of the batch.
+    """
+
+    def __init__(self, *, batch_s: float = 0, **options: Any) -> None:
+        super().__init__(**options)
+        self.batch_s = batch_s
+        self.device = ThreadPoolExecutor(1)
+        self.happened: list[tuple[str, int]] = []
+        self.launches = 0
+
+    def empty(self, images: int) -> NDArray[np.uint8]:
+        return np.empty((images, *self.preprocessing.size, 3), np.uint8)
+
+    def start(self, batch: NDArray[np.uint8]) -> Callable[[], Sequence[Detections]]:
+        found = self.device.submit(self.detect, batch).result()
+        return lambda: found
+
+    def _later(self, batch: NDArray[np.uint8]) -> Sequence[Detections]:
+        time.sleep(self.batch_s)
+        return self.detect(batch)
+
+    def launch(self, batch: NDArray[np.uint8]) -> Callable[[], Callable[[], Sequence[Detections]]]:
+        number = self.launches
+        self.launches += 1
+        self.happened.append(("launch", number))
+        running = self.device.submit(self._later, batch)
+
+        def wait() -> Callable[[], Sequence[Detections]]:
+            self.happened.append(("wait", number))
+            found = running.result()
+            return lambda: found
+
+        return wait

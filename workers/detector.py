@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from storage.records import Detections
 
-__all__ = ["Detections", "Detector", "Preprocessing", "TwoStepDetector"]
+__all__ = ["Detections", "Detector", "Preprocessing", "QueueingDetector", "TwoStepDetector"]
 
 Unfinished = Callable[[], Sequence[Detections]]
 
@@ -81,5 +81,24 @@ class TwoStepDetector(Detector, Protocol):
         Returns:
             What gives the B results; any thread may call it, and as late as it likes: the batch
             and the device are not needed any more.
+        """
+        ...
+
+
+@runtime_checkable
+class QueueingDetector(TwoStepDetector, Protocol):
+    """A Detector on a device of its own, which works while its caller brings the next batch."""
+
+    def empty(self, images: int) -> NDArray[np.uint8]:
+        """uint8 [images, H, W, 3], uninitialised, in memory that the device reads at full speed.
+        Any thread may call it."""
+        ...
+
+    def launch(self, batch: NDArray[np.uint8]) -> Callable[[], Unfinished]:
+        """Queue one batch behind the one that runs, and return; two may be under way.
+
+        Returns:
+            What waits for the device and then is as ``start``; to be called once, in the order of
+            the launches. ``batch`` must stay as it is until then.
         """
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,19 @@ class Session(Protocol):
 
     def run(self, batch: NDArray[np.uint8]) -> Selected:
         """uint8 [B, H, W, 3] → its best anchors; the arrays may be reused by the next call."""
+        ...
+
+
+@runtime_checkable
+class QueueingSession(Session, Protocol):
+    """A Session on a device of its own; see ``QueueingDetector``."""
+
+    def empty(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """An uninitialised array in memory that the device reads at full speed."""
+        ...
+
+    def launch(self, batch: NDArray[np.uint8]) -> Callable[[], Selected]:
+        """As ``run``, in two steps; the arrays may be reused by the launch after the next."""
         ...
 
 
@@ -42,11 +55,14 @@ class GraphDetector:
 
     def detect(self, batch: NDArray[np.uint8]) -> list[Detections]:
         """See ``Detector.detect``. Raises ModelError when the network's output is not finite."""
-        return self._finish(self._run(batch))
+        return self._finish(self._finite(self._session.run(self._checked(batch))))
 
     def start(self, batch: NDArray[np.uint8]) -> Callable[[], list[Detections]]:
         """See ``TwoStepDetector.start``. Raises as ``detect``."""
-        selected = self._run(batch)
+        return self._unfinished(self._session.run(self._checked(batch)))
+
+    def _unfinished(self, selected: Selected) -> Callable[[], list[Detections]]:
+        self._finite(selected)
         # The session's own arrays are the next batch's.
         kept = Selected(**{f.name: getattr(selected, f.name).copy() for f in fields(selected)})
         return lambda: self._finish(kept)
@@ -54,11 +70,13 @@ class GraphDetector:
     def _finish(self, selected: Selected) -> list[Detections]:
         return detections_from_selected(selected, keep=self._spec.keep, rules=self._rules)
 
-    def _run(self, batch: NDArray[np.uint8]) -> Selected:
+    def _checked(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
         wanted = (*self._spec.preprocessing.size, 3)
         if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != wanted:
             raise ValueError(f"batch is {batch.dtype} {batch.shape}, not uint8 [B, {wanted}]")
-        selected = self._session.run(batch)
+        return batch
+
+    def _finite(self, selected: Selected) -> Selected:
         bad = np.flatnonzero(~np.isfinite(selected.total)).tolist()
         if bad:
             raise ModelError(
@@ -67,3 +85,27 @@ class GraphDetector:
                 hint="the weights or the precision overflow: try `precision: fp32`",
             )
         return selected
+
+
+class QueueingGraphDetector(GraphDetector):
+    """See ``QueueingDetector``."""
+
+    def __init__(self, session: QueueingSession, spec: ModelSpec) -> None:
+        super().__init__(session, spec)
+        self._queue = session
+
+    def empty(self, images: int) -> NDArray[np.uint8]:
+        """See ``QueueingDetector.empty``."""
+        return self._queue.empty((images, *self._spec.preprocessing.size, 3))
+
+    def launch(self, batch: NDArray[np.uint8]) -> Callable[[], Callable[[], list[Detections]]]:
+        """See ``QueueingDetector.launch``. Raises ValueError; what is returned, as ``detect``."""
+        wait = self._queue.launch(self._checked(batch))
+        return lambda: self._unfinished(wait())
+
+
+def detector_around(session: Session, spec: ModelSpec) -> GraphDetector:
+    """The detector that does what its session can."""
+    if isinstance(session, QueueingSession):
+        return QueueingGraphDetector(session, spec)
+    return GraphDetector(session, spec)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from storage.errors import ShardFailed
-from workers.inference import Inference, Results
+from workers.inference import Inference, Inferred, Results
 from workers.job import Job
 from workers.prepare import Prepared
 from workers.queues import Batch, BatchRing, ByteBudget
@@ -26,7 +26,18 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class _Inferred:
+class _Launched:
+    batch: Batch[Ready]
+    images: list[Ready]
+    wait: Callable[[], Inferred]
+    waited_s: float
+    fill: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """For NMS."""
+
     batch: Batch[Ready]
     images: list[Ready]
     finish: Callable[[], Results]
@@ -52,7 +63,7 @@ class InferStage:
     ) -> None:
         self._inference, self._ring = inference, ring
         self._budget, self._rows = budget, rows
-        self._inferred: queue.SimpleQueue[_Inferred | None] = queue.SimpleQueue()
+        self._inferred: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
 
     def stop(self, nms_threads: int) -> None:
         """End the NMS threads; the infer thread ends with the ring."""
@@ -60,33 +71,46 @@ class InferStage:
             self._inferred.put(None)
 
     def infer_loop(self) -> None:
-        """Until the ring is closed."""
-        asked_s = time.perf_counter()
-        while (batch := self._ring.next()) is not None:
-            waited_s = time.perf_counter() - asked_s
-            live = [
-                (place, item)
-                for place, item in enumerate(batch.items)
-                if item is not None and not item.job.ended.is_set()
-            ]
-            if live:
-                self._infer(batch, live, waited_s)
-            else:
-                self._ring.free(batch)
+        """Until the ring is closed. Where the detector queues, a batch that is ready is launched
+        before the one in front of it is waited for, so that the device need not wait for us."""
+        running: _Launched | None = None
+        while True:
             asked_s = time.perf_counter()
+            batch = self._ring.next(wait=running is None)
+            if batch is None and running is None:
+                return
+            waited_s = time.perf_counter() - asked_s
+            launched = None if batch is None else self._launch(batch, waited_s)
+            if running is not None:
+                self._complete(running)
+            running = launched
+            if running is not None and not self._inference.queues:
+                self._complete(running)
+                running = None
 
-    def _infer(self, batch: Batch[Ready], live: list[tuple[int, Ready]], waited_s: float) -> None:
+    def _launch(self, batch: Batch[Ready], waited_s: float) -> _Launched | None:
+        live = [
+            (place, item)
+            for place, item in enumerate(batch.items)
+            if item is not None and not item.job.ended.is_set()
+        ]
+        if not live:
+            self._ring.free(batch)
+            return None
         fill = {"fetched": self._budget.fill, "decoded": self._ring.waiting}
         pixels = batch.pixels[: len(live)]
         if len(live) < len(batch.items):  # some ended, or could not be placed
             pixels = batch.pixels[[place for place, _ in live]]
         images = [item for _, item in live]
-        began_s = time.perf_counter()
-        finish = self._inference.start(pixels, [item.prepared.image_id for item in images])
-        seconds = {"wait": waited_s, "infer": time.perf_counter() - began_s}
-        for item in images:
-            item.job.inferred_in(len(images), seconds, fill)
-        self._inferred.put(_Inferred(batch, images, finish))
+        wait = self._inference.launch(pixels, [item.prepared.image_id for item in images])
+        return _Launched(batch, images, wait, waited_s, fill)
+
+    def _complete(self, launched: _Launched) -> None:
+        inferred = launched.wait()
+        seconds = {"wait": launched.waited_s, "infer": inferred.seconds}
+        for item in launched.images:
+            item.job.inferred_in(len(launched.images), seconds, launched.fill)
+        self._inferred.put(_Waiting(launched.batch, launched.images, inferred.finish))
 
     def nms_loop(self) -> None:
         """Until it is stopped."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +13,23 @@ from numpy.typing import NDArray
 from storage.errors import ShardFailed, WorkerLost
 from storage.records import Detections
 from workers.batch_size import BatchSize
-from workers.detector import Detector, TwoStepDetector
+from workers.detector import Detector, QueueingDetector, TwoStepDetector, Unfinished
 
 Results = list[Detections | ShardFailed]
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """What the network gave for one batch.
+
+    Attributes:
+        seconds: that the network took for it, without what it waited for the batch before it.
+        finish: gives detections by image, or why one has none; any thread may call it. Where the
+            detector takes two steps, NMS happens then.
+    """
+
+    seconds: float
+    finish: Callable[[], Results]
 
 
 class Inference:
@@ -26,40 +42,71 @@ class Inference:
 
     def __init__(self, detector: Detector, batch: BatchSize) -> None:
         self._detector, self._batch = detector, batch
+        self._ended_s = 0.0
 
-    def start(self, pixels: NDArray[np.uint8], names: Sequence[str]) -> Callable[[], Results]:
-        """Run the network; what is returned gives detections by image, or why one has none.
+    @property
+    def queues(self) -> bool:
+        """Whether another batch may be launched before the first one is waited for."""
+        return isinstance(self._detector, QueueingDetector)
 
-        Any thread may call it; where the detector takes two steps, NMS happens then.
+    def empty(self, images: int) -> NDArray[np.uint8]:
+        """uint8 [images, H, W, 3], uninitialised, for ``launch``. Any thread may call it."""
+        if isinstance(self._detector, QueueingDetector):
+            return self._detector.empty(images)
+        return np.empty((images, *self._detector.preprocessing.size, 3), np.uint8)
+
+    def launch(self, pixels: NDArray[np.uint8], names: Sequence[str]) -> Callable[[], Inferred]:
+        """Begin one batch; what is returned waits for the network, and is called once, in order.
 
         Args:
-            pixels: uint8 [B, H, W, 3], as ``Detector.detect`` wants them.
+            pixels: uint8 [B, H, W, 3], as ``Detector.detect`` wants them; untouched until then.
             names: of the B images, for errors.
 
         Raises:
-            WorkerLost: the detector is broken: not even a blank image works.
-            MemoryError: there is none for a single image; none is to blame.
+            WorkerLost: (as it waits) the detector is broken: not even a blank image works.
+            MemoryError: (as it waits) there is none for a single image; none is to blame.
         """
         began_s = time.perf_counter()
-        try:
-            finish = self._start(pixels)
-        except Exception:  # noqa: BLE001 - the model's border: find out whose fault it was
-            alone = self._one_by_one(pixels, names)
-            return lambda: alone
-        self._batch.ran(len(pixels), time.perf_counter() - began_s)
-        return lambda: list(finish())
+        wait: Callable[[], Unfinished] = partial(self._start, pixels)
+        if isinstance(self._detector, QueueingDetector):
+            try:
+                wait = self._detector.launch(pixels)
+            except Exception:  # noqa: BLE001 - the model's border: image by image it may work
+                return lambda: self._one_by_one(pixels, names)
+        return lambda: self._wait(wait, pixels, names, began_s)
 
-    def _start(self, pixels: NDArray[np.uint8]) -> Callable[[], Sequence[Detections]]:
+    def _start(self, pixels: NDArray[np.uint8]) -> Unfinished:
         if isinstance(self._detector, TwoStepDetector):
             return self._detector.start(pixels)
         found = self._detector.detect(pixels)
         return lambda: found
 
-    def _one_by_one(self, pixels: NDArray[np.uint8], names: Sequence[str]) -> Results:
+    def _wait(
+        self,
+        wait: Callable[[], Unfinished],
+        pixels: NDArray[np.uint8],
+        names: Sequence[str],
+        began_s: float,
+    ) -> Inferred:
+        try:
+            unfinished = wait()
+        except Exception:  # noqa: BLE001 - the model's border: find out whose fault it was
+            return self._one_by_one(pixels, names)
+        seconds = self._seconds_since(began_s)
+        self._batch.ran(len(pixels), seconds)
+        return Inferred(seconds, lambda: list(unfinished()))
+
+    def _seconds_since(self, began_s: float) -> float:
+        """Of the batch that ends now: what was launched early began when the one before ended."""
+        began_s, self._ended_s = max(began_s, self._ended_s), time.perf_counter()
+        return self._ended_s - began_s
+
+    def _one_by_one(self, pixels: NDArray[np.uint8], names: Sequence[str]) -> Inferred:
+        began_s = time.perf_counter()
         alone = [self._alone(pixels[i : i + 1], name) for i, name in enumerate(names)]
         if not any(isinstance(found, ShardFailed) for found in alone):
             self._batch.too_large(len(pixels))
-        return alone
+        return Inferred(self._seconds_since(began_s), lambda: alone)
 
     def _alone(self, pixels: NDArray[np.uint8], name: str) -> Detections | ShardFailed:
         try:

@@ -19,9 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from storage.annotation_rows import rows_to_table
 from storage.annotations import RowWriter, RunIdentity, ShardFooter
 from storage.errors import (
@@ -45,7 +42,8 @@ from workers.spec import LabellerOptions
 from workers.spool import spool_error, spool_folder
 from workers.writing import Abandoned, Counted, MadeRow, RowStage
 
-# In the making, waiting, with the model, in NMS: with fewer, stages wait for each other.
+# In the making, waiting, with the model, in NMS: with fewer, stages wait for each other. One more
+# where two are with the model.
 _BATCHES = 4
 _RECORD_NBYTES = 1024  # what an image without bytes counts as while it waits
 
@@ -98,17 +96,17 @@ class ShardLabeller:
         rows_to_table(())  # imports pandas, which pyarrow looks for at its first array: 0.3 s
         self._preprocessing = detector.preprocessing
         self._batch_size = BatchSize(self._options.batch_size, self._options.batch_size_max)
+        inference = Inference(detector, self._batch_size)
         self._budget = ByteBudget(self._options.queued_bytes)
         self._ring: BatchRing[Ready] = BatchRing(
-            self._new_batch,
+            inference.empty,
             lambda: self._batch_size.now,
-            buffers=_BATCHES,
+            buffers=_BATCHES + inference.queues,
             partial_s=self._options.partial_batch_ms / 1000,
         )
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._fetched: queue.SimpleQueue[_Fetched | None] = queue.SimpleQueue()
         self._rows = RowStage()
-        inference = Inference(detector, self._batch_size)
         self._infer = InferStage(inference, self._ring, self._budget, self._rows)
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -271,9 +269,6 @@ class ShardLabeller:
         self._rows.put([MadeRow(item.job, item.index, lambda: skipped.row)])
 
     # -- bookkeeping
-
-    def _new_batch(self, images: int) -> NDArray[np.uint8]:
-        return np.empty((images, *self._preprocessing.size, 3), np.uint8)
 
     def _guard(self, loop: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:

@@ -160,10 +160,13 @@ class BatchRing(Generic[T]):
             if whole or batch.filled == 1 or self._expected == 0:
                 self._filled.notify()
 
-    def next(self) -> Batch[T] | None:
+    def next(self, *, wait: bool = True) -> Batch[T] | None:
         """The oldest batch, whole or partial; waits for one. None: the ring is closed.
 
         ``pixels`` of a partial batch has slots that nobody filled, behind ``items``.
+
+        Args:
+            wait: False: None, too, when there is no batch to be taken now.
         """
         asked_s = time.monotonic()
         with self._filled:
@@ -172,6 +175,8 @@ class BatchRing(Generic[T]):
                 wait_s = None if batch is None else self._wait_s(batch, asked_s)
                 if batch is not None and wait_s == 0:
                     return self._filling.popleft()
+                if not wait:
+                    break
                 self._filled.wait(wait_s)
         return None
 

@@ -11,7 +11,7 @@ from storage.errors import ConfigError, ModelError
 from storage.objects import StorageOptions
 from workers.artefacts import Artefact, fetch_artefact
 from workers.detector import Detector
-from workers.graph_detector import GraphDetector, Session
+from workers.graph_detector import Session, detector_around
 from workers.spec import DeviceName, ModelSpec, PrecisionName, RuntimeName
 
 Auto = Literal["auto"]
@@ -130,7 +130,7 @@ def load_detector(spec: ModelSpec, options: StorageOptions, *, threads: int) -> 
         from workers.yolo_nas import load_detector as load_torch
 
         return load_torch(spec, options, threads=threads)
-    return GraphDetector(_session(spec, options, threads), spec)
+    return detector_around(_session(spec, options, threads), spec)
 
 
 def _session(spec: ModelSpec, options: StorageOptions, threads: int) -> Session:
@@ -152,6 +152,6 @@ def session_of(artefact: Artefact, spec: ModelSpec, *, threads: int) -> Session:
         from workers.onnx_session import OnnxSession
 
         return OnnxSession(artefact, threads=threads)
-    from workers.tensorrt_session import TensorRtSession
+    from workers.tensorrt_session import TensorRtEngine
 
-    return TensorRtSession(artefact)
+    return TensorRtEngine(artefact).session()

@@ -12,18 +12,19 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from storage.errors import ModelError
 from workers.artefacts import Artefact
 from workers.cache_folder import cache_folder
 from workers.checkpoint_cache import file_sha256, private_folder
-from workers.postprocess import OUTPUTS, Selected
+from workers.device_queue import DeviceQueue
+from workers.postprocess import OUTPUTS
 
 INPUT = "images"
 _TYPES = {"anchors": torch.int32}
@@ -47,8 +48,33 @@ def import_tensorrt() -> Any:
     return tensorrt
 
 
-class TensorRtSession:
-    """A ``Session`` on one GPU: batches up to 128, pinned buffers, one synchronisation each."""
+class EngineRun:
+    """A ``Program``: the engine at one batch size."""
+
+    def __init__(self, context: Any, shape: tuple[int, ...]) -> None:
+        self._context, self._shape = context, shape
+        context.set_input_shape(INPUT, shape)
+        self.outputs = [
+            (tuple(context.get_tensor_shape(name)), _TYPES.get(name, torch.float32))
+            for name in OUTPUTS
+        ]
+
+    def run(self, images: Tensor, outputs: Sequence[Tensor]) -> None:
+        """See ``Program.run``."""
+        context = self._context
+        context.set_input_shape(INPUT, self._shape)
+        for name, tensor in zip((INPUT, *OUTPUTS), (images, *outputs), strict=True):
+            context.set_tensor_address(name, tensor.data_ptr())
+        if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise ModelError("TensorRT could not run the batch", hint="see its log above")
+
+
+class TensorRtEngine:
+    """The graph as this machine's engine; ``session`` runs it.
+
+    Raises:
+        ModelError: TensorRT or a GPU is not there, or no engine can be built.
+    """
 
     def __init__(self, artefact: Artefact) -> None:
         self._trt = import_tensorrt()
@@ -59,40 +85,15 @@ class TensorRtSession:
         if self._engine is None:
             raise ModelError("TensorRT refuses the engine that it built itself")
         self._context = self._engine.create_execution_context()
-        self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._buffers: dict[int, dict[str, tuple[torch.Tensor, torch.Tensor]]] = {}
 
-    def run(self, batch: NDArray[np.uint8]) -> Selected:
-        """See ``Session.run``."""
-        buffers = self._buffers_for(batch.shape)
-        staged, images = buffers[INPUT]
-        staged.numpy()[:] = batch
-        with torch.cuda.stream(self._stream):
-            images.copy_(staged, non_blocking=True)
-            if not self._context.execute_async_v3(self._stream.cuda_stream):
-                raise ModelError("TensorRT could not run the batch", hint="see its log above")
-            for name in OUTPUTS:
-                here, there = buffers[name]
-                here.copy_(there, non_blocking=True)
-        self._stream.synchronize()
-        return Selected(**{name: buffers[name][0].numpy() for name in OUTPUTS})
+    def session(self) -> DeviceQueue:
+        """Batches up to 128."""
+        return DeviceQueue(self._prepared)
 
-    def _buffers_for(self, shape: tuple[int, ...]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Pinned and device memory of each tensor at this batch size, bound to the context."""
-        count = shape[0]
-        if count > MAX_BATCH:
-            raise ModelError(f"the engine takes up to {MAX_BATCH} images a batch, not {count}")
-        self._context.set_input_shape(INPUT, shape)
-        if count not in self._buffers:
-            made = {INPUT: _pair(shape, torch.uint8)}
-            for name in OUTPUTS:
-                wanted = tuple(self._context.get_tensor_shape(name))
-                made[name] = _pair(wanted, _TYPES.get(name, torch.float32))
-            self._buffers[count] = made
-        buffers = self._buffers[count]
-        for name, (_, there) in buffers.items():
-            self._context.set_tensor_address(name, there.data_ptr())
-        return buffers
+    def _prepared(self, shape: tuple[int, ...], stream: Any) -> EngineRun:
+        if shape[0] > MAX_BATCH:
+            raise ModelError(f"the engine takes up to {MAX_BATCH} images a batch, not {shape[0]}")
+        return EngineRun(self._context, shape)
 
     def _plan(self, graph: Path) -> bytes:
         """The serialised engine: from this user's cache, or built now."""
@@ -135,9 +136,3 @@ def _drop_other_outputs(network: Any) -> None:
     for tensor in [network.get_output(i) for i in range(network.num_outputs)]:
         if tensor.name not in OUTPUTS:
             network.unmark_output(tensor)
-
-
-def _pair(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty(shape, dtype=dtype, pin_memory=True), torch.empty(
-        shape, dtype=dtype, device="cuda"
-    )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from brightness import BrightnessDetector
+from brightness import BrightnessDetector, QueueingBrightness
 from image_samples import encode
 from numpy.typing import NDArray
 from PIL import Image
@@ -33,6 +33,15 @@ from workers.spec import LabellerOptions
 
 def grey(value: int, width: int = 40, height: int = 30) -> bytes:
     return encode(Image.fromarray(np.full((height, width, 3), value, np.uint8)), "PNG")
+
+
+Device = type[BrightnessDetector]
+
+
+@pytest.fixture(params=[BrightnessDetector, QueueingBrightness])
+def device(request: pytest.FixtureRequest) -> Device:
+    """A detector that does its work at once, and one that queues it."""
+    return request.param  # type: ignore[no-any-return]  # untyped in pytest
 
 
 class Bench:
@@ -76,8 +85,10 @@ def footer(bench: Bench, shard: Shard) -> ShardFooter:
     return read_footer(bench.output, bench.output.head(annotation_key(shard.shard_id)))
 
 
-def test_every_member_becomes_a_row_in_the_order_of_the_shard() -> None:
-    bench = Bench(decode_threads=4)
+def test_every_member_becomes_a_row_in_the_order_of_the_shard(
+    device: type[BrightnessDetector],
+) -> None:
+    bench = Bench(device(), decode_threads=4)
     members = [(f"{i:03}.png", grey(i)) for i in range(50)]
     members[7] = ("007.png", b"")
     members[20] = ("020.png", grey(1)[:40])
@@ -104,8 +115,8 @@ def test_boxes_come_back_in_pixels_of_the_upright_image() -> None:
     np.testing.assert_allclose(row.detections.boxes[0], [200, 100, 300, 150], atol=7)
 
 
-def test_batches_cross_shard_borders() -> None:
-    bench = Bench(batch_size=6, partial_batch_ms=10_000)
+def test_batches_cross_shard_borders(device: Device) -> None:
+    bench = Bench(device(), batch_size=6, partial_batch_ms=10_000)
     shards = [bench.tar(f"{i}.tar", (f"{i}.png", grey(i))) for i in range(6)]
     bench.detector.gate.clear()
     with bench.labeller() as labeller, ThreadPoolExecutor(6) as callers:
@@ -153,8 +164,23 @@ def test_nms_runs_beside_the_network_and_rows_keep_their_order(threads: int) -> 
     assert not detector.started_in & detector.finished_in
 
 
-def test_seconds_and_fill_are_in_the_footer() -> None:
-    bench = Bench()
+def test_a_device_gets_its_next_batch_while_it_runs_one() -> None:
+    detector = QueueingBrightness(batch_s=0.05)
+    bench = Bench(detector, decode_threads=4)
+    shard = bench.tar("a.tar", *[(f"{i:03}.png", grey(i)) for i in range(40)])
+    with bench.labeller() as labeller:
+        assert labeller.label(shard, "try").won
+    waits = [number for what, number in detector.happened if what == "wait"]
+    assert waits == list(range(10))  # in order, each once
+    under_way = np.cumsum([1 if what == "launch" else -1 for what, _ in detector.happened])
+    assert under_way.max() == 2
+    found = list(read_rows(bench.output, annotation_key(shard.shard_id)))
+    scores = [row.detections.scores[0] for row in found]
+    assert (np.diff(scores) > 0).all()  # no slot was overwritten before it was read
+
+
+def test_seconds_and_fill_are_in_the_footer(device: Device) -> None:
+    bench = Bench(device())
     shard = bench.tar("a.tar", *[(f"{i}.png", grey(i)) for i in range(20)])
     with bench.labeller() as labeller:
         commit = labeller.label(shard, "try")
@@ -166,8 +192,8 @@ def test_seconds_and_fill_are_in_the_footer() -> None:
     assert all(0 <= share <= 1 for share in footer(bench, shard).fill.values())
 
 
-def test_a_partial_batch_goes_when_nothing_else_is_queued() -> None:
-    bench = Bench(batch_size=64, partial_batch_ms=600_000)
+def test_a_partial_batch_goes_when_nothing_else_is_queued(device: Device) -> None:
+    bench = Bench(device(), batch_size=64, partial_batch_ms=600_000)
     shard = bench.tar("a.tar", ("x.png", grey(1)), ("y.png", grey(2)))
     with bench.labeller() as labeller, ThreadPoolExecutor(1) as caller:
         assert caller.submit(labeller.label, shard, "try").result(30).won
@@ -181,8 +207,8 @@ def test_empty_shard_is_a_commit_without_rows() -> None:
     assert bench.rows(shard) == []
 
 
-def test_a_poison_image_fails_its_own_shard_only() -> None:
-    bench = Bench(BrightnessDetector(fail_on=77))
+def test_a_poison_image_fails_its_own_shard_only(device: Device) -> None:
+    bench = Bench(device(fail_on=77))
     bad = bench.tar("bad.tar", ("a.png", grey(10)), ("p.png", grey(77, 64, 64)))
     good = bench.tar("good.tar", *[(f"{i}.png", grey(i)) for i in range(20)])
     with bench.labeller() as labeller, ThreadPoolExecutor(2) as callers:
@@ -196,8 +222,10 @@ def test_a_poison_image_fails_its_own_shard_only() -> None:
     assert [o.key for o in bench.output.list("annotations/")] == [annotation_key(good.shard_id)]
 
 
-def test_a_broken_device_is_the_workers_fault_not_a_shards() -> None:
-    bench = Bench(BrightnessDetector(fail_always=True))
+def test_a_broken_device_is_the_workers_fault_not_a_shards(
+    device: type[BrightnessDetector],
+) -> None:
+    bench = Bench(device(fail_always=True))
     shard = bench.tar("a.tar", ("x.png", grey(1)))
     with bench.labeller() as labeller:
         with pytest.raises(WorkerLost, match="device lost"):
@@ -206,8 +234,10 @@ def test_a_broken_device_is_the_workers_fault_not_a_shards() -> None:
             labeller.label(shard, "try-2")
 
 
-def test_a_detector_without_memory_for_one_image_blames_no_shard() -> None:
-    bench = Bench(BrightnessDetector(most=0))
+def test_a_detector_without_memory_for_one_image_blames_no_shard(
+    device: type[BrightnessDetector],
+) -> None:
+    bench = Bench(device(most=0))
     shard = bench.tar("a.tar", ("x.png", grey(1)))
     with bench.labeller() as labeller, pytest.raises(WorkerLost, match="MemoryError"):
         labeller.label(shard, "try")
@@ -224,8 +254,8 @@ def test_a_writer_without_memory_blames_no_shard(monkeypatch: pytest.MonkeyPatch
         labeller.label(shard, "try")
 
 
-def test_batches_shrink_until_they_fit_the_device() -> None:
-    bench = Bench(BrightnessDetector(most=3), batch_size=16)
+def test_batches_shrink_until_they_fit_the_device(device: Device) -> None:
+    bench = Bench(device(most=3), batch_size=16)
     shard = bench.tar("a.tar", *[(f"{i}.png", grey(i)) for i in range(64)])
     with bench.labeller() as labeller:
         assert labeller.label(shard, "try").footer.counts["ok"] == 64
