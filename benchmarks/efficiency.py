@@ -4,7 +4,8 @@
 
 The bound of a CPU, whose cores decoder and model share, is 1 / (seconds an image of the bare
 model, forward and NMS, on preloaded batches, + seconds an image of bare decode and letterbox),
-each measured alone on all cores in the same round. The bound of a GPU is the bare model alone.
+each measured alone on all cores in the same round. The bound of a GPU is the bare model alone,
+batches from page-locked memory queued one behind the other; the ratio is how busy the GPU is kept.
 ``free`` is a detector that costs nothing, against the bare decode loop on all cores.
 
 The pipeline reads tar shards from disk and commits Parquet; it also takes digests and perceptual
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.detectors import FreeDetector
 from benchmarks.models import checkpoint, detector, variants
@@ -26,7 +28,7 @@ from benchmarks.rounds import Report, Rounds, chosen, images_per_s, parser, plai
 from benchmarks.worker import CORES, Worker, decode_all
 from pipelines.config import WorkersConfig
 from pipelines.sizing import Node, size_pool
-from workers.detector import Detector
+from workers.detector import Detector, QueueingDetector
 from workers.spec import LabellerOptions
 
 FREE_IMAGES = 20  # as many times --images: it is so much faster
@@ -45,10 +47,25 @@ def options_for(device: str, cores: int) -> LabellerOptions:
 
 
 def bare_model(found: Detector, photos: list[bytes], batch: int) -> Callable[[], object]:
-    """Forward and NMS over as many images as there are photos, on preloaded batches."""
-    pixels = np.ascontiguousarray(decode_all(photos[:32], found.preprocessing)[:batch])
+    """Forward and NMS over as many images as there are photos, on preloaded batches; forward
+    alone where the device queues."""
+    decoded = decode_all(photos[:32], found.preprocessing)
+    pixels = np.resize(decoded, (batch, *decoded.shape[1:]))  # a batch may be larger than that
     batches = max(1, len(photos) // len(pixels))
+    if isinstance(found, QueueingDetector):
+        preloaded = found.empty(len(pixels))
+        preloaded[:] = pixels
+        return lambda: _back_to_back(found, preloaded, batches)
     return lambda: [found.detect(pixels) for _ in range(batches)]
+
+
+def _back_to_back(found: QueueingDetector, batch: NDArray[np.uint8], times: int) -> None:
+    running = found.launch(batch)
+    for _ in range(times - 1):
+        following = found.launch(batch)
+        running()
+        running = following
+    running()
 
 
 def main() -> None:
