@@ -23,7 +23,7 @@ SPREAD := --dist loadscope --no-loadscope-reorder
 TOGETHER := $(MAKE) --no-print-directory -j4 --output-sync=target
 
 .PHONY: help setup demo check fast lint ruff mypy imports test chromium label-studio review-demo \
-	review-demo-stop chaos chaos-review fuzz audit clean
+	review-demo-stop gpu chaos chaos-review fuzz audit clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -84,6 +84,11 @@ chromium:  ## Debian's Chromium for the browser tests, if it can be had
 	@command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 		&& apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } \
 		|| echo "no chromium here and no way to install it: the browser tests will skip"
+
+gpu: $(READY)  ## on a machine with an NVIDIA GPU: the tests that need it, and the benchmarks on it
+	$(BIN)/pytest -q -n 0 -m slow -rs tests/workers/test_cuda.py tests/workers/test_runtime_parity.py
+	for name in efficiency vs_super_gradients; do $(BIN)/python -m benchmarks.$$name \
+		--device cuda --variants torch-fp16 --images 2048 $(BENCH) || exit; done
 
 chaos: $(READY)  ## 100 seeded schedules of kills and storage faults over a real small run
 	PYTHONPATH=tests $(BIN)/python tests/chaos/chaos_campaign.py --seeds $(or $(SEEDS),100)
