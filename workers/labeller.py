@@ -36,10 +36,11 @@ from workers.detector import Detector
 from workers.infer_stage import InferStage, Ready
 from workers.inference import Inference
 from workers.job import Job, with_commit_seconds
+from workers.own_folder import own_folder
 from workers.prepare import Skipped, open_image
 from workers.queues import BatchRing, ByteBudget
 from workers.spec import LabellerOptions
-from workers.spool import spool_error, spool_folder
+from workers.spool import spool_error
 from workers.writing import Abandoned, Counted, MadeRow, RowStage
 
 # In the making, waiting, with the model, in NMS: with fewer, stages wait for each other. One more
@@ -92,7 +93,7 @@ class ShardLabeller:
     ) -> None:
         self._read, self._commit, self._run = read, commit, run
         self._options = options or LabellerOptions()
-        self._spool = spool_folder(spool_dir)
+        self._spool = own_folder("spool", spool_dir)
         rows_to_table(())  # imports pandas, which pyarrow looks for at its first array: 0.3 s
         self._preprocessing = detector.preprocessing
         self._batch_size = BatchSize(self._options.batch_size, self._options.batch_size_max)

@@ -14,13 +14,12 @@ import contextlib
 import io
 import logging
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 
 from workers.cache_folder import cache_folder
 from workers.lazy_packages import lazy_packages
+from workers.own_folder import own_folder
 
 _PACKAGES = ("super_gradients", "torchvision")
 _DEFERRED = ("matplotlib", "matplotlib.pyplot", "onnx", "onnxsim", "pkg_resources", "requests")
@@ -66,7 +65,7 @@ def _prepare_environment() -> None:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
     if "SUPER_GRADIENTS_LOG_DIR" not in os.environ:
-        folder = tempfile.mkdtemp(prefix="labelfleet-sg-")
+        folder = own_folder("sg")
         # Registered before its own exit hook, so run after it: that one writes there once more.
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ["SUPER_GRADIENTS_LOG_DIR"] = folder
+        atexit.register(folder.cleanup)
+        os.environ["SUPER_GRADIENTS_LOG_DIR"] = folder.name
