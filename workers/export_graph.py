@@ -17,14 +17,19 @@ INPUT = "images"
 OPSET = 17
 
 
-def export_onnx(dense: DenseDetector, keep: Sequence[int], classes: int) -> bytes:
+def export_onnx(
+    dense: DenseDetector, keep: Sequence[int], classes: int, *, cast_first: bool = False
+) -> bytes:
     """ONNX of ``ExportedDetector`` with any batch size; float32, whatever runs it.
 
     Args:
         dense: fused, float32, on the CPU; left as it is.
         keep: ids of the classes that may be detected, of ``classes`` in all.
+        cast_first: see ``DenseDetector``.
     """
-    network = ExportedDetector(_contiguous(dense), keep, classes).eval()
+    plain = _contiguous(dense)
+    plain.cast_first = cast_first
+    network = ExportedDetector(plain, keep, classes).eval()
     height, width = dense.size
     outputs = (*OUTPUTS, *RAW)
     graph = io.BytesIO()

@@ -115,7 +115,8 @@ def make_graph(
         exported = load_dense(spec, options)
         exported.set_precision("fp16")
     path = folder / GRAPH
-    path.write_bytes(export_onnx(exported, spec.keep, len(spec.classes)))
+    cast_first = spec.runtime == "tensorrt"
+    path.write_bytes(export_onnx(exported, spec.keep, len(spec.classes), cast_first=cast_first))
     made = Made({GRAPH: path}, GRAPH, _facts(spec))
     if spec.device != "cpu":
         return made

@@ -110,7 +110,7 @@ class Quantiser:
     ) -> None:
         self._nncf, self._ov = import_nncf(), import_openvino()
         self._graph, self._folder = graph, folder
-        self._as_ir = runtime == "openvino"
+        self._runtime = runtime
         self._images = images
         self._made = 0
 
@@ -124,15 +124,17 @@ class Quantiser:
         self._made += 1
         folder = self._folder / f"int8-{self._made}"
         folder.mkdir()
-        if self._as_ir:
+        if self._runtime == "openvino":
             self._ov.save_model(quantised, folder / MODEL, compress_to_fp16=False)
             return Artefact({name: folder / name for name in (MODEL, WEIGHTS)}, MODEL, {})
+        if self._runtime == "tensorrt":
+            _make_signed(quantised)
         (folder / QDQ_MODEL).write_bytes(quantised.SerializeToString())
         return Artefact({QDQ_MODEL: folder / QDQ_MODEL}, QDQ_MODEL, {})
 
     def _read(self) -> Any:
         """The float32 graph as NNCF takes it."""
-        if self._as_ir:
+        if self._runtime == "openvino":
             return self._ov.Core().read_model(self._graph)
         import onnx
 
@@ -141,7 +143,8 @@ class Quantiser:
     def _quantised(self, kept: Sequence[str], images: NDArray[np.uint8]) -> Any:
         nncf = self._nncf
         model = self._read()
-        presets = nncf.QuantizationPreset
+        presets, overflow = nncf.QuantizationPreset, nncf.OverflowFix
+        gpu = self._runtime == "tensorrt"
         data = nncf.Dataset(images, lambda image: {"images": image[None]})
         patterns = [f"^{GROUPS[name]}.*" for name in kept]
         with contextlib.redirect_stdout(io.StringIO()):
@@ -152,10 +155,10 @@ class Quantiser:
                 target_device=nncf.TargetDevice.CPU,
                 ignored_scope=nncf.IgnoredScope(patterns=[*patterns, _DECODING], validate=False),
                 # Asymmetric activations where their range is; TensorRT knows symmetric ones only.
-                preset=presets.MIXED if self._as_ir else presets.PERFORMANCE,
+                preset=presets.MIXED if self._runtime == "openvino" else presets.PERFORMANCE,
                 # 7 bits where CPUs without VNNI would overflow, so that all of them agree.
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
-                    overflow_fix=nncf.OverflowFix.ENABLE
+                    overflow_fix=overflow.DISABLE if gpu else overflow.ENABLE
                 ),
             )
 
@@ -169,6 +172,29 @@ def _constants_as_initializers(model: Any) -> Any:
         model.graph.initializer.append(value)
         model.graph.node.remove(node)
     return model
+
+
+def _make_signed(model: Any) -> None:
+    """Activations that are never negative from uint8 to int8, the only kind that TensorRT knows:
+    the same range in half as many steps. Changed in place."""
+    from onnx import TensorProto, numpy_helper
+
+    arrays = {tensor.name: tensor for tensor in model.graph.initializer}
+    unsigned: dict[str, str] = {}  # scale -> zero point
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scale, zero = node.input[1:3]
+            if numpy_helper.to_array(arrays[zero]).dtype == np.uint8:
+                unsigned[scale] = zero
+    for name in unsigned:
+        wider = numpy_helper.to_array(arrays[name]) * np.float32(255 / 127)
+        arrays[name].CopyFrom(numpy_helper.from_array(wider, name))
+    for name in set(unsigned.values()):
+        zeros = np.zeros_like(numpy_helper.to_array(arrays[name]), np.int8)
+        arrays[name].CopyFrom(numpy_helper.from_array(zeros, name))
+    for info in model.graph.value_info:  # the graph's input, which stays uint8, is none of them
+        if info.type.tensor_type.elem_type == TensorProto.UINT8:
+            info.type.tensor_type.elem_type = TensorProto.INT8
 
 
 def search(quantiser: Quantiser, loss: Loss, limit: float, say: Say) -> Quantised:

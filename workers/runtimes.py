@@ -38,7 +38,7 @@ _PREFERRED: dict[DeviceName, tuple[RuntimeName, ...]] = {
 }
 _INSTALL = {
     "openvino": "pip install 'labelfleet[openvino]'",
-    "tensorrt": "pip install 'labelfleet[tensorrt]', on a machine with an NVIDIA GPU",
+    "tensorrt": "pip install tensorrt, on a machine with an NVIDIA GPU",
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
@@ -22,7 +23,9 @@ from workers.checkpoints import resolve_model
 from workers.graph_detector import GraphDetector
 from workers.images import decode
 from workers.letterbox import letterbox
-from workers.make_artefact import make_graph
+from workers.make_artefact import GRAPH, make_graph
+from workers.onnx_session import OnnxSession
+from workers.quantize import RECIPE, Quantiser
 from workers.runtimes import installed, load_detector, session_of
 from workers.spec import ModelRequest, ModelSpec
 
@@ -150,6 +153,27 @@ def test_tensorrt_is_torchs(case: Case) -> None:
     for a, b in zip(detector.detect(case.images), case.found, strict=True):
         sure = b.anchor[b.scores > 0.5]
         assert len(set(sure.tolist()) - set(a.anchor.tolist())) <= 0.02 * len(sure) + 1
+
+
+def test_graphs_for_tensorrt_have_only_the_types_that_it_knows(case: Case, tmp_path: Path) -> None:
+    """Its documentation: uint8 is cast before anything else, quantised values are int8 around 0."""
+    spec = case.on("tensorrt", "int8", device="cuda")
+    made = make_graph(spec, OPTIONS, case.images, tmp_path, lambda _: None).artefact()
+    quantised = Quantiser(made.files[GRAPH], case.images, tmp_path, "tensorrt").quantise(RECIPE)
+    for artefact in (made, quantised):
+        graph = onnx.load(str(artefact.files[artefact.main])).graph
+        assert {node.op_type for node in graph.node if "images" in node.input} == {"Cast"}
+        arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+        ends = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+        assert (len(ends) > 100) == (artefact is quantised)
+        for zero in (arrays[node.input[2]] for node in ends):
+            assert zero.dtype == np.int8
+            assert not zero.any()
+        # What it says is right wherever it runs: here, on a CPU.
+        found = GraphDetector(OnnxSession(artefact, threads=1), spec).detect(case.images)
+        for a, b in zip(found, case.found, strict=True):
+            sure = b.anchor[b.scores > 0.5]
+            assert len(set(sure.tolist()) - set(a.anchor.tolist())) <= 0.1 * len(sure) + 1
 
 
 @pytest.mark.parametrize("where", ["scores", "boxes"])
