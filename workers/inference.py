@@ -42,17 +42,20 @@ class Inference:
 
     def __init__(self, detector: Detector, batch: BatchSize) -> None:
         self._detector, self._batch = detector, batch
+        # Once: looking for a protocol's members takes some 0.1 ms.
+        self._queue = detector if isinstance(detector, QueueingDetector) else None
+        self._two_steps = detector if isinstance(detector, TwoStepDetector) else None
         self._ended_s = 0.0
 
     @property
     def queues(self) -> bool:
         """Whether another batch may be launched before the first one is waited for."""
-        return isinstance(self._detector, QueueingDetector)
+        return self._queue is not None
 
     def empty(self, images: int) -> NDArray[np.uint8]:
         """uint8 [images, H, W, 3], uninitialised, for ``launch``. Any thread may call it."""
-        if isinstance(self._detector, QueueingDetector):
-            return self._detector.empty(images)
+        if self._queue is not None:
+            return self._queue.empty(images)
         return np.empty((images, *self._detector.preprocessing.size, 3), np.uint8)
 
     def launch(self, pixels: NDArray[np.uint8], names: Sequence[str]) -> Callable[[], Inferred]:
@@ -68,16 +71,16 @@ class Inference:
         """
         began_s = time.perf_counter()
         wait: Callable[[], Unfinished] = partial(self._start, pixels)
-        if isinstance(self._detector, QueueingDetector):
+        if self._queue is not None:
             try:
-                wait = self._detector.launch(pixels)
+                wait = self._queue.launch(pixels)
             except Exception:  # noqa: BLE001 - the model's border: image by image it may work
                 return lambda: self._one_by_one(pixels, names)
         return lambda: self._wait(wait, pixels, names, began_s)
 
     def _start(self, pixels: NDArray[np.uint8]) -> Unfinished:
-        if isinstance(self._detector, TwoStepDetector):
-            return self._detector.start(pixels)
+        if self._two_steps is not None:
+            return self._two_steps.start(pixels)
         found = self._detector.detect(pixels)
         return lambda: found
 
