@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -228,7 +229,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = _take_log_format([argument for argument in given if argument != "--debug"])
     set_up_logging(log_format(), clean=harmless)
     # supervision imports matplotlib, which would make a folder in the user's configuration.
-    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
+    with suppress(RuntimeError):  # nobody's home: it will have to do without
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
     if debug:  # ours only: botocore and httpx would log credentials and whole webhook URLs
         logging.getLogger("labelfleet").setLevel(logging.DEBUG)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same clean-up as Ctrl-C

@@ -1,4 +1,4 @@
-"""Class colours, the same in reports and in Label Studio."""
+"""Colours: of classes, the same in reports and in Label Studio, and of stages in the report."""
 
 from __future__ import annotations
 

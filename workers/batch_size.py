@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 
 _TRIALS = 4  # whole batches of a size before it is judged; the one before them warms it up
 _BETTER = 0.97  # seconds an image, relative: another size must earn its memory and its wait
@@ -17,9 +17,18 @@ class BatchSize:
     Args:
         first: images of the first batches.
         most: never more than this; None: ``first`` is the size, and nothing is tried.
+        cost: of a size, from what its batches took. The least, since other work on the machine
+            only ever adds time; but not where a wait that ends late takes from the next batch's.
     """
 
-    def __init__(self, first: int, most: int | None = None) -> None:
+    def __init__(
+        self,
+        first: int,
+        most: int | None = None,
+        *,
+        cost: Callable[[Sequence[float]], float] = min,
+    ) -> None:
+        self._cost = cost
         self._most = first if most is None else max(most, first)
         self._seconds: list[float] = []
         self._search: Generator[int, float, int] | None = None
@@ -35,8 +44,7 @@ class BatchSize:
         self._seconds.append(seconds / images)
         if len(self._seconds) <= _TRIALS:
             return
-        # Other work on the machine only ever adds time.
-        cost, self._seconds = min(self._seconds[1:]), []
+        cost, self._seconds = self._cost(self._seconds[1:]), []
         try:
             self.now = self._search.send(cost)
         except StopIteration as done:

@@ -99,6 +99,7 @@ class QueueingDetector(TwoStepDetector, Protocol):
 
         Returns:
             What waits for the device and then is as ``start``; to be called once, in the order of
-            the launches. ``batch`` must stay as it is until then.
+            the launches. ``batch`` must stay as it is until then. ``detect`` may be called between
+            its failing and the wait for the batch behind it.
         """
         ...

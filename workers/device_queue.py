@@ -22,7 +22,7 @@ from torch import Tensor
 from workers.postprocess import Selected
 
 _UNDER_WAY = 2
-_KEPT_SIZES = 4
+_KEPT_SIZES = 8
 
 
 class Program(Protocol):
@@ -57,8 +57,8 @@ class _Lane:
 
 
 class DeviceQueue:
-    """A ``QueueingSession`` on one GPU. A batch runs in the smallest program that it fits; one
-    that fits none gets its own.
+    """A ``QueueingSession`` on one GPU. A batch runs in the smallest program that it fits, of less
+    than twice its size; there is one for each power of two, and for the largest batch.
 
     Args:
         prepare: the program for batches uint8 [B, H, W, 3] of that shape, which is built on the
@@ -82,8 +82,9 @@ class DeviceQueue:
     @torch.inference_mode()
     def launch(self, batch: NDArray[np.uint8]) -> Callable[[], Selected]:
         """See ``QueueingSession.launch``."""
-        fitting = [size for size in self._lanes if size >= len(batch)]
-        lane = self._lanes[min(fitting)] if fitting else self._open(batch.shape)
+        count = len(batch)
+        fitting = [size for size in self._lanes if count <= size < 2 * count]
+        lane = self._lanes[min(fitting)] if fitting else self._open(count, batch.shape[1:])
         place = lane.free.popleft()
         try:
             self._queue(lane.program, place, batch)
@@ -115,10 +116,13 @@ class DeviceQueue:
                 here.copy_(there, non_blocking=True)
             place.left.record()
 
-    def _open(self, shape: tuple[int, ...]) -> _Lane:
+    def _open(self, count: int, image: tuple[int, ...]) -> _Lane:
+        if count < max(self._lanes, default=0):  # one that other partial batches fit, too
+            count = 1 << (count - 1).bit_length()
+        shape = (count, *image)
         torch.cuda.synchronize()
         if len(self._lanes) == _KEPT_SIZES:
-            del self._lanes[min(self._lanes)]  # the largest serves its batches, too
+            del self._lanes[min(self._lanes)]
         program = self._prepare(shape, self._run)
         places = (_place(shape, program.outputs) for _ in range(_UNDER_WAY))
         lane = self._lanes[shape[0]] = _Lane(program, deque(places))

@@ -46,6 +46,7 @@ class Inference:
         self._queue = detector if isinstance(detector, QueueingDetector) else None
         self._two_steps = detector if isinstance(detector, TwoStepDetector) else None
         self._ended_s = 0.0
+        self._disturbed = False  # images ran one by one while the next batch was under way
 
     @property
     def queues(self) -> bool:
@@ -96,7 +97,9 @@ class Inference:
         except Exception:  # noqa: BLE001 - the model's border: find out whose fault it was
             return self._one_by_one(pixels, names)
         seconds = self._seconds_since(began_s)
-        self._batch.ran(len(pixels), seconds)
+        if not self._disturbed:
+            self._batch.ran(len(pixels), seconds)
+        self._disturbed = False
         return Inferred(seconds, lambda: list(unfinished()))
 
     def _seconds_since(self, began_s: float) -> float:
@@ -106,6 +109,7 @@ class Inference:
 
     def _one_by_one(self, pixels: NDArray[np.uint8], names: Sequence[str]) -> Inferred:
         began_s = time.perf_counter()
+        self._disturbed = self.queues
         alone = [self._alone(pixels[i : i + 1], name) for i, name in enumerate(names)]
         if not any(isinstance(found, ShardFailed) for found in alone):
             self._batch.too_large(len(pixels))

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Protocol
 
 from storage.annotation_rows import rows_to_table
@@ -32,7 +33,7 @@ from storage.errors import (
 from storage.manifest import Commit
 from storage.records import ImageRecord, Shard, printable
 from workers.batch_size import BatchSize
-from workers.detector import Detector
+from workers.detector import Detector, QueueingDetector
 from workers.infer_stage import InferStage, Ready
 from workers.inference import Inference
 from workers.job import Job, with_commit_seconds
@@ -96,7 +97,11 @@ class ShardLabeller:
         self._spool = own_folder("spool", spool_dir)
         rows_to_table(())  # imports pandas, which pyarrow looks for at its first array: 0.3 s
         self._preprocessing = detector.preprocessing
-        self._batch_size = BatchSize(self._options.batch_size, self._options.batch_size_max)
+        self._batch_size = BatchSize(
+            self._options.batch_size,
+            self._options.batch_size_max,
+            cost=median if isinstance(detector, QueueingDetector) else min,
+        )
         inference = Inference(detector, self._batch_size)
         self._budget = ByteBudget(self._options.queued_bytes)
         self._ring: BatchRing[Ready] = BatchRing(

@@ -23,7 +23,7 @@ from workers.artefacts import Artefact
 from workers.spec import ModelSpec
 
 # Raised when a change here makes another graph of the same weights.
-GRAPH_VERSION = 1
+GRAPH_VERSION = 2
 GRAPH = "model.onnx"
 _PACKAGES: dict[str, tuple[str, ...]] = {
     "onnx": ("torch", "onnx", "onnxruntime"),

@@ -1,6 +1,7 @@
-"""A whole run, watched from below: an overlay over the file system catches all that it writes.
+"""A whole run, watched from below: an overlay over the file system catches all that it leaves.
 
-Secrets lie wherever real ones may be; whatever was written or said is then searched for them.
+Secrets lie wherever real ones may be; whatever was left or said is then searched for them. (Ray's
+own logs are gone by then; test_submit.py reads those of jobs.)
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Watched:
     Attributes:
         code: its exit code.
         said: stdout and stderr.
-        written: absolute paths of the files that were made, changed or removed, with their bytes.
+        written: absolute paths of the files that were made or changed and are still there, or that
+            were removed, with their bytes.
     """
 
     code: int
@@ -110,6 +112,8 @@ def test_a_run_writes_to_its_output_and_caches_alone_and_no_secret_anywhere(
     )  # fmt: skip
     config = job.config()
     env = {**os.environ, **weed_s3.env(), **CANARIES, "HOME": str(home)}
+    for name in ("LABELFLEET_CACHE", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
+        env.pop(name, None)
     env["PYTHONDONTWRITEBYTECODE"] = "1"  # the installation's own caches are not the run's doing
     command = [LABELFLEET, "run", str(config), "--json", "--debug"]
     found = watched(there, command, env)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 
 import pytest
 
@@ -37,6 +38,13 @@ def test_it_climbs_to_the_fastest(cost: Callable[[int], float], best: int) -> No
 def test_a_first_batch_that_is_slow_does_not_count() -> None:
     size = BatchSize(8, 32)
     for seconds in [800.0, *[8.0] * 4, *[16.0 * 0.99] * 50]:
+        size.ran(size.now, seconds)
+    assert size.now == 8
+
+
+def test_where_a_late_wait_takes_from_the_next_batch_the_median_counts() -> None:
+    size = BatchSize(8, 32, cost=median)
+    for seconds in [*[8.0] * 5, 15.9, 29.0, 2.0, 15.9, 15.9, *[8.0] * 50]:
         size.ran(size.now, seconds)
     assert size.now == 8
 

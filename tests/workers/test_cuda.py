@@ -70,7 +70,7 @@ def test_fp32_finds_what_the_cpu_finds_at_any_batch_size(
     spec: ModelSpec, images: NDArray[np.uint8], on_cpu: Sequence[Detections]
 ) -> None:
     detector = queueing(spec)
-    for size in (3, 24, 8, 1, 5):  # larger ones are captured, smaller ones run in those
+    for size in (3, 24, 8, 1, 5):  # of its own size, or in a larger graph
         assert_same(detector.detect(images[:size]), on_cpu[:size])
 
 

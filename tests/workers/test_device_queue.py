@@ -46,8 +46,10 @@ class Device:
     @contextmanager
     def stream(self, stream: Stream) -> Iterator[None]:
         before, self.current = self.current, stream
-        yield
-        self.current = before
+        try:
+            yield
+        finally:
+            self.current = before
 
     def do(self, work: Callable[[], object]) -> None:
         assert self.current is not None

@@ -166,7 +166,7 @@ def test_nms_runs_beside_the_network_and_rows_keep_their_order(threads: int) -> 
 
 def test_a_device_gets_its_next_batch_while_it_runs_one() -> None:
     detector = QueueingBrightness(batch_s=0.05)
-    bench = Bench(detector, decode_threads=4)
+    bench = Bench(detector, decode_threads=4, partial_batch_ms=600_000)
     shard = bench.tar("a.tar", *[(f"{i:03}.png", grey(i)) for i in range(40)])
     with bench.labeller() as labeller:
         assert labeller.label(shard, "try").won
