@@ -187,6 +187,8 @@ def test_a_node_that_joins_is_used_and_one_that_dies_loses_nothing(
     added: list[str] = []
     on_it: set[str] = set()
     killed: list[str] = []
+    waiting = tmp_path / "waiting"  # the new node's workers take their time to load
+    waiting.touch()
 
     def each_turn(tally: Tally) -> None:
         assert run.pool is not None
@@ -197,9 +199,10 @@ def test_a_node_that_joins_is_used_and_one_that_dies_loses_nothing(
         if len(on_it) == 2 and not killed:
             killed.append(first)
             nodes.kill(first)  # with all that its two workers hold
+            waiting.unlink()
 
     run.each_turn = each_turn
-    with run.workers(2, pause_s=0.05) as pool:
+    with run.workers(2, pause_s=0.5, pause_while=waiting) as pool:
         tally = run.drive(pool, 2)
     run.check(tally)
     assert killed
@@ -215,6 +218,8 @@ def test_a_node_that_drains_is_emptied_and_gets_nothing_more(
     run = Run(tmp_path, nano_checkpoint)
     drained: dict[str, int] = {}
     seen_on: set[str] = set()
+    waiting = tmp_path / "waiting"  # until the node is empty
+    waiting.touch()
 
     def each_turn(tally: Tally) -> None:
         assert run.pool is not None
@@ -224,10 +229,12 @@ def test_a_node_that_drains_is_emptied_and_gets_nothing_more(
             drained.update({w: tally.shards for w, node_id in places.items() if node_id == going})
             assert {n.node_id for n in alive_nodes() if n.leaving} == {going}
         elif drained:
+            if not drained.keys() & places.keys():
+                waiting.unlink(missing_ok=True)
             seen_on.update(places[worker] for worker in places if worker not in drained)
 
     run.each_turn = each_turn
-    with run.workers(4, pause_s=0.05) as pool:
+    with run.workers(4, pause_s=0.5, pause_while=waiting) as pool:
         tally = run.drive(pool, 4)
     run.check(tally)
     assert len(drained) == 2
