@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.detectors import FreeDetector
-from storage.manifest import Manifest
-from storage.objects import open_store
+from storage.objects.protocols import open_store
 from storage.records import Detections, ImageRecord, Shard
-from storage.shards import read_shard
-from workers.actor import LabelActor, WorkerFacts
-from workers.detector import Detector
-from workers.labeller import ShardLabeller
+from storage.runs.manifest import Manifest
+from storage.shards.reading import read_shard
+from workers.actors.actor import LabelActor, WorkerFacts
+from workers.detectors.protocol import Detector
+from workers.labelling.labeller import ShardLabeller
 
 SIZE = (64, 64)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.intervals import Sample, share_estimate
+from pipelines.evaluation.intervals import Sample, share_estimate
 
 IMAGES = 4000
 SIZES = (30, 60, 150)

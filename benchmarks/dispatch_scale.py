@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pipelines.dispatch import Dispatcher, DispatchRules
+from pipelines.dispatch.dispatcher import Dispatcher, DispatchRules
 from storage.records import Shard, StoredObject
 
 FAILS, KILLS = 1 / 200, 1 / 2000

@@ -26,9 +26,9 @@ from benchmarks.models import checkpoint, detector, variants
 from benchmarks.photos import photo_bytes, scratch, write_tars
 from benchmarks.rounds import Report, Rounds, chosen, images_per_s, parser, plain
 from benchmarks.worker import CORES, Worker, decode_all
-from pipelines.config import WorkersConfig
-from pipelines.sizing import Node, size_pool
-from workers.detector import Detector, QueueingDetector
+from pipelines.cluster.sizing import Node, size_pool
+from pipelines.config.run_config import WorkersConfig
+from workers.detectors.protocol import Detector, QueueingDetector
 from workers.spec import LabellerOptions
 
 FREE_IMAGES = 20  # as many times --images: it is so much faster

@@ -17,18 +17,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.compile_images import Inputs, measured, sample
-from pipelines.compile_measure import detect_all, expected_from_truth, mean_ap
-from pipelines.config import RunConfig, parse_config
-from pipelines.open_run import model_request
-from pipelines.truth import Truth, read_truth
-from storage.objects import StorageOptions
-from workers.artefacts import Artefact
-from workers.checkpoints import resolve_model
-from workers.graph_detector import GraphDetector
-from workers.make_artefact import GRAPH, make_graph
-from workers.quantize import GROUPS, RECIPE, Quantiser
-from workers.runtimes import session_of
+from pipelines.config.run_config import RunConfig, parse_config
+from pipelines.labelling.open_run import model_request
+from pipelines.models.measure import detect_all, expected_from_truth, mean_ap
+from pipelines.models.sample_images import Inputs, measured, sample
+from pipelines.truth.coco_truth import Truth, read_truth
+from storage.objects.protocols import StorageOptions
+from workers.compile.make_artefact import GRAPH, make_graph
+from workers.compile.quantize import GROUPS, RECIPE, Quantiser
+from workers.detectors.graph import GraphDetector
+from workers.models.resolve import resolve_model
+from workers.runtimes.artefacts import Artefact
+from workers.runtimes.choose import session_of
 from workers.spec import ModelSpec
 
 CLASSES = ["RBC", "WBC", "Platelets"]

@@ -18,10 +18,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.source_objects import group_shards
-from storage.listing import Listing
-from storage.local import LocalStore
+from pipelines.config.source import group_shards
 from storage.records import StoredObject
+from storage.runs.listing import Listing
+from storage.stores.local import LocalStore
 
 
 def rss_mib() -> float:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from benchmarks.photos import write_files
 from benchmarks.worker import CORES
-from pipelines.compile import with_artefact
-from pipelines.config import RunConfig
-from storage.objects import StorageOptions
-from workers.checkpoints import resolve_model
-from workers.detector import Detector
-from workers.runtimes import PRECISIONS, installed, load_detector
+from pipelines.config.run_config import RunConfig
+from pipelines.models.compile import with_artefact
+from storage.objects.protocols import StorageOptions
+from workers.detectors.protocol import Detector
+from workers.models.resolve import resolve_model
+from workers.runtimes.choose import PRECISIONS, installed, load_detector
 from workers.spec import DeviceName, ModelRequest, ModelSpec
 
 NAME = "yolo_nas_s"

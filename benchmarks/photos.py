@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from storage.tar_writer import TarWriter
+from storage.shards.tar_writer import TarWriter
 
 _MADE_UP = 32
 

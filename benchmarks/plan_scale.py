@@ -60,7 +60,7 @@ def fill_source(place: Place) -> None:
     """Tiny objects; what is in them is never looked at, save for three sampled tars."""
     from tar_samples import tar_of
 
-    from storage.objects import open_store
+    from storage.objects.protocols import open_store
 
     store = open_store(place.source)
     tar = tar_of(("a.jpg", b"x"))
@@ -87,10 +87,10 @@ def put_all(store, keys: list[str], body: bytes) -> None:  # type: ignore[no-unt
 
 def commit_half(place: Place) -> None:
     """Every other live shard gets an object, and an entry in the ledger."""
-    from storage.ledger import LedgerEntry, LedgerWriter
-    from storage.listing import Listing
-    from storage.manifest import annotation_key
-    from storage.objects import open_store
+    from storage.objects.protocols import open_store
+    from storage.runs.ledger import LedgerEntry, LedgerWriter
+    from storage.runs.listing import Listing
+    from storage.runs.manifest import annotation_key
 
     store = open_store(place.output)
     half = list(Listing(store).live_ids())[::2]
@@ -106,13 +106,13 @@ def measure(step: str, place: Place) -> dict[str, float]:
     """One step, in this process."""
     from synthetic_run import record
 
-    from pipelines.config import RunConfig, parse_config
-    from pipelines.label import find_work
-    from pipelines.open_run import OpenRun
-    from pipelines.plan import plan_run
-    from pipelines.status import run_status
-    from storage.manifest import Manifest
-    from storage.objects import open_store
+    from pipelines.config.run_config import RunConfig, parse_config
+    from pipelines.labelling.open_run import OpenRun
+    from pipelines.labelling.plan import plan_run
+    from pipelines.labelling.run import find_work
+    from pipelines.runs.status import run_status
+    from storage.objects.protocols import open_store
+    from storage.runs.manifest import Manifest
 
     fields = {
         "name": "scale",

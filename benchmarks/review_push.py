@@ -17,12 +17,12 @@ from uuid import uuid4
 
 import httpx
 
-from pipelines.label_config import Interface, label_config
-from pipelines.review_regions import ShownBox, to_result
-from pipelines.review_send import Sender
-from storage.label_studio import KEY, LabelStudio
-from storage.label_studio_http import LabelStudioHttp
-from storage.label_studio_token import VARIABLE, Token
+from pipelines.label_studio.client import KEY, LabelStudio
+from pipelines.label_studio.http import LabelStudioHttp
+from pipelines.label_studio.interface import Interface, label_config
+from pipelines.label_studio.regions import ShownBox, to_result
+from pipelines.label_studio.send import Sender
+from pipelines.label_studio.token import VARIABLE, Token
 
 CLASSES = ("RBC", "WBC", "Platelets")
 

@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import RunConfig, parse_config
-from pipelines.demo import checkpoint_path
-from pipelines.label import label_run
-from pipelines.train import train
-from pipelines.train_config import TrainConfig
+from pipelines.config.run_config import RunConfig, parse_config
+from pipelines.demo.run import checkpoint_path
+from pipelines.labelling.run import label_run
+from pipelines.training.config import TrainConfig
+from pipelines.training.run import train
 
 
 @dataclass(frozen=True)

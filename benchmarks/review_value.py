@@ -46,18 +46,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.calibrate import fit_run
-from pipelines.cost import Budget, CostModel
-from pipelines.judge import TrueBoxes, truth_images
-from pipelines.matching import Corrections, compare, iou_matrix
-from pipelines.policy import ClassThresholds, Curve, Decision, Policy, Thresholds
-from pipelines.route import route
-from pipelines.survey import RouteOptions
-from pipelines.truth import Truth, read_truth
-from storage.manifest import Manifest
-from storage.memory import MemoryStore
+from pipelines.policy.fit import fit_run
+from pipelines.policy.policy import ClassThresholds, Curve, Decision, Policy, Thresholds
+from pipelines.routing.cost import Budget, CostModel
+from pipelines.routing.route import route
+from pipelines.routing.survey import RouteOptions
+from pipelines.truth.coco_truth import Truth, read_truth
+from pipelines.truth.judge import TrueBoxes, truth_images
+from pipelines.truth.matching import Corrections, compare, iou_matrix
 from storage.records import AnnotationRow
-from storage.review_queue import read_queue
+from storage.review.queue import read_queue
+from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
 
 POLICY = Policy(accept=0.7, reject=0.1)
 SHARE = 0.2

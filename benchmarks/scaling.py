@@ -23,19 +23,19 @@ from benchmarks.detectors import FreeDetector
 from benchmarks.photos import photo_bytes, scratch, write_tars
 from benchmarks.rounds import Report, Rounds, parser, plain, say
 from benchmarks.worker import identity_of
-from pipelines.cluster import _loopback_only
-from pipelines.dispatch import Dispatcher, DispatchRules
-from pipelines.drive import Drive
-from pipelines.stopping import Stopper
-from pipelines.tally import Tally
-from storage.ledger import LedgerWriter
-from storage.manifest import Manifest, RunRecord
-from storage.objects import StorageOptions, open_store
+from pipelines.cluster.ray_cluster import _loopback_only
+from pipelines.dispatch.dispatcher import Dispatcher, DispatchRules
+from pipelines.dispatch.drive import Drive
+from pipelines.dispatch.stopping import Stopper
+from pipelines.dispatch.tally import Tally
+from storage.objects.protocols import StorageOptions, open_store
 from storage.records import Shard
-from storage.shards import tar_shards
-from workers.actor import LabelActor
-from workers.events import Event, WorkerReady
-from workers.pool import LabelPool, PoolSize
+from storage.runs.ledger import LedgerWriter
+from storage.runs.manifest import Manifest, RunRecord
+from storage.shards.reading import tar_shards
+from workers.actors.actor import LabelActor
+from workers.actors.events import Event, WorkerReady
+from workers.actors.pool import LabelPool, PoolSize
 from workers.spec import LabellerOptions, WorkerSpec
 
 DEPTH = 3

@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines import coco
-from workers.checkpoints import coco_preprocessing, save_checkpoint
-from workers.dense import DenseDetector
-from workers.detector import Preprocessing
-from workers.images import decode
-from workers.letterbox import letterbox
-from workers.postprocess import PRE_NMS_CANDIDATES, NmsRules, suppress
-from workers.yolo_nas import build_network, fuse
+from pipelines.truth import coco_classes as coco
+from workers.detectors.nms import PRE_NMS_CANDIDATES, NmsRules, suppress
+from workers.detectors.protocol import Preprocessing
+from workers.images.decode import decode
+from workers.images.letterbox import letterbox
+from workers.models.resolve import coco_preprocessing, save_checkpoint
+from workers.yolo_nas.dense import DenseDetector
+from workers.yolo_nas.network import build_network, fuse
 
 BOXES = 15.0
 FLOOR, NMS_IOU, MAX_DETECTIONS = 0.05, 0.7, 300

@@ -29,12 +29,12 @@ from benchmarks.photos import photo_bytes, scratch, write_files
 from benchmarks.rounds import Report, Rounds, chosen, parser, plain
 from benchmarks.scaling import spec_of, start_ray, through_pool
 from benchmarks.worker import CORES, identity_of
-from storage.manifest import Manifest, RunRecord
-from storage.objects import open_store
-from storage.shards import group_images
-from workers.detector import Detector, Preprocessing
-from workers.letterbox import letterbox
-from workers.pool import PoolSize
+from storage.objects.protocols import open_store
+from storage.runs.manifest import Manifest, RunRecord
+from storage.shards.reading import group_images
+from workers.actors.pool import PoolSize
+from workers.detectors.protocol import Detector, Preprocessing
+from workers.images.letterbox import letterbox
 
 PER_SHARD = 64
 BATCH = 8

@@ -21,8 +21,8 @@ from benchmarks.models import checkpoint, detector, spec_of, variants
 from benchmarks.photos import photo_bytes, scratch, write_files
 from benchmarks.rounds import Report, Rounds, chosen, images_per_s, parser, plain, say
 from benchmarks.worker import CORES, Worker
-from storage.objects import StorageOptions
-from workers.checkpoints import fetch_checkpoint, read_checkpoint
+from storage.objects.protocols import StorageOptions
+from workers.models.resolve import fetch_checkpoint, read_checkpoint
 
 CONF, IOU = 0.25, 0.7
 DEFAULT_BATCH = 32
@@ -32,7 +32,7 @@ WANTED = {"fp32": (1.9, 3.0), "int8": (6.5, 10.0), "fp16": (10.0, 10.0)}
 
 def predictor(path: Path, device: str) -> Any:
     """The network as super-gradients users have it, on its COCO pipeline."""
-    from workers.yolo_nas import build_network, import_super_gradients, load_weights
+    from workers.yolo_nas.network import build_network, import_super_gradients, load_weights
 
     import_super_gradients()
     import torch

@@ -12,16 +12,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.coco import categories_for
-from storage.annotations import RunIdentity, ShardFooter
-from storage.manifest import Commit, Manifest, RunRecord
-from storage.objects import open_store
+from pipelines.truth.coco_classes import categories_for
+from storage.objects.protocols import open_store
 from storage.records import ImageRecord, Shard
-from storage.shards import group_images, list_source, read_shard, tar_shards
-from workers.detector import Detector, Preprocessing
-from workers.images import decode
-from workers.labeller import ShardLabeller
-from workers.letterbox import letterbox
+from storage.runs.annotations import RunIdentity, ShardFooter
+from storage.runs.manifest import Commit, Manifest, RunRecord
+from storage.shards.reading import group_images, list_source, read_shard, tar_shards
+from workers.detectors.protocol import Detector, Preprocessing
+from workers.images.decode import decode
+from workers.images.letterbox import letterbox
+from workers.labelling.labeller import ShardLabeller
 from workers.spec import LabellerOptions
 
 CORES = len(os.sched_getaffinity(0))
@@ -33,11 +33,11 @@ class Worker:
 
     Args:
         detector: what it runs.
-        options: its sizes; decode threads as ``pipelines.sizing`` would give them.
+        options: its sizes; decode threads as ``pipelines.cluster.sizing`` would give them.
     """
 
     def __init__(self, detector: Detector, options: LabellerOptions, scratch: Path) -> None:
-        cv2.setNumThreads(1)  # as workers.assemble does
+        cv2.setNumThreads(1)  # as workers.labelling.assemble does
         self._scratch = scratch
         self._manifest: Manifest | None = None
         self._source: Path = scratch

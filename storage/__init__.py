@@ -1,1 +1,1 @@
-"""Bytes at rest, and the one HTTP peer: stores, shards, annotation Parquet, the run's record."""
+"""Bytes at rest: stores, shards, annotation Parquet, the record of a run."""

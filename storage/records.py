@@ -141,7 +141,7 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class AnnotationRow:
-    """One image's row: what the annotation Parquet holds, see storage/annotations.py.
+    """One image's row: what the annotation Parquet holds, see storage/runs/annotations.py.
 
     Width, height and orientation are 0 where the image could not be opened; ``sha256`` is ''
     where its bytes could not be read; ``phash`` is None where it could not be decoded.

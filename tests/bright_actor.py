@@ -14,14 +14,14 @@ import ray
 from brightness import BrightnessDetector
 
 from storage.records import Detections
-from workers.actor import LabelActor, WorkerFacts
+from workers.actors.actor import LabelActor, WorkerFacts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from storage.records import ImageRecord, Shard
-    from workers.labeller import ShardLabeller
+    from workers.labelling.labeller import ShardLabeller
 
 
 def bright_actor(
@@ -40,10 +40,10 @@ def bright_actor(
 
     class BrightActor(LabelActor):
         def open(self) -> ShardLabeller:
-            from storage.manifest import Manifest
-            from storage.objects import open_store
-            from storage.shards import read_shard
-            from workers.labeller import ShardLabeller
+            from storage.objects.protocols import open_store
+            from storage.runs.manifest import Manifest
+            from storage.shards.reading import read_shard
+            from workers.labelling.labeller import ShardLabeller
 
             spec = self._spec
             manifest = Manifest.open(spec.output_url, spec.storage)

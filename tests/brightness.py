@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.records import Detections
-from workers.detector import Preprocessing
+from workers.detectors.protocol import Preprocessing
 
 
 class BrightnessDetector:

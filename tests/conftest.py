@@ -106,7 +106,7 @@ def local_ray(shared_ray: dict[str, str]) -> Iterator[dict[str, str]]:
     from ray._private import ray_constants  # heavy, and most tests need none
     from ray._private.authentication_test_utils import reset_auth_token_state
 
-    from pipelines.cluster import ray_cluster
+    from pipelines.cluster.ray_cluster import ray_cluster
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in shared_ray.items():

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.records import Detections
-from workers.postprocess import NmsRules, Selected, detections_from_selected
+from workers.detectors.nms import NmsRules, Selected, detections_from_selected
 
 
 def detections_from_dense(

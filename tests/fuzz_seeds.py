@@ -27,9 +27,7 @@ from synthetic_run import (
 )
 from tar_samples import tar_of
 
-from storage.manifest import RUN_KEY, Manifest
-from storage.memory import MemoryStore
-from storage.review_queue import (
+from storage.review.queue import (
     Answer,
     DeletedBox,
     QueueHead,
@@ -40,6 +38,8 @@ from storage.review_queue import (
     append_answers,
     write_queue,
 )
+from storage.runs.manifest import RUN_KEY, Manifest
+from storage.stores.memory import MemoryStore
 
 
 @functools.cache
@@ -203,8 +203,8 @@ def checkpoints() -> dict[str, tuple[bytes, ...]]:
     """Whole checkpoints by suffix: torch's zip and legacy containers, safetensors."""
     from checkpoint_samples import NAMES, saved, weights
 
-    from workers.checkpoint_file import save_checkpoint
-    from workers.detector import Preprocessing
+    from workers.checkpoints.file import save_checkpoint
+    from workers.detectors.protocol import Preprocessing
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.pth"

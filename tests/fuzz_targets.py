@@ -25,19 +25,19 @@ from fuzz_pictures import picture_mutations
 from fuzz_tars import TAR, squeezed
 from review_samples import loose_run, routed
 
-from storage.annotation_rows import rows_to_table, table_to_rows, validate_row
-from storage.annotations import read_footer, read_identity, read_rows
 from storage.errors import ConfigError, LabelfleetError, SourceError, SourceTruncated
-from storage.ledger import invocations, read_ledger
-from storage.listing import Listing
-from storage.manifest import RunRecord
-from storage.memory import MemoryStore
-from storage.objects import StorageOptions
+from storage.objects.protocols import StorageOptions
 from storage.records import AnnotationRow, Detections, ImageRecord, StoredObject
-from storage.review_queue import read_answers, read_head, read_queue
-from storage.shards import read_shard, tar_shards
-from workers.detector import Preprocessing
-from workers.prepare import Opened, Prepared, open_image
+from storage.review.queue import read_answers, read_head, read_queue
+from storage.runs.annotation_rows import rows_to_table, table_to_rows, validate_row
+from storage.runs.annotations import read_footer, read_identity, read_rows
+from storage.runs.ledger import invocations, read_ledger
+from storage.runs.listing import Listing
+from storage.runs.manifest import RunRecord
+from storage.shards.reading import read_shard, tar_shards
+from storage.stores.memory import MemoryStore
+from workers.detectors.protocol import Preprocessing
+from workers.images.prepare import Opened, Prepared, open_image
 
 MAX_PIXELS = 2_000_000
 MAX_IMAGE_BYTES = 1 << 20
@@ -172,9 +172,9 @@ def _case_zip(seed: int) -> bytes:
 
 
 def _run_zip(data: bytes, seed: int) -> str:
-    from pipelines.ingest import Sizes, pack
-    from pipelines.ingest_entries import survey
-    from pipelines.ingest_sources import open_source
+    from pipelines.ingest.entries import survey
+    from pipelines.ingest.ingest import Sizes, pack
+    from pipelines.ingest.sources import open_source
 
     source, dest = MemoryStore(), MemoryStore()
     source.put("x.zip", data)
@@ -201,7 +201,7 @@ def _case_text(whole: Sequence[bytes], seed: int) -> bytes:
 
 
 def _run_config(data: bytes, seed: int) -> str:
-    from pipelines.config import load_config
+    from pipelines.config.run_config import load_config
 
     store = MemoryStore()
     store.put("c.yaml", data)
@@ -213,7 +213,7 @@ def _run_config(data: bytes, seed: int) -> str:
 
 
 def _run_keys(data: bytes, seed: int) -> str:
-    from pipelines.keys import read_keys
+    from pipelines.config.keys import read_keys
 
     store = MemoryStore()
     name = "k.parquet" if seed % 2 and data.startswith(b"PAR1") else "k.csv"
@@ -325,7 +325,7 @@ _HOSTILE = (
 
 
 def _case_answers(seed: int) -> bytes:
-    from pipelines.review_tasks import queued
+    from pipelines.label_studio.tasks import queued
 
     rng = random.Random(seed)
     items = queued(_reviewed())
@@ -349,10 +349,10 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _run_answers(data: bytes, seed: int) -> str:
-    from pipelines.review_pull import pull_run
-    from storage.label_studio import LabelStudio
-    from storage.manifest import Manifest
-    from storage.review_settings import ReviewSettings
+    from pipelines.label_studio.client import LabelStudio
+    from pipelines.review.pull import pull_run
+    from storage.review.settings import ReviewSettings
+    from storage.runs.manifest import Manifest
 
     store = MemoryStore()
     for listed in _reviewed().store.list():
@@ -375,7 +375,7 @@ def _case_checkpoint(seed: int) -> bytes:
 
 
 def _run_checkpoint(case: bytes, seed: int) -> str:
-    from workers.checkpoint_file import read_checkpoint
+    from workers.checkpoints.file import read_checkpoint
 
     suffix, _, data = case.partition(b"\n")
     with tempfile.TemporaryDirectory() as folder:

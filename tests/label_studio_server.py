@@ -20,9 +20,9 @@ from typing import Any
 import httpx
 from servers import end_with_parent, free_ports
 
-from storage.label_studio import LabelStudio
-from storage.label_studio_http import LabelStudioHttp
-from storage.label_studio_token import Token
+from pipelines.label_studio.client import LabelStudio
+from pipelines.label_studio.http import LabelStudioHttp
+from pipelines.label_studio.token import Token
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / ".venv-label-studio" / "bin" / "label-studio"

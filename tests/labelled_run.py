@@ -12,15 +12,15 @@ from PIL import Image
 from synthetic_run import record
 from tar_samples import tar_of
 
-from pipelines.label import shards_to_do
-from pipelines.source_objects import group_shards
-from storage.ledger import LedgerEntry, LedgerWriter, new_invocation
-from storage.listing import Listing
-from storage.manifest import Manifest
-from storage.objects import ObjectStore
+from pipelines.config.source import group_shards
+from pipelines.labelling.run import shards_to_do
+from storage.objects.protocols import ObjectStore
 from storage.records import ImageRecord, Shard
-from storage.shards import list_source, read_shard
-from workers.labeller import ShardLabeller
+from storage.runs.ledger import LedgerEntry, LedgerWriter, new_invocation
+from storage.runs.listing import Listing
+from storage.runs.manifest import Manifest
+from storage.shards.reading import list_source, read_shard
+from workers.labelling.labeller import ShardLabeller
 
 CLASSES = ("dark", "bright")
 

@@ -84,7 +84,7 @@ def _started(folder: str, ports: Sequence[int], environment: Mapping[str, str]) 
     ]  # fmt: skip
     own = {
         "PATH": f"{BIN}:{os.environ['PATH']}",  # where a job finds labelfleet
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback, see pipelines/cluster.py
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback, see pipelines/cluster/ray_cluster.py
     }
     log = Path(folder, "start.log")
     with log.open("w") as sink:

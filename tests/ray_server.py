@@ -51,7 +51,7 @@ def main() -> None:
     """Serve until stdin is closed."""
     import ray
 
-    from pipelines.cluster import ray_cluster
+    from pipelines.cluster.ray_cluster import ray_cluster
 
     before = set(os.environ)
     with ray_cluster("local"):

@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 from synthetic_run import boxes, make_run, row
 
-from pipelines.policy import Policy
-from pipelines.route import route_run
-from storage.manifest import Manifest
-from storage.objects import ObjectStore
+from pipelines.policy.policy import Policy
+from pipelines.routing.route import route_run
+from storage.objects.protocols import ObjectStore
 from storage.records import AnnotationRow, Detections, Shard, shard_id_of
-from storage.review_queue import Xyxy
+from storage.review.queue import Xyxy
+from storage.runs.manifest import Manifest
 
 POLICY = Policy(accept=0.7, reject=0.1)
 SIZE = (320, 240)

@@ -8,22 +8,22 @@ from collections.abc import Callable, Sequence
 import pytest
 from synthetic_run import record, tar_shard
 
-from pipelines.allowance import Limits
-from pipelines.dispatch import Dispatcher, DispatchRules
-from pipelines.drive import Drive, Outcome
-from pipelines.stopping import Stopper
-from pipelines.tally import Tally
-from storage.annotations import ShardFooter
+from pipelines.dispatch.dispatcher import Dispatcher, DispatchRules
+from pipelines.dispatch.drive import Drive, Outcome
+from pipelines.dispatch.limits import Limits
+from pipelines.dispatch.stopping import Stopper
+from pipelines.dispatch.tally import Tally
 from storage.errors import (
     LabelfleetError,
 )
-from storage.ledger import LedgerEntry, LedgerWriter, read_ledger
-from storage.manifest import Commit, Manifest
-from storage.memory import MemoryStore
-from storage.objects import ObjectStore
+from storage.objects.protocols import ObjectStore
 from storage.records import Shard
-from workers.actor import WorkerFacts
-from workers.events import (
+from storage.runs.annotations import ShardFooter
+from storage.runs.ledger import LedgerEntry, LedgerWriter, read_ledger
+from storage.runs.manifest import Commit, Manifest
+from storage.stores.memory import MemoryStore
+from workers.actors.actor import WorkerFacts
+from workers.actors.events import (
     Event,
     ShardDone,
     ShardError,

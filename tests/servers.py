@@ -27,7 +27,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from storage.objects import ObjectStore, StorageOptions, open_store
+from storage.objects.protocols import ObjectStore, StorageOptions, open_store
 
 ACCESS_KEY = "labelfleet-test"
 SECRET_KEY = "labelfleet-test-secret"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.annotations import Category, RowWriter, RunIdentity
-from storage.listing import Listing
-from storage.manifest import Manifest, RunRecord
-from storage.objects import ObjectStore
+from storage.objects.protocols import ObjectStore
 from storage.records import AnnotationRow, Detections, Shard, StoredObject, shard_id_of
+from storage.runs.annotations import Category, RowWriter, RunIdentity
+from storage.runs.listing import Listing
+from storage.runs.manifest import Manifest, RunRecord
 
 CLASSES = ("RBC", "WBC", "Platelets")
 

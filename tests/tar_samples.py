@@ -7,9 +7,9 @@ import io
 import tarfile
 from typing import Any
 
-from storage.memory import MemoryStore
 from storage.records import ImageRecord
-from storage.shards import read_shard, tar_shards
+from storage.shards.reading import read_shard, tar_shards
+from storage.stores.memory import MemoryStore
 
 Member = tuple[str, bytes] | tuple[str, bytes, dict[str, Any]]
 

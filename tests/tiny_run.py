@@ -9,7 +9,7 @@ import numpy as np
 from image_samples import encode
 from PIL import Image
 
-from pipelines.config import RunConfig, parse_config
+from pipelines.config.run_config import RunConfig, parse_config
 
 
 def fill_folder(folder: Path, count: int, *, size: int = 64, first: int = 0) -> list[str]:

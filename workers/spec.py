@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from storage.logs import LogFormat
-from storage.objects import StorageOptions
-from workers.detector import Preprocessing
+from storage.objects.protocols import StorageOptions
+from workers.detectors.protocol import Preprocessing
 
 RuntimeName = Literal["torch", "onnx", "openvino", "tensorrt"]
 PrecisionName = Literal["fp32", "bf16", "fp16", "int8"]

@@ -33,16 +33,16 @@ from chaos_world import World, world
 from same_rows import differing
 from servers import weed_server
 
-from pipelines.cluster import cluster_nodes, ray_cluster
-from pipelines.gc import collect_garbage
-from pipelines.label import drive, find_work, release_quarantine
-from pipelines.open_run import open_run
-from pipelines.sizing import size_pool
-from pipelines.status import RunStatus, run_status
-from pipelines.verify import verify_run
+from pipelines.cluster.ray_cluster import cluster_nodes, ray_cluster
+from pipelines.cluster.sizing import size_pool
+from pipelines.labelling.open_run import open_run
+from pipelines.labelling.run import drive, find_work, release_quarantine
+from pipelines.runs.gc import collect_garbage
+from pipelines.runs.status import RunStatus, run_status
+from pipelines.runs.verify import verify_run
 from storage.errors import LabelfleetError
-from storage.lock import LOCK_KEY, RunLock, run_lock
-from storage.objects import open_store
+from storage.objects.protocols import open_store
+from storage.runs.lock import LOCK_KEY, RunLock, run_lock
 
 _DRIVERS = 15  # a person gives up at some point
 _GROWN_MB = 60.0

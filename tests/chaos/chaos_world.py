@@ -25,18 +25,18 @@ from servers import S3Server
 from tar_samples import tar_of
 from tiny_run import run_config
 
-from pipelines.cluster import cluster_nodes
-from pipelines.config import RunConfig
-from pipelines.digits import make_pages
-from pipelines.label import open_pool
-from pipelines.open_run import open_run
-from pipelines.sizing import size_pool
-from storage.manifest import Manifest
-from storage.objects import ObjectStore, open_store
+from pipelines.cluster.ray_cluster import cluster_nodes
+from pipelines.cluster.sizing import size_pool
+from pipelines.config.run_config import RunConfig
+from pipelines.demo.digits import make_pages
+from pipelines.labelling.open_run import open_run
+from pipelines.labelling.run import open_pool
+from storage.objects.protocols import ObjectStore, open_store
 from storage.records import AnnotationRow, Shard
-from storage.rows import live_rows
-from workers.events import Event, ShardDone, ShardError, WorkerGone, WorkerReady
-from workers.pool import LabelPool
+from storage.runs.live_rows import live_rows
+from storage.runs.manifest import Manifest
+from workers.actors.events import Event, ShardDone, ShardError, WorkerGone, WorkerReady
+from workers.actors.pool import LabelPool
 
 SHARDS, PAGES = 8, 40
 _PAUSE_S = 3.0

@@ -14,8 +14,8 @@ import yaml
 from croniter import croniter
 from manifests import ROOT, core_problems, documents, pod_problems, ray_problems
 
-from pipelines.config import load_config
-from pipelines.submit_secrets import refuse_secrets, texts_in
+from pipelines.cluster.secrets import refuse_secrets, texts_in
+from pipelines.config.run_config import load_config
 
 CORE = ["cronjob.yaml", "serviceaccount.yaml", "networkpolicy.yaml"]
 RAY = ["rayjob.yaml", "raycronjob.yaml"]

@@ -11,7 +11,7 @@ import promql_parser
 import pytest
 from manifests import ROOT, documents
 
-from pipelines.metrics import METRICS, RUN, exported_name
+from pipelines.dispatch.metrics import METRICS, RUN, exported_name
 
 BOARD = json.loads((ROOT / "deploy/grafana/labelfleet.json").read_text())
 KNOWN = {exported_name(name): metric for name, metric in METRICS.items()}

@@ -16,11 +16,11 @@ from typing import Any
 
 import yaml
 
-from pipelines.verify import verify_run
-from storage.manifest import Manifest
-from storage.objects import StorageOptions
+from pipelines.runs.verify import verify_run
+from storage.objects.protocols import StorageOptions
 from storage.records import AnnotationRow
-from storage.rows import live_rows
+from storage.runs.live_rows import live_rows
+from storage.runs.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DIGITS = ROOT / "pipelines" / "assets" / "digits_nano.safetensors"

@@ -24,7 +24,7 @@ from ray.autoscaler.tags import (
     TAG_RAY_NODE_KIND,
 )
 
-from pipelines.spot_nodes import SpotFirstNodeProvider, choices
+from pipelines.cluster.spot_nodes import SpotFirstNodeProvider, choices
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REGION = "us-east-1"

@@ -16,20 +16,20 @@ from metadata_server import metadata_server
 from ray.cluster_utils import Cluster
 from tiny_run import fill_folder, run_config
 
-from pipelines.config import WorkersConfig
-from pipelines.dispatch import Dispatcher
-from pipelines.drive import Drive
-from pipelines.elastic import Elastic
-from pipelines.label import Work, find_work
-from pipelines.nodes import NodeWatch, alive_nodes, announce_leaving
-from pipelines.open_run import open_run
-from pipelines.sizing import Sizing, wanted_actors
-from pipelines.stopping import Stopper
-from pipelines.tally import Tally
-from storage.ledger import LedgerWriter, read_ledger
-from storage.manifest import Manifest
-from storage.rows import live_rows
-from workers.pool import LabelPool, PoolSize
+from pipelines.cluster.elastic import Elastic
+from pipelines.cluster.nodes import NodeWatch, alive_nodes, announce_leaving
+from pipelines.cluster.sizing import Sizing, wanted_actors
+from pipelines.config.run_config import WorkersConfig
+from pipelines.dispatch.dispatcher import Dispatcher
+from pipelines.dispatch.drive import Drive
+from pipelines.dispatch.stopping import Stopper
+from pipelines.dispatch.tally import Tally
+from pipelines.labelling.open_run import open_run
+from pipelines.labelling.run import Work, find_work
+from storage.runs.ledger import LedgerWriter, read_ledger
+from storage.runs.live_rows import live_rows
+from storage.runs.manifest import Manifest
+from workers.actors.pool import LabelPool, PoolSize
 from workers.spec import LabellerOptions, WorkerSpec
 
 pytestmark = pytest.mark.slow

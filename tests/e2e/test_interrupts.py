@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from jobs import SLOW_MODEL, SLOW_WORKERS, Job, wait_until
 
-from pipelines.digits import make_pages
+from pipelines.demo.digits import make_pages
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +69,8 @@ def status_from_elsewhere(job: Job, tmp_path: Path) -> dict[str, Any]:
     """`labelfleet status` in a process that knows the output's URL, and has no Ray at all."""
     (tmp_path / "other-home").mkdir()
     code = (
-        "import sys; sys.modules['ray'] = None\nfrom pipelines.cli import main; main(sys.argv[1:])"
+        "import sys; sys.modules['ray'] = None\n"
+        "from pipelines.cli.main import main; main(sys.argv[1:])"
     )
     variables = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(

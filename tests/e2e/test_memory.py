@@ -19,12 +19,12 @@ pytestmark = pytest.mark.slow
 WORKER = """
 import resource, sys
 from pathlib import Path
-from storage.manifest import Manifest
-from storage.objects import StorageOptions, open_store
-from storage.shards import tar_shards
-from pipelines.config import RunConfig
-from pipelines.open_run import open_run
-from workers.assemble import open_labeller
+from storage.runs.manifest import Manifest
+from storage.objects.protocols import StorageOptions, open_store
+from storage.shards.reading import tar_shards
+from pipelines.config.run_config import RunConfig
+from pipelines.labelling.open_run import open_run
+from workers.labelling.assemble import open_labeller
 from workers.spec import LabellerOptions, WorkerSpec
 source, output, checkpoint = sys.argv[1:]
 config = RunConfig.model_validate(

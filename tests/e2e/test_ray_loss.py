@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from jobs import SLOW_MODEL, SLOW_WORKERS, Job, wait_until
 
-from pipelines.digits import make_pages
+from pipelines.demo.digits import make_pages
 
 pytestmark = pytest.mark.slow
 

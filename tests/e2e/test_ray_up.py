@@ -26,7 +26,7 @@ import yaml
 from jobs import LABELFLEET, Job, wait_until
 from ray_head import quiet_ports
 
-from pipelines.digits import make_pages
+from pipelines.demo.digits import make_pages
 
 pytestmark = [
     pytest.mark.slow,

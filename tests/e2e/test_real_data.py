@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from jobs import Job
 
-from pipelines.ingest import ingest
-from storage.objects import StorageOptions
-from storage.shards import classify
+from pipelines.ingest.ingest import ingest
+from storage.objects.protocols import StorageOptions
+from storage.shards.reading import classify
 
 pytestmark = pytest.mark.slow
 

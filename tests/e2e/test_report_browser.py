@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 from synthetic_run import boxes, make_run, row, tar_shard
 
-from pipelines.merge import decide_run
-from pipelines.policy import Policy
-from pipelines.report import write_report
-from pipelines.route import route_run
-from storage.manifest import Manifest
-from storage.objects import open_store
+from pipelines.labels.decide import decide_run
+from pipelines.policy.policy import Policy
+from pipelines.report.page import write_report
+from pipelines.routing.route import route_run
+from storage.objects.protocols import open_store
 from storage.records import Shard
-from storage.review_queue import Answer, append_answers, read_queue
+from storage.review.queue import Answer, append_answers, read_queue
+from storage.runs.manifest import Manifest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)

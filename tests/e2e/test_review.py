@@ -15,22 +15,22 @@ from label_studio_server import LabelStudioServer
 from review_samples import POLICY, SIZE, loose_run, routed, three_boxes
 from synthetic_run import boxes, commit_rows, list_shards, record
 
-from pipelines.merge import decide_run
-from pipelines.review_pull import pull_run
-from pipelines.review_push import PushSummary, push_run
-from pipelines.review_serving import choose_serving
-from pipelines.route import route_run
+from pipelines.label_studio.client import KEY, LabelStudio
+from pipelines.label_studio.serving import choose_serving
+from pipelines.labels.decide import decide_run
+from pipelines.review.pull import pull_run
+from pipelines.review.push import PushSummary, push_run
+from pipelines.routing.route import route_run
 from storage.errors import ReviewError
-from storage.label_rows import label_rows
-from storage.label_studio import KEY, LabelStudio
-from storage.label_versions import read_label_tables
-from storage.listing import Listing
-from storage.manifest import Manifest
-from storage.objects import StorageOptions, open_store
+from storage.labels.rows import label_rows
+from storage.labels.versions import read_label_tables
+from storage.objects.protocols import StorageOptions, open_store
 from storage.records import Detections
-from storage.review_queue import read_answers, read_queue
-from storage.review_settings import ReviewSettings
-from storage.rows import live_rows
+from storage.review.queue import read_answers, read_queue
+from storage.review.settings import ReviewSettings
+from storage.runs.listing import Listing
+from storage.runs.live_rows import live_rows
+from storage.runs.manifest import Manifest
 
 pytestmark = pytest.mark.slow
 

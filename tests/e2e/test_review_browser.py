@@ -24,13 +24,13 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from synthetic_run import boxes, row
 
-from pipelines.review_pull import pull_run
-from pipelines.review_push import push_run
-from pipelines.review_serving import choose_serving
-from storage.manifest import Manifest
-from storage.objects import StorageOptions, open_store
-from storage.review_queue import Xyxy, read_answers
-from storage.review_settings import ReviewSettings
+from pipelines.label_studio.serving import choose_serving
+from pipelines.review.pull import pull_run
+from pipelines.review.push import push_run
+from storage.objects.protocols import StorageOptions, open_store
+from storage.review.queue import Xyxy, read_answers
+from storage.review.settings import ReviewSettings
+from storage.runs.manifest import Manifest
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [

@@ -17,17 +17,17 @@ from label_studio_server import LabelStudioServer
 from proxy import FaultyProxy, Rule, faulty_proxy
 from review_samples import loose_run, routed
 
-from pipelines.review_pull import pull_run
-from pipelines.review_push import PushSummary, PushWatcher, push_run
-from pipelines.review_send import SendRules
-from pipelines.review_serving import choose_serving
+from pipelines.label_studio.client import KEY, LabelStudio
+from pipelines.label_studio.errors import ReviewUnavailable
+from pipelines.label_studio.send import SendRules
+from pipelines.label_studio.serving import choose_serving
+from pipelines.review.pull import pull_run
+from pipelines.review.push import PushSummary, PushWatcher, push_run
 from storage.errors import ReviewError
-from storage.label_studio import KEY, LabelStudio
-from storage.label_studio_errors import ReviewUnavailable
-from storage.manifest import Manifest
-from storage.objects import StorageOptions, open_store
-from storage.review_queue import read_answers, read_queue
-from storage.review_settings import ReviewSettings
+from storage.objects.protocols import StorageOptions, open_store
+from storage.review.queue import read_answers, read_queue
+from storage.review.settings import ReviewSettings
+from storage.runs.manifest import Manifest
 
 pytestmark = pytest.mark.slow
 

@@ -20,21 +20,21 @@ from review_samples import loose_run, picture, routed, three_boxes
 from servers import S3Server
 from synthetic_run import make_run, row, tar_shard
 
-from pipelines.review_images import copy_images, existing, showable
-from pipelines.review_pull import pull_run
-from pipelines.review_push import push_run
-from pipelines.review_serving import KEY_ID, SECRET, choose_serving
-from pipelines.review_settings_choice import open_server
-from pipelines.review_tasks import queued
+from pipelines.label_studio.client import LabelStudio
+from pipelines.label_studio.http import LabelStudioHttp
+from pipelines.label_studio.serving import KEY_ID, SECRET, choose_serving
+from pipelines.label_studio.tasks import queued
+from pipelines.label_studio.token import VARIABLE, Token
+from pipelines.review.copies import copy_images, existing, showable
+from pipelines.review.pull import pull_run
+from pipelines.review.push import push_run
+from pipelines.review.settings import open_server
 from storage.errors import ConfigError, ImageError, ReviewError
-from storage.label_studio import LabelStudio
-from storage.label_studio_http import LabelStudioHttp
-from storage.label_studio_token import VARIABLE, Token
-from storage.manifest import Manifest
-from storage.memory import MemoryStore
-from storage.objects import StorageOptions, open_store
-from storage.review_settings import ReviewSettings
-from storage.shards import list_source, tar_shards
+from storage.objects.protocols import StorageOptions, open_store
+from storage.review.settings import ReviewSettings
+from storage.runs.manifest import Manifest
+from storage.shards.reading import list_source, tar_shards
+from storage.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.slow
 

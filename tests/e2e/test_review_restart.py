@@ -10,12 +10,12 @@ import pytest
 from label_studio_server import LabelStudioServer, RestartableServer, restartable_label_studio
 from review_samples import loose_run, routed
 
-from pipelines.review_push import PushWatcher, push_run
-from pipelines.review_send import SendRules
-from pipelines.review_serving import choose_serving
-from storage.objects import StorageOptions, open_store
-from storage.review_queue import read_queue
-from storage.review_settings import ReviewSettings
+from pipelines.label_studio.send import SendRules
+from pipelines.label_studio.serving import choose_serving
+from pipelines.review.push import PushWatcher, push_run
+from storage.objects.protocols import StorageOptions, open_store
+from storage.review.queue import read_queue
+from storage.review.settings import ReviewSettings
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from same_rows import differing
 from servers import S3Server
 from tar_samples import tar_of
 
-from pipelines.digits import make_pages
-from storage.objects import open_store
+from pipelines.demo.digits import make_pages
+from storage.objects.protocols import open_store
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ import pytest
 from jobs import LABELFLEET, Job
 from servers import S3Server
 
-from pipelines.digits import make_pages
-from storage.objects import open_store
+from pipelines.demo.digits import make_pages
+from storage.objects.protocols import open_store
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,9 @@ import pytest
 from jobs import DIGITS, LABELFLEET, Job, wait_until
 from ray_head import RayHead, ray_head
 
-from pipelines.digits import make_pages
-from storage.local import LocalStore
-from storage.lock import run_lock
+from pipelines.demo.digits import make_pages
+from storage.runs.lock import run_lock
+from storage.stores.local import LocalStore
 
 pytestmark = pytest.mark.slow
 

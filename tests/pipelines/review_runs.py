@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 from synthetic_run import boxes, commit_rows, list_shards, make_run, random_boxes, row, tar_shard
 
-from storage.manifest import Manifest
-from storage.objects import ObjectStore
+from storage.objects.protocols import ObjectStore
 from storage.records import AnnotationRow, Detections, Shard
+from storage.runs.manifest import Manifest
 
 
 def distinct_row(

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from review_runs import random_run
 
-from pipelines.answered import AnsweredImage, from_jsonl, to_jsonl
-from pipelines.audit import AuditReport, audit_report, audit_sample, estimate
-from pipelines.merge import decide_run
-from pipelines.policy import Policy
-from pipelines.route import route_run
-from storage.manifest import Manifest
-from storage.memory import MemoryStore
-from storage.review_queue import Answer, ReviewedBox, append_answers, read_queue
-from storage.rows import live_rows
+from pipelines.evaluation.audit import AuditReport, audit_report, audit_sample, estimate
+from pipelines.labels.decide import decide_run
+from pipelines.policy.policy import Policy
+from pipelines.routing.route import route_run
+from pipelines.truth.compared import AnsweredImage, from_jsonl, to_jsonl
+from storage.review.queue import Answer, ReviewedBox, append_answers, read_queue
+from storage.runs.live_rows import live_rows
+from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
 
 POLICY = Policy(accept=0.7, reject=0.1)
 

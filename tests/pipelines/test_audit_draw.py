@@ -5,7 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from pipelines.audit_draw import StratumDraw, allocate, random_key
+from pipelines.routing.audit_draw import StratumDraw, allocate, random_key
 
 
 @settings(deadline=None)

@@ -12,19 +12,19 @@ import pytest
 from review_runs import distinct_row
 from synthetic_run import boxes, make_run, tar_shard
 
-from pipelines.calibrate import Wanted, fit, fit_run
 from pipelines.cli import main
-from pipelines.judge import JudgedBoxes, TrueBoxes, answered_images, judge
-from pipelines.policy import Decision, Policy
-from pipelines.review_settings_choice import choose_policy
-from pipelines.route import route_run
-from pipelines.truth import read_truth
-from storage.annotations import Category
+from pipelines.policy.fit import Wanted, fit, fit_run
+from pipelines.policy.policy import Decision, Policy
+from pipelines.review.settings import choose_policy
+from pipelines.routing.route import route_run
+from pipelines.truth.coco_truth import read_truth
+from pipelines.truth.judge import JudgedBoxes, TrueBoxes, answered_images, judge
 from storage.errors import ConfigError, ReviewError
-from storage.manifest import Manifest
-from storage.memory import MemoryStore
-from storage.objects import open_store
-from storage.review_queue import Answer, ReviewedBox, append_answers, read_queue
+from storage.objects.protocols import open_store
+from storage.review.queue import Answer, ReviewedBox, append_answers, read_queue
+from storage.runs.annotations import Category
+from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
 
 CLASSES = ("RBC", "WBC", "Platelets")
 CATEGORIES = tuple(Category(i, name, i + 1) for i, name in enumerate(CLASSES))

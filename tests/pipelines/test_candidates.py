@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given, settings
 
-from pipelines.candidates import BestPool, Likeness, distances
+from pipelines.routing.candidates import BestPool, Likeness, distances
 
 ranks = st.lists(st.tuples(st.integers(0, 20).map(float), st.integers(0, 2**40)), unique=True)
 

@@ -17,8 +17,8 @@ from synthetic_run import image_shard, make_run, row
 from tiny_run import fill_folder, run_fields
 
 from pipelines.cli import main
-from storage.local import LocalStore
-from storage.lock import run_lock
+from storage.runs.lock import run_lock
+from storage.stores.local import LocalStore
 
 
 @dataclass
@@ -213,7 +213,7 @@ def test_a_bug_is_a_line_that_asks_for_the_traceback(
     def broken(config: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("pipelines.plan.plan_run", broken)
+    monkeypatch.setattr("pipelines.labelling.plan.plan_run", broken)
     ended = call("plan", setting.write())
     assert ended.code == 1
     assert is_one_readable_error(ended)
@@ -227,7 +227,7 @@ def test_ctrl_c_says_how_to_go_on_and_exits_130(
     def interrupted(config: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipelines.plan.plan_run", interrupted)
+    monkeypatch.setattr("pipelines.labelling.plan.plan_run", interrupted)
     ended = call("plan", setting.write(), "--json")
     assert ended.code == 130
     assert ended.last["error"] == "interrupted"
@@ -283,9 +283,9 @@ def test_plan_of_a_config(call: Call, setting: Setting) -> None:
 
 _LOADED = """
 import sys
-import pipelines.cli
+import pipelines.cli.main
 try:
-    pipelines.cli.main(["--help"])
+    pipelines.cli.main.main(["--help"])
 except SystemExit:
     pass
 print(",".join(sorted({name.split(".")[0] for name in sys.modules})), file=sys.stderr)

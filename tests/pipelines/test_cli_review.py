@@ -12,8 +12,8 @@ import pytest
 from review_samples import loose_run
 
 from pipelines.cli import main
-from storage.label_studio_token import VARIABLE
-from storage.objects import open_store
+from pipelines.label_studio.token import VARIABLE
+from storage.objects.protocols import open_store
 
 COMMANDS = (
     ("review", "route"), ("review", "push"), ("review", "pull"), ("review", "status"),
@@ -113,6 +113,6 @@ def test_help_has_an_example(command: tuple[str, ...], capsys: pytest.CaptureFix
 
 def test_the_commands_load_nothing_heavy() -> None:
     heavy = ["torch", "ray", "cv2", "pyarrow", "httpx", "sklearn", "matplotlib"]
-    code = f"import sys, pipelines.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, pipelines.cli.main; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.cli_submit import given
+from pipelines.cli.submit import given
 
 
 def test_the_command_that_attaches_again_is_of_the_same_run() -> None:

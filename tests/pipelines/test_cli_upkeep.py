@@ -9,8 +9,8 @@ import pytest
 from synthetic_run import make_run, row, tar_shard
 
 from pipelines.cli import main
-from storage.local import LocalStore
-from storage.manifest import annotation_key
+from storage.runs.manifest import annotation_key
+from storage.stores.local import LocalStore
 
 TARS = [tar_shard(f"{i}.tar") for i in range(2)]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster import ray_cluster
+from pipelines.cluster.ray_cluster import ray_cluster
 from storage.errors import ConfigError
 
 LISTENING = """
 import os, sys
 from pathlib import Path
 import ray
-from pipelines.cluster import cluster_nodes, ray_cluster
+from pipelines.cluster.ray_cluster import cluster_nodes, ray_cluster
 
 def listening():
     found = set()
@@ -84,7 +84,7 @@ TWO_NODES = """
 import sys
 import ray
 from ray.cluster_utils import Cluster
-from pipelines.cluster import _nodes_without, check_shared_folders
+from pipelines.cluster.ray_cluster import _nodes_without, check_shared_folders
 cluster = Cluster(
     initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
 )

@@ -13,26 +13,26 @@ import numpy as np
 import pytest
 from tiny_run import fill_folder, run_config
 
-from pipelines.compile import compile_model, with_artefact
-from pipelines.compile_images import measured, sample, unseen
-from pipelines.compile_measure import (
+from pipelines.config.run_config import RunConfig
+from pipelines.ingest.ingest import ingest
+from pipelines.labelling.open_run import open_run
+from pipelines.models.compile import compile_model, with_artefact
+from pipelines.models.measure import (
     SURE,
     expected_from_detections,
     expected_from_truth,
     mean_ap,
     refuse_unmeasured,
 )
-from pipelines.config import RunConfig
-from pipelines.ingest import ingest
-from pipelines.open_run import open_run
-from pipelines.truth import read_truth
+from pipelines.models.sample_images import measured, sample, unseen
+from pipelines.truth.coco_truth import read_truth
 from storage.errors import ArtefactError, SourceEmpty, TruthMismatch
-from storage.objects import StorageOptions
+from storage.objects.protocols import StorageOptions
 from storage.records import Detections
-from workers.artefacts import Artefact
-from workers.detector import Preprocessing
-from workers.make_artefact import artefact_key
-from workers.quantize import GROUPS, RECIPE, search
+from workers.compile.make_artefact import artefact_key
+from workers.compile.quantize import GROUPS, RECIPE, search
+from workers.detectors.protocol import Preprocessing
+from workers.runtimes.artefacts import Artefact
 from workers.spec import ArtefactRef, ModelSpec
 
 Make = Callable[..., RunConfig]
@@ -244,12 +244,12 @@ def test_int8_from_config_to_run(
 
     This model loses 33 points with backbone.stage1 in INT8, and half a point without.
     """
-    from pipelines.digits import make_pages
+    from pipelines.demo.digits import make_pages
 
     monkeypatch.setenv("LABELFLEET_CACHE", str(tmp_path / "cache"))
     # Two blocks to try, of fourteen: each costs seconds.
     tried = (*RECIPE, "backbone.stage1", "neck.neck1")
-    monkeypatch.setattr("workers.quantize.GROUPS", {name: GROUPS[name] for name in tried})
+    monkeypatch.setattr("workers.compile.quantize.GROUPS", {name: GROUPS[name] for name in tried})
     pages = make_pages(tmp_path / "pages", images=28, seed=9, split="unseen", broken=False)
     labelled = json.loads(pages.truth.read_text())
     labelled["images"] = labelled["images"][:10]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipelines import config_reference
-from pipelines.config import Part, RunConfig, load_config, parse_config
-from pipelines.config_messages import section_in
+from pipelines.config import reference as config_reference
+from pipelines.config.messages import section_in
+from pipelines.config.run_config import Part, RunConfig, load_config, parse_config
 from storage.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -293,7 +293,7 @@ def test_a_config_is_frozen_and_hashable() -> None:
 
 def test_the_reference_page_lists_every_field_as_the_models_have_it() -> None:
     page = (ROOT / "docs/configuration.md").read_text()
-    assert page == config_reference.page(), "run `python -m pipelines.config_reference`"
+    assert page == config_reference.page(), "run `python -m pipelines.config.reference`"
     for section in sections():
         for name, field in section.model_fields.items():
             (row,) = {line for line in page.splitlines() if line.startswith(f"| `{name}` |")

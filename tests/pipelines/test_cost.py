@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.cost import Budget, CostModel, learn_cost
+from pipelines.routing.cost import Budget, CostModel, learn_cost
 from storage.errors import ConfigError
 
 

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from pipelines.oddities import BROKEN
+from pipelines.demo.oddities import BROKEN
 
 
 @pytest.mark.slow
 def test_it_labels_its_own_pages_and_then_has_nothing_left_to_do(tmp_path: Path) -> None:
-    from pipelines.demo import render, run_demo
+    from pipelines.demo.run import render, run_demo
 
     first = run_demo(tmp_path, images=60)
     assert first.run.images == 60

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.digits import Pages, make_pages
-from pipelines.handwriting import SPLITS, Split, draw_page, load_samples
-from pipelines.oddities import BROKEN, ODD
+from pipelines.demo.digits import Pages, make_pages
+from pipelines.demo.handwriting import SPLITS, Split, draw_page, load_samples
+from pipelines.demo.oddities import BROKEN, ODD
 from storage.errors import ConfigError, ImageError, TooLarge, Undecodable
-from workers.images import decode
+from workers.images.decode import decode
 
 MAX_PIXELS = 178_956_970
 HOW: dict[str, Any] = {"images": 24, "seed": 1, "hard_share": 0.3}

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.digits import make_pages
-from storage.objects import StorageOptions
+from pipelines.demo.digits import make_pages
+from storage.objects.protocols import StorageOptions
 from workers.spec import ModelRequest
-from workers.training_set import read_training_set
+from workers.training.coco_set import read_training_set
 
 ASSETS = Path(__file__).resolve().parents[2] / "pipelines" / "assets"
 CHECKPOINT = ASSETS / "digits_nano.safetensors"
 
 
 def test_it_is_small_and_says_what_it_is() -> None:
-    from workers.checkpoints import read_checkpoint
+    from workers.models.resolve import read_checkpoint
 
     checkpoint = read_checkpoint(CHECKPOINT)
     weights = sum(1 for _ in checkpoint.shapes)
@@ -40,9 +40,9 @@ def _product(shape: tuple[int, ...]) -> int:
 
 @pytest.mark.slow
 def test_it_reads_pages_it_never_saw(tmp_path: Path) -> None:
-    from pipelines.detection_scores import measure
-    from workers.checkpoints import resolve_model
-    from workers.yolo_nas import load_detector
+    from pipelines.training.validation import measure
+    from workers.models.resolve import resolve_model
+    from workers.yolo_nas.network import load_detector
 
     # A seed that no other page of the project is drawn with.
     pages = make_pages(tmp_path, images=40, seed=77, split="unseen", broken=False)

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pipelines.dispatch import Dispatcher, DispatchRules
+from pipelines.dispatch.dispatcher import Dispatcher, DispatchRules
 from storage.records import Shard, StoredObject
 
 

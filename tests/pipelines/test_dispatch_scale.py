@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from dispatch_scale import POISON, Simulation
 
-from pipelines.dispatch import DispatchRules
+from pipelines.dispatch.dispatcher import DispatchRules
 
 
 @pytest.mark.parametrize("seed", range(3))

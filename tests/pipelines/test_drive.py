@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from scripted_drive import Bench, Cluster, ScriptedPool, done, failing, ready
 
-from pipelines.allowance import Limits
+from pipelines.dispatch.limits import Limits
 from storage.errors import (
     AccessDenied,
     BucketNotFound,
@@ -21,10 +21,10 @@ from storage.errors import (
     WorkerDiskFull,
     WorkerStartFailed,
 )
-from storage.faulty import Fault, FaultyStore, drop_reply, fail
-from storage.memory import MemoryStore
 from storage.records import Shard
-from workers.events import (
+from storage.stores.faulty import Fault, FaultyStore, drop_reply, fail
+from storage.stores.memory import MemoryStore
+from workers.actors.events import (
     Event,
     ShardError,
     StartFailed,

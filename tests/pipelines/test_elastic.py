@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from pipelines.allowance import Limits, Spent
-from pipelines.config import WorkersConfig
-from pipelines.elastic import Elastic
-from pipelines.nodes import ClusterNode, NodeWatch
-from pipelines.sizing import Node, size_pool, wanted_actors
+from pipelines.cluster.elastic import Elastic
+from pipelines.cluster.nodes import ClusterNode, NodeWatch
+from pipelines.cluster.sizing import Node, size_pool, wanted_actors
+from pipelines.config.run_config import WorkersConfig
+from pipelines.dispatch.limits import Limits, Spent
 from storage.errors import RayLost
 
 

@@ -13,12 +13,12 @@ from faster_coco_eval import COCO, COCOeval_faster
 from rich.console import Console
 from synthetic_run import boxes, image_shard, list_shards, make_run, random_boxes, row, tar_shard
 
-import pipelines.evaluate
-from pipelines.evaluate import Evaluation, evaluate_run, remarks, render
+import pipelines.evaluation.evaluate
+from pipelines.evaluation.evaluate import Evaluation, evaluate_run, remarks, render
 from storage.errors import TruthMismatch
-from storage.manifest import Manifest
-from storage.memory import MemoryStore
 from storage.records import AnnotationRow, Detections
+from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
 
 NAMES = ("RBC", "WBC", "Platelets")
 
@@ -75,7 +75,7 @@ def example(tmp_path: Path) -> tuple[Manifest, Path]:
 
 def coco_figures(manifest: Manifest, truth: Path) -> list[float]:
     """The same through faster-coco-eval in one go, written as its documentation does."""
-    from storage.rows import live_rows
+    from storage.runs.live_rows import live_rows
 
     known = json.loads(truth.read_text())
     for a in known["annotations"]:
@@ -105,7 +105,7 @@ def coco_figures(manifest: Manifest, truth: Path) -> list[float]:
 def test_figures_are_cocos_whatever_the_chunk(
     chunk: int, example: tuple[Manifest, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines.evaluate, "CHUNK_IMAGES", chunk)
+    monkeypatch.setattr(pipelines.evaluation.evaluate, "CHUNK_IMAGES", chunk)
     e = evaluate_run(*example)
     expected = coco_figures(*example)
     ours = [e.map_, e.map50, e.map75, e.ap_small, e.ap_medium, e.ap_large]

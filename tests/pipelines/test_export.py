@@ -18,19 +18,19 @@ import yaml
 from review_runs import distinct_row
 from synthetic_run import boxes, commit_rows, make_run
 
-from pipelines.export import ExportFormat, ExportSummary, export_version
-from pipelines.merge import decide_run
-from pipelines.policy import Policy
-from pipelines.truth import read_truth
+from pipelines.labels.decide import decide_run
+from pipelines.labels.export import ExportFormat, ExportSummary, export_version
+from pipelines.policy.policy import Policy
+from pipelines.truth.coco_truth import read_truth
 from storage.errors import ConfigError
-from storage.label_rows import LabelRow, label_rows
-from storage.label_versions import read_label_tables, read_version
-from storage.listing import Listing
-from storage.manifest import Manifest
-from storage.objects import open_store
+from storage.labels.rows import LabelRow, label_rows
+from storage.labels.versions import read_label_tables, read_version
+from storage.objects.protocols import open_store
 from storage.records import AnnotationRow, Shard
-from storage.review_queue import Answer, ReviewedBox, append_answers
-from storage.shards import group_images, read_shard, tar_shards
+from storage.review.queue import Answer, ReviewedBox, append_answers
+from storage.runs.listing import Listing
+from storage.runs.manifest import Manifest
+from storage.shards.reading import group_images, read_shard, tar_shards
 
 POLICY = Policy(accept=0.7, reject=0.1)
 FORMATS: tuple[ExportFormat, ...] = ("coco", "yolo", "hf")
@@ -350,7 +350,7 @@ def test_hugging_face_features_name_the_classes(loose: Labelled, tmp_path: Path)
 
 @pytest.mark.slow
 def test_super_gradients_own_classes_load_the_exports(loose: Labelled, tmp_path: Path) -> None:
-    from workers.yolo_nas import import_super_gradients
+    from workers.yolo_nas.network import import_super_gradients
 
     import_super_gradients()
     from super_gradients.training.datasets.detection_datasets.coco_format_detection import (

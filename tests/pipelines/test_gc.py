@@ -12,19 +12,19 @@ from labelled_run import fill, label, png
 from rich.console import Console
 from synthetic_run import commit_rows, row, tar_shard
 
-from pipelines.gc import DAY_S, GcSummary, collect_garbage, parse_age, render
-from pipelines.status import run_status
-from pipelines.verify import verify_run
+from pipelines.runs.gc import DAY_S, GcSummary, collect_garbage, parse_age, render
+from pipelines.runs.status import run_status
+from pipelines.runs.verify import verify_run
 from storage.errors import RunLocked, StorageUnavailable
-from storage.faulty import FaultyStore, fail
-from storage.label_versions import claim_version
-from storage.local import LocalStore
-from storage.lock import run_lock
-from storage.manifest import Manifest, annotation_key
-from storage.memory import MemoryStore
-from storage.objects import ObjectStore
-from storage.review_frames import shard_numbers, write_frame
-from storage.rows import live_rows
+from storage.labels.versions import claim_version
+from storage.objects.protocols import ObjectStore
+from storage.review.frames import shard_numbers, write_frame
+from storage.runs.live_rows import live_rows
+from storage.runs.lock import run_lock
+from storage.runs.manifest import Manifest, annotation_key
+from storage.stores.faulty import FaultyStore, fail
+from storage.stores.local import LocalStore
+from storage.stores.memory import MemoryStore
 
 
 class Run:
@@ -100,7 +100,7 @@ def dead_tar(run: Run) -> str:
 
 
 def dead_ids(manifest: Manifest) -> set[str]:
-    from storage.listing import Listing
+    from storage.runs.listing import Listing
 
     return manifest.committed() - set(Listing(manifest.store).live_ids())
 

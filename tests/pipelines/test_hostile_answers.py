@@ -10,14 +10,14 @@ from fuzz_seeds import task
 from fuzz_targets import Replies
 from review_samples import loose_run, routed
 
-from pipelines.review_pull import PullSummary, pull_run
-from pipelines.review_tasks import queued
+from pipelines.label_studio.client import LabelStudio
+from pipelines.label_studio.tasks import queued
+from pipelines.review.pull import PullSummary, pull_run
 from storage.errors import ReviewError
-from storage.label_studio import LabelStudio
-from storage.manifest import Manifest
-from storage.memory import MemoryStore
-from storage.review_queue import read_answers
-from storage.review_settings import ReviewSettings
+from storage.review.queue import read_answers
+from storage.review.settings import ReviewSettings
+from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
 
 
 @pytest.fixture

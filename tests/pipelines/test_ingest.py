@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.ingest import IngestProgress, Sizes, ingest, pack
-from pipelines.ingest_sources import open_source
+from pipelines.ingest.ingest import IngestProgress, Sizes, ingest, pack
+from pipelines.ingest.sources import open_source
 from storage.errors import ConfigError, NotAtomic, SourceEmpty, SourceError, StorageError
-from storage.faulty import FaultyStore, drop_reply, fail
-from storage.memory import MemoryStore
-from storage.objects import StorageOptions, open_store
-from storage.shards import list_source, read_shard, tar_shards
+from storage.objects.protocols import StorageOptions, open_store
+from storage.shards.reading import list_source, read_shard, tar_shards
+from storage.stores.faulty import FaultyStore, drop_reply, fail
+from storage.stores.memory import MemoryStore
 
 OPTIONS = StorageOptions()
 LIMIT = 1 << 20

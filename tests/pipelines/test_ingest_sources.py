@@ -16,16 +16,16 @@ from image_samples import PLAIN
 from peak_memory import PeakMemory
 from tar_samples import tar_of
 
-from pipelines.ingest import Sizes, ingest, pack
-from pipelines.ingest_book import IngestBook
-from pipelines.ingest_entries import member_name
-from pipelines.ingest_list import ListSource
-from pipelines.ingest_sources import ZipSource, open_source
+from pipelines.ingest.book import IngestBook
+from pipelines.ingest.entries import member_name
+from pipelines.ingest.ingest import Sizes, ingest, pack
+from pipelines.ingest.sources import ZipSource, open_source
+from pipelines.ingest.url_list import ListSource
 from storage.errors import ObjectNotFound, SourceEmpty, SourceError
-from storage.memory import MemoryStore
-from storage.objects import StorageOptions, open_store
+from storage.objects.protocols import StorageOptions, open_store
 from storage.records import ImageRecord
-from storage.shards import list_source, read_shard, tar_shards
+from storage.shards.reading import list_source, read_shard, tar_shards
+from storage.stores.memory import MemoryStore
 
 OPTIONS = StorageOptions()
 

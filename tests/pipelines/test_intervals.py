@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
-from pipelines.intervals import (
+from pipelines.evaluation.intervals import (
     Estimate,
     Sample,
     quotient,

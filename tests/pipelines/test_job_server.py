@@ -16,8 +16,8 @@ import yaml
 from servers import free_ports
 from tiny_run import run_fields
 
-from pipelines.submit import DEFAULT_ADDRESS, RayJobs, auth_headers, job_server_url, refusal
-from pipelines.submit_bundle import Bundle
+from pipelines.cluster.bundle import Bundle
+from pipelines.cluster.submit import DEFAULT_ADDRESS, RayJobs, auth_headers, job_server_url, refusal
 from storage.errors import ClusterLost, ConfigError
 
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.keys import read_keys
+from pipelines.config.keys import read_keys
 from storage.errors import ConfigError, ObjectNotFound
-from storage.objects import StorageOptions
+from storage.objects.protocols import StorageOptions
 
 
 def keys(folder: Path, text: str | bytes, name: str = "keys.csv") -> frozenset[str]:

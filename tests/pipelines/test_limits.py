@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.limits import WorkerTime
-from storage.ledger import LedgerEntry
+from pipelines.runs.bottleneck import WorkerTime
+from storage.runs.ledger import LedgerEntry
 
 
 def shard(seconds: dict[str, float], images: int = 100, **fill: float) -> LedgerEntry:

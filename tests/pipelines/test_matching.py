@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
-from pipelines.matching import Corrections, compare, iou_matrix
+from pipelines.truth.matching import Corrections, compare, iou_matrix
 
 SQUARE = [10.0, 10.0, 20.0, 20.0]
 SHIFTED = [16.0, 10.0, 26.0, 20.0]  # IoU 0.25 with SQUARE

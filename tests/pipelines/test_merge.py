@@ -10,19 +10,19 @@ import pytest
 from review_runs import add_shards, distinct_row, one_box, random_run, random_shards
 from synthetic_run import boxes, make_run, tar_shard
 
-from pipelines.answered import from_jsonl
-from pipelines.diff import diff_versions
-from pipelines.merge import decide_run
-from pipelines.policy import Policy
-from pipelines.route import route_run
+from pipelines.labels.decide import decide_run
+from pipelines.labels.diff import diff_versions
+from pipelines.policy.policy import Policy
+from pipelines.routing.route import route_run
+from pipelines.truth.compared import from_jsonl
 from storage.errors import ConfigError, ReviewError
-from storage.label_rows import LabelRow, label_rows
-from storage.label_versions import LabelVersion, read_label_tables, read_version, versions
-from storage.manifest import Manifest
-from storage.memory import MemoryStore
+from storage.labels.rows import LabelRow, label_rows
+from storage.labels.versions import LabelVersion, read_label_tables, read_version, versions
 from storage.records import AnnotationRow
-from storage.review_queue import Answer, ReviewedBox, append_answers, read_queue
-from storage.rows import live_rows
+from storage.review.queue import Answer, ReviewedBox, append_answers, read_queue
+from storage.runs.live_rows import live_rows
+from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
 
 POLICY = Policy(accept=0.7, reject=0.1)
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

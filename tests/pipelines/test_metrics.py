@@ -15,13 +15,19 @@ from hypothesis import strategies as st
 from labelled_run import fill, label
 from review_samples import loose_run, routed
 
-from pipelines.label import measured
-from pipelines.metrics import METRICS, Measured, RayMetrics, count_review_queue, exported_name
-from pipelines.tally import Tally
-from storage.annotations import ShardFooter
-from storage.memory import MemoryStore
+from pipelines.dispatch.metrics import (
+    METRICS,
+    Measured,
+    RayMetrics,
+    count_review_queue,
+    exported_name,
+)
+from pipelines.dispatch.tally import Tally
+from pipelines.labelling.run import measured
 from storage.records import STATUSES
-from storage.review_queue import Answer, append_answers, read_queue
+from storage.review.queue import Answer, append_answers, read_queue
+from storage.runs.annotations import ShardFooter
+from storage.stores.memory import MemoryStore
 
 
 class Quiet:

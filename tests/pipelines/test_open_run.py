@@ -15,10 +15,10 @@ from servers import S3Server
 from synthetic_run import commit_rows, row
 from tiny_run import fill_folder, run_config
 
-from pipelines.config import RunConfig
-from pipelines.label import find_work
-from pipelines.open_run import open_run, refresh_listing
-from pipelines.source_objects import group_shards
+from pipelines.config.run_config import RunConfig
+from pipelines.config.source import group_shards
+from pipelines.labelling.open_run import open_run, refresh_listing
+from pipelines.labelling.run import find_work
 from storage.errors import (
     AccessDenied,
     BucketNotFound,
@@ -29,7 +29,7 @@ from storage.errors import (
     SourceEmpty,
 )
 from storage.records import StoredObject
-from storage.shards import classify
+from storage.shards.reading import classify
 
 Make = Callable[..., RunConfig]
 

@@ -11,13 +11,13 @@ from synthetic_run import commit_rows, row
 from tar_samples import tar_of, zipped
 from tiny_run import fill_folder, run_config
 
-from pipelines.config import RunConfig
-from pipelines.open_run import open_run, refresh_listing
-from pipelines.plan import Plan, plan_run, render
+from pipelines.config.run_config import RunConfig
+from pipelines.labelling.open_run import open_run, refresh_listing
+from pipelines.labelling.plan import Plan, plan_run, render
 from storage.errors import ConfigError, SourceEmpty
-from storage.ledger import LedgerEntry, LedgerWriter
-from storage.manifest import Manifest
 from storage.records import Shard
+from storage.runs.ledger import LedgerEntry, LedgerWriter
+from storage.runs.manifest import Manifest
 
 
 class Bench:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 from sklearn.isotonic import IsotonicRegression
 
-from pipelines.policy import Curve, Decision, Policy, Thresholds, counts, prior
-from storage.annotations import Category
+from pipelines.policy.policy import Curve, Decision, Policy, Thresholds, counts, prior
 from storage.errors import ConfigError
+from storage.runs.annotations import Category
 
 CATEGORIES = (Category(0, "RBC", 1), Category(1, "WBC", 2), Category(2, "Platelets", 3))
 relaxed = settings(deadline=None)

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from pipelines.progress import watching
-from pipelines.tally import Tally
+from pipelines.dispatch.progress import watching
+from pipelines.dispatch.tally import Tally
 
 HOSTILE = "attempt failed: cells/[red]page[1][/].png [/bold] C:\\"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster import _private_token
+from pipelines.cluster.ray_cluster import _private_token
 
 
 def test_the_token_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,21 +15,21 @@ import pytest
 from PIL import Image
 from synthetic_run import boxes, image_shard, list_shards, make_run, row, tar_shard
 
-from pipelines.evaluate import Evaluation
-from pipelines.evaluation import ClassResult
-from pipelines.image_bytes import fetch_images
-from pipelines.report import write_report
-from pipelines.report_gallery import draw
-from pipelines.report_pace import newest_pace
-from pipelines.report_scan import error_kind, scan
+from pipelines.evaluation.evaluate import Evaluation
+from pipelines.evaluation.result import ClassResult
+from pipelines.report.gallery import draw
+from pipelines.report.pace import newest_pace
+from pipelines.report.page import write_report
+from pipelines.report.scan import error_kind, scan
 from storage.errors import LabelfleetError
-from storage.ledger import LedgerEntry, LedgerWriter
-from storage.listing import Listing
-from storage.manifest import Manifest
-from storage.memory import MemoryStore
-from storage.objects import open_store
+from storage.objects.protocols import open_store
 from storage.records import AnnotationRow, Detections
-from storage.shards import list_source, read_shard, tar_shards
+from storage.runs.image_bytes import fetch_images
+from storage.runs.ledger import LedgerEntry, LedgerWriter
+from storage.runs.listing import Listing
+from storage.runs.manifest import Manifest
+from storage.shards.reading import list_source, read_shard, tar_shards
+from storage.stores.memory import MemoryStore
 
 HOSTILE = "<script>document.title='ran'</script>\"'><img src=x onerror=document.title='ran'>.jpg"
 
@@ -376,7 +376,7 @@ def test_fetched_bytes_are_the_images(manifest: Manifest) -> None:
 
 
 def rows_of(manifest: Manifest) -> Iterator[AnnotationRow]:
-    from storage.rows import live_rows
+    from storage.runs.live_rows import live_rows
 
     assert Listing(manifest.store).count() == 1
     return live_rows(manifest)

@@ -13,18 +13,18 @@ from review_runs import distinct_row
 from synthetic_run import boxes, make_run
 from test_report import HOSTILE, Page, page_of
 
-from pipelines.audit import audit_report
-from pipelines.merge import decide_run
-from pipelines.policy import Policy
-from pipelines.report_corrections import Correction, choose, corrections, crop, pictures, view
-from pipelines.report_review import review_section
-from pipelines.route import route_run
-from storage.label_versions import read_version
-from storage.manifest import Manifest
-from storage.memory import MemoryStore
-from storage.objects import open_store
+from pipelines.evaluation.audit import audit_report
+from pipelines.labels.decide import decide_run
+from pipelines.policy.policy import Policy
+from pipelines.report.corrections import Correction, choose, corrections, crop, pictures, view
+from pipelines.report.review import review_section
+from pipelines.routing.route import route_run
+from storage.labels.versions import read_version
+from storage.objects.protocols import open_store
 from storage.records import Shard, shard_id_of
-from storage.review_queue import Answer, ReviewedBox, append_answers, read_queue
+from storage.review.queue import Answer, ReviewedBox, append_answers, read_queue
+from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
 
 GREY, WHITE = (90, 90, 90), (250, 250, 250)
 KEPT, THERE, WRONG, MOVED = (20, 20, 60, 60), (100, 20, 140, 60), (20, 100, 60, 140), (

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.label_config import Interface, interface_of, label_config
-from pipelines.review_answers import compare, prediction_shown
-from pipelines.review_regions import Region, ShownBox, clip, from_results, to_result
+from pipelines.label_studio.answers import compare, prediction_shown
+from pipelines.label_studio.interface import Interface, interface_of, label_config
+from pipelines.label_studio.regions import Region, ShownBox, clip, from_results, to_result
 from storage.errors import ReviewError
 
 SIDE = st.integers(1, 4000)

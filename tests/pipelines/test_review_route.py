@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from review_runs import add_shards, random_run, random_shards
 
-from pipelines.config import RunConfig, parse_config
-from pipelines.policy import POLICY_KEY, Policy
-from pipelines.review_route import PlannedReview
-from pipelines.review_settings_choice import choose_policy, choose_settings
+from pipelines.config.run_config import RunConfig, parse_config
+from pipelines.labelling.planned_review import PlannedReview
+from pipelines.policy.policy import POLICY_KEY, Policy
+from pipelines.review.settings import choose_policy, choose_settings
 from storage.errors import ConfigError
-from storage.listing import Listing
-from storage.memory import MemoryStore
-from storage.objects import open_store
-from storage.review_queue import queue_parts, read_head, read_queue
-from storage.review_settings import ReviewSettings, read_settings
+from storage.objects.protocols import open_store
+from storage.review.queue import queue_parts, read_head, read_queue
+from storage.review.settings import ReviewSettings, read_settings
+from storage.runs.listing import Listing
+from storage.stores.memory import MemoryStore
 
 
 def config(**fields: Any) -> RunConfig:

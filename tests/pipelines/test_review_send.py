@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.review_send import Sender, SendRules, delete_twins, untouched_twins
-from storage.label_studio import KEY, TaskRef
-from storage.label_studio_errors import OutcomeUnknown, RequestTooLarge, ReviewUnavailable
+from pipelines.label_studio.client import KEY, TaskRef
+from pipelines.label_studio.errors import OutcomeUnknown, RequestTooLarge, ReviewUnavailable
+from pipelines.label_studio.send import Sender, SendRules, delete_twins, untouched_twins
 
 Fault = str  # good, lost (before), done (after), late
 

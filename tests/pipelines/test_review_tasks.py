@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from review_runs import random_run
 
-from pipelines.label_config import Interface, label_config
-from pipelines.policy import Policy
-from pipelines.review_regions import ShownBox
-from pipelines.review_tasks import TaskMaker, in_order, queued, shown_boxes
-from pipelines.route import route_run
-from storage.memory import MemoryStore
+from pipelines.label_studio.interface import Interface, label_config
+from pipelines.label_studio.regions import ShownBox
+from pipelines.label_studio.tasks import TaskMaker, in_order, queued, shown_boxes
+from pipelines.policy.policy import Policy
+from pipelines.routing.route import route_run
+from storage.stores.memory import MemoryStore
 
 CLASSES = ("RBC", "WBC", "Platelets", "a <b> & 'c' \"d\"", "überzählig")
 

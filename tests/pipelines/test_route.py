@@ -11,14 +11,12 @@ import pytest
 from review_runs import add_shards, distinct_row, one_box, random_run, random_shards
 from synthetic_run import make_run, tar_shard
 
-from pipelines.cost import Budget, CostModel
-from pipelines.policy import Policy
-from pipelines.route import RouteSummary, cost_of, route, route_run
-from pipelines.survey import RouteOptions
+from pipelines.policy.policy import Policy
+from pipelines.routing.cost import Budget, CostModel
+from pipelines.routing.route import RouteSummary, cost_of, route, route_run
+from pipelines.routing.survey import RouteOptions
 from storage.errors import ConfigError
-from storage.manifest import Manifest
-from storage.memory import MemoryStore
-from storage.review_queue import (
+from storage.review.queue import (
     Answer,
     DeletedBox,
     ReviewedBox,
@@ -29,7 +27,9 @@ from storage.review_queue import (
     read_head,
     read_queue,
 )
-from storage.rows import live_rows
+from storage.runs.live_rows import live_rows
+from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
 
 POLICY = Policy(accept=0.7, reject=0.1)
 
@@ -274,7 +274,7 @@ def test_an_empty_run_routes_nothing_and_says_so() -> None:
 
 
 def test_memory_follows_the_budget_not_the_run() -> None:
-    from pipelines.survey import Earlier, Survey
+    from pipelines.routing.survey import Earlier, Survey
 
     manifest = random_run(MemoryStore(), 30, 40)
     options = RouteOptions(Budget.parse("10 images"))
@@ -293,8 +293,8 @@ def test_a_share_outside_0_to_1_is_refused(audit: float) -> None:
 
 
 def test_a_signal_of_ones_own_is_enough_to_route_by() -> None:
-    from pipelines.box_batch import BoxBatch
-    from pipelines.signals import Weighted
+    from pipelines.policy.box_batch import BoxBatch
+    from pipelines.routing.signals import Weighted
 
     def big(batch: BoxBatch) -> np.ndarray:
         return (batch.boxes[:, 2] - batch.boxes[:, 0]).astype(np.float64)

@@ -10,7 +10,7 @@ from synthetic_run import image_shard, make_run, row
 from tiny_run import run_fields
 
 from pipelines.cli import main
-from storage.objects import open_store
+from storage.objects.protocols import open_store
 
 SECRET_KEY = "canary/secret+key0001"
 ENVIRONMENT = {

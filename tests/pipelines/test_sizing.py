@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.config import WorkersConfig
-from pipelines.sizing import Node, Sizing, size_pool, wants_gpu
+from pipelines.cluster.sizing import Node, Sizing, size_pool, wants_gpu
+from pipelines.config.run_config import WorkersConfig
 from storage.errors import ConfigError
 
 cores = st.integers(1, 256)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.spot_nodes import choices
+from pipelines.cluster.spot_nodes import choices
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REGION = "us-east-1"

@@ -18,11 +18,11 @@ from synthetic_run import (
     tar_shard,
 )
 
-from pipelines.status import SILENT_AFTER_S, RunStatus, render, run_status
-from storage.ledger import LedgerEntry, LedgerWriter
-from storage.manifest import Manifest
-from storage.memory import MemoryStore
+from pipelines.runs.status import SILENT_AFTER_S, RunStatus, render, run_status
 from storage.records import AnnotationRow, Shard
+from storage.runs.ledger import LedgerEntry, LedgerWriter
+from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
 
 TARS = [tar_shard(f"{i}.tar") for i in range(5)]
 

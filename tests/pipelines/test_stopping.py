@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from pipelines.stopping import stopping_on_signals
+from pipelines.dispatch.stopping import stopping_on_signals
 
 
 def test_the_first_one_asks_and_the_second_one_interrupts() -> None:

@@ -10,11 +10,11 @@ import yaml
 from servers import S3Server
 from tiny_run import run_fields
 
-from pipelines import submit_bundle
-from pipelines.config import load_config
-from pipelines.submit_bundle import CONFIG_NAME, bundle_run
+from pipelines.cluster import bundle as submit_bundle
+from pipelines.cluster.bundle import CONFIG_NAME, bundle_run
+from pipelines.config.run_config import load_config
 from storage.errors import ConfigError
-from storage.objects import open_store
+from storage.objects.protocols import open_store
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.submit_jobs import Job, Status, detaching, exit_code, follow, job_name, submit
+from pipelines.cluster.follow import Job, Status, detaching, exit_code, follow, job_name, submit
 from storage.errors import ClusterLost, Interrupted
 
 BASE = "labelfleet-cells-0123abcd"

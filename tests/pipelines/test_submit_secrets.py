@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.submit_secrets import refuse_secrets, secret_in
+from pipelines.cluster.secrets import refuse_secrets, secret_in
 from storage.errors import ConfigError
 
 KEY = "AKIA" + "ABCDEFGHIJKLMNOP"  # in two, so that no scanner takes it for one

@@ -14,8 +14,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.console import HarmlessConsole
-from pipelines.terminal import harmless
+from pipelines.display.console import HarmlessConsole
+from pipelines.display.terminal import harmless
 from storage.logs import JsonLines, TextLines
 
 HOSTILE = {
@@ -101,7 +101,7 @@ def test_what_drivers_say_of_urls_is_logged_without_their_secrets(said: str) -> 
 @pytest.mark.parametrize("extra", [[], ["--debug"], ["--json"]])
 def test_a_hostile_name_in_an_error_of_the_command_line(tmp_path: Path, extra: list[str]) -> None:
     folder = tmp_path / "\x1b]0;owned\x07\x1b[31m"
-    command = [sys.executable, "-m", "pipelines.cli", "status", str(folder), *extra]
+    command = [sys.executable, "-m", "pipelines.cli.main", "status", str(folder), *extra]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
     assert "owned" in done.stderr

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from training_samples import box, write_coco
 
-from pipelines.digits import make_pages
-from pipelines.train_config import TrainConfig
+from pipelines.demo.digits import make_pages
+from pipelines.training.config import TrainConfig
 from storage.errors import CheckpointError, ConfigError, Interrupted
-from storage.objects import StorageOptions
+from storage.objects.protocols import StorageOptions
 from workers.spec import ModelRequest
 
 pytestmark = pytest.mark.slow  # super-gradients takes seconds to import
@@ -59,9 +59,9 @@ def config(pages: dict[str, Any], tmp_path: Path) -> Callable[..., TrainConfig]:
 def test_it_leaves_a_checkpoint_that_says_everything_about_itself(
     config: Callable[..., TrainConfig],
 ) -> None:
-    from pipelines.train import train
-    from workers.checkpoints import read_checkpoint, resolve_model
-    from workers.yolo_nas import load_detector
+    from pipelines.training.run import train
+    from workers.models.resolve import read_checkpoint, resolve_model
+    from workers.yolo_nas.network import load_detector
 
     summary = train(config())
     checkpoint = read_checkpoint(Path(summary.checkpoint))
@@ -84,7 +84,7 @@ def test_it_leaves_a_checkpoint_that_says_everything_about_itself(
 def test_the_same_call_again_trains_nothing_and_another_config_is_refused(
     config: Callable[..., TrainConfig],
 ) -> None:
-    from pipelines.train import train
+    from pipelines.training.run import train
 
     first = train(config())
     written = Path(first.checkpoint).stat().st_mtime_ns
@@ -97,8 +97,8 @@ def test_the_same_call_again_trains_nothing_and_another_config_is_refused(
 def test_ctrl_c_ends_after_the_step_and_the_same_call_continues(
     config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.train import train
-    from pipelines.train_view import TrainView
+    from pipelines.training.run import train
+    from pipelines.training.view import TrainView
 
     steps: list[int] = []
     shown = TrainView.step
@@ -122,9 +122,9 @@ def test_ctrl_c_ends_after_the_step_and_the_same_call_continues(
 def test_training_starts_from_a_checkpoint_of_another_number_of_classes(
     config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
-    from pipelines.train import train
-    from pipelines.train_start import first_network
-    from workers.checkpoints import read_checkpoint
+    from pipelines.training.run import train
+    from pipelines.training.start import first_network
+    from workers.models.resolve import read_checkpoint
 
     ten = train(config())
     path = write_coco(tmp_path / "rings", [(90, 60)] * 2, [box(1, 7, 5, 5, 30, 30)])
@@ -151,7 +151,7 @@ def test_training_starts_from_a_checkpoint_of_another_number_of_classes(
 def test_val_with_other_classes_is_refused(
     config: Callable[..., TrainConfig], pages: dict[str, Any], tmp_path: Path
 ) -> None:
-    from pipelines.train import train
+    from pipelines.training.run import train
 
     truth = json.loads(Path(pages["val"]["annotations"]).read_text())
     truth["categories"].reverse()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.train_config import TrainConfig, load_train_config
+from pipelines.training.config import TrainConfig, load_train_config
 from storage.errors import ConfigError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from training_samples import box, write_coco
 
-from pipelines.detection_scores import measure
+from pipelines.training.validation import measure
 from storage.records import Detections
-from workers.detector import Preprocessing
-from workers.training_set import TrainingSet, read_training_set
+from workers.detectors.protocol import Preprocessing
+from workers.training.coco_set import TrainingSet, read_training_set
 
 PREPROCESSING = Preprocessing(size=(64, 96), resize_to=(60, 92))
 

@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.truth import Join, Truth, join_rows, match_categories, read_truth, refuse_unmatched
+from pipelines.truth.coco_truth import (
+    Join,
+    Truth,
+    join_rows,
+    match_categories,
+    read_truth,
+    refuse_unmatched,
+)
 from storage.errors import ConfigError, ObjectNotFound, TruthMismatch
-from storage.objects import open_store
+from storage.objects.protocols import open_store
 
 
 def coco(names: list[str], **changes: Any) -> dict[str, Any]:

@@ -15,18 +15,18 @@ from rich.console import Console
 from synthetic_run import commit_rows, make_run, row, tar_shard
 from tar_samples import tar_of
 
-from pipelines.verify import Verification, verify_run
-from pipelines.verify_view import render, verify_progress
-from storage.annotation_check import check_object
-from storage.annotations import METADATA_KEY
+from pipelines.runs.verify import Verification, verify_run
+from pipelines.runs.verify_view import render, verify_progress
 from storage.errors import StorageUnavailable
-from storage.faulty import FaultyStore, fail
-from storage.listing import Listing
-from storage.local import LocalStore
-from storage.manifest import Manifest, annotation_key
-from storage.memory import MemoryStore
 from storage.records import Shard
-from storage.rows import live_rows
+from storage.runs.annotation_check import check_object
+from storage.runs.annotations import METADATA_KEY
+from storage.runs.listing import Listing
+from storage.runs.live_rows import live_rows
+from storage.runs.manifest import Manifest, annotation_key
+from storage.stores.faulty import FaultyStore, fail
+from storage.stores.local import LocalStore
+from storage.stores.memory import MemoryStore
 
 
 class Run:

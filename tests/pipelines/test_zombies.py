@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_run import commit_rows, record, row
 
-from pipelines.open_run import group_shards
-from pipelines.status import run_status
-from storage.listing import Listing
-from storage.manifest import Manifest
-from storage.memory import MemoryStore
+from pipelines.labelling.open_run import group_shards
+from pipelines.runs.status import run_status
 from storage.records import AnnotationRow, Shard, StoredObject
-from storage.rows import live_rows
+from storage.runs.listing import Listing
+from storage.runs.live_rows import live_rows
+from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
 
 KEYS = [f"{name}.jpg" for name in "abcdefg"]
 SHARD_SIZE = 3

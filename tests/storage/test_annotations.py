@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from synthetic_run import boxes, identity, random_boxes, row
 
-from storage.annotations import (
+from storage.errors import InvalidRow, StorageError
+from storage.records import STATUSES, AnnotationRow, Detections
+from storage.runs.annotations import (
     METADATA_KEY,
     ROW_GROUP_ROWS,
     SCHEMA,
@@ -25,9 +27,7 @@ from storage.annotations import (
     read_rows,
     read_tables,
 )
-from storage.errors import InvalidRow, StorageError
-from storage.memory import MemoryStore
-from storage.records import STATUSES, AnnotationRow, Detections
+from storage.stores.memory import MemoryStore
 
 WIDTH, HEIGHT = 640, 480
 

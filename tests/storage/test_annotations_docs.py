@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from synthetic_run import make_run, random_boxes, row, tar_shard
 
-from storage.annotations import DETECTION_TYPE, SCHEMA
-from storage.objects import open_store
+from storage.objects.protocols import open_store
+from storage.runs.annotations import DETECTION_TYPE, SCHEMA
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "annotations.md"
 SNIPPETS = dict(

@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic_run import record
 
-from pipelines.gc import collect_garbage
+from pipelines.runs.gc import collect_garbage
 from storage.errors import AlreadyExists, StorageError, StorageUnavailable
-from storage.faulty import FaultyStore, drop_reply, fail
-from storage.generations import PARTS, Generations, GenerationWriter
-from storage.listing import Listing
-from storage.manifest import Manifest
-from storage.memory import MemoryStore
-from storage.objects import ObjectStore
+from storage.objects.protocols import ObjectStore
 from storage.records import Shard, StoredObject, shard_id_of
+from storage.runs.generations import PARTS, Generations, GenerationWriter
+from storage.runs.listing import Listing
+from storage.runs.manifest import Manifest
+from storage.stores.faulty import FaultyStore, drop_reply, fail
+from storage.stores.memory import MemoryStore
 
 SHARDS = 9000  # three row groups
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from storage.errors import ConfigError
-from storage.globs import compile_glob
+from storage.shards.globs import compile_glob
 
 
 def matches(glob: str, key: str) -> bool:

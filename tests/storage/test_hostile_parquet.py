@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.annotations import METADATA_KEY, read_footer, read_identity, read_rows
 from storage.errors import StorageError
-from storage.listing import Listing
-from storage.memory import MemoryStore
 from storage.records import StoredObject
-from storage.review_frames import read_frame
-from storage.review_queue import read_answers, read_head, read_queue
+from storage.review.frames import read_frame
+from storage.review.queue import read_answers, read_head, read_queue
+from storage.runs.annotations import METADATA_KEY, read_footer, read_identity, read_rows
+from storage.runs.listing import Listing
+from storage.stores.memory import MemoryStore
 
 KEYS = sorted(key for key in fuzz_seeds.run_objects() if key.endswith(".parquet"))
 

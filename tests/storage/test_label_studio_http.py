@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from storage.errors import ConfigError, ReviewError
-from storage.label_studio import LabelStudio
-from storage.label_studio_errors import (
+from pipelines.label_studio.client import LabelStudio
+from pipelines.label_studio.errors import (
     OutcomeUnknown,
     RequestTooLarge,
     ReviewDenied,
     ReviewRefused,
     ReviewUnavailable,
 )
-from storage.label_studio_http import LabelStudioHttp
-from storage.label_studio_token import Token
+from pipelines.label_studio.http import LabelStudioHttp
+from pipelines.label_studio.token import Token
+from storage.errors import ConfigError, ReviewError
 
 LEGACY = "ab" * 20
 

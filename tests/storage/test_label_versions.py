@@ -12,9 +12,8 @@ import duckdb
 import numpy as np
 import pytest
 
-from storage.annotations import Category
 from storage.errors import AlreadyExists, ConfigError
-from storage.label_rows import (
+from storage.labels.rows import (
     Label,
     LabelRow,
     LabelWriter,
@@ -22,7 +21,7 @@ from storage.label_rows import (
     labels_array,
     rows_to_label_table,
 )
-from storage.label_versions import (
+from storage.labels.versions import (
     LATEST,
     LabelVersion,
     claim_version,
@@ -32,8 +31,9 @@ from storage.label_versions import (
     read_version,
     versions,
 )
-from storage.memory import MemoryStore
-from storage.objects import open_store
+from storage.objects.protocols import open_store
+from storage.runs.annotations import Category
+from storage.stores.memory import MemoryStore
 
 ROW = LabelRow(
     "a.tar/0.jpg", "0" * 16, 512, 1000, "cd" * 32, 640, 480, "human",

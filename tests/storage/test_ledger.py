@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.ledger import LedgerEntry, LedgerWriter, invocations, new_invocation, read_ledger
-from storage.memory import MemoryStore
+from storage.runs.ledger import LedgerEntry, LedgerWriter, invocations, new_invocation, read_ledger
+from storage.stores.memory import MemoryStore
 
 entries = st.builds(
     LedgerEntry,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.listing import Listing, ListingChange
-from storage.memory import MemoryStore
 from storage.records import Shard, StoredObject, shard_id_of
+from storage.runs.listing import Listing, ListingChange
+from storage.stores.memory import MemoryStore
 
 GROUP = 3
 HOSTILE = ["../u.jpg", "a b.jpg", "ü.jpg", "\udcff\udc80.jpg", "<b>.jpg", "'\"\n.jpg", "日本.tar"]

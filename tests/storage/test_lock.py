@@ -19,11 +19,11 @@ import pytest
 from servers import S3Server
 
 from storage.errors import ObjectNotFound, RunLocked, StorageUnavailable
-from storage.faulty import FaultyStore, drop_reply, fail
-from storage.local import LocalStore
-from storage.lock import LOCK_KEY, Owner, run_lock
-from storage.memory import MemoryStore
-from storage.objects import ObjectStore
+from storage.objects.protocols import ObjectStore
+from storage.runs.lock import LOCK_KEY, Owner, run_lock
+from storage.stores.faulty import FaultyStore, drop_reply, fail
+from storage.stores.local import LocalStore
+from storage.stores.memory import MemoryStore
 
 _LIMIT_S = 120
 
@@ -114,8 +114,8 @@ def test_a_live_holder_on_this_host_is_named_and_not_waited_for(store: MemorySto
 
 _HOLD = """
 import sys, time
-from storage.lock import run_lock
-from storage.objects import open_store
+from storage.runs.lock import run_lock
+from storage.objects.protocols import open_store
 with run_lock(open_store(sys.argv[1]), "labelfleet run cells"):
     print("held", flush=True)
     time.sleep(600)

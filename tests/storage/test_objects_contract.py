@@ -23,11 +23,11 @@ from storage.errors import (
     ShortRead,
     StorageError,
 )
-from storage.faulty import FaultyStore
-from storage.memory import MemoryStore
-from storage.objects import ObjectStore, StorageOptions, open_store
-from storage.preflight import check_output
+from storage.objects.preflight import check_output
+from storage.objects.protocols import ObjectStore, StorageOptions, open_store
 from storage.records import StoredObject
+from storage.stores.faulty import FaultyStore
+from storage.stores.memory import MemoryStore
 
 WRITERS = 12
 MIB = 1 << 20

@@ -22,9 +22,9 @@ from storage.errors import (
     StorageError,
     StorageUnavailable,
 )
-from storage.fsspec_store import FsspecStore
-from storage.objects import ObjectStore, StorageOptions, open_object, open_store
-from storage.preflight import check_output
+from storage.objects.preflight import check_output
+from storage.objects.protocols import ObjectStore, StorageOptions, open_object, open_store
+from storage.stores.fsspec_store import FsspecStore
 from storage.urls import Location
 
 CONTENT = bytes(range(256)) * 2000

@@ -23,9 +23,9 @@ from storage.errors import (
     StorageError,
     StorageFull,
 )
-from storage.local import LocalStore
-from storage.objects import open_store
-from storage.preflight import check_output
+from storage.objects.preflight import check_output
+from storage.objects.protocols import open_store
+from storage.stores.local import LocalStore
 
 PROJECT = Path(__file__).parents[2]
 
@@ -195,7 +195,7 @@ class TestChanges:
 _WRITER = """
 import sys
 from pathlib import Path
-from storage.objects import open_store
+from storage.objects.protocols import open_store
 print("ready", flush=True)
 getattr(open_store(sys.argv[1]), sys.argv[2])("run/part", Path(sys.argv[3]))
 """

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from storage.errors import AlreadyExists, ObjectChanged, ObjectNotFound, ShortRead, StorageError
-from storage.local import LocalStore
-from storage.memory import MemoryStore
-from storage.objects import ObjectStore
-from storage.s3_list import ordered_entries
+from storage.objects.protocols import ObjectStore
+from storage.s3.ordered import ordered_entries
+from storage.stores.local import LocalStore
+from storage.stores.memory import MemoryStore
 
 # No key is a folder of another: what only object stores can hold is not asked of folders.
 KEYS = st.sampled_from(["a", "a-", "a.b", "b/a", "b/a-", "b/c/d", "b-/x", "b0", "é/ü", "new\nline"])

@@ -28,9 +28,9 @@ from storage.errors import (
     StorageFull,
     StorageUnavailable,
 )
-from storage.objects import ObjectStore, StorageOptions, open_object, open_store
-from storage.preflight import check_output
-from storage.s3_client import parse_time
+from storage.objects.preflight import check_output
+from storage.objects.protocols import ObjectStore, StorageOptions, open_object, open_store
+from storage.s3.client import parse_time
 
 MIB = 1 << 20
 CONTENT = b"".join(i.to_bytes(4, "big") for i in range(MIB))  # 4 MiB, no two words alike

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 
 from storage.errors import ReviewError, StorageError
-from storage.objects import ObjectStore, open_store
-from storage.review_frames import Frames, read_frame, shard_numbers, write_frame
-from storage.review_queue import (
+from storage.objects.protocols import ObjectStore, open_store
+from storage.review.frames import Frames, read_frame, shard_numbers, write_frame
+from storage.review.queue import (
     ANSWERS,
     Answer,
     DeletedBox,

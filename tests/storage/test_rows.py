@@ -14,10 +14,10 @@ from synthetic_run import (
     tar_shard,
 )
 
-from storage.manifest import Manifest
-from storage.memory import MemoryStore
 from storage.records import printable
-from storage.rows import live_rows, live_tables
+from storage.runs.live_rows import live_rows, live_tables
+from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
 
 
 def ids(manifest: Manifest) -> list[str]:

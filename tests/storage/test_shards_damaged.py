@@ -23,7 +23,7 @@ from tar_samples import Member, records_of, tar_of, zipped
 
 from storage.errors import SourceError, SourceTruncated
 from storage.records import ImageRecord, Shard, StoredObject
-from storage.shards import read_shard
+from storage.shards.reading import read_shard
 
 BODY = random.Random(0)
 MEMBERS: list[Member] = [

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import AccessDenied, Interrupted, StorageError
-from storage.memory import MemoryStore
-from storage.objects import open_store
+from storage.objects.protocols import open_store
 from storage.records import Shard, StoredObject
-from storage.shards import classify, group_images, list_source, read_shard, tar_shards
+from storage.shards.reading import classify, group_images, list_source, read_shard, tar_shards
+from storage.stores.memory import MemoryStore
 
 
 def filled(*keys: str) -> MemoryStore:

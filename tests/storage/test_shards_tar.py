@@ -14,10 +14,10 @@ from peak_memory import PeakMemory
 from tar_samples import Member, records_of, store_of, tar_of, zipped
 
 from storage.errors import Interrupted, ObjectChanged, ObjectNotFound
-from storage.objects import open_store
+from storage.objects.protocols import open_store
 from storage.records import StoredObject
-from storage.shards import list_source, read_shard, tar_shards
-from storage.tar_writer import TarWriter
+from storage.shards.reading import list_source, read_shard, tar_shards
+from storage.shards.tar_writer import TarWriter
 
 LONG = "/".join(["folder"] * 60)
 MEMBERS: list[Member] = [

@@ -14,12 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from storage.objects import StorageOptions
-from workers.checkpoints import read_checkpoint
-from workers.images import decode
-from workers.letterbox import letterbox
+from storage.objects.protocols import StorageOptions
+from workers.images.decode import decode
+from workers.images.letterbox import letterbox
+from workers.models.resolve import read_checkpoint
 from workers.spec import ModelSpec
-from workers.yolo_nas import build_network, import_super_gradients, load_detector, load_weights
+from workers.yolo_nas.network import (
+    build_network,
+    import_super_gradients,
+    load_detector,
+    load_weights,
+)
 
 CLASSES = ("RBC", "WBC", "Platelets")
 NMS_IOU = 0.7

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from storage.errors import ArtefactError
-from workers.agreement import difference, refuse_difference
-from workers.postprocess import Selected
+from workers.compile.agreement import difference, refuse_difference
+from workers.detectors.nms import Selected
 
 BATCH = np.zeros((2, 4, 4, 3), np.uint8)
 

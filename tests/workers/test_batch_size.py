@@ -7,7 +7,7 @@ from statistics import median
 
 import pytest
 
-from workers.batch_size import BatchSize
+from workers.labelling.batch_size import BatchSize
 
 
 def settled(first: int, most: int | None, cost: Callable[[int], float], batches: int = 100) -> int:

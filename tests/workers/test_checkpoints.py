@@ -17,9 +17,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from storage.errors import CheckpointError, ConfigError
-from storage.objects import StorageOptions
-from workers.checkpoint_processing import preprocessing_of
-from workers.checkpoints import (
+from storage.objects.protocols import StorageOptions
+from workers.checkpoints.processing import preprocessing_of
+from workers.detectors.protocol import Preprocessing
+from workers.models.resolve import (
     Checkpoint,
     canonical_arch,
     coco_preprocessing,
@@ -27,7 +28,6 @@ from workers.checkpoints import (
     resolve_model,
     save_checkpoint,
 )
-from workers.detector import Preprocessing
 from workers.spec import ModelRequest, ModelSpec
 
 ARCH = canonical_arch({"backbone": {}, "neck": {}, "heads": {"NDFLHeads": {"reg_max": 16}}})

@@ -13,10 +13,10 @@ from checkpoint_samples import saved, weights
 from servers import S3Server
 
 from storage.errors import CheckpointError, StorageError
-from storage.objects import StorageOptions, open_object
+from storage.objects.protocols import StorageOptions, open_object
 from workers import checkpoint_cache
-from workers.cache_folder import cache_folder
-from workers.checkpoint_cache import fetch_checkpoint, fetch_file, file_sha256
+from workers.checkpoints.cache import fetch_checkpoint, fetch_file, file_sha256
+from workers.local_folders import cache_folder
 
 OPTIONS = StorageOptions()
 
@@ -157,8 +157,8 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 _FETCH = """
 import sys
-from storage.objects import StorageOptions
-from workers.checkpoint_cache import fetch_checkpoint
+from storage.objects.protocols import StorageOptions
+from workers.checkpoints.cache import fetch_checkpoint
 print(fetch_checkpoint(sys.argv[1], StorageOptions()))
 """
 

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import CheckpointError
-from workers.checkpoint_file import read_checkpoint
+from workers.checkpoints.file import read_checkpoint
 
 _events: list[str] | None = None
 

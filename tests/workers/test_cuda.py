@@ -12,15 +12,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipelines.digits import make_pages
-from storage.objects import StorageOptions
+from pipelines.demo.digits import make_pages
+from storage.objects.protocols import StorageOptions
 from storage.records import Detections
-from workers.agreement import BOX_PX, SCORE
-from workers.checkpoints import resolve_model
-from workers.detector import QueueingDetector, Unfinished
-from workers.images import decode
-from workers.letterbox import letterbox
-from workers.runtimes import load_detector
+from workers.compile.agreement import BOX_PX, SCORE
+from workers.detectors.protocol import QueueingDetector, Unfinished
+from workers.images.decode import decode
+from workers.images.letterbox import letterbox
+from workers.models.resolve import resolve_model
+from workers.runtimes.choose import load_detector
 from workers.spec import ModelRequest, ModelSpec
 
 pytestmark = [

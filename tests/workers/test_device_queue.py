@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import workers.device_queue as module
-from workers.device_queue import DeviceQueue
+import workers.runtimes.device_queue as module
+from workers.runtimes.device_queue import DeviceQueue
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from storage.errors import ConfigError
-from workers.folders import check_folders
+from workers.actors.shared_folders import check_folders
 from workers.spec import WorkerSpec
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.errors import Undecodable, Unsupported
-from workers.images import decode, probe
+from workers.images.decode import decode, probe
 
 
 @pytest.mark.parametrize("name", PLAIN)

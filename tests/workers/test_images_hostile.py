@@ -20,7 +20,7 @@ from peak_memory import PeakMemory
 from PIL import Image
 
 from storage.errors import ImageError, TooLarge, Undecodable
-from workers.images import decode, probe
+from workers.images.decode import decode, probe
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = tuple[bytes, bytes]
@@ -239,7 +239,7 @@ def test_noise_behind_a_signature_gives_one_of_our_errors(start: bytes, noise: b
 DECODE_DAMAGED = """
 from image_samples import MAX_PIXELS, PLAIN
 from storage.errors import ImageError
-from workers.images import decode
+from workers.images.decode import decode
 tried = 0
 for whole in PLAIN.values():
     half = len(whole) // 2

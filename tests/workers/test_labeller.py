@@ -21,13 +21,13 @@ from PIL import Image
 from synthetic_run import record
 from tar_samples import tar_of
 
-from storage.annotations import RowWriter, ShardFooter, read_footer, read_rows
 from storage.errors import LabelfleetError, ShardFailed, StorageFull, WorkerLost
-from storage.manifest import Commit, Manifest, annotation_key
-from storage.memory import MemoryStore
 from storage.records import AnnotationRow, Detections, ImageRecord, Shard, StoredObject
-from storage.shards import group_images, read_shard, tar_shards
-from workers.labeller import ShardLabeller
+from storage.runs.annotations import RowWriter, ShardFooter, read_footer, read_rows
+from storage.runs.manifest import Commit, Manifest, annotation_key
+from storage.shards.reading import group_images, read_shard, tar_shards
+from storage.stores.memory import MemoryStore
+from workers.labelling.labeller import ShardLabeller
 from workers.spec import LabellerOptions
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.lazy_packages import lazy_packages
+from workers.yolo_nas.lazy_packages import lazy_packages
 
 FILES = {
     "__init__.py": "__version__ = '1.2'\nfrom lazytest.heavy import trainer\n"

@@ -25,8 +25,8 @@ from parity import (
     unmatched,
 )
 
-from storage.objects import StorageOptions
-from workers.checkpoints import read_checkpoint, resolve_model
+from storage.objects.protocols import StorageOptions
+from workers.models.resolve import read_checkpoint, resolve_model
 from workers.spec import ModelRequest, ModelSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -12,7 +12,7 @@ from image_samples import picture
 from numpy.typing import NDArray
 from PIL import Image
 
-from workers.phash import phash
+from workers.images.phash import phash
 
 
 def distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:

@@ -20,14 +20,14 @@ from image_samples import encode
 from PIL import Image
 from tiny_run import fill_folder, run_config
 
-from pipelines.open_run import open_run, refresh_listing
+from pipelines.labelling.open_run import open_run, refresh_listing
 from storage.errors import CheckpointError, StorageError
-from storage.manifest import Manifest
 from storage.records import Shard, StoredObject
-from storage.rows import live_rows
-from storage.shards import tar_shards
-from workers.actor import LabelActor
-from workers.events import (
+from storage.runs.live_rows import live_rows
+from storage.runs.manifest import Manifest
+from storage.shards.reading import tar_shards
+from workers.actors.actor import LabelActor
+from workers.actors.events import (
     Event,
     ShardDone,
     ShardError,
@@ -35,7 +35,7 @@ from workers.events import (
     WorkerGone,
     WorkerReady,
 )
-from workers.pool import LabelPool, PoolSize
+from workers.actors.pool import LabelPool, PoolSize
 from workers.spec import LabellerOptions, WorkerSpec
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ from PIL import Image
 from synthetic_run import boxes
 
 from storage.records import ImageRecord, Status
-from workers.detector import Preprocessing
-from workers.prepare import Prepared, Skipped, open_image
+from workers.detectors.protocol import Preprocessing
+from workers.images.prepare import Prepared, Skipped, open_image
 
 INPUT = Preprocessing(size=(96, 128), resize_to=(92, 124), padding="center")
 MAX_PIXELS = 1_000_000

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from workers.queues import Batch, BatchRing, ByteBudget
+from workers.labelling.queues import Batch, BatchRing, ByteBudget
 
 
 class Sizes:

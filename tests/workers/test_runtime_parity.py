@@ -13,20 +13,20 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from pipelines.digits import make_pages
+from pipelines.demo.digits import make_pages
 from storage.errors import ArtefactError, ModelError
-from storage.objects import StorageOptions, open_store
+from storage.objects.protocols import StorageOptions, open_store
 from storage.records import Detections
-from workers.agreement import BOX_PX, SCORE, difference, refuse_difference
-from workers.artefacts import Artefact, publish
-from workers.checkpoints import resolve_model
-from workers.graph_detector import GraphDetector
-from workers.images import decode
-from workers.letterbox import letterbox
-from workers.make_artefact import GRAPH, make_graph
-from workers.onnx_session import OnnxSession
-from workers.quantize import RECIPE, Quantiser
-from workers.runtimes import installed, load_detector, session_of
+from workers.compile.agreement import BOX_PX, SCORE, difference, refuse_difference
+from workers.compile.make_artefact import GRAPH, make_graph
+from workers.compile.quantize import RECIPE, Quantiser
+from workers.detectors.graph import GraphDetector
+from workers.images.decode import decode
+from workers.images.letterbox import letterbox
+from workers.models.resolve import resolve_model
+from workers.runtimes.artefacts import Artefact, publish
+from workers.runtimes.choose import installed, load_detector, session_of
+from workers.runtimes.onnx_session import OnnxSession
 from workers.spec import ModelRequest, ModelSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -116,7 +116,7 @@ def test_bf16_finds_the_same_objects_or_says_that_this_cpu_cannot(case: Case) ->
     spec = case.on("openvino", "bf16")
     if "openvino" not in installed():
         pytest.skip("openvino is not installed")
-    from workers.openvino_session import has_bf16, import_openvino
+    from workers.runtimes.openvino_session import has_bf16, import_openvino
 
     if not has_bf16(import_openvino().Core()):
         with pytest.raises(ModelError, match="no bf16"):
@@ -132,7 +132,7 @@ def test_the_cut_that_bf16_makes_loses_nothing(case: Case, monkeypatch: pytest.M
     """The network and the selection as two models, both in float32: what one model finds."""
     if "openvino" not in installed():
         pytest.skip("openvino is not installed")
-    import workers.openvino_session as module
+    import workers.runtimes.openvino_session as module
 
     whole, parts = module._settings, module._parts
     monkeypatch.setattr(module, "has_bf16", lambda core: True)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 
 from storage.errors import ConfigError
-from workers.runtimes import PRECISIONS, choose_runtime
+from workers.runtimes.choose import PRECISIONS, choose_runtime
 from workers.spec import DeviceName, PrecisionName, RuntimeName
 
 ALL: tuple[RuntimeName, ...] = get_args(RuntimeName)
@@ -65,9 +65,10 @@ def test_every_choice_is_possible_or_refused_in_words() -> None:
 
 _WORKER = """
 import sys
-import workers.runtimes, workers.openvino_session, workers.onnx_session, workers.labeller
-workers.openvino_session.import_openvino()
-workers.onnx_session.import_onnxruntime()
+import workers.runtimes.choose, workers.runtimes.openvino_session
+import workers.runtimes.onnx_session, workers.labelling.labeller
+workers.runtimes.openvino_session.import_openvino()
+workers.runtimes.onnx_session.import_onnxruntime()
 heavy = {"torch", "super_gradients", "nncf", "matplotlib", "faster_coco_eval"} & set(sys.modules)
 assert not heavy, heavy
 assert not [m for m, v in sys.modules.items() if m.startswith("openvino_telemetry") and v]

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.errors import Undecodable
-from workers.detector import Preprocessing
-from workers.images import DecodedImage, decode
-from workers.letterbox import LetterboxTransform, letterbox
+from workers.detectors.protocol import Preprocessing
+from workers.images.decode import DecodedImage, decode
+from workers.images.letterbox import LetterboxTransform, letterbox
 
 MAX = 10**8
 COCO = Preprocessing()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from metadata_server import MetadataServer, metadata_server
 
-from workers.spot import EC2_METADATA_URL, SpotNotice, SpotWatch, metadata_url
+from workers.actors.spot import EC2_METADATA_URL, SpotNotice, SpotWatch, metadata_url
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC).timestamp()
 

@@ -16,11 +16,11 @@ from torch import nn
 from training_samples import box, write_coco
 
 from storage.errors import ConfigError, ModelError
-from workers.augment import Augmentation
-from workers.batches import Batch, BatchSource
-from workers.detector import Preprocessing
-from workers.fit_options import FitOptions
-from workers.training_set import read_training_set
+from workers.detectors.protocol import Preprocessing
+from workers.training.augment import Augmentation
+from workers.training.batches import Batch, BatchSource
+from workers.training.coco_set import read_training_set
+from workers.training.options import FitOptions
 
 pytestmark = pytest.mark.slow  # super-gradients takes seconds to import
 
@@ -40,7 +40,7 @@ def one_thread() -> Iterator[None]:
 
 
 def network(seed: int = 0) -> nn.Module:
-    from workers.yolo_nas import build_network
+    from workers.yolo_nas.network import build_network
 
     torch.manual_seed(seed)
     return build_network("yolo_nas_s", json.dumps(yaml.safe_load(ARCH.read_text())), 3)
@@ -76,7 +76,7 @@ TARGETS = torch.tensor([[0, 1, 30.0, 30, 24, 24], [1, 2, 60, 50, 30, 40]])
 
 
 def test_without_regions_the_loss_is_super_gradients_own() -> None:
-    from workers.training import RegionLoss
+    from workers.training.trainer import RegionLoss
 
     from super_gradients.training.losses.ppyolo_loss import PPYoloELoss  # isort: skip
 
@@ -88,7 +88,7 @@ def test_without_regions_the_loss_is_super_gradients_own() -> None:
 
 
 def test_regions_silence_unclaimed_anchors_inside_and_nothing_else() -> None:
-    from workers.training import RegionLoss, anchors_inside
+    from workers.training.trainer import RegionLoss, anchors_inside
 
     scores, *rest = raw_outputs()
     scores = scores.detach().requires_grad_()
@@ -110,7 +110,7 @@ def test_regions_silence_unclaimed_anchors_inside_and_nothing_else() -> None:
 
 
 def test_the_regions_of_one_batch_do_not_linger_in_the_next() -> None:
-    from workers.training import RegionLoss
+    from workers.training.trainer import RegionLoss
 
     outputs, loss = raw_outputs(), RegionLoss(3)
     before = loss(outputs, TARGETS)[0].item()
@@ -121,7 +121,7 @@ def test_the_regions_of_one_batch_do_not_linger_in_the_next() -> None:
 
 
 def test_a_batch_without_any_object_has_a_loss_that_can_be_trained_on() -> None:
-    from workers.training import RegionLoss
+    from workers.training.trainer import RegionLoss
 
     scores, *rest = raw_outputs()
     loss, _ = RegionLoss(3)((scores, *rest), torch.zeros((0, 6)))
@@ -130,7 +130,7 @@ def test_a_batch_without_any_object_has_a_loss_that_can_be_trained_on() -> None:
 
 
 def trainer(state: Path, options: FitOptions, **more: Any) -> Any:
-    from workers.training import Trainer
+    from workers.training.trainer import Trainer
 
     fields = {"fingerprint": "one", "state": state, **more}
     return Trainer(network(), 3, options, **fields)
@@ -141,11 +141,11 @@ def weights(of: Any) -> dict[str, torch.Tensor]:
 
 
 def test_it_learns_a_handful_of_images_by_heart(source: BatchSource, tmp_path: Path) -> None:
-    from pipelines.detection_scores import measure
-    from workers.dense import DenseDetector
+    from pipelines.training.validation import measure
+    from workers.runtimes.torch_session import torch_detector
     from workers.spec import ModelSpec
-    from workers.torch_detector import torch_detector
-    from workers.yolo_nas import fuse
+    from workers.yolo_nas.dense import DenseDetector
+    from workers.yolo_nas.network import fuse
 
     options = FitOptions(steps=240, lr=5e-3, warmup_steps=10, ema_decay=0.9, eval_every=240)
     losses: list[float] = []
@@ -225,7 +225,7 @@ def test_a_loss_that_is_no_number_stops_with_advice(source: BatchSource, tmp_pat
 
 
 def test_the_average_follows_the_weights_quickly_at_first_and_slowly_later() -> None:
-    from workers.training import Ema
+    from workers.training.trainer import Ema
 
     layer = nn.Linear(1, 1)
     ema = Ema(layer, 0.99)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from training_samples import image_with_patch
 
-from workers.augment import Augmentation, Sample, augment
-from workers.detector import Preprocessing
-from workers.letterbox import letterbox
+from workers.detectors.protocol import Preprocessing
+from workers.images.letterbox import letterbox
+from workers.training.augment import Augmentation, Sample, augment
 
 PREPROCESSING = Preprocessing(size=(96, 128), resize_to=(92, 124))
 RED = (250, 10, 10)

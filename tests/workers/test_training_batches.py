@@ -11,10 +11,10 @@ import torch
 from training_samples import box, write_coco
 
 from storage.errors import SourceError
-from workers.augment import Augmentation, Sample
-from workers.batches import BatchSource, collate
-from workers.detector import Preprocessing
-from workers.training_set import read_training_set
+from workers.detectors.protocol import Preprocessing
+from workers.training.augment import Augmentation, Sample
+from workers.training.batches import BatchSource, collate
+from workers.training.coco_set import read_training_set
 
 PREPROCESSING = Preprocessing(size=(64, 64), resize_to=(60, 60))
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.fit_options import FitOptions, learning_rate
+from workers.training.options import FitOptions, learning_rate
 
 
 @given(steps=st.integers(1, 500), warmup=st.integers(0, 500))

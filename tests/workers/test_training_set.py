@@ -11,7 +11,7 @@ from PIL import Image
 from training_samples import box, write_coco
 
 from storage.errors import ConfigError, SourceEmpty, SourceError
-from workers.training_set import read_training_set
+from workers.training.coco_set import read_training_set
 
 
 def test_category_ids_with_gaps_become_indices_in_the_order_of_the_file(tmp_path: Path) -> None:

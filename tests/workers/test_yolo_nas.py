@@ -19,22 +19,22 @@ from parity import CLASSES, Boxes, iou
 from torch import nn
 
 from storage.errors import CheckpointError, ConfigError, ModelError
-from storage.objects import StorageOptions
+from storage.objects.protocols import StorageOptions
 from storage.records import Detections
-from workers.checkpoints import (
+from workers.detectors.nms import NmsRules
+from workers.detectors.protocol import Preprocessing
+from workers.images.decode import decode
+from workers.images.letterbox import letterbox
+from workers.models.resolve import (
     coco_preprocessing,
     read_arch,
     read_checkpoint,
     resolve_model,
     save_checkpoint,
 )
-from workers.dense import DenseDetector
-from workers.detector import Preprocessing
-from workers.images import decode
-from workers.letterbox import letterbox
-from workers.postprocess import NmsRules
 from workers.spec import ModelRequest, ModelSpec
-from workers.yolo_nas import build_network, fuse, load_detector, load_weights
+from workers.yolo_nas.dense import DenseDetector
+from workers.yolo_nas.network import build_network, fuse, load_detector, load_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -262,7 +262,7 @@ def test_a_saved_checkpoint_needs_nothing_but_its_name(
 _IMPORT = """
 import logging, sys
 out, err, handlers = sys.stdout, sys.stderr, logging.getLogger().handlers[:]
-from workers.yolo_nas import import_super_gradients
+from workers.yolo_nas.network import import_super_gradients
 import_super_gradients()
 assert sys.stdout is out and sys.stderr is err
 assert logging.getLogger().handlers == handlers
@@ -295,13 +295,13 @@ def test_importing_super_gradients_leaves_the_process_alone(tmp_path: Path) -> N
 _DIGEST = """
 import hashlib, sys, torch
 if sys.argv[1] == "whole":
-    from workers.torchvision_ops import ensure_torchvision
+    from workers.yolo_nas.torchvision_ops import ensure_torchvision
     ensure_torchvision()
     from super_gradients.training import models
     torch.manual_seed(1)
     network = models.get("yolo_nas_s", num_classes=3)
 else:
-    from workers.yolo_nas import build_network
+    from workers.yolo_nas.network import build_network
     torch.manual_seed(1)
     network = build_network("yolo_nas_s", None, 3)
     assert not {"torchmetrics", "pandas", "onnx.helper", "tensorboard"} & set(sys.modules)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from storage.errors import ModelError
 from storage.records import Detections
-from workers.detector import Preprocessing
-from workers.postprocess import NmsRules, best_candidates, suppress
+from workers.detectors.nms import NmsRules, best_candidates, suppress
+from workers.detectors.protocol import Preprocessing
+from workers.runtimes.torch_session import torch_detector
 from workers.spec import ModelSpec
-from workers.torch_detector import torch_detector
 
 SIZE = 64
 CLASSES = ("a", "b", "c", "d", "e", "f")

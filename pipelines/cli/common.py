@@ -1,0 +1,51 @@
+"""What the commands share: options, opening a run, and showing a result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="A run's output URL.")]
+Endpoint = Annotated[
+    str | None,
+    typer.Option("--endpoint-url", help="S3-compatible server; default: AWS_ENDPOINT_URL or AWS."),
+]
+
+
+def storage_options(endpoint_url: str | None) -> Any:
+    """StorageOptions for a command's --endpoint-url."""
+    from storage.errors import ConfigError
+    from storage.objects.protocols import StorageOptions
+    from storage.urls import has_credentials
+
+    if endpoint_url and has_credentials(endpoint_url):
+        raise ConfigError(
+            "--endpoint-url has credentials in it",
+            hint="put them into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile",
+        )
+    return StorageOptions(endpoint_url=endpoint_url)
+
+
+def open_manifest(run: str, endpoint_url: str | None) -> Any:
+    """The run at a URL. Raises ConfigError when there is none."""
+    from storage.runs.manifest import Manifest
+
+    return Manifest.open(run, storage_options(endpoint_url))
+
+
+def show(rendered: Any, fields: dict[str, Any], as_json: bool) -> None:
+    """For machines one line on stdout; for people the rendered view."""
+    if as_json:
+        sys.stdout.write(json.dumps(fields) + "\n")
+        sys.stdout.flush()
+    else:
+        from pipelines.display.console import (
+            HarmlessConsole,  # half of what `--help` would wait for
+        )
+
+        # A bare string is text: brackets in a URL are no markup.
+        HarmlessConsole().print(rendered, markup=not isinstance(rendered, str))

@@ -1,0 +1,311 @@
+"""The command line: parse, load the config, call. No logic, and nothing heavy at import."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pipelines.cli import review as cli_review
+from pipelines.cli import submit as cli_submit
+from pipelines.cli import upkeep as cli_upkeep
+from pipelines.cli.common import Endpoint, Json, RunUrl, open_manifest, show, storage_options
+from pipelines.display.terminal import harmless
+from storage.errors import Interrupted, LabelfleetError
+from storage.logs import VARIABLE, log_format, set_up_logging
+from storage.urls import unsigned
+from workers.local_folders import cache_folder
+
+
+class _Commands(TyperGroup):
+    """Typer would turn Ctrl-C into a silent exit code; people are told how to go on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted", hint="run the same command to continue") from None
+
+
+app = typer.Typer(
+    name="labelfleet",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich draws panels, and takes three times as long as all the rest
+    context_settings={"max_content_width": 100},
+    help="Label image collections too large to label by hand.\n\n"
+    "YOLO-NAS on Ray, from object storage to Parquet annotations.",
+    epilog="Add --debug to any command for the traceback behind an error, --log-format json for "
+    "machine-readable logs.",
+)
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run config: YAML, any URL.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field: model.score_floor=0.1"),
+]
+
+
+@app.command(epilog="Example: labelfleet run cells.yaml --set workers.batch_size=4")
+def run(
+    config: ConfigPath,
+    set_: Sets = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most this many shards in this invocation.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a local Ray.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Label a source. Run it again to continue, or to label what was added since."""
+    from pipelines.config.run_config import load_config
+    from pipelines.labelling.run import label_run
+    from pipelines.labelling.view import render
+
+    summary = label_run(load_config(config, tuple(set_ or ())), address=address, limit=limit)
+    show(render(summary), summary.to_json(), json_)
+    raise typer.Exit(summary.exit_code)
+
+
+@app.command(epilog="Example: labelfleet plan cells.yaml")
+def plan(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
+    """Say what a run would do and what it costs. Shards, images, GiB, hours; touches nothing."""
+    from pipelines.config.run_config import load_config
+    from pipelines.labelling.plan import plan_run, render
+
+    planned = plan_run(load_config(config, tuple(set_ or ())))
+    show(render(planned), planned.to_json(), json_)
+
+
+@app.command(epilog="Example: labelfleet status s3://plates/labels/blood-cells")
+def status(run: RunUrl, endpoint_url: Endpoint = None, json_: Json = False) -> None:
+    """Show how far a run is. In flight or ended, from any machine that reaches its output."""
+    from pipelines.runs.status import render, run_status
+
+    found = run_status(open_manifest(run, endpoint_url))
+    show(render(found), found.to_json(), json_)
+
+
+@app.command(epilog="Example: labelfleet evaluate runs/cells --truth instances.json")
+def evaluate(
+    run: RunUrl,
+    truth: Annotated[str, typer.Option(help="COCO ground truth: JSON, any URL.")],
+    allow_missing: Annotated[
+        bool, typer.Option(help="Leave out truth images that the run has no row for.")
+    ] = False,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Measure a run against COCO ground truth: mAP, AR, per class."""
+    from pipelines.evaluation.evaluate import evaluate_run, render
+
+    result = evaluate_run(
+        open_manifest(run, endpoint_url),
+        truth,
+        options=storage_options(endpoint_url),
+        allow_missing=allow_missing,
+    )
+    show(render(result), result.to_json(), json_)
+
+
+@app.command(epilog="Example: labelfleet report runs/cells --truth instances.json")
+def report(
+    run: RunUrl,
+    truth: Annotated[
+        str | None, typer.Option(help="COCO ground truth, for an evaluation section.")
+    ] = None,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Write the run's report with pictures. One self-contained HTML page."""
+    from pipelines.evaluation.evaluate import evaluate_run
+    from pipelines.report.page import write_report
+
+    manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)
+    measured = evaluate_run(manifest, truth, options=options) if truth else None
+    url = write_report(manifest, source_options=options, evaluation=measured)
+    show(f"report: {url}", {"report": url}, json_)
+
+
+@app.command(epilog="Example: labelfleet ingest unlabeled2017.zip s3://plates/shards")
+def ingest(
+    source: Annotated[str, typer.Argument(help="Folder, .zip, or a text/CSV list of URLs.")],
+    dest: Annotated[str, typer.Argument(help="Where the tar shards go: any URL.")],
+    shard_size: Annotated[int, typer.Option(min=1, help="Images a shard, at most.")] = 1000,
+    shard_mib: Annotated[int, typer.Option(min=1, help="MiB a shard, at most.")] = 256,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Pack images into tar shards, byte for byte. Run it again to continue."""
+    from pipelines.ingest.ingest import ingest as ingest_images
+    from pipelines.ingest.view import ingest_progress, render
+
+    with ingest_progress() as progress:
+        summary = ingest_images(
+            source,
+            dest,
+            options=storage_options(endpoint_url),
+            images_per_shard=shard_size,
+            shard_bytes=shard_mib * 1024 * 1024,
+            progress=progress,
+        )
+    show(render(summary), summary.to_json(), json_)
+
+
+@app.command(epilog="Example: labelfleet train examples/digits/train.yaml")
+def train(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
+    """Train a YOLO-NAS on a COCO-format data set, on this machine."""
+    from pipelines.training.run import render, train_from_file
+
+    summary = train_from_file(config, tuple(set_ or ()))
+    show(render(summary), summary.to_json(), json_)
+
+
+@app.command("compile", epilog="Example: labelfleet compile cells.yaml --set model.precision=int8")
+def compile_(
+    config: ConfigPath,
+    truth: Annotated[
+        str | None,
+        typer.Option(help="COCO ground truth of images in the source, to measure int8 on."),
+    ] = None,
+    set_: Sets = None,
+    json_: Json = False,
+) -> None:
+    """Make the model ready for its runtime, once; `run` does it too when it was not done."""
+    from pipelines.models.compile import compile_from_file
+    from pipelines.models.view import render
+
+    summary = compile_from_file(config, tuple(set_ or ()), truth)
+    show(render(summary), summary.to_json(), json_)
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        str | None, typer.Argument(help="Also check this run config's storage and model.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Say what is installed and works here, and what to do about what does not."""
+    from pipelines.doctor.examine import examine, render
+
+    findings = examine(config)
+    show(render(findings), findings.to_json(), json_)
+    raise typer.Exit(0 if findings.healthy else 1)
+
+
+@app.command(epilog="Example: labelfleet demo runs/demo")
+def demo(
+    dest: Annotated[Path, typer.Argument(help="A folder for everything it makes.")] = Path(
+        "runs/demo"
+    ),
+    json_: Json = False,
+) -> None:
+    """Label 300 pages of handwritten digits. Makes them, measures it, writes the report."""
+    from pipelines.demo.run import render, run_demo
+
+    summary = run_demo(dest)
+    show(render(summary), summary.to_json(), json_)
+
+
+cli_submit.register(app)
+cli_review.register(app)
+cli_upkeep.register(app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script; every error becomes a readable line and an exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    given = _take_log_format([argument for argument in given if argument != "--debug"])
+    set_up_logging(log_format(), clean=harmless)
+    # supervision imports matplotlib, which would make a folder in the user's configuration.
+    with suppress(RuntimeError):  # nobody's home: it will have to do without
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
+    if debug:  # ours only: botocore and httpx would log credentials and whole webhook URLs
+        logging.getLogger("labelfleet").setLevel(logging.DEBUG)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same clean-up as Ctrl-C
+    try:
+        # Not standalone: Typer then returns the code of an Exit, and raises everything else.
+        code = app(given, standalone_mode=False, prog_name="labelfleet")
+        _leave(code if isinstance(code, int) else 0)
+    except typer.TyperException as exc:
+        _usage(exc, given)
+    except typer.Abort:
+        _fail("interrupted", "run the same command to continue", 130, given)
+    except LabelfleetError as exc:
+        if debug:
+            logging.exception("the traceback behind the error")
+        _fail(exc.message, exc.hint, exc.exit_code, given)
+    except Exception as exc:  # the process's border: a line, not a traceback
+        if debug:
+            logging.exception("the traceback behind the error")
+        hint = "this is a bug of labelfleet: run again with --debug and report the traceback"
+        # Nobody of us wrote this message: a client's may hold a signed URL.
+        _fail(unsigned(f"{type(exc).__name__}: {exc}"), hint, 1, given)
+
+
+def _take_log_format(given: list[str]) -> list[str]:
+    """``--log-format json``, anywhere: into the environment, where workers find it too."""
+    for at, argument in enumerate(given):
+        name, equals, value = argument.partition("=")
+        if name == "--log-format":
+            value = value if equals else "".join(given[at + 1 : at + 2])
+            rest = given[:at] + given[at + (1 if equals else 2) :]
+            if value not in ("text", "json"):
+                _fail(f"--log-format {value}: it is text or json", None, 2, rest)
+            os.environ[VARIABLE] = value
+            return rest
+    return given
+
+
+def _usage(exc: typer.TyperException, given: list[str]) -> None:
+    """A wrong command, option or argument; without any arguments, the help."""
+    message = exc.format_message()
+    if message.startswith("Usage: "):  # called without arguments: it is the help
+        sys.stdout.write(message + "\n")
+        _leave(2)
+    command = getattr(getattr(exc, "ctx", None), "command_path", "labelfleet")
+    _fail(message, f"see `{command} --help`", 2, given)
+
+
+def _fail(message: str, hint: str | None, code: int, given: list[str]) -> None:
+    if log_format() == "json":
+        logging.getLogger("labelfleet").error(message, extra={"hint": hint, "exit_code": code})
+    else:
+        _say_error(message, hint)
+    if "--json" in given:
+        sys.stdout.write(json.dumps({"error": message, "hint": hint, "exit_code": code}) + "\n")
+    _leave(code)
+
+
+def _say_error(message: str, hint: str | None) -> None:
+    from rich.text import Text
+
+    from pipelines.display.console import HarmlessConsole
+
+    said = Text.assemble(("error:", "bold red"), " ", message)
+    if hint:
+        said.append("\n  -> ", "dim").append(hint)
+    HarmlessConsole(stderr=True).print(said, soft_wrap=True)
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

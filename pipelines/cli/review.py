@@ -1,0 +1,276 @@
+"""Review on the command line: route, push, pull, status; fit, decide, diff, export."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.common import Endpoint, Json, RunUrl, open_manifest, show, storage_options
+
+review_app = typer.Typer(
+    no_args_is_help=True,
+    help="Have people look where it pays. Route → push → (they answer) → pull → decide.",
+)
+
+PolicyUrl = Annotated[
+    str | None,
+    typer.Option("--policy", help="policy.yaml at any URL; default: as fitted, or last routed by."),
+]
+Accept = Annotated[
+    float | None, typer.Option(min=0, max=1, help="From this score on, a box is a label.")
+]
+Reject = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Below this score, a box is dropped.")
+]
+ServerUrl = Annotated[
+    str | None, typer.Option("--url", help="Label Studio; default: the config's, or as last given.")
+]
+ProjectTitle = Annotated[
+    str | None, typer.Option("--project", help="Its title; default: likewise, or the run's name.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this page."""
+    app.add_typer(review_app, name="review")
+    app.command(epilog="Example: labelfleet fit runs/cells --truth instances.json")(fit)
+    app.command(epilog="Example: labelfleet decide runs/cells --policy policy.yaml")(decide)
+    app.command(epilog="Example: labelfleet diff runs/cells v0001 latest")(diff)
+    app.command(epilog="Example: labelfleet export runs/cells out/coco --format coco")(export)
+
+
+@review_app.command(epilog="Example: labelfleet review route runs/cells --budget '240 minutes'")
+def route(
+    run: RunUrl,
+    budget: Annotated[str, typer.Option(help="`N images` or `N minutes` of people's time.")],
+    audit: Annotated[
+        float, typer.Option(min=0, max=1, help="Share drawn at random, for estimates.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the random draw.")] = 0,
+    policy: PolicyUrl = None,
+    accept: Accept = None,
+    reject: Reject = None,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Draw what people should see; needs no GPU. Never the same image twice."""
+    from dataclasses import asdict
+
+    from pipelines.review.settings import choose_policy
+    from pipelines.review.view import render_route
+    from pipelines.routing.route import route_run
+    from storage.runs.ledger import new_invocation
+    from storage.runs.lock import run_lock
+
+    manifest = open_manifest(run, endpoint_url)
+    chosen = choose_policy(manifest, policy, accept, reject, storage_options(endpoint_url))
+    with run_lock(manifest.store, "labelfleet review route"):
+        summary = route_run(
+            manifest, budget=budget, policy=chosen, invocation=new_invocation(), seed=seed,
+            audit=audit,
+        )  # fmt: skip
+    show(render_route(summary), asdict(summary), json_)
+
+
+@review_app.command(epilog="Example: labelfleet review push runs/cells --project blood-cells")
+def push(
+    run: RunUrl,
+    url: ServerUrl = None,
+    project: ProjectTitle = None,
+    audit_blind: Annotated[
+        bool | None,
+        typer.Option("--audit-blind/--audit-shown", help="Audit images without boxes, or with."),
+    ] = None,
+    presigned: Annotated[
+        int | None,
+        typer.Option(metavar="DAYS", help="Links that expire, instead of a storage: 1 to 7 days."),
+    ] = None,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Push what was routed to Label Studio. Run it again to continue; nothing is there twice.
+
+    The token comes from LABEL_STUDIO_API_KEY, and from nowhere else.
+    """
+    from pipelines.label_studio.serving import choose_serving
+    from pipelines.review.push import push_run
+    from pipelines.review.settings import choose_settings, open_server
+    from pipelines.review.view import push_progress, render_push
+    from storage.objects.protocols import open_store
+    from storage.review.settings import write_settings
+    from storage.runs.lock import run_lock
+
+    manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)
+    settings = choose_settings(manifest, url, project, audit_blind)
+    serving = choose_serving(manifest.store, options, presign_days=presigned)
+    with (
+        open_server(settings.url) as server,
+        run_lock(manifest.store, "labelfleet review push"),
+        push_progress() as watcher,
+    ):
+        write_settings(manifest.store, settings)
+        source = open_store(manifest.record.source["url"], options)
+        summary = push_run(
+            manifest, server, settings, source=source, serving=serving, watcher=watcher
+        )
+    show(render_push(summary), summary.to_json(), json_)
+    raise typer.Exit(3 if summary.not_shown else 0)
+
+
+@review_app.command(epilog="Example: labelfleet review pull runs/cells")
+def pull(
+    run: RunUrl,
+    url: ServerUrl = None,
+    project: ProjectTitle = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Read every task, not only those touched since.")
+    ] = False,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Bring back what people answered since the last pull."""
+    from pipelines.review.pull import pull_run
+    from pipelines.review.settings import choose_settings, open_server
+    from pipelines.review.view import render_pull
+    from storage.runs.lock import run_lock
+
+    manifest = open_manifest(run, endpoint_url)
+    settings = choose_settings(manifest, url, project, None)
+    with open_server(settings.url) as server, run_lock(manifest.store, "labelfleet review pull"):
+        summary = pull_run(manifest, server, settings, everything=everything)
+    show(render_pull(summary), summary.to_json(), json_)
+
+
+@review_app.command(epilog="Example: labelfleet review status runs/cells")
+def status(
+    run: RunUrl,
+    url: ServerUrl = None,
+    project: ProjectTitle = None,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Show how far review is. Queue, pushed, answered, minutes left, worth so far."""
+    from pipelines.review.settings import choose_settings
+    from pipelines.review.status import ask_status
+    from pipelines.review.view import render_status
+
+    manifest = open_manifest(run, endpoint_url)
+    found = ask_status(manifest, choose_settings(manifest, url, project, None))
+    show(render_status(found), found.to_json(), json_)
+
+
+def fit(
+    run: RunUrl,
+    truth: Annotated[
+        str | None,
+        typer.Option(help="COCO ground truth, any URL; default: the answers to the run's audit."),
+    ] = None,
+    precision: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of accepted boxes that is to be right.")
+    ] = 0.9,
+    lost: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of right boxes that may be dropped, at most.")
+    ] = 0.02,
+    out: Annotated[
+        str | None, typer.Option(help="Where policy.yaml goes; default: into the run.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option(help="Leave out truth images that the run has no row for.")
+    ] = False,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Fit calibration and thresholds: what scores mean here, and which boxes are labels.
+
+    decide and review route use a policy that lies in the run unless they are given another.
+    """
+    from pipelines.policy.fit import Wanted, fit_run
+    from pipelines.policy.fit_view import render
+    from pipelines.policy.policy import POLICY_KEY
+    from pipelines.truth.coco_truth import read_truth
+    from storage.objects.protocols import open_object
+
+    manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)
+    known = None if truth is None else read_truth(truth, options)
+    fitted = fit_run(manifest, known, Wanted(precision, lost), allow_missing=allow_missing)
+    store, key = (manifest.store, POLICY_KEY) if out is None else open_object(out, options)
+    store.put(key, fitted.policy.to_yaml().encode())
+    written = out or f"{manifest.url}/{POLICY_KEY}"
+    show(render(fitted, written), {**fitted.to_json(), "written": written}, json_)
+
+
+def decide(
+    run: RunUrl,
+    policy: PolicyUrl = None,
+    accept: Accept = None,
+    reject: Reject = None,
+    answers_from: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="Another run whose answers count too; repeatable."),
+    ] = None,
+    settle: Annotated[
+        str, typer.Option(help="Several answers to one image: `latest` or `agreement`.")
+    ] = "latest",
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Merge model, policy and answers into a new label version. Needs no GPU."""
+    from dataclasses import asdict
+    from typing import cast
+
+    from pipelines.labels.decide import decide_run
+    from pipelines.review.settings import choose_policy
+    from pipelines.review.view import render_version
+    from pipelines.truth.settle import Settling
+    from storage.runs.lock import run_lock
+
+    manifest = open_manifest(run, endpoint_url)
+    others = [open_manifest(other, endpoint_url) for other in answers_from or ()]
+    chosen = choose_policy(manifest, policy, accept, reject, storage_options(endpoint_url))
+    with run_lock(manifest.store, "labelfleet decide"):
+        lineage = decide_run(manifest, chosen, answers_from=others, settling=cast(Settling, settle))
+    show(render_version(lineage), asdict(lineage), json_)
+
+
+def diff(
+    run: RunUrl,
+    old: Annotated[str, typer.Argument(help="A label version, such as v0001.")],
+    new: Annotated[str, typer.Argument(help="Another; default: the latest.")] = "latest",
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Say what changed between two label versions."""
+    from pipelines.labels.diff import diff_versions
+    from pipelines.review.view import render_diff
+
+    found = diff_versions(open_manifest(run, endpoint_url), old, new)
+    show(render_diff(found), found.to_fields(), json_)
+
+
+def export(
+    run: RunUrl,
+    dest: Annotated[str, typer.Argument(help="An empty folder or URL.")],
+    format_: Annotated[str, typer.Option("--format", help="coco, yolo or hf.")],
+    version: Annotated[str | None, typer.Option(help="Label version; default: the latest.")] = None,
+    images: Annotated[str, typer.Option(help="copy, link or none.")] = "none",
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Write a label version as COCO, YOLO or Hugging Face data set."""
+    from typing import cast
+
+    from pipelines.labels.export import ExportFormat, export_version
+    from pipelines.labels.images import ImageMode
+
+    summary = export_version(
+        open_manifest(run, endpoint_url),
+        dest,
+        cast(ExportFormat, format_),
+        version=version,
+        images=cast(ImageMode, images),
+        options=storage_options(endpoint_url),
+    )
+    fields = summary.to_fields()
+    told = "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in fields.items())
+    show(told, fields, json_)

@@ -1,0 +1,97 @@
+"""``labelfleet submit`` on the command line."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Annotated, TextIO
+
+import typer
+
+from pipelines.cli.common import Json, show
+from pipelines.display.terminal import harmless
+from storage.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this page."""
+    app.command(epilog="Example: labelfleet submit cells.yaml --address http://127.0.0.1:8265")(
+        submit
+    )
+
+
+def submit(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Run config: YAML, any URL.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a field, as in `run`."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most this many shards in this invocation.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray's job server; default: RAY_ADDRESS, else http://127.0.0.1:8265."),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar="KEY=VALUE", help="A variable for the job. No secrets."),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Follow it, and end with its exit code.")
+    ] = True,
+    json_: Json = False,
+) -> None:
+    """Have a Ray cluster do a run. Submitting it again attaches, until it has ended."""
+    from pipelines.cluster.bundle import bundle_run
+    from pipelines.cluster.submit import submit_run
+
+    overrides, variables = tuple(set_ or ()), _variables(env or [])
+    bundle = bundle_run(config, overrides, variables)
+    further = ["--limit", str(limit)] if limit is not None else []
+    if bundle.url is not None:  # else they are in the packed config
+        further += [word for override in overrides for word in ("--set", override)]
+    submitted = submit_run(
+        bundle,
+        command=further,
+        address=address,
+        environment=variables,
+        wait=wait,
+        note=lambda line: print(harmless(line), file=sys.stderr, flush=True),
+        # The last line of stdout is for the JSON, if there is one: the job's output goes beside it.
+        show=_writer(sys.stderr if json_ else sys.stdout),
+        again=shlex.join(["labelfleet", "submit", config, *given(set_, limit, address, env)]),
+    )
+    state = submitted.status.lower()
+    ended = "" if submitted.exit_code is None else f" with exit code {submitted.exit_code}"
+    show(f"{submitted.submission_id} {state}{ended}", submitted.to_json(), json_)
+    raise typer.Exit(submitted.exit_code or 0)
+
+
+def given(
+    set_: list[str] | None, limit: int | None, address: str | None, env: list[str] | None
+) -> list[str]:
+    """The options once more: another name or output would be another run's job."""
+    words = [word for text in set_ or () for word in ("--set", text)]
+    words += ["--limit", str(limit)] if limit is not None else []
+    words += ["--address", address] if address else []
+    return words + [word for text in env or () for word in ("--env", text)]
+
+
+def _writer(stream: TextIO) -> Callable[[str], None]:
+    def write(text: str) -> None:
+        stream.write(harmless(text))
+        stream.flush()
+
+    return write
+
+
+def _variables(given: list[str]) -> dict[str, str]:
+    variables = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator or not name.isidentifier():
+            raise ConfigError(f"--env {name!r}: NAME=value is expected")
+        variables[name] = value
+    return variables

@@ -1,0 +1,72 @@
+"""Looking after a run on the command line: verify, gc."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.common import Endpoint, Json, RunUrl, open_manifest, show, storage_options
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this page."""
+    app.command(epilog="Example: labelfleet verify runs/cells --complete")(verify)
+    app.command(epilog="Example: labelfleet gc runs/cells --dry-run")(gc)
+
+
+def verify(
+    run: RunUrl,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Shards without labels are differences too.")
+    ] = False,
+    source: Annotated[
+        bool, typer.Option("--source", help="Read tars again, and compare their members.")
+    ] = False,
+    readers: Annotated[int, typer.Option(min=1, help="Objects read at a time.")] = 16,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Check that a run holds what its listing, footers and ledger say; exits 1 where it does not.
+
+    Every object is read whole. Nothing is changed.
+    """
+    from pipelines.runs.verify import verify_run
+    from pipelines.runs.verify_view import render, verify_progress
+    from storage.objects.protocols import open_store
+
+    manifest = open_manifest(run, endpoint_url)
+    images = open_store(manifest.record.source["url"], storage_options(endpoint_url))
+    with verify_progress() as progress:
+        found = verify_run(
+            manifest,
+            complete=complete,
+            source=images if source else None,
+            readers=readers,
+            progress=progress,
+        )
+    show(render(found), found.to_json(), json_)
+    raise typer.Exit(found.exit_code)
+
+
+def gc(
+    run: RunUrl,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be removed.")
+    ] = False,
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="Leave what is younger: 36h, 1d; 0 leaves nothing.")
+    ] = "1d",
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Remove what no reader of a run counts. Takes the run's lock."""
+    from pipelines.runs.gc import collect_garbage, parse_age, render
+
+    try:
+        older_than_s = parse_age(older_than)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--older-than") from exc
+    manifest = open_manifest(run, endpoint_url)
+    summary = collect_garbage(manifest, older_than_s=older_than_s, dry_run=dry_run)
+    show(render(summary), summary.to_json(), json_)

@@ -1,0 +1,1 @@
+"""Joining, sizing and following a Ray cluster; submitting jobs to one."""

@@ -1,0 +1,158 @@
+"""What travels with a submitted run: its config, the local files it names, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.cluster.secrets import MOUNT_IT, refuse_secrets, secret_in
+from pipelines.config.run_config import RunConfig, apply_override, parse_config, read_yaml
+from storage.errors import ConfigError
+from storage.objects.protocols import normalise_url
+from storage.urls import parse_url, shown_url
+
+CONFIG_NAME = "run.yaml"
+# Ray refuses packages of 500 MiB; compression saves nothing on weights.
+MAX_BYTES = 400 * 1024 * 1024
+# The keys that name one file each; what lies at a path here is copied into the working directory.
+_FILES = ("source.keys", "model.checkpoint", "model.arch", "policy")
+# Folders stay where they are: the cluster must see them (or refuses, naming the nodes).
+_FOLDERS = ("source.url", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A run, ready to be submitted.
+
+    Attributes:
+        config: parsed, as the job will see it.
+        fields: the same as a mapping, paths rewritten: what is written to CONFIG_NAME.
+        files: name in the working directory -> local file.
+        url: where the job reads its config from itself; None: it is in the working directory.
+        digest: 16 hex of sha256 over the fields: whether two submissions mean the same.
+    """
+
+    config: RunConfig
+    fields: Mapping[str, Any]
+    files: Mapping[str, Path]
+    url: str | None
+    digest: str
+
+    def write(self, folder: Path) -> None:
+        """Lay out the working directory. Nothing is written for a config at a URL."""
+        if self.url is not None:
+            return
+        for name, path in self.files.items():
+            shutil.copyfile(path, folder / name)
+        text = yaml.safe_dump(dict(self.fields), sort_keys=False, allow_unicode=True)
+        (folder / CONFIG_NAME).write_text(text)
+
+
+def bundle_run(
+    path: str, overrides: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
+) -> Bundle:
+    """Read and check a config as ``labelfleet run`` does, and find what it needs from here.
+
+    Args:
+        path: of the config: a local one is packed, one at a URL is read again by the job.
+        overrides: ``key=value`` texts of --set.
+        environment: variables the job shall get; only looked at.
+
+    Raises:
+        ConfigError: it cannot be used, holds a secret, or names files that cannot travel.
+    """
+    remote = parse_url(path).scheme != "file"
+    kind = secret_in(path) if remote else None
+    if kind is not None:  # its URL is in the job's command
+        raise ConfigError(f"the config's own URL is {kind}", hint=MOUNT_IT)
+    fields = read_yaml(path)
+    for override in overrides:
+        apply_override(fields, override)
+    config = parse_config(RunConfig, fields, where=path)
+    # What the job reads by itself does not travel; what --set adds to it does.
+    refuse_secrets(_overridden(overrides) if remote else fields, environment or {})
+    files = {} if remote else _pack(fields)
+    if remote:
+        _refuse_relative(fields, path)
+    stable = json.dumps(fields, sort_keys=True, default=str).encode()
+    digest = hashlib.sha256(stable).hexdigest()[:16]
+    return Bundle(config, fields, files, normalise_url(path) if remote else None, digest)
+
+
+def _overridden(overrides: tuple[str, ...]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(fields, override)
+    return fields
+
+
+def _pack(fields: dict[str, Any]) -> dict[str, Path]:
+    """Local files by their name in the working directory; ``fields`` then name that, in place."""
+    files: dict[str, Path] = {}
+    for key in _FILES:
+        path = _local(fields, key)
+        if path is None:
+            continue
+        if path.is_file():
+            name = f"{key}-{path.name}"  # two of them may be called the same
+            files[name] = path
+            _set(fields, key, name)
+        elif not _is_absolute(str(_get(fields, key))):
+            raise ConfigError(f"{key}: there is no file {path}", hint="it is looked for from here")
+    for key in _FOLDERS:
+        if _local(fields, key) is not None:
+            _set(fields, key, normalise_url(str(_get(fields, key))))
+    nbytes = sum(path.stat().st_size for path in files.values())
+    if nbytes > MAX_BYTES:
+        raise ConfigError(
+            f"the files that the config names have {nbytes / 2**20:,.0f} MiB, and at most "
+            f"{MAX_BYTES / 2**20:,.0f} travel with a job",
+            hint="put the checkpoint into object storage and name its URL",
+        )
+    return files
+
+
+def _refuse_relative(fields: dict[str, Any], path: str) -> None:
+    for key in (*_FILES, *_FOLDERS):
+        value = _get(fields, key)
+        if _local(fields, key) is not None and not _is_absolute(str(value)):
+            raise ConfigError(
+                f"{shown_url(path)}: {key} is the relative path {value!r}, and the job's folder "
+                "has nothing in it",
+                hint="name a URL there, or submit a local copy of the config: then the file "
+                "travels with it",
+            )
+
+
+def _local(fields: dict[str, Any], key: str) -> Path | None:
+    """The local path that a key names; None: it names a URL, or nothing."""
+    value = _get(fields, key)
+    if not isinstance(value, str):
+        return None
+    place = parse_url(value)
+    return Path(place.path) if place.scheme == "file" else None
+
+
+def _is_absolute(value: str) -> bool:
+    return value.startswith(("/", "file:"))
+
+
+def _get(fields: dict[str, Any], key: str) -> Any:
+    at: Any = fields
+    for part in key.split("."):
+        at = at.get(part) if isinstance(at, dict) else None
+    return at
+
+
+def _set(fields: dict[str, Any], key: str, value: str) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        fields = fields[part]
+    fields[last] = value

@@ -1,0 +1,172 @@
+"""One job a run: which id it gets, attaching to the one that is there, following it to its end.
+
+Nothing here knows Ray: the job server is a Protocol, and pipelines/cluster/submit.py has Ray's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from storage.errors import ClusterLost, Interrupted, LabelfleetError
+
+Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+_ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
+# A head that is being replaced, or a laptop that slept, is no reason to give up at once.
+_SILENCE_S = 300.0
+_RACES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as its server describes it; ``exit_code`` is that of its command, once it has one."""
+
+    job_id: str
+    status: Status
+    exit_code: int | None = None
+    message: str = ""
+    digest: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.status in _ENDED
+
+
+class JobServer(Protocol):
+    """What submitting needs of a cluster's job server."""
+
+    def jobs(self) -> Sequence[Job]: ...
+
+    def job(self, job_id: str) -> Job: ...
+
+    def start(self, job_id: str) -> bool:
+        """False when somebody else's submission took the id in between."""
+
+    def log(self, job_id: str) -> Iterator[str]:
+        """Pieces of its output from the beginning, until it ends; '' while it is quiet.
+
+        Raises ClusterLost when the connection breaks.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A run's job; ``attached`` when it ran already, with or without this very config."""
+
+    job: Job
+    attached: bool
+
+
+def job_name(name: str, output: str) -> str:
+    """The id of a run's first job: the same run has the same, wherever it is submitted from."""
+    place = hashlib.sha256(output.encode()).hexdigest()[:8]
+    return f"labelfleet-{name}-{place}"
+
+
+def submit(server: JobServer, base: str) -> Submission:
+    """Start the run's job, or attach to the one that has not ended.
+
+    Two submissions at once choose the same id, of which the server takes one: the other attaches.
+
+    Raises:
+        LabelfleetError: the server refused.
+    """
+    for _ in range(_RACES):
+        mine = {_number(job.job_id, base): job for job in server.jobs()}
+        mine.pop(None, None)
+        alive = next((job for job in mine.values() if not job.ended), None)
+        if alive is not None:
+            return Submission(alive, attached=True)
+        number = max((n for n in mine if n is not None), default=0) + 1
+        job_id = base if number == 1 else f"{base}-{number}"
+        if server.start(job_id):
+            return Submission(server.job(job_id), attached=False)
+    raise LabelfleetError(f"{_RACES} ids in a row for {base} were taken by others")
+
+
+def _number(job_id: str, base: str) -> int | None:
+    """Which job of this run an id is, counted from 1; None: of another run."""
+    found = re.fullmatch(re.escape(base) + r"(?:-([1-9]\d*))?", job_id)
+    return None if found is None else int(found[1] or 1)
+
+
+def follow(
+    server: JobServer,
+    job_id: str,
+    show: Callable[[str], None],
+    *,
+    again: str,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Job:
+    """Show what the job says until it ends. A connection that breaks is taken up again.
+
+    Args:
+        server: where it runs.
+        job_id: which.
+        show: gets the output piece by piece, each piece once.
+        again: the command that attaches again, for messages.
+
+    Raises:
+        ClusterLost: no answer for five minutes; the job may well go on.
+    """
+    seen, heard_s = 0, clock()
+    while True:
+        try:
+            for piece in _unseen(server.log(job_id), seen):
+                if not piece and server.job(job_id).ended:
+                    break
+                seen, heard_s = seen + len(piece), clock()
+                show(piece)
+            job = server.job(job_id)
+            if job.ended:
+                return job
+            heard_s = clock()
+        except ClusterLost as exc:
+            if clock() - heard_s > _SILENCE_S:
+                raise ClusterLost(
+                    f"no answer about {job_id} for {_SILENCE_S:.0f} s: {exc.message}",
+                    hint=f"it may well go on; to look again: {again}",
+                ) from exc
+        sleep(1.0)
+
+
+@contextmanager
+def detaching(job_id: str, *, again: str, stop: str) -> Iterator[None]:
+    """Ctrl-C from here on leaves the job alone. Raises Interrupted, with the two commands."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"detached from {job_id}, which goes on",
+            hint=f"to follow it again: {again}\n  -> to stop it: {stop}",
+        ) from None
+
+
+def _unseen(pieces: Iterator[str], seen: int) -> Iterator[str]:
+    """What comes after the first ``seen`` characters: a log is always told from its beginning."""
+    for piece in pieces:
+        if piece and seen >= len(piece):
+            seen -= len(piece)
+        elif piece and seen:
+            yield piece[seen:]
+            seen = 0
+        else:
+            yield piece
+
+
+def exit_code(job: Job) -> int:
+    """What a shell would have seen had the run been started from it."""
+    if job.status == "SUCCEEDED":
+        return 0
+    if job.status == "STOPPED":
+        return 130
+    if job.exit_code is None:
+        return 1
+    return 128 - job.exit_code if job.exit_code < 0 else job.exit_code or 1

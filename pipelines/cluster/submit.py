@@ -1,0 +1,316 @@
+"""Submit a run to a Ray cluster's job server: ``labelfleet run`` there, in a job of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import re
+import shlex
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from pipelines.cluster.bundle import CONFIG_NAME, Bundle
+from pipelines.cluster.follow import (
+    Job,
+    Submission,
+    detaching,
+    exit_code,
+    follow,
+    job_name,
+    submit,
+)
+from storage.errors import ClusterLost, ConfigError, LabelfleetError
+from storage.objects.protocols import normalise_url
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+# Seconds that a stopped job has to finish the shards in flight; Ray's own 3 would kill it.
+STOP_WAIT_S = 120
+_QUIET_S = 20.0
+_TRIES = 5  # of a question whose connection broke: a busy head drops some
+_HEAD_AWAY = re.compile(r"Request failed with status code (50[234])\b")
+_NO_SUCH_COMMAND = 127  # a shell's word for it
+# Where Ray itself looks, and where it would overrule an address that was given.
+_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_HOW_TO_SIGN_IN = (
+    "give the one it was started with: RAY_AUTH_TOKEN_PATH=file (a mounted secret), "
+    "RAY_AUTH_TOKEN, or the file ~/.ray/auth_token"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What came of a submission; ``exit_code`` is None while the job goes on."""
+
+    submission_id: str
+    address: str
+    output: str
+    attached: bool
+    status: str
+    exit_code: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def submit_run(
+    bundle: Bundle,
+    *,
+    command: Sequence[str],
+    address: str | None,
+    environment: Mapping[str, str],
+    wait: bool,
+    note: Callable[[str], None],
+    show: Callable[[str], None],
+    again: str,
+) -> Submitted:
+    """Have a cluster do a run, or attach to the job that does it already.
+
+    Args:
+        bundle: the run, from ``bundle_run``.
+        command: what follows ``labelfleet run CONFIG`` there.
+        address: of the job server; None: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else this machine.
+        environment: variables for the job; already checked for secrets.
+        wait: follow it to its end.
+        note: gets lines about the submission, for people.
+        show: gets the job's output, piece by piece.
+        again: the command that attaches again, for messages.
+
+    Raises:
+        ConfigError: no job server there, or it wants another token.
+        Interrupted: Ctrl-C while following; the job goes on.
+        LabelfleetError: the server refused.
+    """
+    url = job_server_url(address)
+    server = RayJobs(url, bundle, command, environment)
+    output = normalise_url(bundle.config.output)
+    found = submit(server, job_name(bundle.config.name, output))
+    job = found.job
+    stop = f"ray job stop --address {url} {job.job_id}"
+    with detaching(job.job_id, again=again, stop=stop):
+        note(_said(found, bundle, url))
+        if wait:
+            job = follow(server, job.job_id, show, again=again)
+    if wait and job.exit_code is None and job.message:
+        note(job.message.strip().splitlines()[-1])
+    if job.exit_code == _NO_SUCH_COMMAND:
+        note("`labelfleet` is not on the PATH of the cluster's head; see ray_cluster.yaml")
+    code = exit_code(job) if job.ended else None
+    return Submitted(job.job_id, url, output, found.attached, job.status, code)
+
+
+def _said(found: Submission, bundle: Bundle, url: str) -> str:
+    job = found.job
+    if not found.attached:
+        return f"submitted {job.job_id} to {url}"
+    other = job.digest not in ("", bundle.digest)
+    warning = "; it runs with an EARLIER VERSION of this config" if other else ""
+    return f"{job.job_id} is {job.status.lower()} already at {url}: attached to it{warning}"
+
+
+def job_server_url(address: str | None) -> str:
+    """The job server's URL, which is not the address that ``run --address`` takes.
+
+    Raises:
+        ConfigError: RAY_ADDRESS names a cluster but not its job server.
+    """
+    given = address or next((os.environ[n] for n in _ADDRESSES if os.environ.get(n)), None)
+    if given is None:
+        return DEFAULT_ADDRESS
+    if given.startswith(("http://", "https://")):
+        return given.rstrip("/")
+    host, colon, port = given.rpartition(":")
+    if "://" in given or not (colon and host and port.isdigit()) or port == "6379":
+        raise ConfigError(
+            f"{given} is not a job server",
+            hint="give its URL, such as --address http://head:8265: the port of Ray's dashboard",
+        )
+    return f"http://{given}"
+
+
+class RayJobs:
+    """Ray's job server, as ``submit`` and ``follow`` want it.
+
+    Args:
+        url: where it answers.
+        bundle: the run that ``start`` starts.
+        command: further words of its command.
+        environment: further variables of it.
+    """
+
+    def __init__(
+        self, url: str, bundle: Bundle, command: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
+        self._url, self._bundle = url, bundle
+        self._command, self._environment = command, environment
+        self._client = self._connect()
+
+    def jobs(self) -> list[Job]:
+        """Every job that was submitted to the cluster."""
+        return [_job(info) for info in self._ask(self._client.list_jobs) if info.submission_id]
+
+    def job(self, job_id: str) -> Job:
+        """One of them."""
+        return _job(self._ask(partial(self._client.get_job_info, job_id)))
+
+    def start(self, job_id: str) -> bool:
+        """Submit the bundle under this id; False when the id is taken."""
+        config = self._bundle.url or CONFIG_NAME
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **self._environment}
+        with tempfile.TemporaryDirectory(prefix="labelfleet-submit-") as folder:
+            self._bundle.write(Path(folder))
+            where = {} if self._bundle.url else {"working_dir": folder}
+            try:
+                self._ask(
+                    partial(
+                        self._client.submit_job,
+                        entrypoint=shlex.join(["labelfleet", "run", config, *self._command]),
+                        submission_id=job_id,
+                        runtime_env={**where, "env_vars": variables},
+                        metadata={"run": self._bundle.config.name, "digest": self._bundle.digest},
+                    )
+                )
+            except LabelfleetError as exc:
+                if "already exists" in exc.message:
+                    return False
+                raise
+        return True
+
+    def log(self, job_id: str) -> Iterator[str]:
+        """Its output from the beginning; '' after every 20 quiet seconds."""
+        heard: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
+        # Of its own thread, so that Ctrl-C and silence are seen here at once.
+        threading.Thread(target=self._tail, args=(job_id, heard.put), daemon=True).start()
+        while True:
+            try:
+                piece = heard.get(timeout=_QUIET_S)
+            except queue.Empty:
+                piece = ""
+            if piece is None:
+                return
+            if isinstance(piece, Exception):
+                raise ClusterLost(f"the log broke off: {piece}") from piece
+            yield piece
+
+    def _tail(self, job_id: str, put: Callable[[str | Exception | None], None]) -> None:
+        async def tail() -> None:
+            async for piece in self._client.tail_job_logs(job_id):
+                put(piece)
+
+        try:
+            asyncio.run(tail())
+            put(None)
+        except Exception as exc:  # noqa: BLE001  # the thread's border: told to its reader
+            put(exc)
+
+    def _connect(self) -> Any:
+        from ray.job_submission import JobSubmissionClient  # a second to import
+
+        # Its notes on packages would stand between the lines of the job.
+        for name in ("ray", *(kind.__module__ for kind in JobSubmissionClient.__mro__)):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        headers = auth_headers()
+        with _address_settled(), self._asking(first=True):
+            return JobSubmissionClient(self._url, headers=headers)
+
+    def _ask(self, call: Callable[[], Any]) -> Any:
+        """Ask, and ask again when the connection breaks; an id is submitted once in any case."""
+        from requests.exceptions import RequestException
+
+        patient = Retrying(
+            retry=retry_if_exception_type((ConnectionError, RequestException)),
+            stop=stop_after_attempt(_TRIES),
+            wait=wait_exponential(multiplier=0.5, max=5),
+            reraise=True,
+        )
+        with self._asking():
+            return patient(call)
+
+    @contextmanager
+    def _asking(self, first: bool = False) -> Iterator[None]:
+        """Ray's and requests' errors as ours."""
+        from ray.exceptions import AuthenticationError
+        from requests.exceptions import RequestException
+
+        try:
+            yield
+        except AuthenticationError as exc:
+            wants = "another token" if "Forbidden" in str(exc) else "a token"
+            raise ConfigError(
+                f"the cluster at {self._url} wants {wants}", hint=_HOW_TO_SIGN_IN
+            ) from None
+        except (ConnectionError, RequestException) as exc:
+            if first:
+                raise ConfigError(
+                    f"no job server answers at {self._url}",
+                    hint="its port is that of Ray's dashboard, 8265, open on the head's loopback "
+                    "only: `ray dashboard ray_cluster.yaml`, `kubectl port-forward` or "
+                    "`ssh -L 8265:127.0.0.1:8265 HEAD` bring it here",
+                ) from exc
+            raise ClusterLost(f"{self._url} does not answer: {type(exc).__name__}") from exc
+        except (RuntimeError, ValueError) as exc:  # what Ray makes of every other answer
+            raise refusal(self._url, exc) from exc
+
+
+def refusal(url: str, exc: Exception) -> LabelfleetError:
+    """What Ray's client raised, as ours; a proxy whose head is being replaced is no refusal."""
+    if away := _HEAD_AWAY.match(str(exc)):
+        return ClusterLost(f"{url} does not answer: HTTP {away[1]}")
+    lines = str(exc).strip().splitlines() or [type(exc).__name__]
+    return LabelfleetError(f"the job server at {url}: {lines[-1]}")
+
+
+@contextmanager
+def _address_settled() -> Iterator[None]:
+    """The address that was given counts: Ray would let the environment overrule it."""
+    hidden = {name: os.environ.pop(name) for name in _ADDRESSES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def auth_headers() -> dict[str, str]:
+    """The token that Ray would use here, as a header; none where there is none.
+
+    Read by us, since Ray settles whether to send it once, when it is imported, and then ignores a
+    token whose mode is not set.
+
+    Raises:
+        ConfigError: RAY_AUTH_TOKEN_PATH names no readable file.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return {}
+    token, place = os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if not token and place:
+        try:
+            token = Path(place).read_text()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(
+                f"RAY_AUTH_TOKEN_PATH names no readable file: {place}", hint=_HOW_TO_SIGN_IN
+            ) from exc
+    default = Path.home() / ".ray" / "auth_token"
+    if not token and default.is_file():
+        token = default.read_text()
+    return {"Authorization": f"Bearer {token.strip()}"} if token and token.strip() else {}
+
+
+def _job(info: Any) -> Job:
+    metadata = info.metadata or {}
+    return Job(
+        job_id=info.submission_id,
+        status=info.status.value,
+        exit_code=info.driver_exit_code,
+        message=info.message or "",
+        digest=metadata.get("digest", ""),
+    )

@@ -1,0 +1,1 @@
+"""run.yaml: fields, messages, and the objects that it selects."""

@@ -1,0 +1,299 @@
+"""The run's config: one YAML, parsed once, frozen; an unknown key is an error naming the nearest.
+
+Each field states its default, unit and reason. Secrets are never here: storage credentials come
+from boto3's own chain, the Label Studio token from LABEL_STUDIO_API_KEY.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from pipelines.config.messages import expected, mismatch
+from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
+from storage.objects.protocols import StorageOptions
+from storage.urls import has_credentials
+
+__all__ = ["Part", "RunConfig", "apply_override", "load_config", "parse_config", "read_yaml"]
+
+Auto = Literal["auto"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Part(BaseModel):
+    """Base of every section: frozen, and strict about names."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: Any, given: ValidationInfo) -> Any:
+        """YAML reads `yes` and `on` as true, which pydantic would take for 1."""
+        field = cls.model_fields[str(given.field_name)]
+        if isinstance(value, bool) and "true or false" not in expected(field):
+            raise ValueError(mismatch(field, value))
+        return value
+
+
+def _url(url: str) -> str:
+    if not url.strip():
+        raise ValueError("a URL or path is expected, not an empty text")
+    if has_credentials(url):
+        raise ValueError("a URL with credentials in it; use environment, profile or instance role")
+    return url
+
+
+def _place(url: str) -> str:
+    if re.match(r"https?://", url, re.IGNORECASE) and "?" in url:
+        raise ValueError("a folder at a web address has no query (what follows the `?`)")
+    return _url(url)
+
+
+def _webhook(url: SecretStr) -> SecretStr:
+    _url(url.get_secret_value())
+    if not re.match(r"https?://", url.get_secret_value(), re.IGNORECASE):
+        raise ValueError("a web address is expected: https://…")
+    return url
+
+
+def _run_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError("up to 100 letters, digits, `.`, `_` and `-` are expected, no spaces")
+    return name
+
+
+def _digest(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ValueError("64 hex digits in lower case are expected, as sha256sum prints them")
+    return text
+
+
+Url = Annotated[str, "a URL or path", AfterValidator(_url)]
+Place = Annotated[str, "a URL or path", AfterValidator(_place)]
+Webhook = Annotated[SecretStr, "a web address", AfterValidator(_webhook)]  # its path is a secret
+Name = Annotated[str, "a name", AfterValidator(_run_name)]
+Digest = Annotated[str, "64 hex digits", AfterValidator(_digest)]
+
+
+class SourceConfig(Part):
+    """Where the images are."""
+
+    url: Place = Field(description="Folder, file:// or s3:// prefix of tar shards or loose images.")
+    kind: Literal["auto", "tar", "images"] = Field(
+        "auto", description="What to label there; auto: tars and loose images, whichever are there."
+    )
+    include: tuple[str, ...] = Field((), description="Globs on the key; empty: everything.")
+    exclude: tuple[str, ...] = Field((), description="Globs on the key that are left out.")
+    keys: Url | None = Field(
+        None, description="CSV or Parquet with a column `key`: label only these objects."
+    )
+    shard_size: int = Field(
+        256, ge=1, le=100_000, description="Loose images a virtual shard; one commit each."
+    )
+
+
+class ModelConfig(Part):
+    """The detector. What the checkpoint knows about itself need not be repeated."""
+
+    checkpoint: Url = Field(description=".pth, .pt or .safetensors at any URL.")
+    name: Literal["yolo_nas_s", "yolo_nas_m", "yolo_nas_l"] | None = Field(
+        None, description="Architecture; none: the checkpoint's, or yolo_nas_s."
+    )
+    arch: Url | None = Field(None, description="arch_params yaml that scales `name`.")
+    sha256: Digest | None = Field(
+        None, description="Expected digest of the checkpoint; refused when it differs."
+    )
+    licence: str | None = Field(
+        None, description="Recorded on the run. YOLO-NAS's own weights are non-commercial."
+    )
+    classes: tuple[str, ...] | Literal["coco"] | None = Field(
+        None, description="Names in the order of the outputs; none: the checkpoint's."
+    )
+    keep: tuple[str, ...] | None = Field(
+        None, description="Only these classes are written; none: all."
+    )
+    image_size: int | tuple[int, int] | None = Field(
+        None, description="Network input in pixels, one side or [h, w]; none: checkpoint's, or 640."
+    )
+    runtime: Literal["auto", "torch", "onnx", "openvino", "tensorrt"] = Field(
+        "auto", description="auto: on x86 CPUs OpenVINO where installed, on GPUs torch."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto", description="auto: fp32 on CPU, fp16 on CUDA. Fixed when the run is created."
+    )
+    max_loss: float = Field(
+        0.5, ge=0, le=100, description="Points of mAP that int8 may cost; more is refused."
+    )
+    artefacts: Url | None = Field(
+        None,
+        description="Where compiled models are kept, for several runs; none: below the output.",
+    )
+    score_floor: Share = Field(
+        0.05, description="Boxes below it are not written; policies come after."
+    )
+    nms_iou: Share | None = Field(
+        None, description="IoU above which NMS drops the lower box; none: the checkpoint's, or 0.7."
+    )
+    max_detections: int = Field(300, ge=1, le=10_000, description="Boxes an image, at most.")
+
+    @field_validator("image_size")
+    @classmethod
+    def _strides(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+        sides = value if isinstance(value, tuple) else (value,) if value is not None else ()
+        for side in sides:
+            if side % 32 or not 32 <= side <= 4096:
+                raise ValueError(f"{side} is not a multiple of 32 between 32 and 4096")
+        return value
+
+    @field_validator("classes", "keep")
+    @classmethod
+    def _distinct(cls, value: Any) -> Any:
+        if isinstance(value, tuple):
+            if not value or any(not name.strip() for name in value):
+                raise ValueError("an empty list or an empty name")
+            if len(set(value)) != len(value):
+                raise ValueError("a name twice")
+        return value
+
+
+class WorkersConfig(Part):
+    """Actors and their share of the machine; `auto` looks at what is there."""
+
+    count: Auto | Annotated[int, Field(ge=1, le=100_000)] = Field(
+        "auto", description="Actors; auto: one a GPU, or on a CPU machine one per 4 cores or so."
+    )
+    gpus: Auto | Annotated[float, Field(ge=0)] = Field(
+        "auto", description="GPUs an actor (0.5: two share one); auto: 1 where there are any."
+    )
+    cpus: Auto | Annotated[float, Field(gt=0)] = Field(
+        "auto", description="CPU cores an actor; auto: an equal share."
+    )
+    batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
+        "auto", description="Images a forward pass; auto: the fastest, found while it runs."
+    )
+    depth: int = Field(3, ge=1, le=64, description="Shards queued an actor, so that none waits.")
+    start_after_s: float = Field(
+        1800, gt=0, description="Seconds without any ready actor after which the run ends."
+    )
+    hang_after_s: float = Field(
+        600, gt=0, description="Seconds without a finished image after which an actor is replaced."
+    )
+
+
+class PolicyConfig(Part):
+    """Thresholds for review and label versions; labelling itself never looks at them."""
+
+    accept: Share = Field(0.7, description="From this score on, a box is a label.")
+    reject: Share = Field(0.1, description="Below this score, a box is dropped.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PolicyConfig:
+        if self.reject > self.accept:
+            raise ValueError(f"reject {self.reject} lies above accept {self.accept}")
+        return self
+
+
+class ReviewConfig(Part):
+    """What people see, and where; without this section nothing is routed."""
+
+    url: Url = Field("http://localhost:8080", description="Label Studio.")
+    project: str = Field(min_length=1, description="Created, or adopted when it exists.")
+    budget: str = Field(
+        "500 images", description="Per invocation: `N images` or `N minutes` of human time."
+    )
+    audit: Share = Field(0.2, description="Share of the budget drawn at random, for estimates.")
+    audit_blind: bool = Field(False, description="Show audit images without boxes.")
+    seed: int = Field(0, description="Of the audit's draw.")
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, value: str) -> str:
+        if not re.fullmatch(r"\s*\d+(\.\d+)?\s*(images?|minutes?)\s*", value):
+            raise ValueError("write `500 images` or `240 minutes`")
+        return value
+
+
+class StorageConfig(Part):
+    """How to reach S3-compatible storage; applies to every s3:// URL of this config."""
+
+    endpoint_url: Url | None = Field(None, description="None: AWS, or AWS_ENDPOINT_URL.")
+    path_style: bool | None = Field(None, description="None: exactly when an endpoint is set.")
+    region: str | None = Field(None, description="None: boto3's own chain.")
+    attempts: int = Field(5, ge=1, le=20, description="Tries a request.")
+    connect_timeout_s: float = Field(10, gt=0, description="Seconds.")
+    read_timeout_s: float = Field(60, gt=0, description="Seconds.")
+
+    def options(self) -> StorageOptions:
+        """As the storage layer wants it."""
+        return StorageOptions(**self.model_dump())
+
+
+class RunConfig(Part):
+    """A labelling run."""
+
+    name: Name = Field(description="Letters, digits, `.`, `_`, `-`.")
+    source: SourceConfig = Field(description="Where the images are.")
+    output: Place = Field(description="Folder, file:// or s3:// URL; may not overlap the source.")
+    model: ModelConfig = Field(description="The detector.")
+    workers: WorkersConfig = Field(WorkersConfig(), description="Actors and their resources.")
+    policy: PolicyConfig | Url = Field(
+        PolicyConfig(), description="Thresholds, or the URL of a policy.yaml as `fit` writes it."
+    )
+    review: ReviewConfig | None = Field(
+        None, description="What people see, and where; none: nothing is routed."
+    )
+    storage: StorageConfig = Field(StorageConfig(), description="How S3 is reached.")
+    max_pixels: int = Field(
+        178_956_970, ge=1, description="Larger images become `too_large` rows, from the header."
+    )
+    max_image_bytes: int = Field(
+        512 * 1024 * 1024, ge=1, description="Larger files become `too_large` rows, unread."
+    )
+    max_bad_share: Share = Field(
+        1.0, description="More images than this that are not ok: exit 3, as with quarantine."
+    )
+    attempts: int = Field(3, ge=1, le=20, description="Tries a shard before quarantine.")
+    price_per_gpu_hour: float | None = Field(None, ge=0, description="For `plan`; any currency.")
+    max_hours: float | None = Field(None, gt=0, description="The run stops after it, resumable.")
+    max_cost: float | None = Field(
+        None, gt=0, description="Likewise, at price_per_gpu_hour times GPUs."
+    )
+    notify: Webhook | None = Field(
+        None,
+        description="Webhook; gets the summary as JSON at the end. Shown and recorded nowhere.",
+    )
+
+    @model_validator(mode="after")
+    def _priced(self) -> RunConfig:
+        if self.max_cost is not None and self.price_per_gpu_hour is None:
+            raise ValueError("max_cost needs price_per_gpu_hour")
+        return self
+
+
+def load_config(path: str, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """Read a run config from a path or URL.
+
+    Args:
+        path: YAML file, local or at any URL.
+        overrides: ``key.sub=value`` texts, the value read as YAML.
+
+    Raises:
+        ConfigError: naming the file, the key, what is wrong and the nearest valid key.
+    """
+    fields = read_yaml(path)
+    for override in overrides:
+        apply_override(fields, override)
+    return parse_config(RunConfig, fields, where=path)

@@ -1,0 +1,70 @@
+"""What a run labels: its source's objects after all filters, and their grouping into shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from pipelines.config.keys import read_keys
+from pipelines.config.run_config import RunConfig
+from storage.errors import ConfigError, SourceEmpty
+from storage.objects.protocols import normalise_url, open_store, overlaps
+from storage.records import Shard, StoredObject, shard_id_of
+from storage.shards.reading import classify, group_images, list_source
+
+
+def check_places(config: RunConfig) -> None:
+    """Refuse an output inside the source or around it, or in memory. Raises ConfigError."""
+    for url in (config.source.url, config.output):
+        if normalise_url(url).startswith("memory:"):
+            raise ConfigError(
+                f"{url} lies in the memory of one process, where no worker finds it",
+                hint="use a folder, file:// or s3://",
+            )
+    if overlaps(config.source.url, config.output):
+        raise ConfigError(
+            f"output {config.output} and source {config.source.url} overlap",
+            hint="results below the source would be listed as images: choose an output beside it",
+        )
+
+
+def listed_objects(config: RunConfig) -> Iterator[StoredObject]:
+    """Every object of the source to label, ordered by key.
+
+    Raises:
+        SourceEmpty: there is none.
+        StorageError: the source cannot be listed.
+    """
+    options = config.storage.options()
+    source = open_store(config.source.url, options)
+    part = config.source
+    found = list_source(source, kind=part.kind, include=part.include, exclude=part.exclude)
+    if part.keys is not None:
+        wanted = read_keys(part.keys, options)
+        found = (o for o in found if o.key in wanted)
+    first = next(found, None)
+    if first is None:
+        what = {"tar": "tar shards", "images": "images", "auto": "images or tar shards"}[part.kind]
+        raise SourceEmpty(
+            f"no {what} at {source.url}" + (" that match include/exclude/keys" * _filtered(config)),
+            hint="check the URL and the filters; `labelfleet plan CONFIG` shows what is found",
+        )
+    yield first
+    yield from found
+
+
+def _filtered(config: RunConfig) -> bool:
+    return bool(config.source.include or config.source.exclude or config.source.keys)
+
+
+def group_shards(objects: Iterable[StoredObject], shard_size: int) -> Iterator[Shard]:
+    """Tars as they are, loose images in groups; both in the order of the listing."""
+    loose: list[StoredObject] = []
+    for listed in objects:
+        if classify(listed.key) == "tar":
+            yield Shard(shard_id_of([listed]), "tar", (listed,))
+        else:
+            loose.append(listed)
+            if len(loose) == shard_size:
+                yield from group_images(loose, shard_size)
+                loose = []
+    yield from group_images(loose, shard_size)

@@ -1,0 +1,116 @@
+"""A config file: YAML, overridden by ``--set``, validated as a model with readable errors."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipelines.config.messages import explain
+from storage.errors import BucketNotFound, ConfigError, ObjectNotFound
+from storage.objects.protocols import open_object
+from storage.urls import shown_url
+
+M = TypeVar("M", bound=BaseModel)
+_SECRETS = ("notify",)
+_DEEPEST = 100
+# What PyYAML ends in besides its own errors: dates that are none, numbers that are none, a
+# thousand brackets.
+_UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A YAML mapping from a path or URL. Raises ConfigError with line and column."""
+    store, key = open_object(path)
+    try:
+        raw = store.get(key)
+    except (ObjectNotFound, BucketNotFound) as exc:
+        raise ConfigError(
+            f"{exc.message}, or is no file",
+            hint="give the path or URL of a YAML file; docs/configuration.md shows one",
+        ) from exc
+    loaded = load_yaml(raw, path)
+    if not isinstance(loaded, dict):
+        found = {type(None): "it is empty", list: "not a list"}.get(type(loaded), "not a text")
+        raise ConfigError(
+            f"{shown_url(path)} holds no config: `key: value` lines are expected, {found}",
+            hint="docs/configuration.md shows a config to start from",
+        )
+    return loaded
+
+
+def load_yaml(raw: bytes, path: str) -> Any:
+    """YAML's plain values; nothing in it is constructed or called. Raises ConfigError."""
+    if _depth(raw) > _DEEPEST:  # PyYAML takes seconds to find out
+        raise ConfigError(
+            f"{shown_url(path)} is not YAML: it is nested too deeply",
+            hint="check the brackets there",
+        )
+    try:
+        return yaml.safe_load(raw)
+    except _UNREADABLE as exc:
+        raise ConfigError(
+            f"{shown_url(path)} is not YAML{_where(exc)}",
+            hint="check the indentation and brackets there",
+        ) from exc
+
+
+def _depth(raw: bytes) -> int:
+    deepest = depth = 0
+    for bracket in re.findall(rb"[\[{\]}]", raw):
+        depth = max(0, depth + (1 if bracket in b"[{" else -1))
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _where(exc: Exception) -> str:
+    mark, problem = getattr(exc, "problem_mark", None), getattr(exc, "problem", None)
+    if not isinstance(exc, yaml.YAMLError):
+        deep = isinstance(exc, RecursionError)
+        return ": it is nested too deeply" if deep else ": a value is no date or number"
+    if mark is None:
+        return ": it is not text in UTF-8"
+    return f": line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
+def apply_override(fields: dict[str, Any], override: str) -> None:
+    """Set ``a.b=value`` in nested dicts, in place. Raises ConfigError for another form."""
+    key, separator, text = override.partition("=")
+    *parents, last = key.strip().split(".")
+    if not separator or not all([*parents, last]):
+        raise ConfigError(
+            f"--set {key!r}: key=value is expected", hint="such as --set model.score_floor=0.1"
+        )
+    if key.strip() in _SECRETS:
+        raise ConfigError(
+            f"--set {key.strip()}: it is a secret, and a command line is seen by everybody on the "
+            "machine and recorded by Ray",
+            hint="write it into the config file",
+        )
+    at = fields
+    for parent in parents:
+        if at.get(parent) is None:
+            at[parent] = {}  # a section without keys
+        at = at[parent]
+        if not isinstance(at, dict):
+            raise ConfigError(f"--set {key}: {parent} is a value, not a section")
+    try:
+        at[last] = yaml.safe_load(text)
+    except _UNREADABLE as exc:
+        raise ConfigError(
+            f"--set {key}: the value is not YAML{_where(exc)}", hint="put it in quotes"
+        ) from exc
+
+
+def parse_config(kind: type[M], fields: dict[str, Any], *, where: str) -> M:
+    """Validate ``fields`` as ``kind``; every problem on a line of its own, in a ConfigError."""
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as exc:
+        lines = "\n".join(f"  {problem}" for problem in explain(kind, exc.errors()))
+        raise ConfigError(
+            f"{shown_url(where)} cannot be used:\n{lines}",
+            hint="docs/configuration.md lists every field",
+        ) from None  # pydantic's own text repeats the values, which may hold a secret

@@ -1,0 +1,1 @@
+"""`labelfleet demo`: handwritten pages, labelled and measured."""

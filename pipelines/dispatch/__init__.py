@@ -1,0 +1,1 @@
+"""Which shard goes where, and what each event means."""

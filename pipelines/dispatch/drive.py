@@ -1,0 +1,318 @@
+"""Drive: the loop between Dispatcher and LabelPool, and what each event means for the run."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from pipelines.dispatch.dispatcher import Dispatcher
+from pipelines.dispatch.limits import Limits, Spent
+from pipelines.dispatch.stopping import Stopper
+from pipelines.dispatch.tally import Tally, Watcher
+from storage.errors import (
+    AccessDenied,
+    BucketNotFound,
+    ConfigError,
+    ModelError,
+    NotAtomic,
+    ShardFailed,
+    StorageError,
+    StorageFull,
+    StorageUnavailable,
+    WorkerDiskFull,
+    WorkerStartFailed,
+)
+from storage.records import Shard
+from storage.runs.ledger import LedgerEntry, LedgerWriter
+from storage.runs.manifest import Manifest
+from workers.actors.events import (
+    Event,
+    ShardDone,
+    ShardError,
+    StartFailed,
+    WorkerDraining,
+    WorkerGone,
+    WorkerReady,
+)
+
+log = logging.getLogger("labelfleet.drive")
+
+Outcome = Literal["done", "stopped"]
+
+# Never one shard's fault: retrying it on the others would only fail them too.
+_ENDS_THE_RUN = (StorageFull, BucketNotFound, NotAtomic)
+# One shard's fault or everybody's; several shards in a row tell which.
+_MAYBE_OUTAGE = (AccessDenied, StorageUnavailable)
+_OUTAGE_SHARDS = 3
+# So many shards failing in a row on one worker, while others succeed: it is the worker.
+_FAILING_SHARDS = 3
+_START_FAILURES = 5
+# So many set aside and none committed: something is wrong with all of them.
+_SYSTEMATIC = 20
+_BEAT_S = 5.0
+_WAITING_NOTE_S = 60.0
+
+
+class Pool(Protocol):
+    """What the loop needs of a LabelPool."""
+
+    @property
+    def alive(self) -> int: ...
+
+    def submit(self, worker: str, shard: Shard, attempt: str) -> None: ...
+
+    def events(self, timeout_s: float) -> list[Event]: ...
+
+    def replace(self, worker: str, reason: str) -> None: ...
+
+
+class Follows(Protocol):
+    """Who keeps the pool in step with the cluster: an Elastic."""
+
+    def follow(self, ended: int) -> None: ...
+
+    def leaving(self, worker: str, reason: str, within_s: float | None) -> None: ...
+
+
+class _Fixed:
+    """A cluster that never changes."""
+
+    def follow(self, ended: int) -> None:
+        """Nothing to follow."""
+
+    def leaving(self, worker: str, reason: str, within_s: float | None) -> None:
+        """Nobody to tell."""
+
+
+class Drive:
+    """One invocation's loop. Used by one thread.
+
+    Args:
+        manifest: where quarantine records go.
+        ledger: where the invocation's record goes.
+        dispatcher, pool: who decides, and who carries it out.
+        watcher: who is told.
+        stopper: who may ask it to end.
+        invocation: id, for quarantine records.
+        limits: after which it stops.
+        guard: called every turn; raises when the run must not go on (its lock was lost).
+        cluster: followed every turn; None: it never changes.
+        wall: seconds since the epoch, for the ledger alone: nothing is decided by it.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        ledger: LedgerWriter,
+        dispatcher: Dispatcher,
+        pool: Pool,
+        watcher: Watcher,
+        stopper: Stopper,
+        *,
+        invocation: str,
+        limits: Limits | None = None,
+        guard: Callable[[], None] = lambda: None,
+        cluster: Follows | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._manifest, self._ledger = manifest, ledger
+        self._dispatcher, self._pool = dispatcher, pool
+        self._watcher, self._stopper = watcher, stopper
+        self._invocation, self._guard = invocation, guard
+        self._limits = limits or Limits()
+        self._cluster, self._wall = cluster or _Fixed(), wall
+        self.tally = Tally()
+        self._spent = Spent(self._limits)
+        self._beat_s = 0.0
+        self._start_failures = 0
+        self._outage: set[str] = set()  # shards that failed in a row with what may be an outage
+        self._attempts: dict[tuple[str, str], str] = {}  # ids in flight, by worker and shard
+        self._failing: dict[str, set[str]] = {}  # worker -> shards it failed, none done since
+        self._fresh_quarantined = 0
+        self._said: set[str] = set()
+        self._worked_s = self._waited_s = time.monotonic()
+        self._ledger_failed = False
+
+    def run(self) -> Outcome:
+        """Label until nothing is left, or until asked to stop.
+
+        Raises:
+            KeyboardInterrupt: on the second request, from wherever the loop was.
+            LabelfleetError: the run cannot go on; the message says why.
+        """
+        while not self._dispatcher.done:
+            self._guard()
+            self._heed_stop()
+            self._cluster.follow(self.tally.shards + self.tally.quarantined)
+            self._assign()
+            for event in self._pool.events(timeout_s=0.2):
+                self._handle(event)
+            self._await_workers()
+            self._beat()
+            self._watcher.update(self.tally)
+        return "stopped" if self._dispatcher.closed and self._dispatcher.has_more else "done"
+
+    # -- one turn
+
+    def _assign(self) -> None:
+        for given in self._dispatcher.assign(time.monotonic()):
+            attempt = f"{self._invocation}-{given.shard.shard_id}-{secrets.token_hex(4)}"
+            self._attempts[given.worker, given.shard.shard_id] = attempt
+            self._pool.submit(given.worker, given.shard, attempt)
+
+    def _heed_stop(self) -> None:
+        if self._spent.used_up(self._pool.alive) and not self._stopper.requests:
+            self._stopper.request("max_hours or max_cost reached")
+        if self._stopper.requests and not self._dispatcher.closed:
+            self._dispatcher.close()
+            self._watcher.note(
+                f"{self._stopper.reason}: finishing {self._dispatcher.in_flight} shards in flight; "
+                "Ctrl-C again stops at once"
+            )
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case WorkerReady():
+                self._start_failures = 0
+                self._dispatcher.worker_joined(event.worker)
+                self._write("ready", note={"worker": event.worker, "alive": self._pool.alive})
+            case ShardDone():
+                self._shard_done(event)
+            case ShardError():
+                self._shard_failed(event)
+            case WorkerDraining():
+                self._watcher.note(f"{event.worker} gets no more shards: {event.reason}")
+                self._dispatcher.worker_draining(event.worker)
+                self._cluster.leaving(event.worker, event.reason, event.within_s)
+            case WorkerGone():
+                self._worker_gone(event)
+            case StartFailed():
+                self._start_failed(event)
+        self._set_aside()
+        self.tally.workers_alive = self._pool.alive
+        self.tally.requeued = self._dispatcher.requeued_count
+
+    def _worker_gone(self, event: WorkerGone) -> None:
+        self.tally.workers_lost += 1
+        held = self._dispatcher.holds(event.worker)
+        requeued = f"; {len(held)} shards are requeued" if held else ""
+        self._watcher.note(f"lost {event.worker}: {event.reason}{requeued}")
+        self._failing.pop(event.worker, None)
+        for worker, shard_id in [key for key in self._attempts if key[0] == event.worker]:
+            ids = {"worker": worker, "shard": shard_id}
+            ids["attempt"] = self._attempts.pop((worker, shard_id))
+            log.info("requeued: its worker is gone: %s", event.reason, extra=ids)
+        self._dispatcher.worker_lost(event.worker, reason=event.reason, blameless=event.blameless)
+
+    def _shard_done(self, event: ShardDone) -> None:
+        self._outage.clear()
+        self._failing.pop(event.worker, None)
+        self._attempts.pop((event.worker, event.shard_id), None)
+        if not self._dispatcher.completed(event.worker, event.shard_id, time.monotonic()):
+            return  # a slower copy
+        footer = event.commit.footer
+        self.tally.add(footer)
+        log.info(
+            "committed: %d images", footer.images,
+            extra={"worker": event.worker, "shard": event.shard_id, "attempt": footer.attempt},
+        )  # fmt: skip
+        self._write(
+            "shard",
+            shard_id=event.shard_id,
+            counts=footer.counts,
+            detections=footer.detections,
+            seconds=footer.seconds,
+            note={"worker": event.worker, "won": event.commit.won, "fill": footer.fill},
+        )
+
+    def _shard_failed(self, event: ShardError) -> None:
+        if isinstance(event.error, _ENDS_THE_RUN):
+            raise event.error
+        if isinstance(event.error, WorkerDiskFull) and self._pool.alive <= 1:
+            raise event.error
+        self.tally.errors += 1
+        attempt = self._attempts.pop((event.worker, event.shard_id), "")
+        ids = {"worker": event.worker, "shard": event.shard_id, "attempt": attempt}
+        log.info("attempt failed: %s", event.error.message, extra=ids)
+        self._watcher.note(f"attempt failed: {event.error.message}")
+        if isinstance(event.error, _MAYBE_OUTAGE):
+            self._outage.add(event.shard_id)
+            if len(self._outage) >= _OUTAGE_SHARDS:
+                raise event.error
+        self._dispatcher.failed(event.worker, event.shard_id, event.error.message)
+        self._replace_if_failing(event.worker, event.shard_id)
+
+    def _replace_if_failing(self, worker: str, shard_id: str) -> None:
+        """A worker that fails everything while others work is itself what is wrong."""
+        failing = self._failing.setdefault(worker, set())
+        failing.add(shard_id)
+        if len(failing) >= _FAILING_SHARDS and self._pool.alive > 1 and self.tally.shards:
+            del self._failing[worker]
+            self._pool.replace(worker, f"{len(failing)} shards in a row failed on it")
+
+    def _await_workers(self) -> None:
+        """Say that none is there yet; after too long, that none will come."""
+        now_s = time.monotonic()
+        if self._pool.alive:
+            self._worked_s = self._waited_s = now_s
+        elif now_s - self._worked_s > self._limits.start_after_s:
+            raise WorkerStartFailed(
+                f"no worker was ready for {self._limits.start_after_s:.0f} s",
+                hint="`ray status` shows what the cluster has free; see workers.start_after_s",
+            )
+        elif now_s - self._waited_s > _WAITING_NOTE_S:
+            self._waited_s = now_s
+            self._watcher.note(
+                f"no worker is ready since {now_s - self._worked_s:.0f} s: they load, "
+                "or wait for room on the cluster"
+            )
+
+    def _start_failed(self, event: StartFailed) -> None:
+        self._start_failures += 1
+        if event.error.message not in self._said:  # the pool keeps trying: once is enough
+            self._said.add(event.error.message)
+            self._watcher.note(f"a worker could not start: {event.error.message}")
+        if self._pool.alive:
+            return  # the others go on; the pool keeps trying
+        if self._start_failures >= _START_FAILURES:
+            raise WorkerStartFailed(
+                f"{_START_FAILURES} workers in a row could not start: {event.error.message}",
+                hint=event.error.hint or "run with --debug, or see `labelfleet doctor`",
+            )
+        if isinstance(event.error, ModelError | ConfigError):
+            raise event.error  # it will not load at the next try either
+
+    def _set_aside(self) -> None:
+        for record in self._dispatcher.take_quarantined():
+            self.tally.quarantined += 1
+            self._manifest.set_aside(record.shard, list(record.errors), self._invocation)
+            self._watcher.note(f"quarantined {record.shard.key}: {record.errors[-1]}")
+            # Those out of quarantine failed before: they say nothing of this run.
+            self._fresh_quarantined += record.shard.shard_id not in self._dispatcher.last_chance
+            if self._fresh_quarantined >= _SYSTEMATIC and not self.tally.shards:
+                raise ShardFailed(
+                    f"{_SYSTEMATIC} shards failed every attempt and none succeeded; "
+                    f"the last one: {record.errors[-1]}",
+                    hint="mend the cause and run the same command: each of them is tried again",
+                )
+
+    def _beat(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._beat_s >= _BEAT_S:
+            self._beat_s = now_s
+            self._write("beat", note={"alive": self._pool.alive, "images": self.tally.images})
+
+    def _write(self, event: str, **fields: object) -> None:
+        """To the ledger: a cache, whose trouble is noted once and ends no run."""
+        try:
+            self._ledger.write(LedgerEntry(event=event, at=self._wall(), **fields))  # type: ignore[arg-type]  # the dataclass checks the names
+            self._ledger_failed = False
+        except _ENDS_THE_RUN:
+            raise
+        except StorageError as exc:  # what was not written stays with the writer
+            if not self._ledger_failed:
+                self._watcher.note(f"the ledger could not be written: {exc.message}")
+            self._ledger_failed = True

@@ -1,0 +1,153 @@
+"""What a run tells Prometheus, through Ray: the table of metrics, and the watcher that feeds them.
+
+Ray exports each of them on a node's metrics port, with ``ray_`` before its name (a dashboard asks
+for ``ray_labelfleet_images_total``). Only the driver records: workers report to it, by footers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ray.util.metrics import Counter, Gauge
+
+from pipelines.dispatch.tally import Tally, Watcher
+from storage.objects.protocols import SupportsGet, SupportsList
+from storage.records import STATUSES
+from storage.review.queue import read_answers, read_queue
+
+RUN = "run"  # a tag of all of them: the run's name
+
+
+class SupportsQueue(SupportsList, SupportsGet, Protocol):
+    """What counting the review queue needs of a store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: a ``counter`` only grows within an invocation, a ``gauge`` is as of now."""
+
+    kind: Literal["counter", "gauge"]
+    description: str
+    tags: tuple[str, ...] = ()
+
+
+METRICS: Mapping[str, Metric] = {
+    "labelfleet_images_total": Metric(
+        "counter", "Images that became rows in this invocation, by status.", ("status",)
+    ),
+    "labelfleet_detections_total": Metric("counter", "Boxes above the score floor."),
+    "labelfleet_shards_committed_total": Metric("counter", "Shards committed."),
+    "labelfleet_shards_left": Metric("gauge", "Shards that this invocation has still to label."),
+    "labelfleet_retries_total": Metric(
+        "counter", "Shards given back to the queue: their attempt failed or their worker was lost."
+    ),
+    "labelfleet_quarantined_shards": Metric(
+        "gauge", "Shards that used up their attempts in this invocation."
+    ),
+    "labelfleet_workers": Metric("gauge", "Workers that take shards."),
+    "labelfleet_workers_lost_total": Metric("counter", "Workers that died, hung or were replaced."),
+    "labelfleet_stage_seconds_total": Metric(
+        "counter",
+        "Seconds that workers spent in a stage (fetch, decode, infer, nms, write, commit), or the "
+        "GPU waiting (wait), as the footers of committed shards say.",
+        ("stage",),
+    ),
+    "labelfleet_review_queue": Metric(
+        "gauge", "Routed images without an answer, as the invocation found them."
+    ),
+}
+
+
+def exported_name(name: str) -> str:
+    """As Prometheus sees it."""
+    return f"ray_{name}"
+
+
+class Sink(Protocol):
+    """Where numbers go."""
+
+    def add(self, name: str, amount: float, **tags: str) -> None: ...
+
+    def set(self, name: str, value: float, **tags: str) -> None: ...
+
+
+class RayMetrics:
+    """Ray's metrics, each made when it is first told something. Needs a connected Ray."""
+
+    def __init__(self, run: str) -> None:
+        self._run = {RUN: run}
+        self._made: dict[str, Counter | Gauge] = {}
+
+    def add(self, name: str, amount: float, **tags: str) -> None:
+        """Raise a counter; Ray refuses to raise one by nothing."""
+        counter = self._metric(name)
+        if isinstance(counter, Counter) and amount > 0:
+            counter.inc(amount, tags={**self._run, **tags})
+
+    def set(self, name: str, value: float, **tags: str) -> None:
+        """Set a gauge."""
+        gauge = self._metric(name)
+        if isinstance(gauge, Gauge):
+            gauge.set(value, tags={**self._run, **tags})
+
+    def _metric(self, name: str) -> Counter | Gauge:
+        if name not in self._made:
+            metric = METRICS[name]
+            kind = Counter if metric.kind == "counter" else Gauge
+            self._made[name] = kind(name, metric.description, (RUN, *metric.tags))
+        return self._made[name]
+
+
+class Measured:
+    """A watcher that tells a sink what it is told, and passes it on to another watcher.
+
+    Args:
+        watcher: the one people look at.
+        sink: where the numbers go.
+        total_shards: of this invocation.
+        review_queue: see METRICS.
+    """
+
+    def __init__(
+        self, watcher: Watcher, sink: Sink, *, total_shards: int, review_queue: int = 0
+    ) -> None:
+        self._watcher, self._sink = watcher, sink
+        self._total, self._review_queue = total_shards, review_queue
+        self._told: dict[tuple[str, str], float] = {}
+
+    def update(self, tally: Tally) -> None:
+        """Several times a second."""
+        self._watcher.update(tally)
+        for status in STATUSES:
+            self._reached("labelfleet_images_total", tally.counts.get(status, 0), status=status)
+        for stage, seconds in tally.seconds.items():
+            self._reached("labelfleet_stage_seconds_total", seconds, stage=stage)
+        self._reached("labelfleet_detections_total", tally.detections)
+        self._reached("labelfleet_shards_committed_total", tally.shards)
+        self._reached("labelfleet_retries_total", tally.requeued)
+        self._reached("labelfleet_workers_lost_total", tally.workers_lost)
+        left = self._total - tally.shards - tally.quarantined
+        self._sink.set("labelfleet_shards_left", left)
+        self._sink.set("labelfleet_quarantined_shards", tally.quarantined)
+        self._sink.set("labelfleet_workers", tally.workers_alive)
+        self._sink.set("labelfleet_review_queue", self._review_queue)
+
+    def note(self, text: str) -> None:
+        """For people alone."""
+        self._watcher.note(text)
+
+    def _reached(self, name: str, value: float, **tags: str) -> None:
+        """Counters take differences, a tally has sums."""
+        key = (name, "".join(tags.values()))
+        before = self._told.get(key, 0)
+        if value > before:
+            self._sink.add(name, value - before, **tags)
+            self._told[key] = value
+
+
+def count_review_queue(store: SupportsQueue) -> int:
+    """Images that were routed to people and have no answer yet; counted by their pixels."""
+    routed = {item.sha256 for item in read_queue(store)}
+    return len(routed - {a.sha256 for a in read_answers(store)}) if routed else 0

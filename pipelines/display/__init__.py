@@ -1,0 +1,1 @@
+"""Console, tables and bars, written once for all commands."""

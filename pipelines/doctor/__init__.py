@@ -1,0 +1,1 @@
+"""`labelfleet doctor`: what this machine, storage and model look like."""

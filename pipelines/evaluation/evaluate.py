@@ -1,0 +1,260 @@
+"""How good a run's detections are, against COCO ground truth: mAP, AR, per class.
+
+The figures are COCO's own (faster-coco-eval, at most 100 boxes a class and image), over the
+images and the classes that run and ground truth share; what they do not share is counted and
+named. An image whose status is not ok counts as one without detections.
+
+Images are matched in chunks, so that memory holds the matches and not the boxes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipelines.evaluation.coco_matching import ChunkedMatching
+from pipelines.evaluation.result import ClassResult, Evaluation, remarks, render
+from pipelines.truth.coco_truth import (
+    Join,
+    Truth,
+    TruthBox,
+    is_ignore_class,
+    join_rows,
+    match_categories,
+    normal_name,
+    read_truth,
+    refuse_unmatched,
+)
+from storage.errors import TruthMismatch
+from storage.objects.protocols import StorageOptions
+from storage.records import AnnotationRow
+from storage.runs.annotations import table_to_rows
+from storage.runs.live_rows import live_tables
+from storage.runs.manifest import Manifest
+
+__all__ = ["Evaluation", "evaluate_run", "remarks", "render"]
+
+CHUNK_IMAGES = 512
+_ALL, _SMALL, _MEDIUM, _LARGE = range(4)
+
+
+def evaluate_run(
+    manifest: Manifest,
+    truth: str | Path,
+    *,
+    options: StorageOptions | None = None,
+    allow_missing: bool = False,
+    ignore_classes: Sequence[str] = (),
+) -> Evaluation:
+    """Evaluate a run's live rows.
+
+    Args:
+        manifest: the run.
+        truth: path or URL of a COCO detection file.
+        options: how to reach ``truth``.
+        allow_missing: leave out images without a row, instead of refusing.
+        ignore_classes: names whose boxes mark regions to leave out, besides DontCare and its like.
+
+    Raises:
+        ConfigError: ``truth`` is not a COCO file.
+        TruthMismatch: names and rows do not join one to one, or no class is shared.
+    """
+    known = read_truth(truth, options)
+    join = join_rows(known, _row_names(manifest))
+    if not allow_missing or not join.image_of_row:
+        refuse_unmatched(known, join, hint=_missing_hint(join))
+    classes = _Classes.match(manifest, known, ignore_classes)
+    scoring = _Scoring(known, classes)
+    for row in _joined_rows(manifest, join):
+        scoring.add(join.image_of_row[row.image_id], row)
+    return scoring.result(manifest.url, join)
+
+
+def _row_names(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    for shard_id, table in live_tables(manifest, ["image_id"]):
+        for image_id in table.column("image_id").to_pylist():
+            yield image_id, shard_id
+
+
+def _missing_hint(join: Join) -> str:
+    if not join.image_of_row:
+        return "no name joined at all: is this the ground truth of the run's source?"
+    return (
+        "finish the run (`labelfleet status` says what is left), or leave these images out "
+        "with --allow-missing"
+    )
+
+
+def _joined_rows(manifest: Manifest, join: Join) -> Iterator[AnnotationRow]:
+    wanted = pa.array(list(join.image_of_row), pa.string())
+    for _, table in live_tables(manifest, only=join.shard_ids):
+        yield from table_to_rows(table.filter(pc.is_in(table.column("image_id"), wanted)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Classes:
+    """Which classes are compared. A shared class has one index in both, from 0."""
+
+    shared: tuple[int, ...]  # the truth's ids
+    of_run: dict[int, int]  # the run's contiguous id -> index
+    of_truth: dict[int, int]  # the truth's id -> index
+    ignore: frozenset[int]  # the truth's ids whose boxes are regions to leave out
+    unknown_to_run: tuple[str, ...]
+    unknown_to_truth: tuple[str, ...]
+
+    @staticmethod
+    def match(manifest: Manifest, truth: Truth, ignore_classes: Sequence[str]) -> _Classes:
+        run = [c.name for c in manifest.record.identity.categories]
+        unwanted = {normal_name(name) for name in ignore_classes}
+        named = {i for i, name in truth.categories.items() if normal_name(name) in unwanted}
+        matched = match_categories(run, truth.categories)
+        matched = {i: k for i, k in matched.items() if i not in named}
+        ignore = named | {
+            i for i, n in truth.categories.items() if i not in matched and is_ignore_class(n)
+        }
+        if not matched:
+            raise TruthMismatch(
+                f"{truth.source} and {manifest.url} share no class: "
+                f"{sorted(truth.categories.values())} there, {run} in the run",
+                hint="give the ground truth the run's class names",
+            )
+        shared = tuple(i for i in truth.categories if i in matched)
+        return _Classes(
+            shared=shared,
+            of_run={matched[i]: index for index, i in enumerate(shared)},
+            of_truth={i: index for index, i in enumerate(shared)},
+            ignore=frozenset(ignore),
+            unknown_to_run=tuple(
+                n for i, n in truth.categories.items() if i not in matched and i not in ignore
+            ),
+            unknown_to_truth=tuple(n for k, n in enumerate(run) if k not in matched.values()),
+        )
+
+
+class _Scoring:
+    """Collects joined rows, a chunk at a time, and adds up."""
+
+    def __init__(self, truth: Truth, classes: _Classes) -> None:
+        self._truth, self._classes = truth, classes
+        self._matching = ChunkedMatching(len(classes.shared))
+        self._chunk: list[tuple[int, AnnotationRow]] = []
+        self._statuses: Counter[str] = Counter()
+        self._n_truth: Counter[int] = Counter()
+        self._n_detections: Counter[int] = Counter()
+        self._ignored = 0
+        self._size_differs: list[str] = []
+        self._n_size_differs = 0
+
+    def add(self, image: int, row: AnnotationRow) -> None:
+        """One joined row; ``image`` is its index in the ground truth."""
+        self._statuses[row.status] += 1
+        stated = self._truth.images[image]
+        known = row.status == "ok" and stated.width and stated.height
+        if known and (stated.width, stated.height) != (row.width, row.height):
+            self._n_size_differs += 1
+            self._size_differs.append(row.image_id)
+            del self._size_differs[5:]
+        self._chunk.append((image, row))
+        if len(self._chunk) >= CHUNK_IMAGES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._chunk:
+            return
+        truth: list[dict[str, Any]] = []
+        detections: list[NDArray[np.float64]] = []
+        for number, (image, row) in enumerate(self._chunk):
+            truth.extend(self._truth_of(number, image))
+            detections.append(self._detections_of(number, row))
+        self._matching.add(len(self._chunk), truth, np.concatenate(detections))
+        self._chunk.clear()
+
+    def _truth_of(self, number: int, image: int) -> Iterator[dict[str, Any]]:
+        for box in self._truth.boxes[image]:
+            if box.category_id in self._classes.ignore:
+                self._ignored += 1
+                for index in range(len(self._classes.shared)):
+                    yield _coco_box(number, index, box, ignore=True)
+            elif (index_or_none := self._classes.of_truth.get(box.category_id)) is not None:
+                self._ignored += box.ignore
+                self._n_truth[index_or_none] += not box.ignore
+                yield _coco_box(number, index_or_none, box, ignore=box.ignore)
+
+    def _detections_of(self, number: int, row: AnnotationRow) -> NDArray[np.float64]:
+        """[N, 7]: image, x, y, w, h, score, class; images and classes from 1."""
+        d = row.detections
+        index = np.array([self._classes.of_run.get(int(c), -1) for c in d.category_ids], np.int64)
+        shared = index >= 0
+        for one, n in zip(*np.unique(index[shared], return_counts=True), strict=True):
+            self._n_detections[int(one)] += int(n)
+        out = np.empty((int(shared.sum()), 7))
+        out[:, 0] = number + 1
+        out[:, 1:3] = d.boxes[shared, :2]
+        out[:, 3:5] = d.boxes[shared, 2:] - d.boxes[shared, :2]
+        out[:, 5], out[:, 6] = d.scores[shared], index[shared] + 1
+        return out
+
+    def result(self, run: str, join: Join) -> Evaluation:
+        """Everything added up."""
+        self._flush()
+        precision, recall = self._matching.curves()
+        n_classes = len(self._classes.shared)
+        return Evaluation(
+            run=run,
+            truth=self._truth.source,
+            map_=_mean(precision[:, :, :, _ALL]),
+            map50=_mean(precision[0, :, :, _ALL]),
+            map75=_mean(precision[5, :, :, _ALL]),
+            ar=_mean(recall[:, :, _ALL]),
+            ap_small=_mean(precision[:, :, :, _SMALL]),
+            ap_medium=_mean(precision[:, :, :, _MEDIUM]),
+            ap_large=_mean(precision[:, :, :, _LARGE]),
+            classes=tuple(self._class(k, precision, recall) for k in range(n_classes)),
+            images=self._statuses.total(),
+            statuses=dict(self._statuses),
+            missing=len(join.unmatched),
+            rows_without_truth=join.rows_without_truth,
+            ignored=self._ignored,
+            size_differs=tuple(self._size_differs),
+            n_size_differs=self._n_size_differs,
+            unknown_to_run=self._classes.unknown_to_run,
+            unknown_to_truth=self._classes.unknown_to_truth,
+        )
+
+    def _class(
+        self, k: int, precision: NDArray[np.float64], recall: NDArray[np.float64]
+    ) -> ClassResult:
+        official_id = self._classes.shared[k]
+        return ClassResult(
+            name=self._truth.categories[official_id],
+            official_id=official_id,
+            ap=_mean(precision[:, :, k, _ALL]),
+            ap50=_mean(precision[0, :, k, _ALL]),
+            ap75=_mean(precision[5, :, k, _ALL]),
+            ar=_mean(recall[:, k, _ALL]),
+            truth=self._n_truth[k],
+            detections=self._n_detections[k],
+        )
+
+
+def _coco_box(number: int, index: int, box: TruthBox, *, ignore: bool) -> dict[str, Any]:
+    return {
+        "image_id": number + 1,
+        "category_id": index + 1,
+        "bbox": list(box.xywh),
+        "area": box.area,
+        "iscrowd": int(ignore),
+    }
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    there = values[values > -1]  # COCO writes -1 where there is nothing to find
+    return float(there.mean()) if there.size else None

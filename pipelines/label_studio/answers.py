@@ -1,0 +1,152 @@
+"""An annotation as Label Studio gives it back becomes an ``Answer``: what was done to each box."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.label_studio.regions import Region, from_results
+from storage.errors import ReviewError
+from storage.review.queue import Answer, DeletedBox, Origin, ReviewedBox, ReviewItem
+
+# What an annotation ends in whose parts are missing, or are something else than they should be.
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+_LARGEST_ID = 1 << 62
+_SAME_PX = 0.5  # a page that computes in percent may move an edge by less, nobody by hand
+
+
+def to_answer(
+    task: Mapping[str, Any],
+    annotation: Mapping[str, Any],
+    item: ReviewItem,
+    people: Mapping[int, str],
+) -> Answer:
+    """One annotation of one task.
+
+    Args:
+        task: with its id and predictions, as Label Studio shows it.
+        annotation: one of its annotations.
+        item: what was routed; gives the size of the image and whose answer this is.
+        people: names by user id.
+
+    Raises:
+        ReviewError: it is not what Label Studio's page makes. Its server stores what anybody who
+            may annotate sends, and checks little of it.
+    """
+    try:
+        answer = _answer(task, annotation, item, people)
+        _check(answer)
+    except _MALFORMED as exc:
+        said = " ".join(str(exc).split())[:200]
+        raise ReviewError(
+            f"an annotation of {item.image_id!r} cannot be read: {type(exc).__name__}: {said}",
+            hint="look at it in Label Studio, submit it again or delete it; then pull again",
+        ) from exc
+    return answer
+
+
+def _answer(
+    task: Mapping[str, Any],
+    annotation: Mapping[str, Any],
+    item: ReviewItem,
+    people: Mapping[int, str],
+) -> Answer:
+    prediction = prediction_shown(task.get("predictions") or [], annotation)
+    width, height = item.width, item.height
+    shown = from_results(prediction["result"], width, height) if prediction else []
+    left = from_results(annotation.get("result") or [], width, height)
+    skipped = bool(annotation.get("was_cancelled"))
+    boxes, deleted = ((), ()) if skipped else compare(shown, left)
+    lead_time = annotation.get("lead_time")
+    return Answer(
+        image_id=item.image_id,
+        sha256=item.sha256,
+        task_id=int(task["id"]),
+        annotation_id=int(annotation["id"]),
+        annotator=annotator_of(annotation, people),
+        lead_time_s=None if lead_time is None else float(lead_time),
+        submitted_at=when(annotation["updated_at"]),
+        skipped=skipped,
+        boxes=boxes,
+        deleted=deleted,
+        model_version=str(prediction.get("model_version") or "") if prediction else "",
+        was_blind=prediction is None,
+    )
+
+
+def _check(answer: Answer) -> None:
+    """Raises ValueError for what would not come back from Parquet as it is."""
+    boxes: list[ReviewedBox | DeletedBox] = [*answer.boxes, *answer.deleted]
+    numbers = [n for box in boxes for n in (*box.bbox, box.score or 0.0)]
+    if not all(math.isfinite(n) and abs(n) < 1e9 for n in (*numbers, answer.lead_time_s or 0.0)):
+        raise ValueError("a number in it is not finite, or far outside of any image")
+    if max(answer.task_id, answer.annotation_id) > _LARGEST_ID:
+        raise ValueError("an id that is too large")
+    for text in (answer.annotator, answer.model_version, *(box.category for box in boxes)):
+        text.encode()  # half a surrogate pair is no text
+
+
+def compare(
+    shown: Sequence[Region], left: Sequence[Region]
+) -> tuple[tuple[ReviewedBox, ...], tuple[DeletedBox, ...]]:
+    """What became of the shown boxes, by their region ids, and what was added.
+
+    Boxes that somebody drew without choosing a label are not labels, and are left out.
+    """
+    before = {region.region: region for region in shown}
+    boxes, gone = [], dict(before)
+    for region in left:
+        was = gone.pop(region.region, None)
+        if region.category:
+            score = None if was is None else was.score
+            boxes.append(ReviewedBox(region.bbox, region.category, _origin(was, region), score))
+    deleted = tuple(DeletedBox(r.bbox, r.category, r.score) for r in gone.values())
+    return tuple(boxes), deleted
+
+
+def unlabelled(annotation: Mapping[str, Any]) -> int:
+    """Boxes that somebody drew without choosing a label."""
+    return sum(not r.category for r in from_results(annotation.get("result") or [], 100, 100))
+
+
+def prediction_shown(
+    predictions: Sequence[Mapping[str, Any]], annotation: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """The prediction an annotation began with; None: there was none to be seen.
+
+    The page says which; of those made through the API the one that shares most regions counts.
+    """
+    if not predictions:
+        return None
+    parent = annotation.get("parent_prediction")
+    regions = {r.get("id") for r in annotation.get("result") or []}
+
+    def likely(prediction: Mapping[str, Any]) -> tuple[bool, int, int]:
+        shared = sum(r.get("id") in regions for r in prediction["result"])
+        return prediction["id"] == parent, shared, int(prediction["id"])
+
+    return max(predictions, key=likely)
+
+
+def annotator_of(annotation: Mapping[str, Any], people: Mapping[int, str]) -> str:
+    """A stable name of who answered."""
+    by = annotation.get("completed_by")
+    if isinstance(by, dict):
+        return str(by.get("email") or f"user {by.get('id')}")
+    return people.get(int(by), f"user {by}") if by is not None else "unknown"
+
+
+def when(text: str) -> datetime:
+    """An ISO 8601 time as UTC."""
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def _origin(was: Region | None, now: Region) -> Origin:
+    if was is None:
+        return "added"
+    if was.category != now.category:
+        return "relabelled"
+    near = all(abs(a - b) <= _SAME_PX for a, b in zip(was.bbox, now.bbox, strict=True))
+    return "kept" if near else "moved"

@@ -1,0 +1,315 @@
+"""The Label Studio client: projects, tasks, answers, storages; the one HTTP peer.
+
+Plain HTTP and not label-studio-sdk 2.1.2, for reads as for writes:
+
+- It repeats POSTs by itself, and a dropped reply turned 24 tasks into 72. Here nothing that is not
+  safe to repeat is repeated (see ``label_studio_http``); who imports looks the keys up instead.
+- Reads it tries three times, within seconds. A server that restarts needs more patience, which
+  would have to be wrapped around each of its calls, and its errors (ApiError, httpx's, pydantic's)
+  translated beside those of the imports, which would stay as they are.
+- ``import label_studio_sdk.client`` loads 1,500 modules in 2.4 s of CPU time, httpx 280 in 0.3 s;
+  every review command would wait for it.
+
+The SDK is what checks us in tests instead: interface and predictions pass its validation.
+
+Task lists are walked by id, so that tasks which come, go or change meanwhile shift nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
+
+from pipelines.label_studio.errors import (
+    OutcomeUnknown,
+    ReviewDenied,
+    ReviewRefused,
+    ReviewUnavailable,
+)
+from pipelines.label_studio.http import LabelStudioHttp
+from storage.errors import ReviewError
+
+KEY = "labelfleet_key"  # the field of a task's data by which it is known
+TITLE_LENGTH = 50
+StorageKind = Literal["s3", "localfiles"]
+_PAGE = 500
+_TRIES = 3
+MOST_KEYS = 50  # a lookup: they travel in the URL, and proxies take 8 KB of it
+_PROJECT_FIELDS = "id,title,parsed_label_config,model_version,task_number,finished_task_number"
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A project; ``tasks`` in all, ``finished`` of them with as many answers as it wants.
+
+    ``controls``: its labelling interface as the server parsed it, by control name.
+    """
+
+    project_id: int
+    title: str
+    controls: dict[str, Any]
+    model_version: str
+    tasks: int
+    finished: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRef:
+    """A task as its twins are told apart; ``touched`` once somebody answered, skipped or began."""
+
+    task_id: int
+    key: str
+    touched: bool
+
+
+class SupportsTasks(Protocol):
+    """What creating tasks once needs; see ``LabelStudio``."""
+
+    def task_refs(
+        self, project_id: int, keys: Sequence[str] | None = None
+    ) -> Iterator[TaskRef]: ...
+    def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> None: ...
+    def is_touched(self, task_id: int) -> bool: ...
+    def delete_task(self, task_id: int) -> None: ...
+
+
+class LabelStudio:
+    """Verbs on one server. Errors: pipelines/label_studio/errors.py."""
+
+    def __init__(self, http: LabelStudioHttp) -> None:
+        self.http = http
+
+    def __repr__(self) -> str:
+        return f"LabelStudio({self.http.url})"
+
+    def version(self) -> str:
+        """The server's release. Raises ReviewError when this is no Label Studio."""
+        try:
+            return str(self.http.get("/api/version")["release"])
+        except (KeyError, TypeError) as exc:
+            raise ReviewError(
+                f"{self.http.url} answers, but not as Label Studio does",
+                hint="give its address without a path, for example http://localhost:8080",
+            ) from exc
+
+    def me(self) -> dict[str, Any]:
+        """The token's owner."""
+        owner: dict[str, Any] = self.http.get("/api/current-user/whoami")
+        return owner
+
+    def people(self) -> dict[int, str]:
+        """A name by user id: e-mail where there is one. Empty if the token may not list them."""
+        try:
+            users = self.http.get("/api/users")
+        except ReviewDenied:
+            return {}
+        return {u["id"]: u.get("email") or u.get("username") or f"user {u['id']}" for u in users}
+
+    def find_project(self, title: str) -> Project | None:
+        """The oldest project with exactly this title."""
+        found, page = [], 1
+        while True:
+            params = {"title": title, "page": page, "page_size": 100, "include": _PROJECT_FIELDS}
+            reply = self.http.get("/api/projects", params)
+            found += [p for p in reply["results"] if p["title"] == title]
+            if not reply.get("next"):
+                break
+            page += 1
+        return _project(min(found, key=lambda p: int(p["id"]))) if found else None
+
+    def create_project(self, title: str, label_config: str, **fields: Any) -> Project:
+        """Create a project, unless one of this title turns up after a lost reply.
+
+        Should two come of it, everyone takes the older: see ``find_project``.
+        """
+        body = {"title": title, "label_config": label_config, **fields}
+        for doubt in range(_TRIES):
+            try:
+                made = _project(self.http.send("POST", "/api/projects", body, repeatable=False))
+                return (self.find_project(title) or made) if doubt else made
+            except OutcomeUnknown:
+                self.http.sleep(1.0)
+                if found := self.find_project(title):
+                    return found
+        raise ReviewUnavailable(
+            f"Label Studio failed {_TRIES} times to create the project {title!r}",
+            hint="look at its log, then run the same command again",
+        )
+
+    def update_project(self, project_id: int, **fields: Any) -> Project:
+        """Set fields, such as ``model_version``."""
+        return _project(self.http.send("PATCH", f"/api/projects/{project_id}", fields))
+
+    def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> None:
+        """Create tasks with their predictions: all of them in one transaction.
+
+        Raises:
+            OutcomeUnknown: look the keys up before sending them again.
+            RequestTooLarge: send fewer at a time.
+        """
+        path = f"/api/projects/{project_id}/import"
+        reply = self.http.send("POST", path, list(tasks), repeatable=False)
+        if not isinstance(reply, dict) or reply.get("task_count") != len(tasks):
+            raise OutcomeUnknown(f"{len(tasks)} tasks were sent, and the reply was {reply!r:.200}")
+
+    def import_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> None:
+        """Add predictions to tasks that are there. Raises OutcomeUnknown."""
+        path = f"/api/projects/{project_id}/import/predictions"
+        self.http.send("POST", path, list(predictions), repeatable=False)
+
+    def task_refs(self, project_id: int, keys: Sequence[str] | None = None) -> Iterator[TaskRef]:
+        """Tasks that carry a key, by id. ``keys``: only these, or None for all."""
+        fields = "id,data,total_annotations,cancelled_annotations,drafts"
+        batches: list[list[str] | None] = [None]
+        if keys is not None:
+            batches = [list(keys[i : i + MOST_KEYS]) for i in range(0, len(keys), MOST_KEYS)]
+        for batch in batches:
+            filters = [] if batch is None else [_filter(f"data.{KEY}", "in_list", batch)]
+            for task in self.tasks(project_id, filters, include=fields):
+                key = task.get("data", {}).get(KEY)
+                if isinstance(key, str):
+                    yield TaskRef(task["id"], key, _touched(task))
+
+    def predicted_by(self, project_id: int, model_version: str) -> set[int]:
+        """Ids of the tasks that have a prediction of this version."""
+        # A list: of a text the server would look for every letter by itself.
+        asked = _filter("predictions_model_versions", "contains", [model_version])
+        return {task["id"] for task in self.tasks(project_id, [asked], include="id")}
+
+    def tasks(
+        self,
+        project_id: int,
+        filters: Sequence[Mapping[str, Any]] = (),
+        *,
+        include: str,
+        whole: bool = False,
+        page: int = _PAGE,
+    ) -> Iterator[dict[str, Any]]:
+        """Tasks as the server shows them, by ascending id.
+
+        Args:
+            filters: see ``changed_since``; all must hold.
+            include: fields, comma-separated; nested ones are named beside the others.
+            whole: also annotations and predictions.
+            page: tasks a request.
+        """
+        last = 0
+        while True:
+            query = {
+                "filters": {"conjunction": "and", "items": [*filters, _after(last)]},
+                "ordering": ["tasks:id"],
+            }
+            params = {
+                "project": project_id, "page_size": page, "include": include,
+                "query": json.dumps(query), **({"fields": "all"} if whole else {}),
+            }  # fmt: skip
+            found = _checked_tasks(self.http.get("/api/tasks", params), last)
+            yield from found
+            if len(found) < page:
+                return
+            last = found[-1]["id"]
+
+    def storages(self, project_id: int, kind: StorageKind) -> list[dict[str, Any]]:
+        """A project's source storages of one kind."""
+        found: list[dict[str, Any]] = self.http.get(
+            f"/api/storages/{kind}", {"project": project_id}
+        )
+        return found
+
+    def add_storage(self, project_id: int, kind: StorageKind, **fields: Any) -> None:
+        """Connect a source storage; nothing is synchronised. A second one alike does no harm.
+
+        Raises:
+            ReviewRefused, ReviewDenied: the server cannot reach it, or may not; in its words.
+            OutcomeUnknown: it keeps failing; an unreachable endpoint shows like that too.
+        """
+        body = {"project": project_id, **fields}
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                self.http.send("POST", f"/api/storages/{kind}", body, repeatable=False)
+                return
+            except OutcomeUnknown:
+                if not tries_left:
+                    raise
+                self.http.sleep(0.5)
+
+    def image_bytes(self, project_id: int, url: str) -> bytes:
+        """An image as a task of the project that names this URL would show it."""
+        if url.startswith("/"):
+            return self.http.get_bytes(url)
+        named = base64.urlsafe_b64encode(url.encode()).decode()
+        return self.http.get_bytes(f"/projects/{project_id}/resolve/", {"fileuri": named})
+
+    def is_touched(self, task_id: int) -> bool:
+        """Whether somebody answered, skipped or began a task, as of now; True if it is gone."""
+        try:
+            return _touched(self.http.get(f"/api/tasks/{task_id}"))
+        except ReviewRefused as exc:
+            if exc.status == 404:
+                return True
+            raise
+
+    def delete_task(self, task_id: int) -> None:
+        """Delete a task with all that hangs on it; a missing one is no error."""
+        try:
+            self.http.send("DELETE", f"/api/tasks/{task_id}")
+        except ReviewRefused as exc:
+            if exc.status != 404:
+                raise
+
+
+def changed_since(when: datetime) -> dict[str, Any]:
+    """A filter: tasks that were answered, edited or otherwise touched at this time or later."""
+    text = when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")  # anything else is a 500
+    return _filter("updated_at", "greater_or_equal", text, kind="Datetime")
+
+
+def with_keys(keys: Sequence[str]) -> dict[str, Any]:
+    """A filter: tasks with these keys, ``MOST_KEYS`` of them at most."""
+    return _filter(f"data.{KEY}", "in_list", list(keys))
+
+
+def _checked_tasks(reply: Any, last: int) -> list[dict[str, Any]]:
+    """The tasks of a page, if they look like tasks: each with data, by ascending id above ``last``.
+
+    Raises ReviewError: else a walk by id could go in a circle.
+    """
+    tasks = reply.get("tasks") if isinstance(reply, dict) else None
+    for task in tasks if isinstance(tasks, list) else [None]:
+        fields = task if isinstance(task, dict) else {}
+        number = fields.get("id")
+        if type(number) is not int or number <= last or type(fields.get("data", {})) is not dict:
+            raise ReviewError(
+                "Label Studio answers with tasks that are none",
+                hint="a proxy or another program in its place? Open the project in a browser",
+            )
+        last = number
+    return tasks or []
+
+
+def _after(task_id: int) -> dict[str, Any]:
+    return _filter("id", "greater", task_id, kind="Number")
+
+
+def _filter(field: str, operator: str, value: Any, *, kind: str = "String") -> dict[str, Any]:
+    return {"filter": f"filter:tasks:{field}", "operator": operator, "type": kind, "value": value}
+
+
+def _touched(task: Mapping[str, Any]) -> bool:
+    answered = task.get("total_annotations") or task.get("annotations")
+    return bool(answered or task.get("cancelled_annotations") or task.get("drafts"))
+
+
+def _project(fields: Mapping[str, Any]) -> Project:
+    return Project(
+        project_id=int(fields["id"]),
+        title=str(fields["title"]),
+        controls=dict(fields.get("parsed_label_config") or {}),
+        model_version=str(fields.get("model_version") or ""),
+        tasks=int(fields.get("task_number") or 0),
+        finished=int(fields.get("finished_task_number") or 0),
+    )

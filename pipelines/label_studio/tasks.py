@@ -1,0 +1,147 @@
+"""Review items become Label Studio tasks: the image, why it is here, and one prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.label_studio.client import KEY
+from pipelines.label_studio.interface import Interface
+from pipelines.label_studio.regions import ShownBox, to_result
+from pipelines.policy.box_batch import box_batch
+from pipelines.policy.policy import Policy, Thresholds
+from storage.review.queue import QueueHead, ReviewItem, queue_parts, read_head, read_queue
+from storage.runs.live_rows import live_tables
+from storage.runs.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A routed image with the routing that drew it."""
+
+    item: ReviewItem
+    head: QueueHead
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMaker:
+    """Turns queued images into tasks of one project.
+
+    Attributes:
+        names: the project's interface.
+        model_version: of the predictions.
+        run: name of the run, for people.
+        audit_blind: audit images come without a prediction.
+    """
+
+    names: Interface
+    model_version: str
+    run: str
+    audit_blind: bool = False
+
+    def is_blind(self, item: ReviewItem) -> bool:
+        """Whether this image is shown without boxes."""
+        return self.audit_blind and item.part == "audit"
+
+    def task(self, item: ReviewItem, url: str, boxes: Sequence[ShownBox]) -> dict[str, Any]:
+        """What is imported; whether it is an audit image is nowhere in it, for it might sway."""
+        fields = {self.names.field: url, KEY: item.sha256, "image_id": item.image_id,
+                  "run": self.run}  # fmt: skip
+        made: dict[str, Any] = {"data": fields}
+        if not self.is_blind(item):
+            made["predictions"] = [self.prediction(item, boxes)]
+        return made
+
+    def prediction(self, item: ReviewItem, boxes: Sequence[ShownBox]) -> dict[str, Any]:
+        """All boxes of an image; an empty one says that the model sees nothing."""
+        results = (to_result(box, item.width, item.height, self.names) for box in boxes)
+        score = float(np.mean([box.score for box in boxes])) if boxes else 0.0
+        return {
+            "model_version": self.model_version,
+            "score": score,
+            "result": [result for result in results if result is not None],
+        }
+
+
+def model_version_of(manifest: Manifest) -> str:
+    """How the run's predictions are called in Label Studio: a name and the weights' digest."""
+    identity = manifest.record.identity
+    return f"{identity.name}-{identity.model_sha256[:12]}"
+
+
+def queued(manifest: Manifest) -> list[Queued]:
+    """Everything routed so far that is to be shown, in order, no pixels twice."""
+    found: dict[str, Queued] = {}
+    for key in queue_parts(manifest.store):
+        head = read_head(manifest.store, key)
+        for item in read_queue(manifest.store, [key]):
+            found.setdefault(item.sha256, Queued(item, head))
+    return list(found.values())
+
+
+def shown_boxes(manifest: Manifest, wanted: Sequence[Queued]) -> dict[str, list[ShownBox]]:
+    """The boxes to show, by sha256: those that the policy of the routing accepts or is unsure of.
+
+    Boxes keep their place among the row's detections as their name. An image whose row is no
+    longer live is missing.
+    """
+    by_image = {(q.item.image_id, q.item.sha256): q for q in wanted}
+    judges = _Judges(manifest)
+    found: dict[str, list[ShownBox]] = {}
+    columns = ["image_id", "sha256", "detections"]
+    shards = {q.item.shard_id for q in wanted}
+    for _, table in live_tables(manifest, columns, only=shards):
+        ids = zip(*(table.column(name).to_pylist() for name in columns[:2]), strict=True)
+        for row, identity in enumerate(ids):
+            if (here := by_image.get(identity)) is not None:
+                found[here.item.sha256] = judges.boxes(table.slice(row, 1), here.head)
+    return found
+
+
+class _Judges:
+    """The thresholds of each routing, made once."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._identity = manifest.record.identity
+        self._made: dict[str, Thresholds] = {}
+
+    def boxes(self, row: pa.Table, head: QueueHead) -> list[ShownBox]:
+        batch = box_batch(row.column("detections"), self._of(head))
+        names = [c.name for c in self._identity.categories]
+        return [
+            ShownBox(
+                region=f"box{at}",
+                bbox=_xyxy(batch.boxes[at]),
+                category=names[batch.category_ids[at]],
+                score=float(batch.scores[at]),
+            )
+            for at in np.flatnonzero(batch.shown)
+        ]
+
+    def _of(self, head: QueueHead) -> Thresholds:
+        if head.invocation not in self._made:
+            policy = Policy.from_config(head.policy, where="the queue's policy")
+            self._made[head.invocation] = policy.thresholds(self._identity.categories)
+        return self._made[head.invocation]
+
+
+def _xyxy(box: np.ndarray[Any, Any]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = (float(side) for side in box)
+    return x1, y1, x2, y2
+
+
+def in_order(
+    wanted: Sequence[Queued],
+    boxes: Mapping[str, Sequence[ShownBox]],
+    urls: Mapping[str, str],
+    maker: TaskMaker,
+) -> Iterator[dict[str, Any]]:
+    """Tasks of the images that have both boxes and an address, in the order of the queue."""
+    for one in wanted:
+        sha256 = one.item.sha256
+        if sha256 in boxes and sha256 in urls:
+            yield maker.task(one.item, urls[sha256], boxes[sha256])

@@ -1,0 +1,1 @@
+"""`labelfleet run` and `labelfleet plan`."""

@@ -1,0 +1,248 @@
+"""What a run would do, and what is left of it. Reads listings, a few tars, the ledger."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Set
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.config.run_config import RunConfig
+from pipelines.config.source import check_places, group_shards, listed_objects
+from storage.errors import ObjectNotFound, SourceTruncated
+from storage.objects.protocols import open_store
+from storage.records import Shard, StoredObject
+from storage.runs.ledger import invocations, read_ledger
+from storage.runs.listing import Listing, is_same
+from storage.runs.manifest import RUN_KEY, Manifest, RunRecord
+from storage.shards.reading import SupportsShards, read_shard
+
+_SAMPLED_TARS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Attributes ending in ``_left`` leave out what the run has committed already.
+
+    Attributes:
+        shards, images, gib: of the source as it is listed now.
+        images_exact: False when the images in tars were estimated from a sample.
+        images_per_s: of this run's newest invocation that labelled anything, all its
+            ``measured_workers`` together; None before the first.
+        hours_left, cost_left: at that pace, on as many GPUs; None where there is no measured
+            pace, no price, or no GPU.
+    """
+
+    shards: int
+    images: int
+    gib: float
+    images_exact: bool
+    shards_left: int
+    images_left: int
+    gib_left: float
+    images_per_s: float | None
+    measured_workers: int | None
+    hours_left: float | None
+    cost_left: float | None
+    output: str
+    output_exists: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    images_per_s: float
+    workers: int
+    gpus: float
+
+
+@dataclass(slots=True)
+class _Count:
+    shards: int = 0
+    loose: int = 0
+    tars: int = 0
+    nbytes: int = 0
+    tar_nbytes: int = 0
+
+    def add(self, shard: Shard, nbytes: int, *, first: bool) -> None:
+        self.shards += first
+        self.nbytes += nbytes
+        if shard.kind == "tar":
+            self.tars += 1
+            self.tar_nbytes += nbytes
+        else:
+            self.loose += len(shard.objects)
+
+
+class _Sample:
+    """Some tars, drawn evenly from all (reservoir sampling), and the images counted in them."""
+
+    def __init__(self) -> None:
+        self.tars: list[Shard] = []
+        self._images: list[int] = []
+        self._offered = 0
+        self._random = random.Random(0)  # the same plan twice
+
+    def offer(self, tar: Shard) -> None:
+        self._offered += 1
+        if len(self.tars) < _SAMPLED_TARS:
+            self.tars.append(tar)
+        elif (place := self._random.randrange(self._offered)) < _SAMPLED_TARS:
+            self.tars[place] = tar
+
+    def count(self, source: SupportsShards, max_image_bytes: int) -> None:
+        self._images = [_count_images(source, tar, max_image_bytes) for tar in self.tars]
+
+    def estimate(self, tar_nbytes: int, *, without: Set[str] = frozenset()) -> int:
+        """Images in tars of so many bytes: exact in the sampled ones, at their density beyond."""
+        nbytes = sum(tar.nbytes for tar in self.tars)
+        per_byte = sum(self._images) / nbytes if nbytes else 0.0
+        counted = [(t, n) for t, n in zip(self.tars, self._images, strict=True)
+                   if t.shard_id not in without]  # fmt: skip
+        beyond = tar_nbytes - sum(tar.nbytes for tar, _ in counted)
+        return sum(n for _, n in counted) + round(beyond * per_byte)
+
+
+class _Survey:
+    """Adds up shards; a group of loose images may come in pieces, an image at a time."""
+
+    def __init__(self, committed: set[str]) -> None:
+        self.committed = committed
+        self.everything, self.left, self.sample = _Count(), _Count(), _Sample()
+        self._groups: set[int] = set()  # those seen, by their ids as numbers
+
+    def add(self, shard: Shard) -> None:
+        nbytes, first = shard.nbytes, True
+        if shard.kind == "tar":
+            self.sample.offer(shard)
+        else:
+            group = int(shard.shard_id, 16)
+            first = group not in self._groups
+            self._groups.add(group)
+        self.everything.add(shard, nbytes, first=first)
+        if shard.shard_id not in self.committed:
+            self.left.add(shard, nbytes, first=first)
+
+
+def plan_run(config: RunConfig) -> Plan:
+    """Estimate a run.
+
+    Raises:
+        LabelfleetError: what would stop the run at its start: source, output.
+    """
+    check_places(config)
+    options = config.storage.options()
+    manifest = _existing(config)
+    survey = _survey(config, manifest)
+    everything, left, sample = survey.everything, survey.left, survey.sample
+    sample.count(open_store(config.source.url, options), config.max_image_bytes)
+    images_left = left.loose + sample.estimate(left.tar_nbytes, without=survey.committed)
+    pace = _measured_pace(manifest) if manifest else None
+    hours = images_left / pace.images_per_s / 3600 if pace else None
+    return Plan(
+        shards=everything.shards,
+        images=everything.loose + sample.estimate(everything.tar_nbytes),
+        gib=everything.nbytes / 2**30,
+        images_exact=everything.tars <= len(sample.tars),
+        shards_left=left.shards,
+        images_left=images_left,
+        gib_left=left.nbytes / 2**30,
+        images_per_s=pace.images_per_s if pace else None,
+        measured_workers=pace.workers if pace else None,
+        hours_left=hours,
+        cost_left=_cost(hours, pace, config.price_per_gpu_hour),
+        output=open_store(config.output, options).url,
+        output_exists=manifest is not None,
+    )
+
+
+def _cost(hours: float | None, pace: _Pace | None, price: float | None) -> float | None:
+    if hours is None or pace is None or price is None or not pace.gpus:
+        return None
+    return hours * pace.gpus * price
+
+
+def _existing(config: RunConfig) -> Manifest | None:
+    store = open_store(config.output, config.storage.options())
+    try:
+        return Manifest(store, RunRecord.from_json(store.get(RUN_KEY)))
+    except ObjectNotFound:
+        return None  # not created yet
+
+
+def _survey(config: RunConfig, manifest: Manifest | None) -> _Survey:
+    """The shards as the run would have them: what it listed stays as grouped, the rest is grouped
+    anew. One pass by key over the source and all listings, whatever their size."""
+    survey = _Survey(manifest.committed() if manifest else set())
+    listed = listed_objects(config)
+    fresh = listed if manifest is None else _fresh(listed, manifest, survey)
+    for shard in group_shards(fresh, config.source.shard_size):
+        survey.add(shard)
+    return survey
+
+
+def _fresh(
+    listed: Iterator[StoredObject], manifest: Manifest, survey: _Survey
+) -> Iterator[StoredObject]:
+    """Objects that are new or changed; those that stay are told to the survey on the way."""
+    for new, known in Listing(manifest.store).joined(listed):
+        if new is None:
+            continue  # gone since: not labelled any more
+        if known is not None and is_same(new, known):
+            survey.add(Shard(known.shard_id, known.kind, (new,)))
+        else:
+            yield new
+
+
+def _count_images(source: SupportsShards, tar: Shard, max_image_bytes: int) -> int:
+    images = 0
+    try:
+        for _ in read_shard(source, tar, max_image_bytes=max_image_bytes):
+            images += 1
+    except SourceTruncated:
+        pass  # the run will say so; what is readable counts
+    return images
+
+
+def _measured_pace(manifest: Manifest) -> _Pace | None:
+    """Of the newest invocation that labelled anything, from its first ready worker on."""
+    for invocation in reversed(invocations(manifest.store)):
+        entries = list(read_ledger(manifest.store, invocation))
+        start = next((e for e in entries if e.event == "start"), None)
+        ready = next((e for e in entries if e.event == "ready"), None)
+        shards = [e for e in entries if e.event == "shard"]
+        if start and ready and shards and shards[-1].at > ready.at:
+            images = sum(sum(e.counts.values()) for e in shards)
+            note = start.note
+            rate = images / (shards[-1].at - ready.at)
+            return _Pace(rate, int(note.get("workers", 1)), float(note.get("gpus", 0)))
+    return None
+
+
+def render(plan: Plan) -> RenderableType:
+    """For people."""
+    table = Table(title="Plan", title_justify="left")
+    for column in ("", "in the source", "left to do"):
+        table.add_column(column, justify="left" if not column else "right")
+    about = "" if plan.images_exact else "~"
+    table.add_row("shards", f"{plan.shards:,}", f"{plan.shards_left:,}")
+    table.add_row("images", f"{about}{plan.images:,}", f"{about}{plan.images_left:,}")
+    table.add_row("GiB", f"{plan.gib:.2f}", f"{plan.gib_left:.2f}")
+    table.add_row("hours", "", "?" if plan.hours_left is None else f"{plan.hours_left:.2f}")
+    table.add_row("cost", "", "?" if plan.cost_left is None else f"{plan.cost_left:.2f}")
+    remarks = [f"output: {plan.output} ({'exists' if plan.output_exists else 'new'})"]
+    if plan.hours_left is None:
+        remarks.append("hours: unknown until this run was measured; try `run --limit 2`, then plan")
+    else:
+        remarks.append(
+            f"at {plan.images_per_s:.1f} images/s, as measured with {plan.measured_workers} "
+            "workers; more of them take less time"
+        )
+    return Group(table, *(Text(remark) for remark in remarks))

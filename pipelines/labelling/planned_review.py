@@ -1,0 +1,62 @@
+"""Routing at the end of a labelling run, as its config's ``review:`` section says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.config.run_config import ReviewConfig, RunConfig
+from pipelines.policy.policy import Policy
+from pipelines.routing.route import route_run
+from storage.review.queue import queue_parts
+from storage.review.settings import ReviewSettings, write_settings
+from storage.runs.ledger import new_invocation
+from storage.runs.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedReview:
+    """A review section whose policy is read already: a wrong one shows before hours of labelling.
+
+    ``part`` None: the config has no such section, and nothing is routed. ``stated`` False: the
+    config has no policy, and one that ``fit`` left with the run comes before the default.
+    """
+
+    part: ReviewConfig | None
+    policy: Policy
+    stated: bool = True
+
+    @staticmethod
+    def of(config: RunConfig) -> PlannedReview:
+        """Raises ConfigError when the policy cannot be read."""
+        if config.review is None:
+            return PlannedReview(None, Policy())
+        if isinstance(config.policy, str):
+            policy = Policy.load(config.policy, config.storage.options())
+        else:
+            policy = Policy.from_config(config.policy)
+        return PlannedReview(config.review, policy, "policy" in config.model_fields_set)
+
+    def route(self, manifest: Manifest, new_shards: int) -> int:
+        """Draw this invocation's queue and remember where it goes. The caller holds the run's lock.
+
+        An invocation that labelled nothing new draws nothing more, unless nothing was ever drawn.
+
+        Returns:
+            Images routed to be shown.
+        """
+        if self.part is None:
+            return 0
+        settings = ReviewSettings(self.part.url, self.part.project, self.part.audit_blind)
+        write_settings(manifest.store, settings)
+        if not new_shards and queue_parts(manifest.store):
+            return 0
+        fitted = None if self.stated else Policy.of_run(manifest.store, manifest.url)
+        summary = route_run(
+            manifest,
+            budget=self.part.budget,
+            policy=fitted or self.policy,
+            invocation=new_invocation(),
+            seed=self.part.seed,
+            audit=self.part.audit,
+        )
+        return summary.audit + summary.value

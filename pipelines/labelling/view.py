@@ -1,0 +1,53 @@
+"""A run's summary as people see it."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.labelling.run import RunSummary
+
+_STATUSES = ("ok", "undecodable", "too_large", "unsupported", "missing")
+
+
+def render(summary: RunSummary) -> RenderableType:
+    """The final table, and below it what needs a person's eye."""
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_row("images", f"{summary.images:,}")
+    for status in _STATUSES:
+        count: int = getattr(summary, status)
+        if status == "ok" or count:
+            table.add_row(f"  {status}", f"{count:,}", style=None if status == "ok" else "yellow")
+    table.add_row("detections", f"{summary.detections:,}")
+    table.add_row("shards committed", f"{summary.shards:,}")
+    if summary.left:
+        table.add_row("shards left", f"{summary.left:,}")
+    if summary.quarantined:
+        table.add_row("shards quarantined", f"{summary.quarantined:,}", style="red")
+    table.add_row("this time", f"{summary.new_images:,} images in {summary.seconds:.1f} s")
+    table.add_row("", f"{summary.images_per_s:.1f} images/s")
+    return Group(Text(summary.output, "bold"), table, *_remarks(summary))
+
+
+def _remarks(summary: RunSummary) -> list[Text]:
+    remarks = [Text(f"truncated: {said}", style="yellow") for said in summary.truncated[:10]]
+    if summary.quarantined:
+        remarks.append(
+            Text(
+                f"{summary.quarantined} shards failed every attempt; the reasons are below "
+                f"{summary.output}/quarantine/. The next run tries each once more.",
+                style="red",
+            )
+        )
+    if summary.outcome == "stopped":
+        remarks.append(Text("Stopped with work left; run the same command to continue."))
+    if summary.routed:
+        remarks.append(
+            Text(f"{summary.routed} images are routed: labelfleet review push {summary.output}")
+        )
+    if not summary.new_shards and not summary.left:
+        remarks.append(Text("Nothing was left to do."))
+    return remarks

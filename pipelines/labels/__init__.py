@@ -1,0 +1,1 @@
+"""Label versions: made, compared, exported."""

@@ -1,0 +1,115 @@
+"""COCO JSON: official category ids, empty images kept, ignore boxes twice over.
+
+Evaluators ignore crowds, so ignore boxes are annotations with ``iscrowd: 1``; trainers drop crowds,
+after which the object would be background, so the same boxes are also in a top-level list
+``ignore`` that a trainer can mask out.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pipelines.labels.export import ExportedImage, provenance
+from pipelines.labels.images import make_link
+from storage.labels.rows import Label
+from storage.labels.versions import LabelVersion
+from storage.objects.protocols import ObjectStore
+
+ANNOTATIONS = "annotations.json"
+IMAGES = "images/"
+
+
+class CocoExporter:
+    """Writes images/ and annotations.json. The JSON is spooled: memory does not grow."""
+
+    def __init__(self, store: ObjectStore, lineage: LabelVersion) -> None:
+        self._store, self._lineage = store, lineage
+        self._official = [c.official_id for c in lineage.categories]
+        self._images = self._annotations = self._ignored = 0
+
+    def __enter__(self) -> CocoExporter:
+        self._folder = tempfile.TemporaryDirectory(prefix="labelfleet-")
+        self._lists = {name: (self._path(name)).open("w") for name in ("images", "annotations",
+                                                                       "ignore")}  # fmt: skip
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for file in self._lists.values():
+            file.close()
+        self._folder.cleanup()
+
+    def add(self, image: ExportedImage) -> None:
+        """One image with its labels."""
+        row = image.row
+        if image.raw is not None:
+            self._store.create(f"{IMAGES}{image.name}", image.raw)
+        elif image.link is not None:
+            make_link(self._store, f"{IMAGES}{image.name}", image.link)
+        self._images += 1
+        entry = {
+            "id": self._images,
+            "file_name": image.name,
+            "width": row.width,
+            "height": row.height,
+            "labelfleet": {"image_id": row.image_id, "sha256": row.sha256, "source": row.source},
+        }
+        self._write("images", self._images, entry)
+        for label in row.labels:
+            self._add_label(label)
+
+    def close(self) -> None:
+        """Put the lists together as annotations.json."""
+        categories = [
+            {"id": c.official_id, "name": c.name, "supercategory": ""}
+            for c in self._lineage.categories
+        ]
+        whole = self._path("whole")
+        with whole.open("w") as out:
+            out.write('{"info": ' + json.dumps(provenance(self._lineage)))
+            out.write(',\n"categories": ' + json.dumps(categories))
+            for name, file in self._lists.items():
+                file.close()
+                out.write(f',\n"{name}": [\n')
+                with self._path(name).open() as lines:
+                    for line in lines:
+                        out.write(line)
+                out.write("\n]")
+            out.write("}\n")
+        self._store.create(ANNOTATIONS, whole)
+
+    def _add_label(self, label: Label) -> None:
+        self._annotations += 1
+        annotation = self._annotation(label, self._annotations)
+        self._write("annotations", self._annotations, annotation)
+        if label.ignore:
+            self._ignored += 1
+            self._write("ignore", self._ignored, {**annotation, "id": self._ignored})
+
+    def _annotation(self, label: Label, number: int) -> dict[str, Any]:
+        x1, y1, x2, y2 = (round(float(v), 3) for v in label.bbox)
+        width, height = round(x2 - x1, 3), round(y2 - y1, 3)
+        made = {
+            "id": number,
+            "image_id": self._images,
+            "category_id": self._official[label.category_id],
+            "bbox": [x1, y1, width, height],
+            "area": round(width * height, 3),
+            "iscrowd": int(label.ignore),
+            "origin": label.origin,
+        }
+        return made if label.score is None else {**made, "score": round(label.score, 6)}
+
+    def _write(self, name: str, count: int, entry: dict[str, Any]) -> None:
+        self._lists[name].write(("" if count == 1 else ",\n") + json.dumps(entry))
+
+    def _path(self, name: str) -> Path:
+        return Path(self._folder.name) / f"{name}.json"

@@ -1,0 +1,269 @@
+"""Model, policy and answers become a label version: ``labelfleet decide``. Needs no GPU.
+
+An image that somebody answered takes the answer whole, an empty one included; on every other image
+the policy judges the model's boxes, and those between the thresholds are to be ignored. Answers are
+joined by sha256, so they survive a new checkpoint and never reach other pixels under an old name.
+Rows stream; only answers and queues are held.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipelines.policy.box_batch import BoxBatch, box_batch
+from pipelines.policy.policy import Decision, Policy, Thresholds
+from pipelines.truth.compared import AnsweredImage, ModelLabels, QueuePlaces, describe, to_jsonl
+from pipelines.truth.settle import AnswerBook, Settled, Settling, settle
+from storage.errors import ReviewError
+from storage.labels.rows import (
+    ROWS_PER_PART,
+    Label,
+    LabelRow,
+    LabelWriter,
+    labels_array,
+    rows_to_label_table,
+)
+from storage.labels.versions import (
+    LABEL_SCHEMA,
+    LabelVersion,
+    claim_version,
+    finish_version,
+    new_attempt,
+)
+from storage.review.queue import ReviewedBox, answer_parts, read_answers
+from storage.runs.annotations import Category
+from storage.runs.live_rows import live_tables
+from storage.runs.manifest import Manifest
+
+_COPIED = ("image_id", "shard_id", "offset", "nbytes", "sha256", "width", "height")
+
+
+def decide_run(
+    manifest: Manifest,
+    policy: Policy,
+    *,
+    answers_from: Sequence[Manifest] = (),
+    settling: Settling = "latest",
+    rows_per_part: int = ROWS_PER_PART,
+) -> LabelVersion:
+    """Write a new label version and point ``latest`` to it. The caller holds the run's lock.
+
+    Args:
+        manifest: the run whose live rows become labels.
+        policy: judges the model's boxes on images that nobody answered.
+        answers_from: other runs whose answers count too, joined by the images' sha256; of two
+            answers to the same pixels the one submitted last counts.
+        settling: how several people's answers to one image are settled, see ``answers.settle``.
+        rows_per_part: images in one Parquet object, about.
+
+    Raises:
+        ConfigError: the policy does not fit the run.
+        ReviewError: answers name a class that the run lacks.
+    """
+    identity = manifest.record.identity
+    thresholds = policy.thresholds(identity.categories, identity.model_sha256)
+    runs = [manifest, *(m for m in answers_from if m.url != manifest.url)]
+    parts = {run.url: answer_parts(run.store) for run in runs}
+    book = settle((a for run in runs for a in read_answers(run.store, parts[run.url])), settling)
+    _refuse_unknown_classes(book, identity.categories)
+    attempt, now = new_attempt(), datetime.now(UTC)
+    version = claim_version(manifest.store, attempt)
+    merge = _Merge(
+        thresholds=thresholds,
+        categories=identity.categories,
+        book=book,
+        places=QueuePlaces(runs),
+        model=identity.model_sha256,
+        policy=policy.digest(),
+        now=now,
+    )
+    header = {"categories": [c.name for c in identity.categories], "policy": merge.policy}
+    with LabelWriter(manifest.store, version, header, rows_per_part=rows_per_part) as writer:
+        for _, table in live_tables(manifest, [*_COPIED, "status", "detections"]):
+            writer.write(merge.table(table))
+        written = writer.close()
+    lineage = LabelVersion(
+        version=version,
+        attempt=attempt,
+        created_at=now.isoformat(timespec="seconds"),
+        run={
+            "name": identity.name,
+            "model_sha256": identity.model_sha256,
+            "config_hash": identity.config_hash,
+            "licence": identity.licence,
+        },
+        categories=identity.categories,
+        policy=merge.policy,
+        settling=settling,
+        answers={url: keys for url, keys in parts.items() if keys},
+        counts=merge.totals(),
+        parts=written,
+    )
+    manifest.store.create(f"{lineage.prefix}policy.yaml", policy.to_yaml().encode())
+    manifest.store.create(f"{lineage.prefix}answered.jsonl", to_jsonl(merge.answered))
+    finish_version(manifest.store, lineage)
+    return lineage
+
+
+@dataclass(slots=True)
+class _Merge:
+    """Turns annotation tables into label tables, and counts what becomes of everything."""
+
+    thresholds: Thresholds
+    categories: Sequence[Category]
+    book: AnswerBook
+    places: QueuePlaces
+    model: str
+    policy: str
+    now: datetime
+    counts: Counter[str] = field(default_factory=Counter)
+    answered: list[AnsweredImage] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+
+    def table(self, annotations: pa.Table) -> pa.Table:
+        """Label rows of one annotation table, in its order; images that are not ok have none."""
+        status = annotations.column("status").cast(pa.string())
+        ok = annotations.filter(pc.equal(status, "ok"))
+        for entry in pc.value_counts(status).to_pylist():
+            if entry["values"] != "ok":
+                self.counts[f"left_out_{entry['values']}"] += entry["counts"]
+        if not ok.num_rows:
+            return LABEL_SCHEMA.empty_table()
+        batch = box_batch(ok.column("detections"), self.thresholds)
+        sha256s = ok.column("sha256").to_pylist()
+        self._note_answered(ok, batch, sha256s)
+        by_people = np.array([s in self.book.settled for s in sha256s], np.bool_)
+        machine = self._by_model(ok, batch, ~by_people)
+        if not by_people.any():
+            return machine
+        people = rows_to_label_table(self._by_people(ok, by_people))
+        order = np.argsort(np.concatenate([np.flatnonzero(~by_people), np.flatnonzero(by_people)]))
+        return pa.concat_tables([machine, people]).take(pa.array(order))
+
+    def totals(self) -> dict[str, int]:
+        """Counts for the lineage, zeros included where their absence would be a question."""
+        names = ("images_model", "images_human", "images_human_empty", "labels", "ignored",
+                 "rejected")  # fmt: skip
+        return {
+            **dict.fromkeys(names, 0),
+            **self.counts,
+            "answers_used": len(self.used),
+            "answers_unused": len(self.book.settled.keys() - self.used),
+            "answers_skipped": len(self.book.skipped),
+        }
+
+    def _by_model(self, ok: pa.Table, batch: BoxBatch, rows: NDArray[np.bool_]) -> pa.Table:
+        judged = rows[batch.image]
+        kept = judged & batch.shown
+        ignore = (batch.decisions != Decision.ACCEPT)[kept]
+        here = np.flatnonzero(rows)
+        labels = labels_array(
+            batch.per_image(kept)[here].astype(np.int64),
+            batch.boxes[kept],
+            batch.category_ids[kept],
+            batch.scores[kept],
+            ignore,
+        )
+        rejected = batch.per_image(judged & ~batch.shown)[here].astype(np.int32)
+        self.counts["images_model"] += len(here)
+        self.counts["labels"] += int((~ignore).sum())
+        self.counts["ignored"] += int(ignore.sum())
+        self.counts["rejected"] += int(rejected.sum())
+        copied = ok.select(list(_COPIED)).filter(pa.array(rows))
+        n = len(here)
+        added = {
+            "source": pa.array(["model"] * n, pa.string()),
+            "labels": labels,
+            "rejected": pa.array(rejected),
+            "model": pa.array([self.model] * n, pa.string()),
+            "policy": pa.array([self.policy] * n, pa.string()),
+            "annotator": pa.nulls(n, pa.string()),
+            "labelled_at": pa.array([self.now] * n, LABEL_SCHEMA.field("labelled_at").type),
+        }
+        columns = [*copied.columns, *added.values()]
+        names = [*copied.column_names, *added]
+        return pa.table(columns, names=names).select(LABEL_SCHEMA.names).cast(LABEL_SCHEMA)
+
+    def _by_people(self, ok: pa.Table, rows: NDArray[np.bool_]) -> list[LabelRow]:
+        made = []
+        for row in ok.select(list(_COPIED)).filter(pa.array(rows)).to_pylist():
+            settled = self.book.settled[row["sha256"]]
+            labels = self._labels(settled, row["width"], row["height"])
+            made.append(
+                LabelRow(
+                    **row,
+                    source="human",
+                    labels=labels,
+                    rejected=0,
+                    model=self.model,
+                    policy=self.policy,
+                    annotator=settled.answer.annotator,
+                    labelled_at=settled.answer.submitted_at,
+                )
+            )
+            self.used.add(row["sha256"])
+            ignored = sum(label.ignore for label in labels)
+            self.counts["images_human"] += 1
+            self.counts["images_human_empty"] += not labels
+            self.counts["labels"] += len(labels) - ignored
+            self.counts["ignored"] += ignored
+        return made
+
+    def _labels(self, settled: Settled, width: int, height: int) -> tuple[Label, ...]:
+        boxes = [(box, False) for box in settled.answer.boxes]
+        boxes += [(box, True) for box in settled.disputed]
+        made = (self._label(box, ignore, width, height) for box, ignore in boxes)
+        return tuple(label for label in made if _has_area(label))
+
+    def _label(self, box: ReviewedBox, ignore: bool, width: int, height: int) -> Label:
+        # A person may draw past the edge; rows never lie outside their image.
+        x1, y1, x2, y2 = box.bbox
+        inside = (
+            min(max(x1, 0.0), width), min(max(y1, 0.0), height),
+            min(max(x2, 0.0), width), min(max(y2, 0.0), height),
+        )  # fmt: skip
+        names = [c.name for c in self.categories]
+        return Label(inside, names.index(box.category), box.score, ignore, box.origin)
+
+    def _note_answered(self, ok: pa.Table, batch: BoxBatch, sha256s: Sequence[str]) -> None:
+        ids = ok.column("image_id")
+        names = [c.name for c in self.categories]
+        for i, sha256 in enumerate(sha256s):
+            if sha256 in self.places or sha256 in self.book.settled:
+                image_id = ids[i].as_py()
+                places = self.places.take(image_id, sha256)
+                model = _model_labels(batch, i)
+                self.answered += describe(image_id, sha256, places, self.book, model, names)
+
+
+def _model_labels(batch: BoxBatch, image: int) -> ModelLabels:
+    here = batch.image == image
+    accepted, ignored = here & batch.accepted, here & batch.uncertain
+    return ModelLabels(batch.boxes[accepted], batch.category_ids[accepted], batch.boxes[ignored])
+
+
+def _has_area(label: Label) -> bool:
+    x1, y1, x2, y2 = label.bbox
+    return x2 > x1 and y2 > y1
+
+
+def _refuse_unknown_classes(book: AnswerBook, categories: Sequence[Category]) -> None:
+    known = {c.name for c in categories}
+    used = {
+        box.category
+        for settled in book.settled.values()
+        for box in (*settled.answer.boxes, *settled.disputed)
+    }
+    if used - known:
+        raise ReviewError(
+            f"answers name classes that the run lacks: {', '.join(sorted(used - known))}",
+            hint=f"the run has {', '.join(sorted(known))}; relabel those boxes, or add the class",
+        )

@@ -1,0 +1,83 @@
+"""YOLO: images/, labels/<stem>.txt with normalised boxes, data.yaml; class ids are contiguous.
+
+An empty image has an empty text file. The format has no place for boxes to ignore: they are in
+ignore/<stem>.txt, in the same form, for trainers that mask them. names.jsonl says which image each
+file is.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+import yaml
+
+from pipelines.labels.export import ExportedImage, json_line, provenance
+from pipelines.labels.images import make_link
+from storage.labels.rows import Label
+from storage.labels.versions import LabelVersion
+from storage.objects.protocols import ObjectStore
+
+
+class YoloExporter:
+    """Writes one text file an image, and data.yaml at the end."""
+
+    def __init__(self, store: ObjectStore, lineage: LabelVersion) -> None:
+        self._store, self._lineage = store, lineage
+
+    def __enter__(self) -> YoloExporter:
+        self._folder = tempfile.TemporaryDirectory(prefix="labelfleet-")
+        self._names = (Path(self._folder.name) / "names.jsonl").open("wb")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._names.close()
+        self._folder.cleanup()
+
+    def add(self, image: ExportedImage) -> None:
+        """One image with its labels."""
+        row = image.row
+        if image.raw is not None:
+            self._store.create(f"images/{image.name}", image.raw)
+        elif image.link is not None:
+            make_link(self._store, f"images/{image.name}", image.link)
+        stem = image.name.rsplit(".", 1)[0]
+        labels = _lines(row.accepted, row.width, row.height)
+        self._store.create(f"labels/{stem}.txt", labels)
+        ignored = _lines((x for x in row.labels if x.ignore), row.width, row.height)
+        if ignored:
+            self._store.create(f"ignore/{stem}.txt", ignored)
+        self._names.write(
+            json_line({"file": image.name, "image_id": row.image_id, "sha256": row.sha256})
+        )
+
+    def close(self) -> None:
+        """data.yaml, last."""
+        self._names.close()
+        self._store.create("names.jsonl", Path(self._names.name))
+        described = {
+            "path": ".",
+            "train": "images",
+            "val": "images",
+            "names": {c.id: c.name for c in self._lineage.categories},
+            "labelfleet": provenance(self._lineage),
+        }
+        self._store.create("data.yaml", yaml.safe_dump(described, sort_keys=False).encode())
+
+
+def _lines(labels: Iterable[Label], width: int, height: int) -> bytes:
+    """``class cx cy w h`` a box, as shares of the upright image's width and height."""
+    out = []
+    for label in labels:
+        x1, y1, x2, y2 = label.bbox
+        cx, cy = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height
+        w, h = (x2 - x1) / width, (y2 - y1) / height
+        out.append(f"{label.category_id} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f}\n")
+    return "".join(out).encode()

@@ -1,0 +1,1 @@
+"""The model that a run loads: requested, resolved, compiled, measured."""

@@ -1,0 +1,140 @@
+"""What a precision costs: mAP against ground truth, or agreement with fp32 where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.evaluation.coco_matching import ChunkedMatching
+from pipelines.models.sample_images import Inputs
+from pipelines.truth.coco_truth import Truth, is_ignore_class, match_categories
+from storage.errors import ArtefactError, TruthMismatch
+from storage.records import Detections
+from workers.detectors.protocol import Detector
+
+BATCH = 8
+SURE = 0.5  # fp32's boxes from this score on stand in for ground truth
+_ALL_AREAS = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Boxes to find: COCO annotations an image, with category ids from 1, and how many classes."""
+
+    images: tuple[tuple[dict[str, Any], ...], ...]
+    classes: int
+
+
+def expected_from_truth(truth: Truth, indices: Sequence[int], classes: Sequence[str]) -> Expected:
+    """Ground truth of these images, in the model's classes; crowds and DontCare count neither way.
+
+    Raises:
+        TruthMismatch: it shares no class with the model.
+    """
+    of_truth = match_categories(classes, truth.categories)
+    if not of_truth:
+        raise TruthMismatch(
+            f"{truth.source} and the model share no class: {sorted(truth.categories.values())} "
+            f"there, {list(classes)} in the model",
+            hint="give the ground truth the model's class names",
+        )
+    every = sorted(set(of_truth.values()))
+    images = []
+    for index in indices:
+        boxes: list[dict[str, Any]] = []
+        for box in truth.boxes[index]:
+            known = of_truth.get(box.category_id)
+            if known is not None:
+                boxes.append(_annotation(known, box.xywh, box.area, ignore=box.ignore))
+            elif is_ignore_class(truth.categories[box.category_id]):
+                boxes += [_annotation(k, box.xywh, box.area, ignore=True) for k in every]
+        images.append(tuple(boxes))
+    return Expected(tuple(images), len(classes))
+
+
+def expected_from_detections(found: Sequence[Detections], classes: int) -> Expected:
+    """What a detector is sure of, as if it were ground truth; what it half sees counts neither
+    way."""
+    images = []
+    for one in found:
+        wide = one.boxes[:, 2:] - one.boxes[:, :2]
+        images.append(
+            tuple(
+                _annotation(int(k), (*box[:2], *side), side[0] * side[1], ignore=score < SURE)
+                for box, side, k, score in zip(
+                    one.boxes.tolist(), wide.tolist(), one.category_ids, one.scores, strict=True
+                )
+            )
+        )
+    return Expected(tuple(images), classes)
+
+
+def detect_all(detector: Detector, inputs: Inputs) -> list[Detections]:
+    """Detections of every image, in its upright pixels."""
+    found: list[Detections] = []
+    for start in range(0, len(inputs), BATCH):
+        found += detector.detect(np.ascontiguousarray(inputs.pixels[start : start + BATCH]))
+    return [back.invert(one) for back, one in zip(inputs.transforms, found, strict=True)]
+
+
+def mean_ap(found: Sequence[Detections], expected: Expected) -> float:
+    """COCO mAP in points, 0 to 100, over classes that are expected somewhere; 0 without any."""
+    matching = ChunkedMatching(expected.classes)
+    truth = [
+        {"image_id": number, **box}
+        for number, boxes in enumerate(expected.images, 1)
+        for box in boxes
+    ]
+    rows = [_rows(number, one) for number, one in enumerate(found, 1)]
+    matching.add(len(rows), truth, np.concatenate(rows))
+    precision = matching.curves()[0][..., _ALL_AREAS]
+    known = precision[precision > -1]
+    return float(known.mean() * 100) if known.size else 0.0
+
+
+def refuse_unmeasured(fp32: float, images: int, against: str, limit: float) -> None:
+    """Refuse to call a loss small where float32 itself has nothing to lose.
+
+    Args:
+        fp32: its mAP in points.
+        images: how many were measured on.
+        against: the truth's URL, or ``fp32``.
+        limit: points that may be lost; from 100 on any loss is allowed, and so is this.
+
+    Raises:
+        ArtefactError: it has nothing to lose.
+    """
+    if fp32 > 0 or limit >= 100:
+        return
+    own = f"is sure of no box (a score of {SURE:g} or more)"
+    finds = own if against == "fp32" else f"finds no object of {against}"
+    raise ArtefactError(
+        f"what INT8 loses cannot be told: on {images} images fp32 itself {finds}",
+        hint="give `labelfleet compile` a --truth with objects that the model finds; or use "
+        "`precision: fp32`; or allow any loss by `model.max_loss: 100`",
+    )
+
+
+def _annotation(index: int, xywh: Sequence[float], area: float, *, ignore: bool) -> dict[str, Any]:
+    return {
+        "category_id": index + 1,
+        "bbox": list(xywh),
+        "area": area,
+        "iscrowd": int(ignore),
+        "ignore": int(ignore),
+    }
+
+
+def _rows(number: int, found: Detections) -> NDArray[np.float64]:
+    """[N, 7]: image, x, y, w, h, score, class; images and classes from 1."""
+    rows = np.empty((len(found), 7))
+    rows[:, 0] = number
+    rows[:, 1:3] = found.boxes[:, :2]
+    rows[:, 3:5] = found.boxes[:, 2:] - found.boxes[:, :2]
+    rows[:, 5] = found.scores
+    rows[:, 6] = found.category_ids + 1
+    return rows

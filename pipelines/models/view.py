@@ -1,0 +1,87 @@
+"""What people see of a compilation: a line a step on stderr, and the artefact at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from pipelines.display.console import HarmlessConsole
+from storage.logs import log_format
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    if log_format() == "json":
+        logging.getLogger("labelfleet").info("%s", text)
+    else:
+        HarmlessConsole(stderr=True).print(Text(text), soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True)
+class CompileSummary:
+    """What was made, or found: an artefact and what its ``artefact.json`` says.
+
+    Attributes:
+        runtime, precision: what the run will use.
+        artefact, sha256: where it lies, and the digest of its JSON; None where torch runs.
+        facts: calibration, figures, versions, layers kept in float32.
+        new: whether it was made now.
+        checked: mAP of a model that was there already on the ground truth given now, else None.
+    """
+
+    runtime: str
+    precision: str
+    artefact: str | None
+    sha256: str | None
+    facts: Mapping[str, Any]
+    new: bool
+    checked: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        facts = {k: v for k, v in self.facts.items() if k != "files"}
+        return {
+            "runtime": self.runtime,
+            "precision": self.precision,
+            "artefact": self.artefact,
+            "sha256": self.sha256,
+            "new": self.new,
+            "checked": self.checked,
+            "facts": facts,
+        }
+
+
+def render(summary: CompileSummary) -> RenderableType:
+    """For people."""
+    if summary.artefact is None:
+        return Text(f"{summary.runtime} loads the checkpoint itself: there is nothing to compile")
+    made = "made" if summary.new else "there already"
+    lines = [f"{summary.runtime} {summary.precision}, {made}: {summary.artefact}"]
+    facts = summary.facts
+    if (parity := facts.get("parity")) and facts.get("graph_precision") == "fp32":
+        lines.append(
+            f"fp32 differs from torch by at most {parity['box_px']} px and {parity['score']} in "
+            f"score, on {parity['anchors']} anchors"
+        )
+    if calibration := facts.get("calibration"):
+        lines.append(f"calibrated on {calibration['images']} images of the source")
+        lines.append(f"in float32: {', '.join(facts['kept'])}")
+    for figures in filter(None, (facts.get("measured"), summary.checked)):
+        lines.append(_figures(figures))
+    return Group(*(Text(line, overflow="fold") for line in lines))
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    """What INT8 loses; against fp32 itself it is no mAP of objects, and called agreement."""
+    on = f"on {figures['images']} images"
+    if figures["against"] == "fp32":
+        return f"agreement with fp32: {figures['int8_map']:.1f} of 100 {on} (no ground truth given)"
+    return (
+        f"mAP {figures['int8_map']:.2f}, fp32 {figures['fp32_map']:.2f}: {figures['loss']:+.2f} "
+        f"points lost {on} of {figures['against']}"
+    )

@@ -1,0 +1,41 @@
+"""What ``labelfleet fit`` found, for people."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.policy.fit import Fit
+
+_HEADINGS = ("class", "boxes", "right", "accept from", "reject below", "precision", "recall")
+
+
+def render(found: Fit, written: str) -> RenderableType:
+    """For people: thresholds by class, what to expect of them, and where the policy lies."""
+    title = f"{found.images:,} images, by {escape(found.source)}"
+    table = Table(title=title, title_justify="left")
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for c in found.classes:
+        mark = "" if c.own else " *"
+        limits = (f"{c.accept:.3f}{mark}", f"{c.reject:.3f}{mark}")
+        figures = (_percent(c.precision), _percent(c.recall))
+        table.add_row(escape(c.name), f"{c.boxes:,}", f"{c.right:,}", *limits, *figures)
+    table.add_section()
+    right = sum(c.right for c in found.classes)
+    figures = (_percent(found.precision), _percent(found.recall))
+    table.add_row("all", f"{found.boxes:,}", f"{right:,}", "", "", *figures, style="bold")
+    lines = [
+        "thresholds are probabilities; precision and recall of accepted boxes are cross-validated",
+        f"calibration error: {found.error_before:.3f} of raw scores, {found.error_after:.3f} after",
+        f"policy: {written}",
+    ]
+    if not all(c.own for c in found.classes):
+        lines.insert(0, "* too few boxes for thresholds of its own: those of all classes")
+    return Group(table, *(Text(line) for line in lines))
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,296 @@
+"""What a score means: accept, review, ignore or reject per box. Pure functions, no I/O but load.
+
+A box is judged by its score, calibrated first where the policy brings a calibration:
+
+    score >= accept            ACCEPT   it is a label
+    score <  reject            REJECT   it is dropped
+    in between, image queued   REVIEW   a person is asked; the box is shown to them
+    in between, otherwise      IGNORE   nobody answers: neither a label nor background
+
+Thresholds may differ by class. Scores and thresholds are compared as float32, the precision that
+rows have, so that a score written as 0.7 meets ``accept: 0.7``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from pipelines.config.run_config import Part, Share, parse_config
+from pipelines.config.yaml_files import load_yaml
+from storage.errors import ConfigError, ObjectNotFound
+from storage.objects.protocols import StorageOptions, SupportsGet, open_object
+from storage.runs.annotations import Category
+from storage.urls import shown_url
+
+POLICY_KEY = "policy.yaml"  # below a run's output, where `fit` leaves it
+Knots = Annotated[tuple[Share, ...], Field(min_length=1)]
+
+
+class Decision(IntEnum):
+    """Ordered: a higher score never gets a lower decision."""
+
+    REJECT = 0
+    IGNORE = 1
+    REVIEW = 2
+    ACCEPT = 3
+
+
+class Curve(Part):
+    """A monotone map from score to the share of such boxes that are right (isotonic regression).
+
+    Between knots it is linear, outside them constant, as scikit-learn's ``IsotonicRegression``
+    with ``out_of_bounds="clip"`` predicts.
+    """
+
+    scores: Knots = Field(description="Ascending.")
+    probabilities: Knots = Field(description="One a score, never falling.")
+
+    @model_validator(mode="after")
+    def _monotone(self) -> Curve:
+        if len(self.scores) != len(self.probabilities):
+            raise ValueError("scores and probabilities differ in length")
+        for name, values in (("scores", self.scores), ("probabilities", self.probabilities)):
+            if any(b < a for a, b in itertools.pairwise(values)):
+                raise ValueError(f"{name} fall somewhere; a calibration never does")
+        return self
+
+    def __call__(self, scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """float64 of the same shape, in [0, 1]."""
+        out: NDArray[np.float64] = np.interp(scores, self.scores, self.probabilities)
+        return out
+
+
+class Calibration(Part):
+    """How raw scores become probabilities of being right; by class where boxes sufficed."""
+
+    all: Curve = Field(description="For classes without a curve of their own.")
+    classes: dict[str, Curve] = Field(default_factory=dict, description="By class name.")
+    iou: float = Field(0.5, gt=0, le=1, description="Right means: same class, this IoU or more.")
+
+
+class ClassThresholds(Part):
+    """Thresholds of one class; what is not given is the policy's."""
+
+    accept: Share | None = Field(None, description="From this score on, a box is a label.")
+    reject: Share | None = Field(None, description="Below this score, a box is dropped.")
+
+
+class Policy(Part):
+    """Thresholds, and the calibration they are meant on: what policy.yaml holds."""
+
+    accept: Share = Field(0.7, description="From this score on, a box is a label.")
+    reject: Share = Field(0.1, description="Below this score, a box is dropped.")
+    classes: dict[str, ClassThresholds] = Field(default_factory=dict, description="By class name.")
+    calibration: Calibration | None = Field(
+        None, description="Applied to scores before any threshold."
+    )
+    model_sha256: str | None = Field(
+        None, description="The model it was fitted on; other models' scores mean something else."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Policy:
+        for name in ("", *self.classes):
+            accept, reject = self.of(name)
+            if reject > accept:
+                where = f"classes.{name}: " if name else ""
+                raise ValueError(f"{where}reject {reject} lies above accept {accept}")
+        return self
+
+    def of(self, name: str) -> tuple[float, float]:
+        """(accept, reject) of one class."""
+        own = self.classes.get(name, ClassThresholds(accept=None, reject=None))
+        accept = self.accept if own.accept is None else own.accept
+        return accept, self.reject if own.reject is None else own.reject
+
+    @staticmethod
+    def from_config(fields: Mapping[str, Any] | Part, *, where: str = "policy") -> Policy:
+        """A policy from a mapping such as ``{accept: 0.7, reject: 0.1}``, or a config section.
+
+        Raises:
+            ConfigError: naming the key, what is wrong and the nearest valid key.
+        """
+        plain = fields.model_dump() if isinstance(fields, Part) else dict(fields)
+        return parse_config(Policy, plain, where=where)
+
+    @staticmethod
+    def load(url: str, options: StorageOptions | None = None) -> Policy:
+        """A policy.yaml from a path or URL. Raises ConfigError when it is none."""
+        store, key = open_object(url, options)
+        return Policy.from_yaml(store.get(key), where=url)
+
+    @staticmethod
+    def of_run(store: SupportsGet, where: str) -> Policy | None:
+        """The policy that ``fit`` left with a run; None: it has none. Raises as ``load``."""
+        try:
+            raw = store.get(POLICY_KEY)
+        except ObjectNotFound:
+            return None
+        return Policy.from_yaml(raw, where=f"{where}/{POLICY_KEY}")
+
+    @staticmethod
+    def from_yaml(raw: bytes, *, where: str) -> Policy:
+        """A policy from a policy.yaml's bytes. Raises ConfigError when they are none."""
+        fields = load_yaml(raw, where)
+        if not isinstance(fields, dict):
+            raise ConfigError(
+                f"{shown_url(where)} holds no policy: a mapping such as {{accept: 0.7}} is expected"
+            )
+        return Policy.from_config(fields, where=where)
+
+    def with_thresholds(self, accept: float | None, reject: float | None) -> Policy:
+        """The policy with thresholds that were given by hand, which hold for every class.
+
+        Raises:
+            ConfigError: they contradict each other, or what is left.
+        """
+        given = {n: v for n, v in (("accept", accept), ("reject", reject)) if v is not None}
+        classes = {
+            name: {k: v for k, v in own.model_dump().items() if k not in given}
+            for name, own in self.classes.items()
+        }
+        fields = self.to_fields() | given | {"classes": classes}
+        return Policy.from_config(fields, where="--accept, --reject")
+
+    def to_fields(self) -> dict[str, Any]:
+        """What is set, as plain JSON values; ``from_config`` gives the same policy back."""
+        return self.model_dump(mode="json", exclude_defaults=True) | {
+            "accept": self.accept,
+            "reject": self.reject,
+        }
+
+    def to_yaml(self) -> str:
+        """policy.yaml: the inverse of ``load``."""
+        return yaml.safe_dump(self.to_fields(), sort_keys=True)
+
+    def digest(self) -> str:
+        """12 hex digits of sha256: two policies that decide alike by their text share it."""
+        text = json.dumps(self.to_fields(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def thresholds(
+        self, categories: Sequence[Category], model_sha256: str | None = None
+    ) -> Thresholds:
+        """The policy for a run's classes.
+
+        Raises:
+            ConfigError: it names a class the run lacks, or was fitted on another model.
+        """
+        if self.model_sha256 and model_sha256 and self.model_sha256 != model_sha256:
+            raise ConfigError(
+                f"the policy was fitted on model {self.model_sha256[:12]}, "
+                f"the run's is {model_sha256[:12]}",
+                hint="fit a policy on this run, or delete model_sha256 from it if you mean it",
+            )
+        _refuse_unknown(self, [c.name for c in categories])
+        pairs = np.array([self.of(c.name) for c in categories], np.float32).reshape(-1, 2)
+        return Thresholds(pairs[:, 0], pairs[:, 1], _curves(self.calibration, categories))
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """A policy for one list of classes.
+
+    Attributes:
+        accept, reject: float32 [classes], by contiguous category id.
+        curves: a calibration by category id, or None: scores stand as they are.
+    """
+
+    accept: NDArray[np.float32]
+    reject: NDArray[np.float32]
+    curves: tuple[Curve, ...] | None
+
+    def scores(
+        self, scores: NDArray[np.float32], category_ids: NDArray[np.int16]
+    ) -> NDArray[np.float32]:
+        """What the thresholds are compared with: float32 [N], calibrated where there is a curve."""
+        if self.curves is None:
+            return scores.astype(np.float32)
+        return _by_class(self.curves, scores, category_ids).astype(np.float32)
+
+    def probability(
+        self, scores: NDArray[np.float32], category_ids: NDArray[np.int16]
+    ) -> NDArray[np.float64]:
+        """How likely each box is right, float64 [N]: calibrated, else by the stated prior."""
+        if self.curves is None:
+            return prior(scores)
+        return _by_class(self.curves, scores, category_ids)
+
+    def decide(
+        self,
+        scores: NDArray[np.float32],
+        category_ids: NDArray[np.int16],
+        queued: bool | NDArray[np.bool_] = False,
+    ) -> NDArray[np.int8]:
+        """One ``Decision`` a box.
+
+        Args:
+            scores: float32 [N], raw.
+            category_ids: int16 [N].
+            queued: whether a person is asked about the image; one bool, or one a box.
+
+        Returns:
+            int8 [N].
+        """
+        judged = self.scores(scores, category_ids)
+        band = np.where(queued, np.int8(Decision.REVIEW), np.int8(Decision.IGNORE))
+        out = np.broadcast_to(band, judged.shape).astype(np.int8)
+        out[judged < self.reject[category_ids]] = Decision.REJECT
+        out[judged >= self.accept[category_ids]] = Decision.ACCEPT
+        return out
+
+
+def prior(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Probability of being right where nothing was calibrated: logistic, 0.5 at score 0.55.
+
+    YOLO-NAS scores are trained towards IoU, so they lie below the share of boxes that are right at
+    the top and far above it at the bottom: on blood cells, 5 % right at .2 to .3, 49 % at .5 to
+    .6, 100 % from .9 on. A calibration is better; this only has to rank sensibly.
+    """
+    out: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-10.0 * (scores.astype(np.float64) - 0.55)))
+    return out
+
+
+def counts(decisions: NDArray[np.int8]) -> dict[str, int]:
+    """Boxes by decision, every decision named; they add up to all boxes."""
+    found = np.bincount(decisions, minlength=len(Decision))
+    return {decision.name.lower(): int(found[decision]) for decision in Decision}
+
+
+def _by_class(
+    curves: Sequence[Curve], scores: NDArray[np.float32], category_ids: NDArray[np.int16]
+) -> NDArray[np.float64]:
+    out = np.empty(scores.shape, np.float64)
+    for category_id in np.unique(category_ids):
+        here = category_ids == category_id
+        out[here] = curves[category_id](scores[here])
+    return out
+
+
+def _curves(
+    calibration: Calibration | None, categories: Sequence[Category]
+) -> tuple[Curve, ...] | None:
+    if calibration is None:
+        return None
+    return tuple(calibration.classes.get(c.name, calibration.all) for c in categories)
+
+
+def _refuse_unknown(policy: Policy, names: Sequence[str]) -> None:
+    calibrated = policy.calibration.classes if policy.calibration else {}
+    for name in (*policy.classes, *calibrated):
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names)}"
+            raise ConfigError(f"the policy names a class the run lacks: {name!r}", hint=hint)

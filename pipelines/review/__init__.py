@@ -1,0 +1,1 @@
+"""Review commands: push, pull, status."""

@@ -1,0 +1,107 @@
+"""``labelfleet review status``: queued, pushed, answered, minutes left, and what it was worth."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from pipelines.evaluation.audit import AuditReport, audit_report
+from pipelines.label_studio.client import LabelStudio
+from pipelines.label_studio.tasks import queued
+from pipelines.review.settings import open_server
+from storage.errors import LabelfleetError
+from storage.labels.versions import versions
+from storage.review.queue import read_answers
+from storage.review.settings import ReviewSettings
+from storage.runs.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewStatus:
+    """How far a review is.
+
+    Attributes:
+        project, url: where people look.
+        queued: images routed to be shown; ``audit`` of them drawn at random.
+        pushed: of those, in Label Studio; ``touched``: answered, skipped or begun there. None
+            where it was not asked, see ``problem``.
+        answered, skipped: images, as pulled. ``waiting``: touched there and not pulled.
+        people: who answered.
+        minutes: of human time expected for the queue; ``minutes_left`` for what is open.
+        last_answer: of those that were pulled.
+        problem: why Label Studio could not be asked; '' if it was.
+        worth: estimates for the latest label version; None before there is one.
+    """
+
+    project: str
+    url: str
+    queued: int
+    audit: int
+    pushed: int | None
+    touched: int | None
+    answered: int
+    skipped: int
+    waiting: int
+    people: int
+    minutes: float
+    minutes_left: float
+    last_answer: datetime | None
+    problem: str
+    worth: AuditReport | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        fields = asdict(self)
+        fields["last_answer"] = self.last_answer.isoformat() if self.last_answer else None
+        fields["worth"] = self.worth.to_fields() if self.worth else None
+        return fields
+
+
+def ask_status(manifest: Manifest, settings: ReviewSettings) -> ReviewStatus:
+    """Count, with what Label Studio says where it answers and a token is there."""
+    try:
+        with open_server(settings.url) as server:
+            return review_status(manifest, settings, server)
+    except LabelfleetError as exc:
+        return replace(review_status(manifest, settings, None), problem=exc.message)
+
+
+def review_status(
+    manifest: Manifest, settings: ReviewSettings, server: LabelStudio | None
+) -> ReviewStatus:
+    """Count. ``server`` None: only what the run itself knows."""
+    wanted = {q.item.sha256: q.item for q in queued(manifest)}
+    answers = [a for a in read_answers(manifest.store) if a.sha256 in wanted]
+    answered = {a.sha256 for a in answers if not a.skipped}
+    skipped = {a.sha256 for a in answers} - answered
+    there = None if server is None else _there(server, settings, set(wanted))
+    touched = {key for key, begun in (there or {}).items() if begun}
+    done = answered | skipped | touched
+    return ReviewStatus(
+        project=settings.project,
+        url=settings.url,
+        queued=len(wanted),
+        audit=sum(item.part == "audit" for item in wanted.values()),
+        pushed=None if there is None else len(there),
+        touched=None if there is None else len(touched),
+        answered=len(answered),
+        skipped=len(skipped),
+        waiting=len(touched - answered - skipped),
+        people=len({a.annotator for a in answers}),
+        minutes=sum(item.seconds for item in wanted.values()) / 60,
+        minutes_left=sum(i.seconds for key, i in wanted.items() if key not in done) / 60,
+        last_answer=max((a.submitted_at for a in answers), default=None),
+        problem="" if there is not None else "Label Studio was not asked",
+        worth=audit_report(manifest) if versions(manifest.store) else None,
+    )
+
+
+def _there(server: LabelStudio, settings: ReviewSettings, wanted: set[str]) -> dict[str, bool]:
+    """Keys in the project, and whether somebody touched them."""
+    project = server.find_project(settings.project)
+    found: dict[str, bool] = {}
+    for ref in server.task_refs(project.project_id) if project is not None else ():
+        if ref.key in wanted:
+            found[ref.key] = ref.touched or found.get(ref.key, False)
+    return found

@@ -1,0 +1,177 @@
+"""What people see of a review: bars while it goes, tables at its end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.display.console import HarmlessConsole
+from pipelines.evaluation.audit import AuditReport
+from pipelines.evaluation.intervals import Estimate
+from pipelines.labels.diff import LabelDiff
+from pipelines.review.pull import PullSummary
+from pipelines.review.push import PushSummary, PushWatcher
+from pipelines.review.status import ReviewStatus
+from pipelines.routing.route import RouteSummary
+from storage.labels.versions import LabelVersion
+
+_NAMED = 10  # images named one by one
+
+
+class _Bar(PushWatcher):
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None)
+
+    def stage(self, name: str, total: int) -> None:
+        self._progress.reset(self._task, description=name, total=total)
+
+    def advance(self, count: int) -> None:
+        self._progress.advance(self._task, count)
+
+
+@contextmanager
+def push_progress() -> Iterator[PushWatcher]:
+    """A bar on a terminal's stderr, elsewhere silence."""
+    if not sys.stderr.isatty():
+        yield PushWatcher()
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=HarmlessConsole(stderr=True), transient=True) as progress:
+        yield _Bar(progress)
+
+
+def render_route(summary: RouteSummary) -> RenderableType:
+    """What was drawn, and what was passed over."""
+    if summary.repeated:
+        return Text("This invocation was routed before; nothing was done.")
+    rows = [
+        ("drawn by value", f"{summary.value:,}"),
+        ("drawn at random (audit)", f"{summary.audit:,}"),
+        ("human minutes expected", f"{summary.minutes:,.0f}"),
+    ]
+    if summary.audit_known:
+        rows.append(("audit images in the queue already", f"{summary.audit_known:,}"))
+    rows += [(f"not routed: {why}", f"{n:,}") for why, n in sorted(summary.passed_over.items())]
+    return Group(_table("routed", rows), Text(f"queue: {summary.key}"))
+
+
+def render_push(summary: PushSummary) -> RenderableType:
+    """What is there now, and what could not be shown."""
+    rows = [("queued", f"{summary.queued:,}"), ("pushed now", f"{summary.created:,}")]
+    if summary.there:
+        rows.append(("there already", f"{summary.there:,}"))
+    if summary.predicted:
+        rows.append(("new boxes for open tasks", f"{summary.predicted:,}"))
+    if summary.lost_replies:
+        rows.append(("lost replies looked up", f"{summary.lost_replies:,}"))
+    if summary.twins_deleted:
+        rows.append(("doubled tasks deleted", f"{summary.twins_deleted:,}"))
+    remarks = [
+        Text(f"not shown: {image_id}: {why}", style="yellow")
+        for image_id, why in list(summary.not_shown.items())[:_NAMED]
+    ]
+    if len(summary.not_shown) > _NAMED:
+        remarks.append(Text(f"… and {len(summary.not_shown) - _NAMED} more", style="yellow"))
+    return Group(_table(summary.project, rows), *remarks, Text(f"review at {summary.url}"))
+
+
+def render_pull(summary: PullSummary) -> RenderableType:
+    """What came back."""
+    rows = [("answers, new or edited", f"{summary.answers:,}")]
+    for name in ("skipped", "images", "people", "kept", "moved", "relabelled", "added", "deleted"):
+        rows.append((f"  {name}", f"{getattr(summary, name):,}"))
+    remarks = []
+    if summary.unlabelled:
+        remarks.append(f"{summary.unlabelled} boxes without a label were left out")
+    if summary.unknown:
+        remarks.append(f"{summary.unknown} annotations are of images that this run never queued")
+    if summary.unreadable:
+        remarks.append(f"{summary.unreadable} annotations cannot be read and were left out")
+    if summary.twins_deleted:
+        remarks.append(f"{summary.twins_deleted} doubled tasks were deleted")
+    return Group(_table("pulled", rows), *(Text(r, style="yellow") for r in remarks))
+
+
+def render_status(status: ReviewStatus) -> RenderableType:
+    """How far it is; below, what it was worth."""
+    pushed = "?" if status.pushed is None else f"{status.pushed:,}"
+    rows = [
+        ("queued", f"{status.queued:,}, {status.audit:,} of them at random"),
+        ("pushed", pushed),
+        ("answered", f"{status.answered:,} by {status.people:,} people"),
+    ]
+    if status.skipped:
+        rows.append(("skipped", f"{status.skipped:,}"))
+    if status.waiting:
+        rows.append(("waiting to be pulled", f"{status.waiting:,}"))
+    rows.append(("minutes left", f"{status.minutes_left:,.0f} of {status.minutes:,.0f}"))
+    if status.last_answer:
+        rows.append(("last answer", f"{status.last_answer:%Y-%m-%d %H:%M} UTC"))
+    parts: list[RenderableType] = [_table(f"{status.project} at {status.url}", rows)]
+    if status.problem:
+        parts.append(Text(status.problem, style="yellow"))
+    if status.worth is not None:
+        parts += [Text(), render_worth(status.worth)]
+    return Group(*parts)
+
+
+def render_worth(report: AuditReport) -> RenderableType:
+    """Estimates of a label version, with their intervals."""
+    rows = [
+        ("precision", _share(report.precision)),
+        ("recall" + (" (upper bound)" if report.recall_is_upper_bound else ""),
+         _share(report.recall)),
+        ("errors per 100 images", _figure(report.errors_per_100_images)),
+        ("errors found a minute, by value", _figure(report.value.errors_per_minute)),
+        ("errors found a minute, at random", _figure(report.audit.errors_per_minute)),
+        ("gain over random review", _figure(report.gain)),
+    ]  # fmt: skip
+    title = f"{report.version}: from {report.sampled:,} audit images, for {report.images:,}"
+    return Group(_table(title, rows), *(Text(f"  {note}", style="dim") for note in report.notes))
+
+
+def render_version(lineage: LabelVersion) -> RenderableType:
+    """What a label version holds."""
+    rows = [(name.replace("_", " "), f"{count:,}") for name, count in lineage.counts.items()]
+    return Group(_table(f"labels {lineage.version}", rows), Text(f"policy {lineage.policy}"))
+
+
+def render_diff(diff: LabelDiff) -> RenderableType:
+    """What changed between two versions."""
+    images = [(f"images {kind.replace('_', ' ')}", f"{n:,}") for kind, n in diff.images.items()]
+    boxes = [(f"boxes {kind.replace('_', ' ')}", f"{n:,}") for kind, n in diff.boxes.items()]
+    classes = Table("class", diff.old, diff.new, box=None)
+    for name, (old, new) in diff.labels_by_class.items():
+        classes.add_row(Text(name), f"{old:,}", f"{new:,}")
+    changed = [Text(f"changed: {image_id}") for image_id in diff.examples[:_NAMED]]
+    return Group(_table(f"{diff.old} → {diff.new}", [*images, *boxes]), classes, *changed)
+
+
+def _table(title: str, rows: Sequence[tuple[str, str]]) -> RenderableType:
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in rows:
+        table.add_row(name, value)
+    return Group(Text(title, style="bold"), table)
+
+
+def _share(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return "unknown"
+    return f"{estimate.value:.1%}  ({estimate.low:.1%} to {estimate.high:.1%})"
+
+
+def _figure(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return "unknown"
+    return f"{estimate.value:.2f}  ({estimate.low:.2f} to {estimate.high:.2f})"

@@ -1,0 +1,312 @@
+"""How far a run is: what its output says, whether a driver is at work on it or not.
+
+Counts come from the ledger where it knows a shard, else from the shard's footer; where images of
+a shard were tombstoned since, from its live rows. So they are those of the live set, always.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import pyarrow.compute as pc
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.runs.bottleneck import WorkerTime
+from storage.runs.ledger import LedgerEntry, invocations, read_ledger
+from storage.runs.listing import Listing
+from storage.runs.manifest import Manifest
+from storage.records import STATUSES
+from storage.runs.live_rows import live_tables
+
+# The driver beats every few seconds, and parts of the ledger are written every five.
+SILENT_AFTER_S = 60.0
+_FOOTER_READERS = 16
+
+State = Literal["running", "silent", "ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class InvocationStatus:
+    """The newest `labelfleet run` on this output, as its ledger has it.
+
+    Attributes:
+        invocation: its id.
+        state: ``silent``: neither ended nor heard of for SILENT_AFTER_S; it has most likely died.
+        outcome: done, quarantined, interrupted, failed; None while it has not ended.
+        started_at: seconds since the epoch, on the driver's clock.
+        silent_s: since its last entry.
+        workers: alive, as last said; None where it was not.
+        shards, images: done by this invocation.
+        seconds: from its start to its last entry.
+        startup_s: until a worker was ready, as far as the driver's beats tell.
+        images_per_s: from then to its last entry.
+        eta_s: until the last shard at the pace so far; only while it runs.
+        stages: seconds by stage, over its workers and their threads; ``wait`` is the model's.
+        fill: mean fill of the workers' queues, 0 to 1: images read, images decoded.
+        limit: one sentence on what limits it; None before a shard was done.
+    """
+
+    invocation: str
+    state: State
+    outcome: str | None
+    started_at: float
+    silent_s: float
+    workers: int | None
+    shards: int
+    images: int
+    seconds: float
+    startup_s: float
+    images_per_s: float | None
+    eta_s: float | None
+    stages: dict[str, float] = field(default_factory=dict)
+    fill: dict[str, float] = field(default_factory=dict)
+    limit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """One run. Shards: ``listed = committed + quarantined + left``.
+
+    Attributes:
+        images: live rows per status, every status named.
+        dead_objects: annotation objects of shards that are no longer live.
+        tombstones: images that changed or vanished after their shard was listed.
+        plain_glob_exact: whether reading annotations/*.parquet without the listing is exact.
+    """
+
+    url: str
+    name: str
+    created_at: str
+    listed: int
+    committed: int
+    quarantined: int
+    left: int
+    images: dict[str, int]
+    detections: int
+    dead_objects: int
+    tombstones: int
+    plain_glob_exact: bool
+    invocation: InvocationStatus | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class _Tally:
+    images: Counter[str] = field(default_factory=Counter)
+    detections: int = 0
+
+    def add(self, counts: dict[str, int], detections: int) -> None:
+        self.images.update(counts)
+        self.detections += detections
+
+
+def run_status(manifest: Manifest, *, now: float | None = None) -> RunStatus:
+    """Read a run's status from its output; nothing is written.
+
+    Args:
+        now: seconds since the epoch; None: this machine's clock.
+    """
+    listing = Listing(manifest.store)
+    live = set(listing.live_ids())
+    dropped = listing.dropped()
+    annotated = manifest.committed()
+    committed = live & annotated
+    quarantined = (live & manifest.quarantined_ids()) - committed
+    whole = committed - dropped.keys()
+    tally, newest = _read_ledgers(manifest, whole)
+    _count_partly_live(manifest, committed & dropped.keys(), tally)
+    left = len(live) - len(committed) - len(quarantined)
+    dead = len(annotated - live)
+    return RunStatus(
+        url=manifest.url,
+        name=manifest.record.identity.name,
+        created_at=manifest.record.created_at,
+        listed=len(live),
+        committed=len(committed),
+        quarantined=len(quarantined),
+        left=left,
+        images={status: tally.images[status] for status in STATUSES},
+        detections=tally.detections,
+        dead_objects=dead,
+        tombstones=sum(len(keys) for keys in dropped.values()),
+        plain_glob_exact=not dead and not (committed & dropped.keys()),
+        invocation=newest.status(left, time.time() if now is None else now) if newest else None,
+    )
+
+
+@dataclass(slots=True)
+class _Invocation:
+    """What the entries of one invocation add up to."""
+
+    name: str
+    first: LedgerEntry | None = None
+    last: LedgerEntry | None = None
+    outcome: str | None = None
+    ended: bool = False
+    workers: int | None = None
+    waiting: bool = True  # for the first worker
+    waited_until: float = 0.0
+    shards: int = 0
+    images: int = 0
+    time: WorkerTime = field(default_factory=WorkerTime)
+
+    def add(self, entry: LedgerEntry) -> None:
+        self.first = self.first or entry
+        self.last = entry
+        self.waiting &= entry.event != "shard" and not entry.note.get("alive")
+        if self.waiting:
+            self.waited_until = entry.at
+        self.workers = entry.note.get("alive", entry.note.get("workers", self.workers))
+        # A copy that lost the race for its shard was work, but not the run's.
+        if entry.event == "start":
+            self.time.add(entry)
+        elif entry.event == "shard" and entry.note.get("won", True):
+            self.time.add(entry)
+            self.shards += 1
+            self.images += sum(entry.counts.values())
+        elif entry.event == "end":
+            self.ended, self.outcome = True, entry.note.get("outcome")
+
+    def status(self, left: int, now: float) -> InvocationStatus | None:
+        if self.first is None or self.last is None:
+            return None
+        silent_s = max(0.0, now - self.last.at)
+        seconds = max(0.0, self.last.at - self.first.at)
+        state: State = "ended" if self.ended else "running"
+        if state == "running" and silent_s > SILENT_AFTER_S:
+            state = "silent"
+        startup_s = min(seconds, max(0.0, self.waited_until - self.first.at))
+        working_s = seconds - startup_s
+        eta_s = None
+        if state == "running" and self.shards and working_s:
+            eta_s = max(0.0, left * working_s / self.shards - silent_s)
+        return InvocationStatus(
+            invocation=self.name,
+            state=state,
+            outcome=self.outcome,
+            started_at=self.first.at,
+            silent_s=silent_s,
+            workers=self.workers,
+            shards=self.shards,
+            images=self.images,
+            seconds=seconds,
+            startup_s=startup_s,
+            images_per_s=self.images / working_s if working_s else None,
+            eta_s=eta_s,
+            stages={stage: round(s, 1) for stage, s in self.time.seconds.items()},
+            fill={queue: round(share, 3) for queue, share in self.time.fill.items()},
+            limit=self.time.limit,
+        )
+
+
+def _read_ledgers(manifest: Manifest, whole: set[str]) -> tuple[_Tally, _Invocation | None]:
+    """Add up the ledger's entries for these shards, and the footers of those it lacks."""
+    tally, unknown = _Tally(), set(whole)
+    newest: _Invocation | None = None
+    for name in invocations(manifest.store):
+        newest = _Invocation(name)
+        for entry in read_ledger(manifest.store, name):
+            newest.add(entry)
+            if entry.event == "shard" and entry.shard_id in unknown:
+                unknown.discard(entry.shard_id)
+                tally.add(entry.counts, entry.detections)
+    _count_footers(manifest, unknown, tally)
+    return tally, newest
+
+
+def _count_footers(manifest: Manifest, shard_ids: Iterable[str], tally: _Tally) -> None:
+    with ThreadPoolExecutor(_FOOTER_READERS) as pool:
+        for footer in pool.map(manifest.footer, sorted(shard_ids)):
+            tally.add(footer.counts, footer.detections)
+
+
+def _count_partly_live(manifest: Manifest, shard_ids: set[str], tally: _Tally) -> None:
+    if not shard_ids:
+        return
+    for _, table in live_tables(manifest, ["status", "detections"], only=shard_ids):
+        counts = {str(v["values"]): int(v["counts"]) for v in _value_counts(table)}
+        boxes = pc.sum(pc.list_value_length(table.column("detections"))).as_py() or 0
+        tally.add(counts, boxes)
+
+
+def _value_counts(table: Any) -> list[dict[str, Any]]:
+    counted: list[dict[str, Any]] = pc.value_counts(table.column("status")).to_pylist()
+    return counted
+
+
+def render(status: RunStatus) -> RenderableType:
+    """The status for people."""
+    s = status
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("run", escape(f"{s.name} at {s.url}"))
+    table.add_row("shards", _shares(s))
+    images = ", ".join(f"{n:,} {name}" for name, n in s.images.items() if n)
+    table.add_row("images", images or "none yet")
+    table.add_row("detections", f"{s.detections:,}")
+    table.add_row("last run", _sentence(s.invocation))
+    if s.invocation and s.invocation.limit:
+        table.add_row("limit", s.invocation.limit)
+        table.add_row("stages", _stages(s.invocation))
+    if s.plain_glob_exact:
+        glob = "annotations/*.parquet read as it is gives exactly the live rows"
+    else:
+        glob = (
+            f"{s.dead_objects:,} dead objects and {s.tombstones:,} tombstoned images lie among "
+            "annotations/*.parquet: read live rows through labelfleet, or run `labelfleet gc`"
+        )
+    table.add_row("reading", glob)
+    return Group(table) if s.listed else Group(table, Text("nothing has been listed yet"))
+
+
+def _shares(s: RunStatus) -> str:
+    percent = f" ({100 * s.committed / s.listed:.1f} %)" if s.listed else ""
+    parts = [f"{s.committed:,} of {s.listed:,} labelled{percent}"]
+    if s.left:
+        parts.append(f"{s.left:,} left")
+    if s.quarantined:
+        parts.append(f"[red]{s.quarantined:,} quarantined[/red]")
+    return ", ".join(parts)
+
+
+def _sentence(i: InvocationStatus | None) -> str:
+    if i is None:
+        return "none has left a ledger"
+    pace = f", {i.images_per_s:,.1f} images/s" if i.images_per_s else ""
+    workers = f" on {i.workers} workers" if i.workers is not None else ""
+    done = f"{i.images:,} images in {_duration(i.seconds)}{pace}"
+    if i.state == "ended":
+        return f"{escape(i.outcome or 'ended')}: {done}, ended {_duration(i.silent_s)} ago"
+    if i.state == "silent":
+        return (
+            f"[yellow]silent for {_duration(i.silent_s)}[/yellow], so it has most likely died: "
+            f"{done}. The same `labelfleet run` continues it"
+        )
+    eta = f", about {_duration(i.eta_s)} to go" if i.eta_s is not None else ""
+    return f"[green]running[/green]{workers}: {done}{eta}"
+
+
+def _stages(i: InvocationStatus) -> str:
+    seconds = ", ".join(f"{stage} {_duration(s)}" for stage, s in i.stages.items() if s)
+    fill = ", ".join(f"{queue} {100 * share:.0f} %" for queue, share in i.fill.items())
+    return f"{seconds}; queues: {fill}" if fill else seconds
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

@@ -1,0 +1,106 @@
+"""What people see of a verification: a bar while it goes, what differs at its end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.display.console import HarmlessConsole
+from pipelines.runs.verify import Verification
+
+_LINE_EVERY_S = 10.0
+_SHOWN = 30
+
+Tell = Callable[[int, int], None]
+
+
+@contextmanager
+def verify_progress() -> Iterator[Tell]:
+    """Takes (shards done, of how many): a bar on a terminal's stderr, else a line now and then."""
+    console = HarmlessConsole(stderr=True)
+    if not sys.stderr.isatty():
+        yield _lines(console)
+        return
+    columns = (
+        TextColumn("verifying"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("shards"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+def _lines(console: Console) -> Tell:
+    last_s = time.monotonic()
+
+    def tell(done: int, of: int) -> None:
+        nonlocal last_s
+        if time.monotonic() - last_s >= _LINE_EVERY_S:
+            last_s = time.monotonic()
+            console.print(f"verified {done}/{of} shards", markup=False)
+
+    return tell
+
+
+def render(found: Verification) -> RenderableType:
+    """For people."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("run", Text(f"{found.name} at {found.url}"))
+    table.add_row("shards", Text(_shards(found)))
+    read = f"{found.images:,} rows, {found.detections:,} boxes, {decimal(found.nbytes)} read"
+    table.add_row("objects", Text(read))
+    if found.tars_reread:
+        table.add_row("source", Text(f"{found.tars_reread:,} tars read again, member by member"))
+    table.add_row("verdict", _verdict(found))
+    parts: list[RenderableType] = [table]
+    differences = [
+        f"{d.key}: {d.what}" + (f" (shard {d.shard_id})" if _adds(d.shard_id, d.key) else "")
+        for d in found.differences
+    ]
+    parts += _list("differences", differences, found.found, "red")
+    orphans = [f"{o.key} ({decimal(o.nbytes)}): {o.why}" for o in found.orphans]
+    parts += _list("orphans", orphans, len(orphans), "yellow")
+    parts += _list("remarks", found.remarks, len(found.remarks), "dim")
+    return Group(*parts)
+
+
+def _adds(shard_id: str, key: str) -> bool:
+    return bool(shard_id) and shard_id not in key
+
+
+def _shards(found: Verification) -> str:
+    parts = [f"{found.committed:,} of {found.listed:,} labelled"]
+    if found.left:
+        parts.append(f"{found.left:,} left")
+    if found.quarantined:
+        parts.append(f"{found.quarantined:,} quarantined")
+    return ", ".join(parts)
+
+
+def _verdict(found: Verification) -> Text:
+    if found.clean:
+        return Text("clean", "green")
+    return Text(f"{found.found:,} differences", "bold red")
+
+
+def _list(title: str, lines: list[str], total: int, style: str) -> Iterator[RenderableType]:
+    if not lines:
+        return
+    yield Text(title, "bold")
+    for line in lines[:_SHOWN]:
+        yield Text(f"  {line}", style)
+    if total > _SHOWN:
+        yield Text(f"  … and {total - _SHOWN:,} more; --json has them", "dim")

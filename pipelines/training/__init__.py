@@ -1,0 +1,1 @@
+"""`labelfleet train`."""

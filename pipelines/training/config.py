@@ -1,0 +1,154 @@
+"""The config of ``labelfleet train``: parsed once, frozen; unknown keys are errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.config.run_config import Part, apply_override, parse_config, read_yaml
+from storage.errors import ConfigError
+from workers.detectors.protocol import Preprocessing
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+# What may differ between a stopped training and its continuation: it moves no weight.
+_FREE = {"output", "threads", "eval_every"}
+
+
+class DataConfig(Part):
+    """A COCO-format set. Paths are relative to where the command is started."""
+
+    annotations: Path = Field(description="COCO JSON.")
+    images: Path = Field(description="Folder that `file_name` is relative to.")
+
+
+class NetworkConfig(Part):
+    """What is trained."""
+
+    name: Literal["yolo_nas_s", "yolo_nas_m", "yolo_nas_l"] = Field(
+        "yolo_nas_s", description="Architecture."
+    )
+    arch: str | None = Field(None, description="arch_params yaml that scales `name`; path or URL.")
+    checkpoint: str | None = Field(
+        None, description="Weights to start from, path or URL; none: random ones."
+    )
+    licence: str = Field(
+        "unstated", description="Written into the checkpoint and recorded on runs that use it."
+    )
+
+
+class AugmentConfig(Part):
+    """How training images are varied."""
+
+    flip_horizontal: Share = Field(0.5, description="Probability. 0 where left and right differ.")
+    flip_vertical: Share = Field(0.0, description="Probability.")
+    scale: tuple[float, float] = Field((0.7, 1.5), description="Factors on the letterbox scale.")
+    shift: Share = Field(1.0, description="1: anywhere in the frame; 0: as inference places it.")
+    brightness: Share = Field(0.2, description="Largest relative change.")
+    contrast: Share = Field(0.2, description="Largest relative change.")
+    saturation: Share = Field(0.3, description="Largest relative change.")
+    hue_deg: float = Field(6.0, ge=0, le=180, description="Largest turn of the hue circle.")
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0.1 <= value[0] <= value[1] <= 10:
+            raise ValueError("write [low, high] with 0.1 ≤ low ≤ high ≤ 10")
+        return value
+
+
+class TrainConfig(Part):
+    """A training."""
+
+    name: Name = Field(description="Also the checkpoint's file name.")
+    output: Path = Field(description="Folder for checkpoint, summary and state.")
+    train: DataConfig
+    val: DataConfig = Field(description="Chooses the checkpoint that is kept.")
+    test: dict[Name, DataConfig] = Field(
+        default_factory=dict, description="Sets measured once, at the end, by name."
+    )
+    ignore_categories: tuple[str, ...] = Field(
+        (), description="Categories whose boxes teach nothing: neither object nor background."
+    )
+    model: NetworkConfig = NetworkConfig()
+    image_size: int | tuple[int, int] = Field(640, description="Pixels: a side, or [h, w].")
+    padding: Literal["center", "bottom_right"] = Field("center", description="Of the letterbox.")
+    batch_size: int = Field(8, ge=1, le=4096, description="Images a step.")
+    steps: int | None = Field(None, ge=1, description="Optimiser steps; or give epochs.")
+    epochs: float | None = Field(None, gt=0, description="Passes over the training set.")
+    lr: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
+    warmup_steps: int = Field(150, ge=0, description="Linear rise before the cosine.")
+    weight_decay: float = Field(1e-4, ge=0, description="On weights, not on norms and biases.")
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="Of the averaged weights, the result.")
+    eval_every: int | None = Field(None, ge=1, description="Steps; none: ten times a training.")
+    seed: int = Field(0, ge=0, description="Of first weights, order and augmentation.")
+    augment: AugmentConfig = AugmentConfig()
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where it is.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Of the forward pass; auto: bf16 where the device is fast at it."
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads; none: all cores.")
+
+    @field_validator("image_size")
+    @classmethod
+    def _strides(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        for side in value if isinstance(value, tuple) else (value,):
+            if side % 32 or not 32 <= side <= 4096:
+                raise ValueError(f"{side} is not a multiple of 32 between 32 and 4096")
+        return value
+
+    @model_validator(mode="after")
+    def _length(self) -> TrainConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        return self
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What training images go through, and inference must do likewise."""
+        size = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
+        height, width = size
+        return Preprocessing(
+            size=(height, width), resize_to=(height - 4, width - 4), padding=self.padding
+        )
+
+    def steps_for(self, images: int) -> int:
+        """Optimiser steps on a training set of so many images."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((self.epochs or 0) * images / self.batch_size))
+
+    def fingerprint(self, **resolved: Any) -> str:
+        """16 hex digits of all that decides the weights: config, files, what was resolved."""
+        fields = self.model_dump(mode="json", exclude=_FREE)
+        for data in (self.train, self.val):
+            digest = hashlib.sha256(data.annotations.read_bytes()).hexdigest()
+            fields[f"sha256 of {data.annotations}"] = digest
+        if self.model.arch is not None:
+            fields["arch"] = read_yaml(self.model.arch)
+        text = json.dumps({**fields, **resolved}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_train_config(path: str, overrides: tuple[str, ...] = ()) -> TrainConfig:
+    """Read a training config; ``overrides`` are ``key.sub=value`` texts.
+
+    Raises:
+        ConfigError: naming the file, the key, what is wrong and the nearest valid key.
+    """
+    fields = read_yaml(path)
+    for override in overrides:
+        apply_override(fields, override)
+    config = parse_config(TrainConfig, fields, where=path)
+    for name, data in {"train": config.train, "val": config.val, **config.test}.items():
+        if not data.annotations.is_file():
+            raise ConfigError(
+                f"{path}: {name}.annotations: {data.annotations} is not there",
+                hint="paths are relative to the folder the command is started in",
+            )
+    return config

@@ -1,0 +1,230 @@
+"""One training, from config to a self-describing checkpoint: ``labelfleet train``.
+
+Everything below ``output``: ``<name>.safetensors`` (the best averaged weights so far, fp16),
+``summary.json`` (when it is done), ``state.pt`` (while it is not; the same command continues).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from pipelines.dispatch.stopping import stopping_on_signals
+from pipelines.display.console import HarmlessConsole
+from pipelines.training.config import TrainConfig, load_train_config
+from pipelines.training.start import (
+    Machine,
+    arch_params_of,
+    first_network,
+    fit_options,
+    machine_facts,
+    read_sets,
+    resolve_machine,
+)
+from pipelines.training.summary import FILE_NAME, TrainSummary, read_finished, render
+from pipelines.training.validation import Scores, measure
+from pipelines.training.view import TrainView
+from storage.errors import Interrupted
+from storage.objects.protocols import StorageOptions
+from workers.detectors.protocol import Detector
+from workers.models.resolve import read_checkpoint, resolve_model, save_checkpoint
+from workers.runtimes.torch_session import torch_detector
+from workers.spec import ModelRequest, ModelSpec
+from workers.training.augment import Augmentation
+from workers.training.batches import BatchSource
+from workers.training.coco_set import TrainingSet
+from workers.training.trainer import Trainer
+from workers.yolo_nas.dense import DenseDetector
+from workers.yolo_nas.network import fuse, load_detector
+
+__all__ = ["TrainSummary", "render", "train", "train_from_file"]
+
+STATE_NAME = "state.pt"
+_SCORE_FLOOR = 0.01  # mAP counts boxes far below any threshold of use
+
+
+def train_from_file(path: str, overrides: tuple[str, ...] = ()) -> TrainSummary:
+    """``labelfleet train``: read the config, train, show progress on stderr."""
+    return train(load_train_config(path, overrides), console=HarmlessConsole(stderr=True))
+
+
+def train(config: TrainConfig, *, console: Console | None = None) -> TrainSummary:
+    """Train, or continue, or return the summary of what is already done.
+
+    Args:
+        config: see ``pipelines.training.config``.
+        console: where progress is shown; None: nowhere.
+
+    Raises:
+        ConfigError: the data cannot be used, or the output holds another training.
+        SourceError, SourceEmpty: images are missing, or there is nothing to learn.
+        ModelError: the loss is no longer a number, or the network cannot be built.
+        Interrupted: stopped by a signal; the same call continues.
+    """
+    machine = resolve_machine(config)
+    fingerprint = config.fingerprint(precision=machine.precision)
+    done = read_finished(config.output, fingerprint)
+    if done is not None:
+        return done
+    sets = read_sets(config)
+    torch.set_num_threads(machine.threads)
+    network = first_network(config, sets["train"].classes)
+    config.output.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(
+        network,
+        len(sets["train"].classes),
+        fit_options(config, machine, len(sets["train"].images)),
+        fingerprint=fingerprint,
+        state=config.output / STATE_NAME,
+    )
+    run = _Run(config, machine, trainer, sets)
+    run.fit(console)
+    return run.finish(fingerprint)
+
+
+class _Run:
+    """A training with its data: fits, validates, keeps and sums up."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        machine: Machine,
+        trainer: Trainer,
+        sets: Mapping[str, TrainingSet],
+    ) -> None:
+        self._config = config
+        self._machine = machine
+        self._trainer = trainer
+        self._sets = sets
+        self._best = config.output / f"{config.name}.safetensors"
+        self._scores: Scores | None = None
+
+    def fit(self, console: Console | None) -> None:
+        """Run to the last step. Raises Interrupted when a signal stopped it before."""
+        trainer, steps = self._trainer, self._trainer.options.steps
+        shown = TrainView(console, trainer.progress.step, steps)
+        with shown as view, stopping_on_signals() as stopper:
+
+            def validate(network: nn.Module) -> float:
+                self._scores = measure(self._averaged(network), self._sets["val"])
+                view.validated(trainer.progress.step, self._scores)
+                return self._scores.map_
+
+            trainer.run(self._source().stream, validate, self._keep, view.step, stopper.asked)
+        if trainer.progress.step < steps:
+            raise Interrupted(
+                f"stopped at step {trainer.progress.step} of {steps}; everything so far is kept in "
+                f"{self._config.output}",
+                hint="the same command continues",
+            )
+
+    def _source(self) -> BatchSource:
+        config = self._config
+        fields = config.augment.model_dump()
+        on_cpu = self._machine.device == "cpu"
+        return BatchSource(
+            self._sets["train"],
+            config.preprocessing,
+            Augmentation(**fields),
+            config.batch_size,
+            config.seed,
+            # On a CPU the training itself wants the cores.
+            threads=1 if on_cpu else min(8, self._machine.threads),
+        )
+
+    def _averaged(self, network: nn.Module) -> Detector:
+        """The averaged weights as inference runs them: fused, fp32."""
+        config, classes = self._config, self._sets["train"].classes
+        fused = fuse(copy.deepcopy(network), config.preprocessing.size)
+        dense = DenseDetector(fused, config.preprocessing).eval().to(self._machine.device)
+        return torch_detector(dense, self._spec(classes))
+
+    def _spec(self, classes: tuple[str, ...]) -> ModelSpec:
+        return ModelSpec(
+            checkpoint=str(self._best),
+            sha256="",
+            name=self._config.model.name,
+            arch_params=None,
+            classes=classes,
+            keep=tuple(range(len(classes))),
+            preprocessing=self._config.preprocessing,
+            runtime="torch",
+            precision="fp32",
+            device=self._machine.device,
+            score_floor=_SCORE_FLOOR,
+            nms_iou=0.7,
+            max_detections=300,
+        )
+
+    def _keep(self, network: nn.Module) -> None:
+        """Write the checkpoint; its description says how it was made."""
+        config, scores = self._config, self._scores
+        save_checkpoint(
+            self._best,
+            _halved(network),
+            name=config.model.name,
+            arch_params=arch_params_of(config),
+            classes=self._sets["train"].classes,
+            preprocessing=config.preprocessing,
+            licence=config.model.licence,
+            training={
+                "config": config.model_dump(mode="json", exclude={"output"}),
+                "step": self._trainer.progress.step,
+                "images": len(self._sets["train"].images),
+                "objects": self._sets["train"].objects,
+                "val": None if scores is None else asdict(scores),
+            },
+        )
+
+    def finish(self, fingerprint: str) -> TrainSummary:
+        """Measure the file that was kept, write summary.json, drop the state file."""
+        checkpoint = read_checkpoint(self._best)
+        progress, training = self._trainer.progress, self._sets["train"]
+        network = self._trainer.ema_network
+        summary = TrainSummary(
+            name=self._config.name,
+            checkpoint=str(self._best),
+            sha256=checkpoint.sha256,
+            nbytes=self._best.stat().st_size,
+            parameters=sum(p.numel() for p in network.parameters()),
+            classes=training.classes,
+            images=len(training.images),
+            objects=training.objects,
+            steps=progress.step,
+            best_step=progress.best_step,
+            val=Scores(**(checkpoint.training or {})["val"]),
+            test=self._test(),
+            history=progress.history,
+            seconds=round(progress.seconds, 1),
+            machine=machine_facts(self._machine),
+            fingerprint=fingerprint,
+        )
+        (self._config.output / FILE_NAME).write_text(json.dumps(summary.to_json()) + "\n")
+        (self._config.output / STATE_NAME).unlink(missing_ok=True)
+        return summary
+
+    def _test(self) -> dict[str, Scores]:
+        """Each test set through the checkpoint file, exactly as a labelling run would load it."""
+        if not self._config.test:
+            return {}
+        request = ModelRequest(
+            checkpoint=str(self._best), precision="fp32", score_floor=_SCORE_FLOOR
+        )
+        options = StorageOptions()
+        spec = resolve_model(request, options, device=self._machine.device)
+        detector = load_detector(spec, options, threads=self._machine.threads)
+        return {name: measure(detector, self._sets[f"test {name}"]) for name in self._config.test}
+
+
+def _halved(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights as fp16, half the file; as they are where fp16 cannot hold them."""
+    state = network.state_dict()
+    halved = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    fits = all(bool(v.isfinite().all()) for v in halved.values() if v.is_floating_point())
+    return halved if fits else state

@@ -1,0 +1,148 @@
+"""What a training starts from: data with agreeing classes, a network, a device."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from pipelines.training.config import DataConfig, TrainConfig
+from storage.errors import CheckpointError, ConfigError
+from storage.objects.protocols import StorageOptions
+from workers.models.resolve import Checkpoint, fetch_checkpoint, read_arch, read_checkpoint
+from workers.training.coco_set import TrainingSet, read_training_set
+from workers.training.options import FitOptions, TrainPrecision
+from workers.yolo_nas.network import build_network
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What ``auto`` became."""
+
+    device: Literal["cpu", "cuda"]
+    precision: TrainPrecision
+    threads: int
+
+
+def read_sets(config: TrainConfig) -> dict[str, TrainingSet]:
+    """``train``, ``val`` and ``test <name>``, all with the same classes in the same order."""
+    parts = {"train": config.train, "val": config.val}
+    parts.update({f"test {name}": data for name, data in config.test.items()})
+    sets = {part: _read(data, config) for part, data in parts.items()}
+    for part, found in sets.items():
+        if found.classes != sets["train"].classes:
+            raise ConfigError(
+                f"{part} has the classes {list(found.classes)}, "
+                f"train has {list(sets['train'].classes)}",
+                hint="list the same categories in the same order in both files",
+            )
+    return sets
+
+
+def _read(data: DataConfig, config: TrainConfig) -> TrainingSet:
+    return read_training_set(
+        data.annotations, data.images, ignore_categories=config.ignore_categories
+    )
+
+
+def fit_options(config: TrainConfig, machine: Machine, images: int) -> FitOptions:
+    """The loop's options for a training set of so many images."""
+    steps = config.steps_for(images)
+    return FitOptions(
+        steps=steps,
+        lr=config.lr,
+        warmup_steps=min(config.warmup_steps, steps),
+        weight_decay=config.weight_decay,
+        ema_decay=config.ema_decay,
+        eval_every=config.eval_every or max(1, -(-steps // 10)),
+        precision=machine.precision,
+        device=machine.device,
+    )
+
+
+def first_network(config: TrainConfig, classes: tuple[str, ...]) -> nn.Module:
+    """Random weights from the seed, or those of ``model.checkpoint``."""
+    torch.manual_seed(config.seed)
+    network = build_network(config.model.name, arch_params_of(config), len(classes))
+    if config.model.checkpoint is not None:
+        path = fetch_checkpoint(config.model.checkpoint, StorageOptions(), sha256=None)
+        start_from(network, read_checkpoint(path))
+    return network
+
+
+def start_from(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Load a checkpoint's weights; class outputs stay as they are where their number differs.
+
+    Raises:
+        CheckpointError: anything else differs.
+    """
+    wanted, state = network.state_dict(), checkpoint.load_state_dict()
+    for key, own in wanted.items():
+        of_classes = ".cls_pred." in key and key in state and state[key].shape != own.shape
+        if of_classes or key.endswith("num_batches_tracked"):
+            state[key] = own
+    differing = [k for k in wanted.keys() | state.keys() if not _alike(k, wanted, state)]
+    if differing:
+        raise CheckpointError(
+            f"{checkpoint.path.name} does not fit the network: {len(differing)} weights differ, "
+            f"such as {min(differing)}",
+            hint="check model.name and model.arch",
+        )
+    network.load_state_dict(state)
+
+
+def _alike(key: str, a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    return key in a and key in b and a[key].shape == b[key].shape
+
+
+def arch_params_of(config: TrainConfig) -> str | None:
+    """The arch file's, else those of the checkpoint to start from; None: plain ``model.name``."""
+    if config.model.arch is not None:
+        return read_arch(config.model.arch, StorageOptions())
+    if config.model.checkpoint is not None:
+        path = fetch_checkpoint(config.model.checkpoint, StorageOptions(), sha256=None)
+        return read_checkpoint(path).arch_params
+    return None
+
+
+def resolve_machine(config: TrainConfig) -> Machine:
+    """Device, precision and threads of this process."""
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise ConfigError("device: cuda, but torch sees no CUDA device", hint="use device: auto")
+    device: Literal["cpu", "cuda"] = "cuda" if cuda and config.device != "cpu" else "cpu"
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if _fast_bf16(device) else "fp32"
+    return Machine(device, precision, config.threads or _cores())
+
+
+def _cores() -> int:
+    """Cores this process may use, where the system says."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def _fast_bf16(device: Literal["cpu", "cuda"]) -> bool:
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def machine_facts(machine: Machine) -> dict[str, str]:
+    """What a summary says about where it was trained."""
+    name = platform.processor() or platform.machine()
+    if machine.device == "cuda":
+        name = torch.cuda.get_device_name()
+    return {
+        "device": f"{machine.device} ({name})",
+        "precision": machine.precision,
+        "threads": str(machine.threads),
+        "torch": torch.__version__,
+    }

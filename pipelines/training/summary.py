@@ -1,0 +1,95 @@
+"""What a finished training leaves behind, as JSON and for people."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.training.validation import Scores
+from storage.errors import ConfigError
+
+FILE_NAME = "summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSummary:
+    """What a finished training left.
+
+    Attributes:
+        checkpoint: the .safetensors file; ``nbytes`` and ``sha256`` are its own.
+        parameters: trainable values of the network.
+        images, objects: of the training set.
+        steps, best_step: all, and the one whose averaged weights were kept.
+        val: of the kept weights before rounding to fp16; ``test`` of the file itself.
+        history: (step, loss, validation mAP).
+        seconds: training and validating, over all invocations.
+        machine: what it ran on.
+        fingerprint: of config, annotations and precision: equal ones continue each other.
+    """
+
+    name: str
+    checkpoint: str
+    sha256: str
+    nbytes: int
+    parameters: int
+    classes: tuple[str, ...]
+    images: int
+    objects: int
+    steps: int
+    best_step: int
+    val: Scores
+    test: dict[str, Scores]
+    history: list[tuple[int, float, float]]
+    seconds: float
+    machine: dict[str, str]
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(fields: dict[str, Any]) -> TrainSummary:
+        """The inverse of ``to_json``. Raises KeyError, TypeError or ValueError otherwise."""
+        fields = dict(fields)
+        fields["classes"] = tuple(fields["classes"])
+        fields["val"] = Scores(**fields["val"])
+        fields["test"] = {name: Scores(**scores) for name, scores in fields["test"].items()}
+        fields["history"] = [tuple(entry) for entry in fields["history"]]
+        return TrainSummary(**fields)
+
+
+def read_finished(output: Path, fingerprint: str) -> TrainSummary | None:
+    """The summary of the same training, if it is done. Raises ConfigError for another's."""
+    path = output / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        summary = TrainSummary.from_json(json.loads(path.read_text()))
+    except (ValueError, TypeError, KeyError) as exc:
+        raise ConfigError(f"{path} is not a training's summary", hint="delete it") from exc
+    if summary.fingerprint != fingerprint:
+        raise ConfigError(
+            f"{output} holds a finished training with another config or other annotations",
+            hint="choose another output",
+        )
+    checkpoint = output / Path(summary.checkpoint).name
+    # Without its file a summary is worth nothing; the output may have been moved with both.
+    return replace(summary, checkpoint=str(checkpoint)) if checkpoint.exists() else None
+
+
+def render(summary: TrainSummary) -> RenderableType:
+    """A table of the scores, and where the checkpoint is."""
+    table = Table("set", "images", "objects", "mAP", "mAP50", "mAP75", "AR", box=None)
+    for name, s in {"val": summary.val, **summary.test}.items():
+        figures = (f"{value:.3f}" for value in (s.map_, s.map50, s.map75, s.ar))
+        table.add_row(name, str(s.images), str(s.objects), *figures)
+    parameters, size = summary.parameters / 1e6, summary.nbytes / 1e6
+    kept = f"step {summary.best_step} of {summary.steps}, {parameters:.2f}M parameters"
+    return Group(table, Text(), Text(f"{summary.checkpoint}  ({size:.1f} MB, {kept})"))

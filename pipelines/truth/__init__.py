@@ -1,0 +1,1 @@
+"""What is right: COCO truth, people's answers, box matching."""

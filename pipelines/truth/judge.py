@@ -1,0 +1,212 @@
+"""Which of a run's boxes are right: by COCO ground truth, or by people's audit answers.
+
+A box is right when a true box of its class, not taken by a higher score, overlaps it with IoU 0.5
+or more. Boxes whose centre lies in a region that nobody labelled (a crowd of their class, DontCare)
+or that people disagreed about are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipelines.truth.coco_truth import (
+    Truth,
+    TruthBox,
+    is_ignore_class,
+    join_rows,
+    match_categories,
+    refuse_unmatched,
+)
+from pipelines.truth.compared import queue_entries
+from pipelines.truth.matching import Boxes, Ids, iou_matrix, match
+from pipelines.truth.settle import settle
+from storage.errors import ReviewError
+from storage.records import AnnotationRow, Detections
+from storage.review.queue import read_answers
+from storage.runs.annotations import table_to_rows
+from storage.runs.live_rows import live_tables
+from storage.runs.manifest import Manifest
+
+IOU = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class TrueBoxes:
+    """What is true of one image.
+
+    Attributes:
+        boxes: float64 [M, 4] xyxy pixels; ``category_ids`` int64 [M], the run's.
+        regions: float64 [R, 4] xyxy, not to be counted; ``region_ids`` int64 [R], the class whose
+            boxes they silence, or -1: all classes.
+    """
+
+    boxes: NDArray[np.float64]
+    category_ids: NDArray[np.int64]
+    regions: NDArray[np.float64]
+    region_ids: NDArray[np.int64]
+
+    def counts(self, boxes: Boxes, category_ids: Ids) -> NDArray[np.bool_]:
+        """bool [N]: boxes [N, 4] whose centre is in no region that silences their class [N]."""
+        centre = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+        within = (centre >= self.regions[None, :, :2]) & (centre <= self.regions[None, :, 2:])
+        same = (self.region_ids < 0) | (self.region_ids == category_ids[:, None])
+        return np.asarray(~(within.all(axis=2) & same).any(axis=1))
+
+    def right(self, boxes: Boxes, category_ids: Ids) -> NDArray[np.bool_]:
+        """bool [N]: boxes [N, 4], by falling score, that match a true box of their class [N]."""
+        same = category_ids[:, None] == self.category_ids[None, :]
+        out = np.zeros(len(boxes), np.bool_)
+        out[match(np.where(same, iou_matrix(boxes, self.boxes), 0.0), IOU)[0]] = True
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedBoxes:
+    """The counted boxes of many images, N in all.
+
+    Attributes:
+        images: how many images were judged.
+        scores: float32 [N], raw; ``category_ids`` int64 [N]; ``image`` int64 [N], from 0.
+        right: bool [N].
+        weight: float64 [N]: images of the run that the box's image stands for.
+        true_by_image: float64 [images, classes], true objects, weighted.
+    """
+
+    images: int
+    scores: NDArray[np.float32]
+    category_ids: NDArray[np.int64]
+    image: NDArray[np.int64]
+    right: NDArray[np.bool_]
+    weight: NDArray[np.float64]
+    true_by_image: NDArray[np.float64]
+
+
+def judge(images: Iterable[tuple[Detections, TrueBoxes, float]], n_classes: int) -> JudgedBoxes:
+    """Judge every image's detections against what is true of it; with the image's weight."""
+    scores: list[NDArray[np.float32]] = [np.zeros(0, np.float32)]
+    ids: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    image: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    rights: list[NDArray[np.bool_]] = [np.zeros(0, np.bool_)]
+    weights: list[NDArray[np.float64]] = [np.zeros(0)]
+    trues: list[NDArray[np.float64]] = [np.zeros((0, n_classes))]
+    for number, (found, true, weight) in enumerate(images):
+        counted = true.counts(found.boxes, found.category_ids)
+        boxes, category_ids = found.boxes[counted], found.category_ids[counted]
+        scores.append(found.scores[counted])
+        ids.append(category_ids.astype(np.int64))
+        image.append(np.full(len(boxes), number, np.int64))
+        rights.append(true.right(boxes, category_ids))
+        weights.append(np.full(len(boxes), weight))
+        trues.append(
+            weight * np.bincount(true.category_ids, minlength=n_classes)[None].astype(np.float64)
+        )
+    return JudgedBoxes(
+        images=len(trues) - 1,
+        scores=np.concatenate(scores),
+        category_ids=np.concatenate(ids),
+        image=np.concatenate(image),
+        right=np.concatenate(rights),
+        weight=np.concatenate(weights),
+        true_by_image=np.concatenate(trues),
+    )
+
+
+def truth_images(
+    manifest: Manifest, truth: Truth, *, allow_missing: bool = False
+) -> Iterator[tuple[AnnotationRow, TrueBoxes]]:
+    """Every readable live row that the ground truth knows, with what is true of it.
+
+    Raises:
+        TruthMismatch: names and rows do not join one to one, or (unless allowed) some are missing.
+    """
+    join = join_rows(truth, _names(manifest))
+    if not allow_missing or not join.image_of_row:
+        refuse_unmatched(truth, join, hint="finish the run, or give --allow-missing")
+    names = [c.name for c in manifest.record.identity.categories]
+    ids = match_categories(names, truth.categories)
+    wanted = pa.array(list(join.image_of_row), pa.string())
+    for _, table in live_tables(manifest, only=join.shard_ids):
+        for row in table_to_rows(table.filter(pc.is_in(table.column("image_id"), wanted))):
+            if row.status == "ok":
+                image = truth.boxes[join.image_of_row[row.image_id]]
+                yield row, _true_of(image, truth.categories, ids)
+
+
+def answered_images(manifest: Manifest) -> Iterator[tuple[AnnotationRow, TrueBoxes, float]]:
+    """Live rows of the audit that somebody answered: what they left, and one over the inclusion.
+
+    The audit draws images by name: the same pixels under a name that was not drawn are no sample.
+
+    Raises:
+        ReviewError: an answer names a class that the run lacks.
+    """
+    book = settle(read_answers(manifest.store))
+    weights = {
+        (entry.item.image_id, sha256): 1 / max(entry.item.inclusion, 1e-9)
+        for sha256, entries in queue_entries([manifest]).items()
+        for entry in entries
+        if entry.item.part == "audit" and sha256 in book.settled
+    }
+    names = [c.name for c in manifest.record.identity.categories]
+    wanted = pa.array([image_id for image_id, _ in weights], pa.string())
+    for _, table in live_tables(manifest):
+        for row in table_to_rows(table.filter(pc.is_in(table.column("image_id"), wanted))):
+            weight = weights.get((row.image_id, row.sha256))
+            if weight is None or row.status != "ok":
+                continue
+            settled = book.settled[row.sha256]
+            kept = [(box.bbox, _id_of(box.category, names)) for box in settled.answer.boxes]
+            disputed = [(box.bbox, _id_of(box.category, names)) for box in settled.disputed]
+            yield row, _boxes(kept, disputed), weight
+
+
+def _names(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    for shard_id, table in live_tables(manifest, ["image_id"]):
+        for image_id in table.column("image_id").to_pylist():
+            yield image_id, shard_id
+
+
+def _true_of(
+    boxes: Sequence[TruthBox], categories: dict[int, str], ids: dict[int, int]
+) -> TrueBoxes:
+    counted, regions = [], []
+    for box in boxes:
+        x, y, w, h = box.xywh
+        at = (x, y, x + w, y + h)
+        if box.category_id not in ids:
+            if is_ignore_class(categories[box.category_id]):
+                regions.append((at, -1))
+        elif box.ignore:
+            regions.append((at, ids[box.category_id]))
+        else:
+            counted.append((at, ids[box.category_id]))
+    return _boxes(counted, regions)
+
+
+_Named = Sequence[tuple[Sequence[float], int]]
+
+
+def _boxes(counted: _Named, regions: _Named) -> TrueBoxes:
+    def corners(of: _Named) -> NDArray[Any]:
+        return np.array([at for at, _ in of], np.float64).reshape(-1, 4)
+
+    def classes(of: _Named) -> NDArray[Any]:
+        return np.array([k for _, k in of], np.int64)
+
+    return TrueBoxes(corners(counted), classes(counted), corners(regions), classes(regions))
+
+
+def _id_of(category: str, names: Sequence[str]) -> int:
+    if category not in names:
+        raise ReviewError(
+            f"an answer names the class {category!r}, which the run lacks",
+            hint=f"the run has {', '.join(names)}",
+        )
+    return names.index(category)

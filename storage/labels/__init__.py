@@ -1,0 +1,1 @@
+"""Label versions at rest: rows and lineage."""

@@ -1,0 +1,164 @@
+"""Rows of a label version: the record, its way into Arrow and back, and a writer of parts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from storage.labels.versions import LABEL_SCHEMA, LABELS, PartFile, part_metadata
+from storage.objects.protocols import SupportsCreate
+from storage.review.queue import Xyxy
+
+ROWS_PER_PART = 100_000
+LabelSource = Literal["model", "human"]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One box of a label version; ``score`` None: a person drew it."""
+
+    bbox: Xyxy
+    category_id: int
+    score: float | None
+    ignore: bool
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """One image of a label version; fields are those of ``LABEL_SCHEMA``."""
+
+    image_id: str
+    shard_id: str
+    offset: int | None
+    nbytes: int
+    sha256: str
+    width: int
+    height: int
+    source: LabelSource
+    labels: tuple[Label, ...]
+    rejected: int
+    model: str
+    policy: str
+    annotator: str | None
+    labelled_at: datetime
+
+    @property
+    def accepted(self) -> tuple[Label, ...]:
+        """Labels that are not ignore boxes."""
+        return tuple(label for label in self.labels if not label.ignore)
+
+
+def rows_to_label_table(rows: Sequence[LabelRow]) -> pa.Table:
+    """Rows as an Arrow table in ``LABEL_SCHEMA``."""
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=LABEL_SCHEMA)
+
+
+def label_rows(table: pa.Table) -> Iterator[LabelRow]:
+    """An Arrow table in ``LABEL_SCHEMA`` as rows."""
+    for row in table.to_pylist():
+        labels = tuple(
+            Label(**{**label, "bbox": tuple(label["bbox"])}) for label in row.pop("labels")
+        )
+        yield LabelRow(**row, labels=labels)
+
+
+def labels_array(
+    counts: NDArray[np.int64],
+    boxes: NDArray[np.float32],
+    category_ids: NDArray[np.int16],
+    scores: NDArray[np.float32],
+    ignore: NDArray[np.bool_],
+) -> pa.ListArray:
+    """The ``labels`` column for boxes of the model: ``counts`` [M] boxes an image, flat arrays."""
+    kind = LABEL_SCHEMA.field("labels").type
+    flat = np.ascontiguousarray(boxes, np.float32).reshape(-1)
+    struct = pa.StructArray.from_arrays(
+        [
+            pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), 4),
+            pa.array(category_ids, pa.int16()),
+            pa.array(scores, pa.float32()),
+            pa.array(ignore, pa.bool_()),
+            pa.array(np.full(len(scores), "model"), pa.string()),
+        ],
+        fields=list(kind.value_type),
+    )
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), struct, type=kind)
+
+
+class LabelWriter:
+    """Streams tables into the parts of one version; memory does not grow with the run.
+
+    Use as a context manager; ``close`` writes the last part and returns all of them.
+    """
+
+    def __init__(
+        self,
+        store: SupportsCreate,
+        version: str,
+        header: dict[str, Any],
+        *,
+        rows_per_part: int = ROWS_PER_PART,
+    ) -> None:
+        self._store, self._version = store, version
+        self._schema = LABEL_SCHEMA.with_metadata(part_metadata({"version": version, **header}))
+        self._rows_per_part = rows_per_part
+        self._folder = tempfile.TemporaryDirectory(prefix="labelfleet-")
+        self._writer: pq.ParquetWriter | None = None
+        self._rows = 0
+        self._parts: list[PartFile] = []
+
+    def __enter__(self) -> LabelWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._folder.cleanup()
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows, in ``LABEL_SCHEMA``."""
+        if not table.num_rows:
+            return
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._spool, self._schema, compression="zstd")
+        self._writer.write_table(table.cast(self._schema))
+        self._rows += table.num_rows
+        if self._rows >= self._rows_per_part:
+            self._ship()
+
+    def close(self) -> tuple[PartFile, ...]:
+        """Ship what is left. A version without rows has one empty part, so that it has a schema."""
+        if self._rows == 0 and not self._parts:
+            self._writer = pq.ParquetWriter(self._spool, self._schema, compression="zstd")
+        if self._writer is not None:
+            self._ship()
+        return tuple(self._parts)
+
+    @property
+    def _spool(self) -> Path:
+        return Path(self._folder.name) / "part.parquet"
+
+    def _ship(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        key = f"{LABELS}{self._version}/part-{len(self._parts):06d}.parquet"
+        self._store.create(key, self._spool)
+        self._parts.append(PartFile(key, self._rows))
+        self._writer, self._rows = None, 0

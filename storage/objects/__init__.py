@@ -1,0 +1,1 @@
+"""The contract: one Protocol per verb, and what works on any store."""

@@ -1,0 +1,47 @@
+"""Before a run: can this store hold its output? Asked of the store itself."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+
+from storage.errors import AlreadyExists, LabelfleetError, NotAtomic
+from storage.objects.protocols import ObjectStore
+
+PROBE = "writable-"
+_CONTENT = b"labelfleet checks that it can write here; this file can be deleted\n"
+
+
+def check_output(store: ObjectStore) -> None:
+    """Write an object, and see that it cannot be created twice; leaves nothing behind.
+
+    Servers that do not know If-None-Match accept the second create silently: with them two
+    workers could both commit one shard.
+
+    Raises:
+        NotAtomic: the store cannot create atomically.
+        AccessDenied, BucketNotFound, StorageFull, StorageUnavailable: it cannot be written.
+    """
+    if not store.atomic_create:
+        raise _refused(store)
+    key = f"{PROBE}{secrets.token_hex(8)}.probe"
+    try:
+        # A retried create may find its own object: that it is there is all that counts.
+        with contextlib.suppress(AlreadyExists):
+            store.create(key, _CONTENT)
+        try:
+            store.create(key, _CONTENT)
+        except AlreadyExists:
+            return
+        raise _refused(store)
+    finally:
+        # What went wrong before is the better message; a probe left behind does no harm.
+        with contextlib.suppress(LabelfleetError):
+            store.delete(key)
+
+
+def _refused(store: ObjectStore) -> NotAtomic:
+    return NotAtomic(
+        f"{store.url} cannot create an object atomically, so it cannot hold a run's output",
+        hint="use AWS S3, a server with conditional writes (If-None-Match), or a folder",
+    )

@@ -1,0 +1,231 @@
+"""The object store: one small Protocol per verb; functions ask for exactly what they use.
+
+Object storage is not a file system: there are keys and bytes, no folders, no rename, and an
+object appears whole or not at all. ``open_store(url)`` gives the store for a URL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from storage.records import StoredObject
+from storage.urls import normalise_url, overlaps, parse_url, split_url
+
+__all__ = [
+    "Body",
+    "ObjectStore",
+    "StorageOptions",
+    "SupportsCreate",
+    "SupportsDelete",
+    "SupportsGet",
+    "SupportsGetRange",
+    "SupportsHead",
+    "SupportsLeftovers",
+    "SupportsList",
+    "SupportsPresign",
+    "SupportsPut",
+    "SupportsReplace",
+    "SupportsStream",
+    "normalise_url",
+    "open_object",
+    "open_store",
+    "overlaps",
+]
+
+Body = bytes | Path  # what is written: bytes, or a spool file that is read while sending
+
+
+@dataclass(frozen=True, slots=True)
+class StorageOptions:
+    """How to reach object stores; small and picklable, it travels to every worker.
+
+    Credentials are never here: boto3's own chain (environment, profile, instance role) finds
+    them on each machine.
+
+    Attributes:
+        endpoint_url: for S3-compatible servers; None: AWS, or AWS_ENDPOINT_URL(_S3).
+        path_style: bucket in the path, not the host; None: exactly when an endpoint is set.
+        region: None: boto3's own chain.
+        attempts: tries per request, first one included.
+        connect_timeout_s, read_timeout_s: seconds.
+    """
+
+    endpoint_url: str | None = None
+    path_style: bool | None = None
+    region: str | None = None
+    attempts: int = 5
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 60.0
+
+
+class SupportsList(Protocol):
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """All objects whose key starts with ``prefix``, ordered by key (UTF-8 bytes).
+
+        Lazy: a page at a time. Zero-byte "folder" markers (keys ending in '/') are left out.
+        In a folder, symbolic links are listed with the etag ``link``, and pipes, sockets and
+        devices with ``special``; they cannot be read.
+
+        Raises:
+            BucketNotFound: the bucket or root folder does not exist.
+            AccessDenied: credentials are missing, wrong, or lack the permission.
+        """
+        ...
+
+
+class SupportsHead(Protocol):
+    def head(self, key: str) -> StoredObject:
+        """Size and etag of one object. Raises ObjectNotFound."""
+        ...
+
+
+class SupportsGet(Protocol):
+    def get(self, key: str, *, if_match: str | None = None) -> bytes:
+        """The whole object.
+
+        Raises:
+            ObjectNotFound: no such object.
+            ObjectChanged: ``if_match`` is given and the object's etag is another.
+        """
+        ...
+
+
+class SupportsGetRange(Protocol):
+    def get_range(
+        self, key: str, offset: int, nbytes: int, *, if_match: str | None = None
+    ) -> bytes:
+        """Exactly ``nbytes`` bytes from ``offset``; ShortRead when the object ends before."""
+        ...
+
+
+class SupportsStream(Protocol):
+    def stream(self, key: str, *, if_match: str | None = None) -> AbstractContextManager[BinaryIO]:
+        """The object from its start as a forward-only binary file, in bounded memory.
+
+        A connection that breaks in the middle is resumed from where it broke (If-Match on the
+        etag seen first); bytes never repeat and never go missing silently (ShortRead).
+        """
+        ...
+
+
+class SupportsCreate(Protocol):
+    def create(self, key: str, body: Body) -> str:
+        """Write a new object atomically: whole, once, by exactly one of any racing writers.
+
+        Returns:
+            The new etag.
+
+        Raises:
+            AlreadyExists: somebody else's object is there. A put whose reply was lost may
+                look like that too: the caller compares its attempt id with the winner's.
+        """
+        ...
+
+
+class SupportsPut(Protocol):
+    def put(self, key: str, body: Body) -> str:
+        """Write or overwrite, atomically: readers see the old or the new object. Returns the
+        new etag."""
+        ...
+
+
+class SupportsReplace(Protocol):
+    def replace(self, key: str, body: Body, *, if_match: str) -> str:
+        """Overwrite only if the etag still is ``if_match``; ObjectChanged otherwise (also when
+        there is no object any more). Returns the new etag.
+
+        A put whose reply was lost may look like ObjectChanged too: the caller compares.
+        """
+        ...
+
+
+class SupportsDelete(Protocol):
+    def delete(self, key: str) -> None:
+        """Delete; a missing object is no error."""
+        ...
+
+
+class SupportsLeftovers(Protocol):
+    def leftovers(self) -> Iterator[StoredObject]:
+        """What writers that died left beside the objects: no listing shows it, ``delete`` takes it.
+
+        A writer that is alive may be in the middle of one: look at ``modified_at``.
+        """
+        ...
+
+
+class SupportsPresign(Protocol):
+    def presign(self, key: str, *, expires_s: int) -> str:
+        """A GET URL anyone can use until it expires: a secret. StorageError where unsupported."""
+        ...
+
+
+class ObjectStore(
+    SupportsList,
+    SupportsHead,
+    SupportsGet,
+    SupportsGetRange,
+    SupportsStream,
+    SupportsCreate,
+    SupportsPut,
+    SupportsReplace,
+    SupportsDelete,
+    SupportsLeftovers,
+    SupportsPresign,
+    Protocol,
+):
+    """Everything a run's output needs. Instances are thread-safe and survive pickling."""
+
+    @property
+    def url(self) -> str:
+        """The root this store was opened at, without credentials; keys are relative to it."""
+        ...
+
+    @property
+    def atomic_create(self) -> bool:
+        """Whether ``create`` is known to let exactly one racing writer win."""
+        ...
+
+
+def open_store(url: str, options: StorageOptions | None = None) -> ObjectStore:
+    """The store for a URL: s3:// by boto3, file:// and plain paths by our own code, memory://
+    inside one process, every other scheme through fsspec (create only where known to be atomic).
+
+    Opening touches nothing: a missing bucket or folder shows at the first verb; ``put`` and
+    ``create`` on file:// make the folders they need.
+
+    Raises:
+        ConfigError: the URL cannot be read, or its scheme is not known here.
+    """
+    place = parse_url(url)
+    options = options or StorageOptions()
+    # Imported here: whoever reads a local folder loads neither boto3 nor fsspec.
+    if place.scheme == "file":
+        from storage.stores.local import LocalStore
+
+        return LocalStore(place.path)
+    if place.scheme == "s3":
+        from storage.s3.store import S3Store
+
+        return S3Store(place.authority, place.path, options)
+    if place.scheme == "memory":
+        from storage.stores.memory import MemoryStore
+
+        return MemoryStore(place.authority, place.path)
+    from storage.stores.fsspec_store import open_fsspec
+
+    return open_fsspec(place, options)
+
+
+def open_object(url: str, options: StorageOptions | None = None) -> tuple[ObjectStore, str]:
+    """The store that holds a single object (a checkpoint, a list of keys), and its key there.
+
+    Raises:
+        ConfigError: as ``open_store``; or the URL names a bucket or a folder.
+    """
+    root, key = split_url(url)
+    return open_store(root, options), key

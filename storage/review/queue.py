@@ -1,0 +1,311 @@
+"""The review queue and the answers: who should look at what, why, and what they said.
+
+``review/queue/<n>.parquet``    what one routing drew; rows are ``ReviewItem``, ordered to be shown.
+``review/answers/<n>.parquet``  what one pull brought back; rows are ``Answer``.
+
+Parts are created whole and once, and never changed. Boxes are xyxy in pixels of the upright image,
+as in the annotation rows. Classes go by name in answers, so that they outlive a checkpoint whose
+classes are numbered otherwise; images go by sha256, so that an answer never reaches other pixels
+under an old name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from storage.errors import AlreadyExists, ReviewError
+from storage.objects.protocols import SupportsCreate, SupportsGet, SupportsList
+from storage.parquet.errors import reading_parquet
+from storage.parquet.parts import (
+    SupportsAppend,
+    SupportsParts,
+    append_part,
+    create_part,
+    part_bytes,
+    part_key,
+    part_keys,
+    read_header,
+    read_parts,
+)
+
+QUEUE = "review/queue/"
+ANSWERS = "review/answers/"
+VERSION = 1
+
+Part = Literal["audit", "value"]
+Origin = Literal["kept", "moved", "relabelled", "added"]
+ORIGINS: tuple[Origin, ...] = ("kept", "moved", "relabelled", "added")
+Xyxy = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why an image was routed: a signal's name and what it saw, in expected corrections.
+
+    ``audit`` and ``rare_class`` are names too; ``note`` is a short text for people.
+    """
+
+    signal: str
+    amount: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewItem:
+    """One image in the queue.
+
+    Attributes:
+        image_id, shard_id, offset, nbytes: as in the annotation row; where the bytes lie.
+        sha256, phash, width, height: as in the annotation row.
+        order: place in this part's queue, from 0; show them in this order.
+        part: ``audit`` (drawn at random) or ``value`` (expected to pay).
+        show: False where the same pixels are in the queue already, under this name or another,
+            and the answer to those counts for this audit item too. Such an item is not pushed.
+        stratum: invocation that first saw the image; audit items of a stratum are a simple
+            random sample of its live images.
+        audit_rank: place in the stratum's random order, from 0; -1 for ``value``.
+        inclusion: probability of being drawn for the audit, as of this part; 0 for ``value``.
+        value: corrections expected, weighted by signal.
+        seconds: human time expected, by the cost model of the part.
+        reasons: what spoke for it, strongest first.
+    """
+
+    image_id: str
+    shard_id: str
+    offset: int | None
+    nbytes: int
+    sha256: str
+    phash: int | None
+    width: int
+    height: int
+    order: int
+    part: Part
+    show: bool
+    stratum: str
+    audit_rank: int
+    inclusion: float
+    value: float
+    seconds: float
+    reasons: tuple[Reason, ...]
+
+
+_REASON = pa.struct([("signal", pa.string()), ("amount", pa.float64()), ("note", pa.string())])
+QUEUE_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("shard_id", pa.string(), nullable=False),
+        pa.field("offset", pa.int64()),
+        pa.field("nbytes", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("phash", pa.uint64()),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("order", pa.int32(), nullable=False),
+        pa.field("part", pa.string(), nullable=False),
+        pa.field("show", pa.bool_(), nullable=False),
+        pa.field("stratum", pa.string(), nullable=False),
+        pa.field("audit_rank", pa.int64(), nullable=False),
+        pa.field("inclusion", pa.float64(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("reasons", pa.list_(_REASON), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stratum:
+    """One stratum as a part found it.
+
+    Attributes:
+        name: the invocation that first saw its shards.
+        images: live images in it (the population).
+        drawn: audit items drawn from it so far, this part included: ranks 0 to drawn - 1.
+    """
+
+    name: str
+    images: int
+    drawn: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueHead:
+    """What a queue part says about the routing that made it.
+
+    Attributes:
+        invocation: who routed; one part each.
+        made_at: ISO 8601, UTC.
+        seed: of the audit's random order and of places in the queue.
+        budget: as given, ``500 images`` or ``240 minutes``.
+        audit: share of the budget drawn at random.
+        cost: seconds per image, per box shown, per correction, and where they come from.
+        policy: thresholds (and calibration) the value was computed at, as in policy.yaml.
+        model_sha256: the model whose rows were read.
+        strata: every stratum known after this routing.
+        frame: key of the list of shards first seen here (storage/review/frames.py); '' if none.
+        passed_over: images not routed and why: counts by reason.
+    """
+
+    invocation: str
+    made_at: str
+    seed: int
+    budget: str
+    audit: float
+    cost: dict[str, Any]
+    policy: dict[str, Any]
+    model_sha256: str
+    strata: tuple[Stratum, ...]
+    frame: str = ""
+    passed_over: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewedBox:
+    """A box as the person left it; ``score`` is the prediction's, None where they drew it."""
+
+    bbox: Xyxy
+    category: str
+    origin: Origin
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedBox:
+    """A predicted box that the person took away."""
+
+    bbox: Xyxy
+    category: str
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One submitted (or skipped) annotation of one image by one person.
+
+    Attributes:
+        image_id, sha256: the image as it was pushed; the sha256 is what answers are joined by.
+        task_id, annotation_id: Label Studio's; an annotation edited later comes back with the
+            same id and a later ``submitted_at``.
+        annotator: a stable name of the person.
+        lead_time_s: seconds the person took; None where Label Studio does not say.
+        submitted_at: UTC, of the last edit.
+        skipped: the person declined; there are no boxes, and it replaces nothing.
+        boxes: all boxes of the image; empty and not skipped: a person says nothing is there.
+        deleted: predicted boxes that were shown and taken away.
+        model_version: of the predictions that were shown.
+        was_blind: no predictions were shown.
+    """
+
+    image_id: str
+    sha256: str
+    task_id: int
+    annotation_id: int
+    annotator: str
+    lead_time_s: float | None
+    submitted_at: datetime
+    skipped: bool
+    boxes: tuple[ReviewedBox, ...]
+    deleted: tuple[DeletedBox, ...]
+    model_version: str
+    was_blind: bool
+
+
+_BBOX = pa.field("bbox", pa.list_(pa.float32(), 4), nullable=False)
+_CATEGORY = pa.field("category", pa.string(), nullable=False)
+_SCORE = pa.field("score", pa.float32())
+_ORIGIN = pa.field("origin", pa.string(), nullable=False)
+ANSWER_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("task_id", pa.int64(), nullable=False),
+        pa.field("annotation_id", pa.int64(), nullable=False),
+        pa.field("annotator", pa.string(), nullable=False),
+        pa.field("lead_time_s", pa.float64()),
+        pa.field("submitted_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("skipped", pa.bool_(), nullable=False),
+        pa.field("boxes", pa.list_(pa.struct([_BBOX, _CATEGORY, _ORIGIN, _SCORE])), nullable=False),
+        pa.field("deleted", pa.list_(pa.struct([_BBOX, _CATEGORY, _SCORE])), nullable=False),
+        pa.field("model_version", pa.string(), nullable=False),
+        pa.field("was_blind", pa.bool_(), nullable=False),
+    ]
+)
+
+
+def queue_parts(store: SupportsList) -> list[str]:
+    """Keys of the queue's parts, oldest first."""
+    return part_keys(store, QUEUE)
+
+
+def answer_parts(store: SupportsList) -> list[str]:
+    """Keys of the answers' parts, oldest first."""
+    return part_keys(store, ANSWERS)
+
+
+def write_queue(
+    store: SupportsCreate, number: int, head: QueueHead, items: Sequence[ReviewItem]
+) -> str:
+    """Create queue part ``number``; returns its key.
+
+    Raises:
+        ReviewError: somebody else routed meanwhile, so these items may be theirs as well.
+    """
+    table = pa.Table.from_pylist([asdict(item) for item in items], schema=QUEUE_SCHEMA)
+    body = part_bytes(table, {"schema_version": VERSION, "queue": asdict(head)})
+    try:
+        return create_part(store, QUEUE, number, body)
+    except AlreadyExists as exc:
+        raise ReviewError(
+            f"{part_key(QUEUE, number)} was written by another routing in the meantime",
+            hint="route again: what the other one drew is then left out",
+        ) from exc
+
+
+def read_head(store: SupportsGet, key: str) -> QueueHead:
+    """What the queue part at ``key`` says about its routing."""
+    header = read_header(store, key)
+    with reading_parquet(key):
+        values = header["queue"]
+        strata = tuple(Stratum(**s) for s in values.pop("strata"))
+        return QueueHead(**values, strata=strata)
+
+
+def read_queue(
+    store: SupportsParts, keys: Sequence[str] | None = None, *, hidden: bool = False
+) -> Iterator[ReviewItem]:
+    """Items of the queue in the order they are to be shown, part by part.
+
+    Args:
+        store: the run's output.
+        keys: parts to read, or None for all.
+        hidden: also those with ``show`` False (for estimates; never push them).
+    """
+    for row in read_parts(store, queue_parts(store) if keys is None else keys, QUEUE_SCHEMA):
+        if row["show"] or hidden:
+            reasons = tuple(Reason(**r) for r in row.pop("reasons"))
+            yield ReviewItem(**row, reasons=reasons)
+
+
+def append_answers(store: SupportsAppend, answers: Sequence[Answer]) -> str | None:
+    """Add answers as a new part; returns its key, None where there is nothing to add."""
+    if not answers:
+        return None
+    table = pa.Table.from_pylist([asdict(a) for a in answers], schema=ANSWER_SCHEMA)
+    return append_part(store, ANSWERS, table, {"schema_version": VERSION, "answers": len(answers)})
+
+
+def read_answers(store: SupportsParts, keys: Sequence[str] | None = None) -> Iterator[Answer]:
+    """All answers as they were pulled, oldest part first; one image may have several."""
+    for row in read_parts(store, answer_parts(store) if keys is None else keys, ANSWER_SCHEMA):
+        boxes = tuple(ReviewedBox(**_with_tuple(box)) for box in row.pop("boxes"))
+        deleted = tuple(DeletedBox(**_with_tuple(box)) for box in row.pop("deleted"))
+        yield Answer(**row, boxes=boxes, deleted=deleted)
+
+
+def _with_tuple(box: dict[str, Any]) -> dict[str, Any]:
+    return {**box, "bbox": tuple(box["bbox"])}

@@ -1,0 +1,158 @@
+"""Does an annotation object hold what its footer says, and the images its shard was listed with?
+
+All of it is read, checksums included. What is wrong is told as sentences, all that is found and not
+the first alone; an object that can be read and counted is told about in an ``ObjectCheck``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.runs.annotations import (
+    RunIdentity,
+    ShardFooter,
+    identity_of,
+    metadata_of,
+    opened,
+)
+from storage.errors import StorageError
+from storage.records import STATUSES, Shard, printable
+
+_NAMED = 3  # images named in one sentence
+
+
+@dataclass(slots=True)
+class ObjectCheck:
+    """What one object holds, and everything that is wrong with it.
+
+    Attributes:
+        readable: to its end; where not, the counts are not the object's.
+        footer: None where it cannot be read.
+        counts: rows by status, as counted. ``detections``: boxes, as counted.
+        compared: whether its images were compared with the members of its tar.
+        problems: sentences; none: it is right.
+    """
+
+    readable: bool = False
+    footer: ShardFooter | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+    detections: int = 0
+    compared: bool = False
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """Rows."""
+        return self.counts.total()
+
+
+def check_object(
+    raw: bytes, key: str, shard: Shard, run: RunIdentity, members: Sequence[str] | None = None
+) -> ObjectCheck:
+    """Check one annotation object.
+
+    Args:
+        raw: the object.
+        key: its key, for messages.
+        shard: as it was listed.
+        run: as run.json has it.
+        members: the image ids of a tar, in its order, where somebody has read them; None: that
+            they lie in this tar is all that is asked.
+    """
+    check = ObjectCheck(compared=members is not None)
+    ids: list[str] = []
+    shard_ids: set[str] = set()
+    try:
+        with opened(pa.BufferReader(raw), key) as file:
+            metadata = metadata_of(file, key)
+            check.footer = ShardFooter(**metadata["shard"])
+            check.problems += _about_identity(identity_of(metadata), run)
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                table.validate(full=True)
+                ids += table.column("image_id").to_pylist()
+                shard_ids.update(table.column("shard_id").unique().to_pylist())
+                check.counts.update(table.column("status").to_pylist())
+                boxes = pc.sum(pc.list_value_length(table.column("detections"))).as_py()
+                check.detections += boxes or 0
+    except StorageError as exc:
+        check.problems.append(exc.message)
+        return check
+    except (KeyError, TypeError, ValueError) as exc:
+        check.problems.append(f"{key} has a footer that cannot be read: {exc!r}")
+        return check
+    check.readable = True
+    check.problems += _about_footer(check, check.footer, shard)
+    check.problems += _about_rows(ids, shard_ids, check, shard, members)
+    return check
+
+
+def _about_identity(found: RunIdentity, run: RunIdentity) -> Iterator[str]:
+    # A run may be continued by a newer labelfleet; everything else is the run's for good.
+    if replace(found, code_version=run.code_version) != run:
+        yield "it was written for another run: model, classes or settings are not those of run.json"
+
+
+def _about_footer(check: ObjectCheck, footer: ShardFooter, shard: Shard) -> Iterator[str]:
+    if footer.shard_id != shard.shard_id:
+        yield f"its footer is that of shard {footer.shard_id}"
+    elif footer.shard_key != shard.key:
+        yield f"its footer names {printable(footer.shard_key)}, the listing {printable(shard.key)}"
+    said = {status: n for status, n in footer.counts.items() if n}
+    if said != dict(check.counts):
+        yield f"it has {_told(check.counts)}, its footer says {_told(said)}"
+    if footer.detections != check.detections:
+        yield f"it has {check.detections} boxes, its footer says {footer.detections}"
+
+
+def _told(counts: Counter[str] | dict[str, int]) -> str:
+    known = [s for s in STATUSES if counts.get(s)] + sorted(counts.keys() - set(STATUSES))
+    return ", ".join(f"{counts[status]} {status}" for status in known) or "no rows"
+
+
+def _about_rows(
+    ids: list[str],
+    shard_ids: set[str],
+    check: ObjectCheck,
+    shard: Shard,
+    members: Sequence[str] | None,
+) -> Iterator[str]:
+    if foreign := sorted(shard_ids - {shard.shard_id}):
+        yield f"rows of another shard: {_some(foreign)}"
+    if twice := [i for i, n in Counter(ids).items() if n > 1]:
+        yield f"images twice: {_some(twice)}"
+    if shard.kind == "images":
+        yield from _compared(ids, [printable(o.key) for o in shard.objects])
+    elif not _is_missing_tar(ids, check, shard):
+        prefix = f"{printable(shard.objects[0].key)}/"
+        if outside := [i for i in ids if not i.startswith(prefix)]:
+            yield f"images that are not of this tar: {_some(outside)}"
+        if members is not None:
+            yield from _compared(ids, members)
+
+
+def _is_missing_tar(ids: list[str], check: ObjectCheck, shard: Shard) -> bool:
+    """A tar that was gone, or another, when it was to be read: one row in its own name."""
+    return ids == [printable(shard.key)] and check.counts == Counter(missing=1)
+
+
+def _compared(ids: list[str], expected: Sequence[str]) -> Iterator[str]:
+    if ids == list(expected):
+        return
+    found, wanted = set(ids), set(expected)
+    if lacking := [i for i in expected if i not in found]:
+        yield f"images of the shard that have no row: {_some(lacking)}"
+    if extra := [i for i in ids if i not in wanted]:
+        yield f"images that are not of the shard: {_some(extra)}"
+    if not lacking and not extra and len(ids) == len(expected):
+        yield "its rows are not in the order of the shard"
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"

@@ -1,0 +1,282 @@
+"""The annotation Parquet: one row an image, one object a shard; the object is the commit.
+
+Schema version 1. File metadata holds one JSON under the key ``labelfleet``: schema version, run
+identity, categories with official ids, box convention, runtime and precision, the shard, the
+attempt, and counts per status. Detections are a list of structs; boxes are xyxy in pixels of the
+upright image. ``RowWriter`` streams rows to a spool file in row groups, so that memory does not
+grow with the shard.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.runs.annotation_rows import (
+    DETECTION_TYPE,
+    SCHEMA,
+    rows_to_table,
+    table_to_rows,
+    validate_row,
+)
+from storage.errors import StorageError
+from storage.objects.protocols import SupportsGet, SupportsGetRange
+from storage.parquet.errors import reading_parquet
+from storage.records import STATUSES, AnnotationRow, StoredObject
+
+__all__ = [
+    "DETECTION_TYPE",
+    "METADATA_KEY",
+    "ROW_GROUP_ROWS",
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "Category",
+    "RowWriter",
+    "RunIdentity",
+    "ShardFooter",
+    "identity_of",
+    "metadata_of",
+    "opened",
+    "read_footer",
+    "read_identity",
+    "read_rows",
+    "read_tables",
+    "rows_to_table",
+    "table_to_rows",
+    "validate_row",
+]
+
+SCHEMA_VERSION = 1
+METADATA_KEY = b"labelfleet"
+ROW_GROUP_ROWS = 512
+ROW_GROUP_DETECTIONS = 20_000  # some 10 MB while they wait
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """A class: ``id`` contiguous, as in the rows; ``official_id`` the data set's own."""
+
+    id: int
+    name: str
+    official_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """What every annotation object says about the run that made it."""
+
+    name: str
+    config_hash: str
+    model_sha256: str
+    licence: str
+    runtime: str
+    precision: str
+    code_version: str
+    categories: tuple[Category, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFooter:
+    """The footer of one annotation object.
+
+    Attributes:
+        shard_id, shard_key: which shard.
+        attempt: id of the attempt that wrote it, unique; tells a lost reply from a rival.
+        counts: rows per status, every status named.
+        detections: boxes over all rows.
+        source_truncated: the tar ended in the middle; the rows before it are here.
+        seconds: per stage, as the worker measured them.
+        fill: per queue of the worker, 0 to 1: how full it was on average over the images.
+    """
+
+    shard_id: str
+    shard_key: str
+    attempt: str
+    counts: dict[str, int]
+    detections: int
+    source_truncated: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    fill: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        """All rows."""
+        return sum(self.counts.values())
+
+
+class RowWriter:
+    """Streams one shard's rows to a local spool file; ``finish`` adds the footer and closes.
+
+    Rows are validated and held only until a row group is full, so memory does not grow with the
+    shard. The spool file is the body of the one conditional put that commits the shard.
+    """
+
+    def __init__(self, spool: Path, run: RunIdentity) -> None:
+        self._run = run
+        self._rows: list[AnnotationRow] = []
+        self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        self._detections = 0
+        self._buffered = 0  # detections in the rows that wait for their row group
+        # Checksums, so that a flipped bit at rest is an error and never a box.
+        self._writer = pq.ParquetWriter(spool, SCHEMA, compression="zstd", write_page_checksum=True)
+
+    def write(self, row: AnnotationRow) -> None:
+        """Add one row. Raises InvalidRow (see ``validate_row``)."""
+        validate_row(row, len(self._run.categories))
+        self._rows.append(row)
+        self._counts[row.status] += 1
+        self._detections += len(row.detections)
+        self._buffered += len(row.detections)
+        if len(self._rows) >= ROW_GROUP_ROWS or self._buffered >= ROW_GROUP_DETECTIONS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            table = rows_to_table(self._rows)
+            table.validate(full=True)
+            self._writer.write_table(table)
+            self._rows.clear()
+            self._buffered = 0
+
+    def finish(
+        self,
+        shard_id: str,
+        shard_key: str,
+        attempt: str,
+        *,
+        source_truncated: str | None = None,
+        seconds: dict[str, float] | None = None,
+        fill: dict[str, float] | None = None,
+    ) -> ShardFooter:
+        """Write what is buffered and the footer; the spool file is complete afterwards."""
+        self._flush()
+        footer = ShardFooter(
+            shard_id, shard_key, attempt, dict(self._counts), self._detections,
+            source_truncated, seconds or {}, fill or {},
+        )  # fmt: skip
+        metadata = {
+            "schema_version": SCHEMA_VERSION,
+            "box": "xyxy, pixels of the upright image",
+            "run": asdict(self._run),
+            "shard": asdict(footer),
+        }
+        self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(metadata)})
+        self._writer.close()
+        return footer
+
+    def abandon(self) -> None:
+        """Close without a footer; the spool file is not to be used."""
+        self._rows.clear()
+        self._writer.close()
+
+
+class _RangedFile(io.RawIOBase):
+    """An object as a seekable file, so that pyarrow fetches a footer without the rest."""
+
+    def __init__(self, store: SupportsGetRange, listed: StoredObject) -> None:
+        super().__init__()
+        self._store, self._listed, self._at = store, listed, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._listed.nbytes}[whence]
+        self._at = base + offset
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._listed.nbytes - self._at)
+        size = left if size is None or size < 0 else min(size, left)
+        chunk = self._store.get_range(self._listed.key, self._at, size) if size else b""
+        self._at += len(chunk)
+        return chunk
+
+
+@contextmanager
+def opened(source: pa.NativeFile, key: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file; what goes wrong with a damaged one becomes StorageError with the key."""
+    with (
+        reading_parquet(key),
+        pq.ParquetFile(source, page_checksum_verification=True) as file,
+    ):
+        yield file
+
+
+def metadata_of(file: pq.ParquetFile, key: str) -> dict[str, Any]:
+    """The JSON that labelfleet put there. Raises StorageError: not one of ours, or a newer one."""
+    # The footer's own key-value pairs; the Arrow schema inside it does not repeat them.
+    raw = (file.metadata.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        raise StorageError(
+            f"{key} is a Parquet file, but not one that labelfleet wrote",
+            hint="something else put it below annotations/; move it away",
+        )
+    metadata: dict[str, Any] = json.loads(raw)
+    if metadata["schema_version"] > SCHEMA_VERSION:
+        raise StorageError(
+            f"{key} has schema version {metadata['schema_version']}, "
+            f"this labelfleet reads up to {SCHEMA_VERSION}",
+            hint="update labelfleet",
+        )
+    return metadata
+
+
+def read_footer(store: SupportsGetRange, listed: StoredObject) -> ShardFooter:
+    """The footer of one annotation object, by ranged reads of its end only.
+
+    Raises:
+        StorageError: not a Parquet file, or not one of ours.
+    """
+    ranged = pa.PythonFile(_RangedFile(store, listed), mode="r")
+    with opened(ranged, listed.key) as file:
+        return ShardFooter(**metadata_of(file, listed.key)["shard"])
+
+
+def read_identity(store: SupportsGet, key: str) -> RunIdentity:
+    """The run identity that an annotation object carries. Raises StorageError: not one of ours."""
+    with opened(pa.BufferReader(store.get(key)), key) as file:
+        return identity_of(metadata_of(file, key))
+
+
+def identity_of(metadata: dict[str, Any]) -> RunIdentity:
+    """The run identity in an annotation object's JSON."""
+    run = dict(metadata["run"])
+    categories = tuple(Category(**c) for c in run.pop("categories"))
+    return RunIdentity(**run, categories=categories)
+
+
+def read_tables(
+    store: SupportsGet, key: str, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """One annotation object as Arrow tables, a row group at a time; ``columns`` None: all.
+
+    Raises:
+        ObjectNotFound: no such object.
+        StorageError: not a Parquet file, or not one of ours.
+    """
+    with opened(pa.BufferReader(store.get(key)), key) as file:
+        metadata_of(file, key)
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=list(columns) if columns else None)
+
+
+def read_rows(store: SupportsGet, key: str) -> Iterator[AnnotationRow]:
+    """One annotation object as rows, in the order of the shard."""
+    for table in read_tables(store, key):
+        with reading_parquet(key):
+            yield from table_to_rows(table)

@@ -1,0 +1,277 @@
+"""One listing at rest: what it added and dropped, as Parquet in parts, read by columns.
+
+    source/<n>.parquet                  the last part; its creation commits the generation
+    source/parts/<n>-<token>-<k>.parquet   the parts before it, which it names in its metadata
+
+A part holds some 64 MiB at most, so that neither the writer's disk, nor a reader's memory, nor an
+S3 PutObject bounds a listing. Parts that no generation names are those of a writer that died.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from storage.errors import AlreadyExists, StorageError
+from storage.objects.protocols import SupportsCreate, SupportsGet, SupportsList
+from storage.parquet.errors import reading_parquet
+from storage.records import Shard, ShardKind, StoredObject
+
+SOURCE = "source/"
+PARTS = "source/parts/"
+PART_NBYTES = 64 << 20
+_CACHED_NBYTES = 64 << 20
+_GROUP_SHARDS, _GROUP_OBJECTS = 4096, 65_536  # in a row group, about
+_METADATA_KEY = b"labelfleet"
+_NAME = re.compile(rf"{SOURCE}(\d+)\.parquet")
+
+Op = Literal["add", "drop"]
+
+NO_LISTING = "without it nobody knows what the run holds: bring it back from a backup"
+
+# Keys are binary: a file name need not be UTF-8, and must come back as it was.
+_OBJECT_FIELDS = [("key", pa.binary()), ("nbytes", pa.int64()), ("etag", pa.string())]
+_OBJECT = pa.struct(_OBJECT_FIELDS)
+_SCHEMA = pa.schema(
+    [
+        pa.field("op", pa.string(), nullable=False),  # add | drop
+        pa.field("shard_id", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("objects", pa.list_(_OBJECT), nullable=False),
+    ]
+)
+
+
+class SupportsGenerations(SupportsList, SupportsGet, SupportsCreate, Protocol):
+    """What listings need of a store."""
+
+
+def key_bytes(listed: StoredObject) -> bytes:
+    """A key as the bytes it is ordered by."""
+    return listed.key.encode("utf-8", "surrogateescape")
+
+
+def generation_key(number: int) -> str:
+    """Where generation ``number`` is committed."""
+    return f"{SOURCE}{number}.parquet"
+
+
+def generation_keys(store: SupportsGenerations, url: str) -> list[str]:
+    """Committed generations, oldest first. Raises StorageError where one of them is missing."""
+    named = (_NAME.fullmatch(o.key) for o in store.list(SOURCE))
+    numbers = sorted(int(name[1]) for name in named if name)
+    for expected, number in enumerate(numbers):
+        if number != expected:
+            missing = f"{url}/{generation_key(expected)}"
+            raise StorageError(f"{missing} is missing, but not later ones", hint=NO_LISTING)
+    return [generation_key(number) for number in numbers]
+
+
+class GenerationWriter:
+    """Writes one generation; nothing of it counts before ``commit``.
+
+    Args:
+        store: the run's output.
+        number: of the generation.
+        folder: local, for the part being written.
+        part_nbytes: a part that has so many bytes is put, and the next one begun.
+    """
+
+    def __init__(
+        self,
+        store: SupportsGenerations,
+        number: int,
+        folder: Path,
+        *,
+        part_nbytes: int = PART_NBYTES,
+    ) -> None:
+        self._store, self._number, self._part_nbytes = store, number, part_nbytes
+        self._spool = folder / "part.parquet"
+        self._token = secrets.token_hex(8)
+        self._parts: list[str] = []
+        self._rows: list[tuple[Op, str, ShardKind, Sequence[StoredObject]]] = []
+        self._objects = 0
+        self.count = 0
+        self._open()
+
+    def write(
+        self, op: Op, shard_id: str, kind: ShardKind, objects: Sequence[StoredObject]
+    ) -> None:
+        """Add a row."""
+        self._rows.append((op, shard_id, kind, objects))
+        self._objects += len(objects)
+        self.count += 1
+        if len(self._rows) >= _GROUP_SHARDS or self._objects >= _GROUP_OBJECTS:
+            self._flush()
+            if self._sink.tell() >= self._part_nbytes:
+                self._end_part()
+
+    def commit(self) -> str:
+        """Write what is buffered, and make the generation exist; returns its key.
+
+        Raises:
+            AlreadyExists: somebody else has written this generation.
+        """
+        self._flush()
+        self._close({"parts": self._parts})
+        key = generation_key(self._number)
+        try:
+            self._store.create(key, self._spool)
+        except AlreadyExists:
+            if self._store.get(key) != self._spool.read_bytes():  # else our own, its reply lost
+                raise
+        return key
+
+    def _open(self) -> None:
+        self._sink = pa.OSFile(str(self._spool), "wb")
+        self._parquet = pq.ParquetWriter(
+            self._sink, _SCHEMA, compression="zstd", write_page_checksum=True
+        )
+
+    def _close(self, metadata: dict[str, Any]) -> None:
+        self._parquet.add_key_value_metadata({_METADATA_KEY: json.dumps(metadata)})
+        self._parquet.close()
+        self._sink.close()
+
+    def _end_part(self) -> None:
+        self._close({})
+        key = f"{PARTS}{self._number}-{self._token}-{len(self._parts):05d}.parquet"
+        with suppress(AlreadyExists):  # the token is ours alone: a lost reply
+            self._store.create(key, self._spool)
+        self._parts.append(key)
+        self._open()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._parquet.write_table(_table(self._rows))
+            self._rows.clear()
+            self._objects = 0
+
+
+def _table(rows: Sequence[tuple[Op, str, ShardKind, Sequence[StoredObject]]]) -> pa.Table:
+    every = [o for row in rows for o in row[3]]
+    ends = np.cumsum([0, *(len(row[3]) for row in rows)], dtype=np.int32)
+    fields = [
+        pa.array([key_bytes(o) for o in every], pa.binary()),
+        pa.array([o.nbytes for o in every], pa.int64()),
+        pa.array([o.etag for o in every], pa.string()),
+    ]
+    objects = pa.StructArray.from_arrays(fields, fields=_OBJECT.fields)
+    columns = [pa.array([row[i] for row in rows], pa.string()) for i in range(3)]
+    return pa.Table.from_arrays(
+        [*columns, pa.ListArray.from_arrays(pa.array(ends), objects)], schema=_SCHEMA
+    )
+
+
+class Generations:
+    """Reads generations, a row group at a time; keeps the bytes of small ones it has read.
+
+    Args:
+        store: the run's output.
+        url: for messages.
+    """
+
+    def __init__(self, store: SupportsGet, url: str) -> None:
+        self._store, self._url = store, url
+        self._cache: OrderedDict[str, bytes] = OrderedDict()
+        self._named: dict[str, list[str]] = {}
+
+    def parts(self, key: str) -> list[str]:
+        """The objects of a generation in order, ``key`` itself last."""
+        if key not in self._named:
+            with self._opened(key) as file:
+                raw = (file.metadata.metadata or {}).get(_METADATA_KEY, b"{}")
+                self._named[key] = [*json.loads(raw).get("parts", ()), key]
+        return self._named[key]
+
+    def ids(self, key: str, op: Op) -> Iterator[str]:
+        """Shard ids of the rows with this ``op``, in order."""
+        for group in self._groups(key, op, None, ["op", "shard_id"]):
+            yield from group.column("shard_id").to_pylist()
+
+    def shards(
+        self,
+        key: str,
+        op: Op,
+        *,
+        kind: ShardKind | None = None,
+        skip: Set[str] = frozenset(),
+    ) -> Iterator[Shard]:
+        """Rows with this ``op`` (and kind) as shards, in order, without those in ``skip``."""
+        for group in self._groups(key, op, kind, None):
+            yield from _shards(group, skip)
+
+    def _groups(
+        self, key: str, op: Op, kind: ShardKind | None, columns: list[str] | None
+    ) -> Iterator[pa.Table]:
+        wanted: dict[str, str] = {"op": op} if kind is None else {"op": op, "kind": kind}
+        for part in self.parts(key):
+            with self._opened(part) as file:
+                for index in range(file.num_row_groups):
+                    if _surely_without(file.metadata.row_group(index), wanted):
+                        continue
+                    group = file.read_row_group(index, columns=columns)
+                    for name, value in wanted.items():
+                        group = _where(group, name, value)
+                    yield group
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[pq.ParquetFile]:
+        """One part; whatever is wrong with it becomes a StorageError that names it."""
+        raw = self._cache.get(key)
+        if raw is None:
+            raw = self._store.get(key)
+            self._keep(key, raw)
+        with reading_parquet(f"{self._url}/{key}", hint=NO_LISTING):
+            yield pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True)
+
+    def _keep(self, key: str, raw: bytes) -> None:
+        """A run's start reads the same small listings several times."""
+        self._cache[key] = raw
+        while sum(len(kept) for kept in self._cache.values()) > _CACHED_NBYTES:
+            self._cache.popitem(last=False)
+
+
+def _surely_without(group: Any, wanted: dict[str, str]) -> bool:
+    """Whether a row group's statistics say that none of its rows is wanted."""
+    for index in range(group.num_columns):
+        column = group.column(index)
+        if column.path_in_schema in wanted and column.statistics is not None:
+            low, high = column.statistics.min, column.statistics.max
+            if low == high and low is not None and low != wanted[column.path_in_schema]:
+                return True
+    return False
+
+
+def _where(group: pa.Table, name: str, value: str) -> pa.Table:
+    mask = pc.equal(group.column(name), value)
+    return group if pc.all(mask).as_py() else group.filter(mask)
+
+
+def _shards(group: pa.Table, skip: Set[str]) -> Iterator[Shard]:
+    ids = group.column("shard_id").to_pylist()
+    if skip:
+        wanted = [shard_id not in skip for shard_id in ids]
+        group = group.filter(pa.array(wanted, pa.bool_()))
+        ids = group.column("shard_id").to_pylist()
+    kinds = group.column("kind").to_pylist()
+    listed = group.column("objects").combine_chunks()
+    fields = listed.flatten()
+    keys = [key.decode("utf-8", "surrogateescape") for key in fields.field("key").to_pylist()]
+    sizes, etags = fields.field("nbytes").to_pylist(), fields.field("etag").to_pylist()
+    objects = tuple(map(StoredObject, keys, sizes, etags))
+    begin = 0
+    for shard_id, kind, length in zip(ids, kinds, listed.value_lengths().to_pylist(), strict=True):
+        yield Shard(shard_id, kind, objects[begin : begin + length])
+        begin += length

@@ -1,0 +1,117 @@
+"""The bytes of labelled images, back from the source they were labelled in.
+
+By ranged reads, with If-Match on what was listed; a compressed tar, where offsets are of no use, is
+read once for all of its images that are asked for.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+from storage.errors import LabelfleetError, ObjectNotFound, StorageError
+from storage.runs.listing import Listing
+from storage.runs.manifest import Manifest
+from storage.objects.protocols import ObjectStore
+from storage.records import Shard, StoredObject, printable
+from storage.shards.reading import read_shard
+
+_FETCHERS = 8
+_IN_FLIGHT = 32  # images whose bytes are held at once
+
+
+class Placed(Protocol):
+    """An image that says where its bytes lie: an annotation row, a review item, a label row."""
+
+    @property
+    def image_id(self) -> str: ...
+    @property
+    def shard_id(self) -> str: ...
+    @property
+    def offset(self) -> int | None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+P = TypeVar("P", bound=Placed)
+Fetched = bytes | LabelfleetError
+
+
+def read_images(
+    manifest: Manifest, source: ObjectStore, places: Sequence[P]
+) -> Iterator[tuple[P, Fetched]]:
+    """Every image with its bytes, or with why they cannot be had; in an order of its own.
+
+    A few dozen images are in memory at a time, however many are asked for.
+    """
+    shards = _shards_of(manifest, {place.shard_id for place in places})
+    compressed: dict[str, list[P]] = defaultdict(list)
+    ranged = []
+    for place in places:
+        if place.offset is None:
+            compressed[place.shard_id].append(place)
+        else:
+            ranged.append(place)
+    with ThreadPoolExecutor(_FETCHERS) as pool:
+        for first in range(0, len(ranged), _IN_FLIGHT):
+            some = ranged[first : first + _IN_FLIGHT]
+            bodies = pool.map(lambda place: _fetch(source, shards, place), some)
+            yield from zip(some, bodies, strict=True)
+    for shard_id, wanted in compressed.items():
+        yield from _from_compressed(source, shards.get(shard_id), wanted)
+
+
+def fetch_images(
+    manifest: Manifest, source: ObjectStore, places: Sequence[Placed]
+) -> dict[str, Fetched]:
+    """As ``read_images``, all at once, by image_id."""
+    return {place.image_id: raw for place, raw in read_images(manifest, source, places)}
+
+
+def _shards_of(manifest: Manifest, wanted: set[str]) -> dict[str, Shard]:
+    found: dict[str, Shard] = {}
+    for shard in Listing(manifest.store).all_shards() if wanted else ():
+        if shard.shard_id in wanted:
+            found[shard.shard_id] = shard
+            if len(found) == len(wanted):
+                break
+    return found
+
+
+def _fetch(source: ObjectStore, shards: dict[str, Shard], place: Placed) -> Fetched:
+    try:
+        listed = _object_of(shards.get(place.shard_id), place)
+        return source.get_range(listed.key, place.offset or 0, place.nbytes, if_match=listed.etag)
+    except LabelfleetError as exc:
+        return exc
+
+
+def _object_of(shard: Shard | None, place: Placed) -> StoredObject:
+    if shard is not None and shard.kind == "tar":
+        return shard.objects[0]
+    for listed in shard.objects if shard is not None else ():
+        if printable(listed.key) == place.image_id:
+            return listed
+    raise ObjectNotFound(f"{place.image_id!r} is not listed in shard {place.shard_id}")
+
+
+def _from_compressed(
+    source: ObjectStore, shard: Shard | None, wanted: Sequence[P]
+) -> Iterator[tuple[P, Fetched]]:
+    left = {place.image_id: place for place in wanted}
+    problem: LabelfleetError = StorageError(f"not found in {shard.key if shard else 'it'} again")
+    try:
+        if shard is None:
+            raise ObjectNotFound(f"shard {wanted[0].shard_id} is not listed")
+        largest = max(place.nbytes for place in wanted)
+        for one in read_shard(source, shard, max_image_bytes=largest):
+            if one.image_id in left and one.data is not None:
+                yield left.pop(one.image_id), one.data
+                if not left:
+                    return
+    except LabelfleetError as exc:
+        problem = exc
+    for place in left.values():
+        yield place, problem

@@ -1,0 +1,124 @@
+"""The ledger of one invocation: what the driver saw, in numbered JSON-lines parts.
+
+It is a cache for ``status`` and ``report`` (throughput over time, seconds per stage): the truth is
+the annotation objects, and what the ledger lacks is read from their footers.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+from storage.objects.protocols import ObjectStore
+
+LEDGER = "ledger/"
+_READERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One line.
+
+    Attributes:
+        event: start, ready (a worker takes shards), shard, beat, end.
+        at: seconds since the epoch, on the driver's clock.
+        shard_id: for ``shard``.
+        counts: rows per status, for ``shard``.
+        detections: for ``shard``.
+        seconds: per stage, for ``shard``.
+        note: event-specific facts: the worker, the outcome, how many workers are alive.
+    """
+
+    event: str
+    at: float
+    shard_id: str | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    detections: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    note: dict[str, Any] = field(default_factory=dict)
+
+
+def new_invocation(now: datetime | None = None) -> str:
+    """An id that sorts by time: 20260131T120000Z-1f3a9c."""
+    stamp = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
+    return f"{stamp}-{secrets.token_hex(3)}"
+
+
+class LedgerWriter:
+    """Buffers entries; writes a part when it is large or old enough. Not thread-safe."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        invocation: str,
+        *,
+        max_lines: int = 1000,
+        max_age_s: float = 5.0,
+    ) -> None:
+        self._store, self._invocation = store, invocation
+        self._max_lines, self._max_age_s = max_lines, max_age_s
+        self._buffer: list[LedgerEntry] = []
+        self._part = 0
+
+    def write(self, entry: LedgerEntry) -> None:
+        """Add an entry; a part is written when ``max_lines`` or ``max_age_s`` is reached."""
+        self._buffer.append(entry)
+        age_s = entry.at - self._buffer[0].at
+        if len(self._buffer) >= self._max_lines or age_s >= self._max_age_s or age_s < 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered as the next part."""
+        if not self._buffer:
+            return
+        lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in self._buffer)
+        # Overwriting: an invocation has one writer, and a put whose reply was lost is put again.
+        self._store.put(f"{LEDGER}{self._invocation}/{self._part:06d}.jsonl", lines.encode())
+        self._part += 1
+        self._buffer.clear()
+
+
+def invocations(store: ObjectStore) -> list[str]:
+    """Ids of all invocations that left a ledger, oldest first."""
+    found = {o.key.removeprefix(LEDGER).split("/", 1)[0] for o in store.list(LEDGER)}
+    return sorted(found)
+
+
+def read_ledger(store: ObjectStore, invocation: str) -> Iterator[LedgerEntry]:
+    """The entries of one invocation, in order; what cannot be read is passed over.
+
+    Parts are fetched side by side: a run of days leaves tens of thousands.
+    """
+    keys = (listed.key for listed in store.list(f"{LEDGER}{invocation}/"))
+    with ThreadPoolExecutor(max_workers=_READERS) as pool:
+        for several in _batches(keys, _READERS * 4):
+            for part in pool.map(store.get, several):
+                yield from _entries(part)
+
+
+def _batches(keys: Iterator[str], size: int) -> Iterator[list[str]]:
+    while batch := list(islice(keys, size)):
+        yield batch
+
+
+_DAMAGED = (ValueError, TypeError, RecursionError)
+
+
+def _entries(part: bytes) -> Iterator[LedgerEntry]:
+    lines = part.splitlines()
+    try:  # all lines in one go take half the time
+        yield from [LedgerEntry(**fields) for fields in json.loads(b"[%b]" % b",".join(lines))]
+        return
+    except _DAMAGED:
+        pass
+    for line in lines:
+        # A cache: damaged, or of another version, it is made good from the footers.
+        with suppress(*_DAMAGED):
+            yield LedgerEntry(**json.loads(line))

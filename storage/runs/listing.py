@@ -1,0 +1,275 @@
+"""Which shards a run has: frozen listings under source/, in generations.
+
+``source/<n>.parquet`` holds what the n-th listing added and dropped. What an earlier listing
+grouped is never regrouped: new images form new shards, a changed image is dropped from its old
+shard and joins a new one, a deleted one is dropped. Live is what was added and not dropped since.
+An image that comes back as it was can make the same shard again: it is then added a second time,
+which takes the drop back, and what was labelled under that id counts again.
+
+Both the store's listing and each generation are ordered by key, so a later listing is compared
+with all earlier ones by a merge join, in memory that does not grow with the source.
+"""
+
+from __future__ import annotations
+
+import heapq
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import NamedTuple
+
+from storage.runs.generations import (
+    PART_NBYTES,
+    SOURCE,
+    Generations,
+    GenerationWriter,
+    generation_keys,
+    key_bytes,
+)
+from storage.objects.protocols import ObjectStore
+from storage.records import SHARD_KINDS, Shard, ShardKind, StoredObject
+
+__all__ = ["SOURCE", "Known", "Listing", "ListingChange"]
+
+
+@dataclass(frozen=True, slots=True)
+class ListingChange:
+    """What one listing found against the earlier ones, in objects."""
+
+    generation: int
+    shards_added: int
+    added: int
+    changed: int
+    deleted: int
+
+
+class Known(NamedTuple):
+    """A live object and the shard it is in; ``key`` as bytes, for its order."""
+
+    key: bytes
+    shard_id: str
+    kind: ShardKind
+    listed: StoredObject
+
+
+class Listing:
+    """The generations of one run's source. Used by one thread.
+
+    Args:
+        store: the run's output.
+        part_nbytes: of a generation that is written, see storage/runs/generations.py.
+    """
+
+    def __init__(self, store: ObjectStore, *, part_nbytes: int = PART_NBYTES) -> None:
+        self._store, self._part_nbytes = store, part_nbytes
+        self._read = Generations(store, store.url)
+        self._generations: list[str] | None = None
+        self._dropped: dict[str, set[str]] | None = None
+        self._added_again: set[str] = set()  # shard ids that were added, dropped and added
+
+    def generations(self) -> list[str]:
+        """Keys of the listings, oldest first. Raises StorageError where one is missing."""
+        if self._generations is None:
+            self._generations = generation_keys(self._store, self._store.url)
+        return self._generations
+
+    def parts(self) -> list[str]:
+        """Keys of all objects that the generations consist of."""
+        return [part for key in self.generations() for part in self._read.parts(key)]
+
+    def dropped(self) -> dict[str, set[str]]:
+        """Tombstoned object keys by shard id."""
+        if self._dropped is None:
+            dropped: dict[str, set[str]] = {}
+            again: set[str] = set()
+            for key in self.generations():
+                self._apply_drops(key, dropped, again)
+            # Only now: what was read until an error is not all that was dropped.
+            self._dropped, self._added_again = dropped, again
+        return self._dropped
+
+    def _apply_drops(self, key: str, dropped: dict[str, set[str]], again: set[str]) -> None:
+        if dropped:
+            for shard_id in self._read.ids(key, "add"):
+                if dropped.pop(shard_id, None) is not None:
+                    again.add(shard_id)
+        for shard in self._read.shards(key, "drop"):
+            dropped.setdefault(shard.shard_id, set()).update(o.key for o in shard.objects)
+
+    def all_shards(self, *, skip: Set[str] = frozenset()) -> Iterator[Shard]:
+        """Every shard that was ever listed and is not in ``skip``, each once, as it was listed,
+        oldest generation first."""
+        self.dropped()
+        repeats: set[str] = set()
+        for key in self.generations():
+            for shard in self._read.shards(key, "add", skip=skip):
+                if not self._is_repeat(shard.shard_id, repeats):
+                    yield shard
+
+    def all_ids(self) -> Iterator[str]:
+        """Ids of every shard that was ever listed, each once, without their objects."""
+        self.dropped()
+        repeats: set[str] = set()
+        for key in self.generations():
+            for shard_id in self._read.ids(key, "add"):
+                if not self._is_repeat(shard_id, repeats):
+                    yield shard_id
+
+    def _is_repeat(self, shard_id: str, repeats: set[str]) -> bool:
+        if shard_id not in self._added_again:
+            return False
+        seen = shard_id in repeats
+        repeats.add(shard_id)
+        return seen
+
+    def returned(self, shard_id: str) -> bool:
+        """Whether a shard was dropped whole once and is live again."""
+        self.dropped()
+        return shard_id in self._added_again
+
+    def live_shards(self, *, skip: Set[str] = frozenset()) -> Iterator[Shard]:
+        """Shards with at least one live object, as they were listed (the id covers all objects);
+        those in ``skip`` are left out."""
+        dropped = self.dropped()
+        for shard in self.all_shards(skip=skip):
+            gone = dropped.get(shard.shard_id)
+            if gone is None or any(o.key not in gone for o in shard.objects):
+                yield shard
+
+    def count(self) -> int:
+        """Live shards."""
+        return sum(1 for _ in self.live_ids())
+
+    def live_ids(self) -> Iterator[str]:
+        """Ids of live shards, without their objects where nothing was dropped from them."""
+        if not self.dropped():
+            yield from self.all_ids()
+            return
+        whole = set(self.all_ids()) - self.dropped().keys()
+        partly = {shard.shard_id for shard in self.live_shards(skip=whole)}
+        yield from (i for i in self.all_ids() if i in whole or i in partly)
+
+    def refresh(
+        self,
+        listed: Iterable[StoredObject],
+        group: Callable[[Iterable[StoredObject]], Iterator[Shard]],
+    ) -> ListingChange:
+        """Compare a fresh listing with what is known; write the difference as a new generation.
+
+        Args:
+            listed: every object to label, ordered by key (UTF-8 bytes).
+            group: turns objects, in that order, into shards.
+
+        Returns:
+            What changed; ``generation`` is the last one, new only if something changed.
+        """
+        number = len(self.generations())
+        with tempfile.TemporaryDirectory(prefix="labelfleet-") as folder:
+            writer = GenerationWriter(
+                self._store, number, Path(folder), part_nbytes=self._part_nbytes
+            )
+            change = self._write_difference(writer, number, listed, group)
+            if not writer.count:
+                return change
+            self.generations().append(writer.commit())
+        self._dropped = None
+        return change
+
+    def _write_difference(
+        self,
+        writer: GenerationWriter,
+        number: int,
+        listed: Iterable[StoredObject],
+        group: Callable[[Iterable[StoredObject]], Iterator[Shard]],
+    ) -> ListingChange:
+        drops: dict[tuple[str, ShardKind], list[StoredObject]] = {}
+        added = changed = deleted = 0
+
+        def fresh() -> Iterator[StoredObject]:
+            nonlocal added, changed, deleted
+            for new, old in self.joined(listed):
+                if old is None:
+                    added += 1
+                elif new is None or not is_same(new, old):
+                    drops.setdefault((old.shard_id, old.kind), []).append(old.listed)
+                    deleted += new is None
+                    changed += new is not None
+                else:
+                    continue
+                if new is not None:
+                    yield new
+
+        for shard in group(fresh()):
+            writer.write("add", shard.shard_id, shard.kind, shard.objects)
+        shards_added = writer.count
+        for (shard_id, kind), objects in drops.items():
+            writer.write("drop", shard_id, kind, objects)
+        newest = number if writer.count else number - 1
+        return ListingChange(newest, shards_added, added, changed, deleted)
+
+    def joined(
+        self, listed: Iterable[StoredObject]
+    ) -> Iterator[tuple[StoredObject | None, Known | None]]:
+        """A fresh listing beside the live objects, by key: (new, None) was not there before,
+        (None, known) is gone, and what has both may have changed (see ``is_same``)."""
+        return _join(iter(listed), self._known())
+
+    def doubled(self) -> Iterator[tuple[str, str, str]]:
+        """(key, shard id, other shard id) of objects that are live in two shards: a damage."""
+        before: Known | None = None
+        for known in self._live_by_key():
+            same = before is not None and known.key == before.key
+            if same and before is not None and known.shard_id != before.shard_id:
+                yield known.listed.key, before.shard_id, known.shard_id
+            before = known
+
+    def _known(self) -> Iterator[Known]:
+        before: bytes | None = None
+        for known in self._live_by_key():
+            if known.key != before:  # a shard that was added again is in two generations
+                yield known
+            before = known.key
+
+    def _live_by_key(self) -> Iterator[Known]:
+        """Live objects ordered by key; those of a shard that was added again are repeated."""
+        dropped = self.dropped()
+
+        def one(key: str, kind: ShardKind) -> Iterator[Known]:
+            for shard in self._read.shards(key, "add", kind=kind):
+                gone = dropped.get(shard.shard_id, ())
+                for o in shard.objects:
+                    if o.key not in gone:
+                        yield Known(key_bytes(o), shard.shard_id, shard.kind, o)
+
+        # Within a generation tars and groups of images interleave; each kind alone is ordered.
+        streams = [one(key, kind) for key in self.generations() for kind in SHARD_KINDS]
+        yield from heapq.merge(*streams, key=itemgetter(0))
+
+
+def is_same(new: StoredObject, old: Known) -> bool:
+    """Whether an object is the version that was listed."""
+    return (new.nbytes, new.etag) == (old.listed.nbytes, old.listed.etag)
+
+
+def _join(
+    listed: Iterator[StoredObject], known: Iterator[Known]
+) -> Iterator[tuple[StoredObject | None, Known | None]]:
+    """Outer merge join of two streams ordered by key."""
+    new, old = next(listed, None), next(known, None)
+    while new is not None or old is not None:
+        if old is None:
+            yield new, None
+            new = next(listed, None)
+            continue
+        key = None if new is None else key_bytes(new)
+        if key is not None and key < old.key:
+            yield new, None
+            new = next(listed, None)
+        elif key is None or key > old.key:
+            yield None, old
+            old = next(known, None)
+        else:
+            yield new, old
+            new, old = next(listed, None), next(known, None)

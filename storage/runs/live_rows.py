@@ -1,0 +1,59 @@
+"""Reading a run's live rows: what every reader of ours goes through.
+
+Live rows are those of committed, live shards, less the images that a later listing tombstoned
+(changed or deleted since). Everything streams shard by shard; a million shards never sit in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.runs.annotations import read_tables, table_to_rows
+from storage.errors import ObjectNotFound
+from storage.runs.listing import Listing
+from storage.runs.manifest import Manifest, annotation_key
+from storage.records import AnnotationRow, printable
+
+
+def live_tables(
+    manifest: Manifest,
+    columns: Sequence[str] | None = None,
+    *,
+    only: Container[str] | None = None,
+) -> Iterator[tuple[str, pa.Table]]:
+    """(shard id, Arrow table) of live rows, a row group at a time, in listing order.
+
+    Args:
+        manifest: the run.
+        columns: names from the annotation schema, or None for all.
+        only: shard ids to read, or None for all.
+
+    Shards that are not committed yet are passed over.
+    """
+    listing = Listing(manifest.store)
+    dropped = listing.dropped()
+    wanted = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
+    for shard_id in listing.live_ids():
+        if only is not None and shard_id not in only:
+            continue
+        gone = dropped.get(shard_id)
+        try:
+            for table in read_tables(manifest.store, annotation_key(shard_id), wanted):
+                live = table if gone is None else _without(table, gone)
+                yield shard_id, live if columns is None else live.select(list(columns))
+        except ObjectNotFound:
+            continue  # listed, not labelled yet
+
+
+def live_rows(manifest: Manifest) -> Iterator[AnnotationRow]:
+    """Live rows as records, in listing order."""
+    for _, table in live_tables(manifest):
+        yield from table_to_rows(table)
+
+
+def _without(table: pa.Table, gone: set[str]) -> pa.Table:
+    ids = pa.array([printable(key) for key in gone], pa.string())
+    return table.filter(pc.invert(pc.is_in(table.column("image_id"), value_set=ids)))

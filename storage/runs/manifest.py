@@ -1,0 +1,237 @@
+"""The run's record at its output: run.json, the commits, the quarantine.
+
+An annotation object that exists is the commit of its shard; nothing else says so. Everything here
+is layout and conditional puts; which shards there are is in storage/runs/listing.py, what each
+invocation saw in storage/runs/ledger.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.runs.annotations import Category, RunIdentity, ShardFooter, read_footer
+from storage.errors import (
+    AlreadyExists,
+    ConfigError,
+    NotAtomic,
+    ObjectNotFound,
+    RunMismatch,
+    StorageError,
+)
+from storage.objects.protocols import ObjectStore, StorageOptions, open_store
+from storage.records import Shard, StoredObject
+
+RUN_KEY = "run.json"
+ANNOTATIONS = "annotations/"
+QUARANTINE = "quarantine/"
+_HEX = "0123456789abcdef"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What run.json holds.
+
+    Attributes:
+        identity: what every annotation object repeats.
+        source: url, kind, include, exclude, shard_size: where the images are.
+        inference: every setting that moves a box; a run never mixes two of them.
+        created_at: ISO 8601, UTC.
+    """
+
+    identity: RunIdentity
+    source: dict[str, Any]
+    inference: dict[str, Any]
+    created_at: str
+
+    def to_json(self) -> bytes:
+        """Canonical JSON, readable by people."""
+        return json.dumps({"version": 1, **asdict(self)}, indent=2, sort_keys=True).encode()
+
+    @staticmethod
+    def from_json(raw: bytes) -> RunRecord:
+        """The inverse of ``to_json``. Raises ConfigError when it is not a run.json of ours."""
+        try:
+            fields = json.loads(raw)
+            if fields.pop("version") != 1:
+                raise ConfigError("run.json was written by a newer labelfleet", hint="update it")
+            identity = fields.pop("identity")
+            categories = tuple(Category(**c) for c in identity.pop("categories"))
+            return RunRecord(identity=RunIdentity(**identity, categories=categories), **fields)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            raise ConfigError(
+                f"run.json cannot be read: {exc}",
+                hint="the output is not a labelfleet run, or was damaged; choose another output",
+            ) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """How an attempt to commit ended; ``won``: this attempt's rows are the shard's."""
+
+    shard_id: str
+    won: bool
+    footer: ShardFooter
+
+
+class Manifest:
+    """One run at its output URL. Thread-safe and picklable, as its store is."""
+
+    def __init__(self, store: ObjectStore, record: RunRecord) -> None:
+        self.store = store
+        self.record = record
+
+    @property
+    def url(self) -> str:
+        """The run's output URL."""
+        return self.store.url
+
+    @staticmethod
+    def open(url: str, options: StorageOptions | None = None) -> Manifest:
+        """An existing run. Raises ConfigError when there is none."""
+        store = open_store(url, options)
+        try:
+            return Manifest(store, RunRecord.from_json(store.get(RUN_KEY)))
+        except ObjectNotFound as exc:
+            raise ConfigError(
+                f"no run at {store.url}: it has no run.json",
+                hint="give the `output` of a run; `labelfleet run CONFIG` creates one",
+            ) from exc
+
+    @staticmethod
+    def create_or_continue(store: ObjectStore, record: RunRecord) -> Manifest:
+        """Create the run, or continue the one that is there.
+
+        Raises:
+            RunMismatch: the run there has another inference config or source; keys are named.
+            NotAtomic: the store cannot hold a run.
+        """
+        if not store.atomic_create:
+            raise NotAtomic(
+                f"{store.url} cannot create objects atomically, so two writers could mix labels",
+                hint="use an output on file:// or s3://",
+            )
+        try:
+            store.create(RUN_KEY, record.to_json())
+            return Manifest(store, record)
+        except AlreadyExists:
+            existing = RunRecord.from_json(store.get(RUN_KEY))
+        _refuse_mismatch(store.url, existing, record)
+        return Manifest(store, existing)
+
+    def committed(self) -> set[str]:
+        """Shard ids that have an annotation object, listed in parallel by their first hex digit."""
+
+        def listed(digit: str) -> list[str]:
+            keys = (o.key for o in self.store.list(f"{ANNOTATIONS}{digit}"))
+            return [shard_id_of_key(key) for key in keys if key.endswith(".parquet")]
+
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            return set().union(*pool.map(listed, _HEX))
+
+    def annotation_objects(self) -> Iterator[StoredObject]:
+        """Every annotation object, live or not, ordered by key."""
+
+        def listed(digit: str) -> list[StoredObject]:
+            return [
+                o for o in self.store.list(f"{ANNOTATIONS}{digit}") if o.key.endswith(".parquet")
+            ]
+
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            for part in pool.map(listed, _HEX):
+                yield from part
+
+    def commit(self, footer: ShardFooter, spool: Path) -> Commit:
+        """Commit a shard's rows by one conditional put.
+
+        A rival's object, or our own whose reply was lost, is told apart by the attempt id in its
+        footer.
+        """
+        key = annotation_key(footer.shard_id)
+        try:
+            self.store.create(key, spool)
+            return Commit(footer.shard_id, True, footer)
+        except AlreadyExists:
+            winner = self.footer(footer.shard_id)
+            return Commit(footer.shard_id, winner.attempt == footer.attempt, winner)
+
+    def footer(self, shard_id: str) -> ShardFooter:
+        """The footer of a committed shard. Raises ObjectNotFound when it is not committed."""
+        return read_footer(self.store, self.store.head(annotation_key(shard_id)))
+
+    def set_aside(self, shard: Shard, errors: list[str], invocation: str) -> None:
+        """Record a shard that failed its last attempt."""
+        body = {
+            "shard_id": shard.shard_id,
+            "key": shard.key,
+            "objects": [{"key": o.key, "nbytes": o.nbytes, "etag": o.etag} for o in shard.objects],
+            "errors": errors,
+            "invocation": invocation,
+        }
+        self.store.put(f"{QUARANTINE}{shard.shard_id}.json", json.dumps(body, indent=2).encode())
+
+    def quarantined_ids(self) -> set[str]:
+        """Shards that are in quarantine, by their keys alone."""
+        keys = (o.key for o in self.store.list(QUARANTINE) if o.key.endswith(".json"))
+        return {key.removeprefix(QUARANTINE).removesuffix(".json") for key in keys}
+
+    def quarantined(self) -> dict[str, dict[str, Any]]:
+        """Quarantine records by shard id. Raises StorageError when one is damaged."""
+        return {
+            shard_id: read_json(self.store, f"{QUARANTINE}{shard_id}.json")
+            for shard_id in sorted(self.quarantined_ids())
+        }
+
+    def release(self, shard_id: str) -> None:
+        """Remove a quarantine record: the shard was labelled after all."""
+        self.store.delete(f"{QUARANTINE}{shard_id}.json")
+
+
+def annotation_key(shard_id: str) -> str:
+    """Where a shard's rows lie."""
+    return f"{ANNOTATIONS}{shard_id}.parquet"
+
+
+def shard_id_of_key(key: str) -> str:
+    """The inverse of ``annotation_key``."""
+    return key.removeprefix(ANNOTATIONS).removesuffix(".parquet")
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differing(a, b, f"{path}{key}.")
+        elif a != b:
+            yield f"{path}{key} ({a!r} there, {b!r} now)"
+
+
+def _classes(record: RunRecord) -> dict[str, Any]:
+    return {"classes": [c.name for c in record.identity.categories]}
+
+
+def _refuse_mismatch(url: str, existing: RunRecord, wanted: RunRecord) -> None:
+    differing = [
+        *_differing({"source.url": existing.source["url"]}, {"source.url": wanted.source["url"]}),
+        *_differing(_classes(existing), _classes(wanted)),
+        # Through JSON, since tuples come back as lists.
+        *_differing(existing.inference, json.loads(json.dumps(wanted.inference))),
+    ]
+    if differing:
+        raise RunMismatch(
+            f"{url} holds a run that differs in: {'; '.join(differing)}",
+            hint="one run never mixes two models or settings: choose another `output`",
+        )
+
+
+def read_json(store: ObjectStore, key: str) -> dict[str, Any]:
+    """A JSON object at ``key``. Raises StorageError when it is damaged."""
+    try:
+        loaded: dict[str, Any] = json.loads(store.get(key))
+        return loaded
+    except (ValueError, RecursionError) as exc:
+        raise StorageError(f"{store.url}/{key} is not readable JSON: {exc}") from exc

@@ -1,0 +1,1 @@
+"""An S3 bucket through boto3: client, resumed reads, ordered listing, errors."""

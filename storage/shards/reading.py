@@ -1,0 +1,246 @@
+"""Shards: which objects of a source are labelled, how they group, and the images inside them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from typing import Literal, Protocol
+
+from storage.errors import (
+    Interrupted,
+    ObjectChanged,
+    ObjectNotFound,
+    SourceError,
+    SourceTruncated,
+)
+from storage.objects.prefetch import READERS, in_order
+from storage.objects.protocols import SupportsGet, SupportsList, SupportsStream
+from storage.records import ImageRecord, Shard, StoredObject, printable, shard_id_of
+from storage.shards.globs import compile_glob
+from storage.shards.tar_header import TarMember
+from storage.shards.tar_stream import TarStream
+from storage.stores.local_walk import LINK_ETAG, SPECIAL_ETAG
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_NOT_FILES = {
+    LINK_ETAG: "a symbolic link; links are not followed",
+    SPECIAL_ETAG: "a pipe, socket or device, not a plain file",
+}
+
+Kind = Literal["tar", "image", "other"]
+
+
+class SupportsShards(SupportsGet, SupportsStream, Protocol):
+    """What reading a shard of either kind needs of a store."""
+
+
+def classify(key: str) -> Kind:
+    """Tell tar shard, image and everything else apart by the name alone, in any case.
+
+    ``._photo.jpg`` and the like are macOS resource forks: other.
+    """
+    name = key.rsplit("/", 1)[-1].lower()
+    if name.startswith("._"):
+        return "other"
+    if name.endswith(TAR_SUFFIXES):
+        return "tar"
+    return "image" if name.endswith(IMAGE_SUFFIXES) else "other"
+
+
+def list_source(
+    store: SupportsList,
+    *,
+    kind: Literal["auto", "tar", "images"] = "auto",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Iterator[StoredObject]:
+    """The objects of a source that can be labelled, in the listing's order, lazily.
+
+    Args:
+        kind: only tar shards, only loose images, or whatever is there.
+        include: globs on the key, any of which must match; none: everything.
+        exclude: globs on the key, none of which may match.
+
+    In a glob ``*`` and ``?`` stay within one level, ``**`` crosses levels, ``[a-z]`` is a set;
+    a glob without '/' is matched on the last part of the key, at any level. Case matters.
+    """
+    wanted = {"auto": ("tar", "image"), "tar": ("tar",), "images": ("image",)}[kind]
+    included = [compile_glob(pattern) for pattern in include]
+    excluded = [compile_glob(pattern) for pattern in exclude]
+    for listed in store.list():
+        if classify(listed.key) not in wanted:
+            continue
+        if included and not any(glob.fullmatch(listed.key) for glob in included):
+            continue
+        if not any(glob.fullmatch(listed.key) for glob in excluded):
+            yield listed
+
+
+def tar_shards(objects: Iterable[StoredObject]) -> Iterator[Shard]:
+    """One shard for every tar among ``objects``; the others are passed over."""
+    for listed in objects:
+        if classify(listed.key) == "tar":
+            yield Shard(shard_id_of([listed]), "tar", (listed,))
+
+
+def group_images(objects: Iterable[StoredObject], shard_size: int) -> Iterator[Shard]:
+    """Loose images in listing order, ``shard_size`` to a shard (fewer in the last).
+
+    Tars among ``objects`` are passed over.
+    """
+    if shard_size < 1:
+        raise ValueError(f"shard_size must be at least 1, not {shard_size}")
+    images = (listed for listed in objects if classify(listed.key) == "image")
+    while group := tuple(islice(images, shard_size)):
+        yield Shard(shard_id_of(group), "images", group)
+
+
+def read_shard(
+    store: SupportsShards,
+    shard: Shard,
+    *,
+    max_image_bytes: int,
+    abort: Callable[[], bool] | None = None,
+    readers: int = READERS,
+) -> Iterator[ImageRecord]:
+    """The images of one shard, in order, in memory that does not grow with the shard.
+
+    Args:
+        store: where the shard lies.
+        max_image_bytes: larger images become ``too_large`` records, unread.
+        abort: asked between reads; Interrupted when it says yes.
+        readers: loose images are fetched by so many threads (object storage answers slowly but
+            in parallel), at most 64 MiB ahead of what was taken; a tar is one stream.
+
+    Every image is a record: a link or a sparse file in a tar, and a link in a folder, are
+    ``unsupported``; a loose image that changed or vanished since the listing is ``missing``.
+
+    Raises:
+        SourceTruncated: after all readable records; commit them.
+        SourceError: the tar is not a tar.
+        ObjectNotFound, ObjectChanged: the tar as a whole is gone, or not the one listed.
+        StorageError: the store failed.
+        Interrupted: ``abort`` said yes.
+    """
+    if shard.kind == "tar":
+        return _read_tar(store, shard.objects[0], max_image_bytes, abort)
+    return _read_images(store, shard.objects, max_image_bytes, abort, readers)
+
+
+def member_ids(store: SupportsShards, shard: Shard) -> list[str] | None:
+    """Image ids of a shard in order, without its images' bytes; of a tar, its headers are read.
+
+    Returns:
+        None where the tar is not the one that was listed any more, or no tar.
+    """
+    if shard.kind == "images":
+        return [printable(listed.key) for listed in shard.objects]
+    found: list[str] = []
+    try:
+        # No image is as small as that: every body is skipped.
+        for record in read_shard(store, shard, max_image_bytes=0):
+            found.append(record.image_id)
+    except SourceTruncated:
+        pass  # what came before its end is what there is to label
+    except (ObjectNotFound, ObjectChanged, SourceError):
+        return None
+    return found
+
+
+def _read_tar(
+    store: SupportsStream,
+    tar: StoredObject,
+    max_image_bytes: int,
+    abort: Callable[[], bool] | None,
+) -> Iterator[ImageRecord]:
+    names = _UniqueNames()
+    with store.stream(tar.key, if_match=tar.etag) as stream:
+        members = TarStream(stream, name=tar.key, abort=abort)
+        for member in members:
+            name = printable(member.name)
+            if classify(name) == "image" and member.kind != "directory":
+                image_id = f"{printable(tar.key)}/{names.unique(name)}"
+                yield _member_record(members, member, image_id, max_image_bytes)
+
+
+def _member_record(
+    members: TarStream, member: TarMember, image_id: str, max_image_bytes: int
+) -> ImageRecord:
+    offset = None if members.compressed else member.offset
+    if member.kind != "file":
+        return ImageRecord(image_id, None, 0, None, "unsupported", _not_a_file(member))
+    if member.nbytes > max_image_bytes:
+        members.skip_body(member)
+        return _too_large(image_id, offset, member.nbytes, max_image_bytes)
+    return ImageRecord(image_id, offset, member.nbytes, members.read_body(member))
+
+
+def _not_a_file(member: TarMember) -> str:
+    if member.kind in ("symlink", "hardlink"):
+        return f"a {member.kind} to {printable(member.target)!r}; links are not followed"
+    kind = "member of unknown type" if member.kind == "other" else f"{member.kind} member"
+    return f"a {kind}, not a plain file"
+
+
+def _too_large(image_id: str, offset: int | None, nbytes: int, limit: int) -> ImageRecord:
+    error = f"{nbytes} bytes; this run takes images up to {limit}"
+    return ImageRecord(image_id, offset, nbytes, None, "too_large", error)
+
+
+class _UniqueNames:
+    """Makes repeated image names unique: the second ``a.jpg`` becomes ``a.jpg#2``.
+
+    That can't be the name of another image, which ends in an image suffix. Keeps 8 bytes of hash
+    a name, since a shard may hold millions; two names that share a hash (one chance in 10^7 for
+    a million members) merely number one of them without need.
+    """
+
+    def __init__(self) -> None:
+        self._times: dict[bytes, int] = {}
+
+    def unique(self, name: str) -> str:
+        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+        times = self._times.get(digest, 0) + 1
+        self._times[digest] = times
+        return name if times == 1 else f"{name}#{times}"
+
+
+def _read_images(
+    store: SupportsGet,
+    objects: Sequence[StoredObject],
+    max_image_bytes: int,
+    abort: Callable[[], bool] | None,
+    readers: int,
+) -> Iterator[ImageRecord]:
+    def fetch(listed: StoredObject) -> ImageRecord:
+        return _image_record(store, listed, max_image_bytes)
+
+    def to_fetch(listed: StoredObject) -> int:
+        return listed.nbytes if listed.nbytes <= max_image_bytes else 0
+
+    records = in_order(objects, fetch, to_fetch, readers=readers)
+    with closing(records):
+        for record in records:
+            if abort is not None and abort():
+                raise Interrupted(f"stopped while reading the images from {objects[0].key}")
+            yield record
+
+
+def _image_record(store: SupportsGet, listed: StoredObject, max_image_bytes: int) -> ImageRecord:
+    image_id = printable(listed.key)
+    if listed.etag in _NOT_FILES:
+        return ImageRecord(image_id, None, 0, None, "unsupported", _NOT_FILES[listed.etag])
+    if listed.nbytes > max_image_bytes:
+        return _too_large(image_id, 0, listed.nbytes, max_image_bytes)
+    try:
+        found = store.get(listed.key, if_match=listed.etag)
+    except ObjectNotFound:
+        error = "deleted since it was listed; the next run's listing drops it"
+        return ImageRecord(image_id, 0, listed.nbytes, None, "missing", error)
+    except ObjectChanged:
+        error = "changed since it was listed; the next run's listing picks it up"
+        return ImageRecord(image_id, 0, listed.nbytes, None, "missing", error)
+    return ImageRecord(image_id, 0, len(found), found)

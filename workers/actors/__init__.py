@@ -1,0 +1,1 @@
+"""The Ray shell: actor, pool, events, spot notices."""

@@ -1,0 +1,66 @@
+"""What a pool of workers reports: one small record for everything that can happen to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from storage.errors import LabelfleetError
+from storage.runs.manifest import Commit
+from workers.actors.actor import WorkerFacts
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """A worker takes shards from now on."""
+
+    worker: str
+    facts: WorkerFacts
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGone:
+    """A worker is gone and being replaced; ``blameless``: its node went, no shard did it."""
+
+    worker: str
+    reason: str
+    blameless: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDraining:
+    """A worker's node is going: it gets no more shards, and WorkerGone follows.
+
+    ``within_s``: seconds until then; None: not said.
+    """
+
+    worker: str
+    reason: str
+    within_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """A worker could not be started; another one is tried."""
+
+    error: LabelfleetError
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDone:
+    """A shard is committed, by this attempt or by a rival's."""
+
+    worker: str
+    shard_id: str
+    commit: Commit
+
+
+@dataclass(frozen=True, slots=True)
+class ShardError:
+    """An attempt failed with an error that names its shard."""
+
+    worker: str
+    shard_id: str
+    error: LabelfleetError
+
+
+Event = WorkerReady | WorkerDraining | WorkerGone | StartFailed | ShardDone | ShardError

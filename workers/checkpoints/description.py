@@ -1,0 +1,110 @@
+"""What our own checkpoints say about themselves: one JSON text in the safetensors metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from storage.errors import CheckpointError
+from workers.checkpoints.processing import check_preprocessing
+from workers.detectors.protocol import Preprocessing
+
+METADATA_KEY = "labelfleet"
+FORMAT = 1
+_LONGEST_TEXT = 4 << 20
+
+
+def description(
+    *,
+    name: str,
+    arch_params: str | None,
+    classes: tuple[str, ...],
+    preprocessing: Preprocessing,
+    licence: str | None,
+    training: Mapping[str, Any],
+) -> str:
+    """The JSON text to store under ``METADATA_KEY``."""
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "name": name,
+            "arch_params": None if arch_params is None else json.loads(arch_params),
+            "classes": list(classes),
+            "preprocessing": dataclasses.asdict(preprocessing),
+            "licence": licence,
+            "training": dict(training),
+        }
+    )
+
+
+def read_description(file_name: str, text: str | None) -> dict[str, Any]:
+    """The fields of ``Checkpoint`` that a description fills; {} when there is none.
+
+    Raises:
+        CheckpointError: anybody may have written it, and this one makes no sense.
+    """
+    if text is None:
+        return {}
+    try:
+        return _fields(text)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+        raise CheckpointError(f"{file_name} describes itself wrongly: {exc!r:.200}") from exc
+
+
+def _fields(text: str) -> dict[str, Any]:
+    if len(text) > _LONGEST_TEXT:
+        raise ValueError(f"{len(text)} characters")
+    said = json.loads(text)
+    if said["format"] != FORMAT:
+        raise ValueError(f"format {said['format']!r:.20} is not {FORMAT}")
+    arch = said.get("arch_params")
+    return {
+        "name": _text_or_none(said.get("name")),
+        "arch_params": None if arch is None else canonical_arch(arch),
+        "classes": names_of(said["classes"]),
+        "preprocessing": _preprocessing(said["preprocessing"]),
+        "licence": _text_or_none(said.get("licence")),
+        "training": dict(said.get("training") or {}),
+    }
+
+
+def canonical_arch(arch_params: Mapping[str, Any]) -> str:
+    """arch_params as canonical JSON text, without the class count, which the weights decide.
+
+    Raises:
+        TypeError, ValueError: not a mapping of JSON values.
+    """
+    params = json.loads(json.dumps(arch_params))
+    if not isinstance(params, dict):
+        raise TypeError("arch_params are no mapping")
+    params.pop("num_classes", None)
+    heads = params.get("heads")
+    for settings in heads.values() if isinstance(heads, dict) else ():
+        if isinstance(settings, dict):
+            settings.pop("num_classes", None)
+    return json.dumps(params, sort_keys=True, separators=(",", ":"))
+
+
+def names_of(value: Any) -> tuple[str, ...]:
+    """Class names from plain values. Raises ValueError."""
+    if not isinstance(value, list | tuple) or not all(isinstance(n, str) for n in value):
+        raise ValueError(f"classes are no list of names: {value!r:.80}")
+    return tuple(value)
+
+
+def _preprocessing(said: Mapping[str, Any]) -> Preprocessing:
+    """From JSON, where tuples are lists. Raises TypeError or ValueError."""
+    if unknown := set(said) - {f.name for f in dataclasses.fields(Preprocessing)}:
+        raise ValueError(f"preprocessing has {sorted(unknown)}")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
+    found = Preprocessing(**values)
+    check_preprocessing(found)
+    return found
+
+
+def _text_or_none(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{value!r:.40} is no text")
+    return value

@@ -1,0 +1,1 @@
+"""Making a runtime artefact: export, agreement, INT8."""

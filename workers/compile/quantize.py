@@ -1,0 +1,234 @@
+"""INT8 by post-training quantization with NNCF: most layers, but not those that measurably hurt.
+
+The graph's convolutions form groups, the blocks of YOLO-NAS. The heads' last convolutions and all
+that decodes boxes always stay in float32. When the loss is over the limit, each other group is
+given back to float32 in turn, and the loss is measured; the one that recovers most stays in
+float32, and so on from there, until the limit is kept. (What a group recovers alone does not tell
+what it recovers beside another one: on bccd the stem makes things worse alone, and brings half of
+what is left once stage 1 is in float32. The error of the class logits was tried as a cheaper
+measure: it finds other blocks than those that cost mAP.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import ArtefactError, ModelError
+from workers.runtimes.artefacts import Artefact
+from workers.runtimes.openvino_session import WEIGHTS, import_openvino
+from workers.spec import RuntimeName
+
+MODEL = "model.xml"
+QDQ_MODEL = "model-int8.onnx"
+# Groups by the names that the export gives their operators; of the heads, all three levels.
+GROUPS = {
+    "backbone.stem": "/backbone/stem/",
+    "backbone.stage1": "/backbone/stage1/",
+    "backbone.stage2": "/backbone/stage2/",
+    "backbone.stage3": "/backbone/stage3/",
+    "backbone.stage4": "/backbone/stage4/",
+    "backbone.context_module": "/backbone/context_module/",
+    "neck.neck1": "/neck/neck1/",
+    "neck.neck2": "/neck/neck2/",
+    "neck.neck3": "/neck/neck3/",
+    "neck.neck4": "/neck/neck4/",
+    "neck.upsample": "ConvolutionBackpropData_",  # the only ones that the importer renames
+    "heads.stem": "/stem/",
+    "heads.cls_convs": "/cls_convs/",
+    "heads.reg_convs": "/reg_convs/",
+    "heads.cls_pred": "/cls_pred(_[0-9]+)?/",
+    "heads.reg_pred": "/reg_pred(_[0-9]+)?/",
+}
+RECIPE = ("heads.cls_pred", "heads.reg_pred")
+_DECODING = "^/[^/]+$"  # normalisation, DFL, selection: operators of no module
+_MOST = 5  # groups that may stay in float32 beside the recipe's
+_FEW = 24  # images to calibrate on where groups are only compared
+
+Loss = Callable[[Artefact], float]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One choice of groups kept in float32, and what it lost, in points."""
+
+    kept: tuple[str, ...]
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """The model that was chosen, and all that was tried.
+
+    Attributes:
+        alone: the loss with that one group in float32 beside the recipe's; empty where the recipe
+            was enough.
+    """
+
+    artefact: Artefact
+    kept: tuple[str, ...]
+    loss: float
+    trials: tuple[Trial, ...]
+    alone: Mapping[str, float]
+
+
+def import_nncf() -> Any:
+    """The ``nncf`` module, silent and without its usage statistics. Raises ModelError."""
+    import_openvino()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            import nncf
+    except ImportError as exc:
+        raise ModelError(
+            f"NNCF does not load here: {exc}", hint="pip install 'labelfleet[openvino]'"
+        ) from exc
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+class Quantiser:
+    """Quantises one graph, calibrated on one set of images, with any groups left out.
+
+    Args:
+        graph: ONNX in float32.
+        images: uint8 [N, H, W, 3], letterboxed; never images that are measured on.
+        folder: local, for the results.
+        runtime: OpenVINO gets its IR; the others ONNX with QuantizeLinear and DequantizeLinear.
+    """
+
+    def __init__(
+        self, graph: Path, images: NDArray[np.uint8], folder: Path, runtime: RuntimeName
+    ) -> None:
+        self._nncf, self._ov = import_nncf(), import_openvino()
+        self._graph, self._folder = graph, folder
+        self._runtime = runtime
+        self._images = images
+        self._made = 0
+
+    def quantise(self, kept: Sequence[str], *, few: bool = False) -> Artefact:
+        """INT8 but for the groups ``kept``, in a folder of its own.
+
+        ``few``: calibrated on some of the images, which is enough to compare groups.
+        """
+        step = max(1, len(self._images) // _FEW) if few else 1
+        quantised = self._quantised(kept, self._images[::step])
+        self._made += 1
+        folder = self._folder / f"int8-{self._made}"
+        folder.mkdir()
+        if self._runtime == "openvino":
+            self._ov.save_model(quantised, folder / MODEL, compress_to_fp16=False)
+            return Artefact({name: folder / name for name in (MODEL, WEIGHTS)}, MODEL, {})
+        if self._runtime == "tensorrt":
+            _make_signed(quantised)
+        (folder / QDQ_MODEL).write_bytes(quantised.SerializeToString())
+        return Artefact({QDQ_MODEL: folder / QDQ_MODEL}, QDQ_MODEL, {})
+
+    def _read(self) -> Any:
+        """The float32 graph as NNCF takes it."""
+        if self._runtime == "openvino":
+            return self._ov.Core().read_model(self._graph)
+        import onnx
+
+        return _constants_as_initializers(onnx.load(str(self._graph)))
+
+    def _quantised(self, kept: Sequence[str], images: NDArray[np.uint8]) -> Any:
+        nncf = self._nncf
+        model = self._read()
+        presets, overflow = nncf.QuantizationPreset, nncf.OverflowFix
+        gpu = self._runtime == "tensorrt"
+        data = nncf.Dataset(images, lambda image: {"images": image[None]})
+        patterns = [f"^{GROUPS[name]}.*" for name in kept]
+        with contextlib.redirect_stdout(io.StringIO()):
+            return nncf.quantize(
+                model,
+                data,
+                subset_size=len(images),
+                target_device=nncf.TargetDevice.CPU,
+                ignored_scope=nncf.IgnoredScope(patterns=[*patterns, _DECODING], validate=False),
+                # Asymmetric activations where their range is; TensorRT knows symmetric ones only.
+                preset=presets.MIXED if self._runtime == "openvino" else presets.PERFORMANCE,
+                # 7 bits where CPUs without VNNI would overflow, so that all of them agree.
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    overflow_fix=overflow.DISABLE if gpu else overflow.ENABLE
+                ),
+            )
+
+
+def _constants_as_initializers(model: Any) -> Any:
+    """NNCF's ONNX backend does not see the values of Constant nodes. Changed in place."""
+    nodes = [node for node in model.graph.node if node.op_type == "Constant"]
+    for node in nodes:
+        value = next(a.t for a in node.attribute if a.name == "value")
+        value.name = node.output[0]
+        model.graph.initializer.append(value)
+        model.graph.node.remove(node)
+    return model
+
+
+def _make_signed(model: Any) -> None:
+    """Activations that are never negative from uint8 to int8, the only kind that TensorRT knows:
+    the same range in half as many steps. Changed in place."""
+    from onnx import TensorProto, numpy_helper
+
+    arrays = {tensor.name: tensor for tensor in model.graph.initializer}
+    unsigned: dict[str, str] = {}  # scale -> zero point
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scale, zero = node.input[1:3]
+            if numpy_helper.to_array(arrays[zero]).dtype == np.uint8:
+                unsigned[scale] = zero
+    for name in unsigned:
+        wider = numpy_helper.to_array(arrays[name]) * np.float32(255 / 127)
+        arrays[name].CopyFrom(numpy_helper.from_array(wider, name))
+    for name in set(unsigned.values()):
+        zeros = np.zeros_like(numpy_helper.to_array(arrays[name]), np.int8)
+        arrays[name].CopyFrom(numpy_helper.from_array(zeros, name))
+    for info in model.graph.value_info:  # the graph's input, which stays uint8, is none of them
+        if info.type.tensor_type.elem_type == TensorProto.UINT8:
+            info.type.tensor_type.elem_type = TensorProto.INT8
+
+
+def search(quantiser: Quantiser, loss: Loss, limit: float, say: Say) -> Quantised:
+    """The recipe, and as many more groups in float32 as the limit needs.
+
+    Args:
+        loss: what an artefact loses against float32, in points.
+        limit: the most it may lose.
+
+    Raises:
+        ArtefactError: no choice that was tried stays within the limit; the message says how near.
+    """
+    kept: tuple[str, ...] = RECIPE
+    alone: dict[str, float] = {}
+    trials: list[Trial] = []
+    while True:
+        artefact = quantiser.quantise(kept)
+        lost = loss(artefact)
+        trials.append(Trial(kept, round(lost, 3)))
+        say(f"INT8 but {', '.join(kept)}: {lost:+.2f} points lost")
+        if lost <= limit:
+            return Quantised(artefact, kept, lost, tuple(trials), alone)
+        left = [name for name in GROUPS if name not in kept]
+        if len(kept) == len(RECIPE) + _MOST or not left:
+            break
+        say("looking for the block that hurts most")
+        beside = {}
+        for name in left:
+            beside[name] = round(loss(quantiser.quantise((*kept, name), few=True)), 3)
+            say(f"  with {name} in float32 too: {beside[name]:+.2f} points lost")
+        alone = alone or beside
+        kept = (*kept, min(left, key=beside.__getitem__))
+    raise ArtefactError(
+        f"INT8 loses {lost:.2f} points, more than the {limit:g} that model.max_loss allows, even "
+        f"with {', '.join(kept)} in float32",
+        hint="use `precision: fp32` or bf16, calibrate on more images, or raise model.max_loss",
+    )

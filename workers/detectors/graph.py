@@ -1,0 +1,111 @@
+"""A ``Detector`` around a network that some runtime runs: checks, NMS, detections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import ModelError
+from storage.records import Detections
+from workers.detectors.nms import NmsRules, Selected, detections_from_selected
+from workers.detectors.protocol import Preprocessing
+from workers.spec import ModelSpec
+
+
+class Session(Protocol):
+    """The network on one device, loaded and ready. Used by one thread."""
+
+    def run(self, batch: NDArray[np.uint8]) -> Selected:
+        """uint8 [B, H, W, 3] → its best anchors; the arrays may be reused by the next call."""
+        ...
+
+
+@runtime_checkable
+class QueueingSession(Session, Protocol):
+    """A Session on a device of its own; see ``QueueingDetector``."""
+
+    def empty(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """An uninitialised array in memory that the device reads at full speed."""
+        ...
+
+    def launch(self, batch: NDArray[np.uint8]) -> Callable[[], Selected]:
+        """As ``run``, in two steps; the arrays may be reused by the launch after the next."""
+        ...
+
+
+class GraphDetector:
+    """See ``Detector``; what is particular to a runtime is in its session."""
+
+    def __init__(self, session: Session, spec: ModelSpec) -> None:
+        self._session = session
+        self._spec = spec
+        self._rules = NmsRules(spec.score_floor, spec.nms_iou, spec.max_detections)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._spec.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self._spec.preprocessing
+
+    def detect(self, batch: NDArray[np.uint8]) -> list[Detections]:
+        """See ``Detector.detect``. Raises ModelError when the network's output is not finite."""
+        return self._finish(self._finite(self._session.run(self._checked(batch))))
+
+    def start(self, batch: NDArray[np.uint8]) -> Callable[[], list[Detections]]:
+        """See ``TwoStepDetector.start``. Raises as ``detect``."""
+        return self._unfinished(self._session.run(self._checked(batch)))
+
+    def _unfinished(self, selected: Selected) -> Callable[[], list[Detections]]:
+        self._finite(selected)
+        # The session's own arrays are the next batch's.
+        kept = Selected(**{f.name: getattr(selected, f.name).copy() for f in fields(selected)})
+        return lambda: self._finish(kept)
+
+    def _finish(self, selected: Selected) -> list[Detections]:
+        return detections_from_selected(selected, keep=self._spec.keep, rules=self._rules)
+
+    def _checked(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        wanted = (*self._spec.preprocessing.size, 3)
+        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[1:] != wanted:
+            raise ValueError(f"batch is {batch.dtype} {batch.shape}, not uint8 [B, {wanted}]")
+        return batch
+
+    def _finite(self, selected: Selected) -> Selected:
+        bad = np.flatnonzero(~np.isfinite(selected.total)).tolist()
+        if bad:
+            raise ModelError(
+                f"the network's output is not finite for image(s) {bad} of the batch "
+                f"({self._spec.runtime}, {self._spec.precision} on {self._spec.device})",
+                hint="the weights or the precision overflow: try `precision: fp32`",
+            )
+        return selected
+
+
+class QueueingGraphDetector(GraphDetector):
+    """See ``QueueingDetector``."""
+
+    def __init__(self, session: QueueingSession, spec: ModelSpec) -> None:
+        super().__init__(session, spec)
+        self._queue = session
+
+    def empty(self, images: int) -> NDArray[np.uint8]:
+        """See ``QueueingDetector.empty``."""
+        return self._queue.empty((images, *self._spec.preprocessing.size, 3))
+
+    def launch(self, batch: NDArray[np.uint8]) -> Callable[[], Callable[[], list[Detections]]]:
+        """See ``QueueingDetector.launch``. Raises ValueError; what is returned, as ``detect``."""
+        wait = self._queue.launch(self._checked(batch))
+        return lambda: self._unfinished(wait())
+
+
+def detector_around(session: Session, spec: ModelSpec) -> GraphDetector:
+    """The detector that does what its session can."""
+    if isinstance(session, QueueingSession):
+        return QueueingGraphDetector(session, spec)
+    return GraphDetector(session, spec)

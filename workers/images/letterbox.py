@@ -1,0 +1,120 @@
+"""Letterbox: an upright image to the network's input size, and boxes back again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.records import Detections
+from workers.detectors.protocol import Preprocessing
+
+
+@dataclass(frozen=True, slots=True)
+class LetterboxTransform:
+    """Where an upright image lies in the network's input.
+
+    Attributes:
+        scale_x, scale_y: input pixels per upright pixel. Equal where the aspect is kept; the
+            resized sides are rounded to whole pixels, and as in super-gradients' ``predict()``
+            that rounding is not part of the scale.
+        pad_left, pad_top: where its top-left corner lies, in input pixels.
+        width, height: of the upright image in pixels.
+    """
+
+    scale_x: float
+    scale_y: float
+    pad_left: int
+    pad_top: int
+    width: int
+    height: int
+
+    def invert(self, detections: Detections) -> Detections:
+        """Boxes and their standard deviations from input pixels to upright pixels.
+
+        Nothing is clipped, as in ``predict()``: a box at the border may reach past the image by
+        some pixels (readers that need it clip to width and height, which are in the row).
+        """
+        x, y = 1 / self.scale_x, 1 / self.scale_y
+        scale = np.array([x, y, x, y], np.float32)
+        shift = np.array([self.pad_left, self.pad_top] * 2, np.float32)
+        return replace(
+            detections,
+            boxes=(detections.boxes - shift) * scale,
+            box_std=detections.box_std * scale,
+        )
+
+
+def shrink(height: int, width: int, preprocessing: Preprocessing) -> float:
+    """By how much the letterbox makes an upright image smaller, the side it shrinks least."""
+    return 1 / max(_scales(height, width, preprocessing))
+
+
+def _scales(height: int, width: int, preprocessing: Preprocessing) -> tuple[float, float]:
+    scale_y, scale_x = preprocessing.resize_to[0] / height, preprocessing.resize_to[1] / width
+    if preprocessing.keep_aspect:
+        scale_y = scale_x = min(scale_y, scale_x)
+    return scale_y, scale_x
+
+
+def letterbox(
+    pixels: NDArray[np.uint8],
+    preprocessing: Preprocessing,
+    out: NDArray[np.uint8] | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    factor: int = 1,
+) -> tuple[NDArray[np.uint8], LetterboxTransform]:
+    """Scale to fit ``resize_to`` with the aspect kept (bilinear), pad to ``size``.
+
+    The same pixels as super-gradients' DetectionLongestMaxSizeRescale (without ``keep_aspect``:
+    DetectionRescale) followed by DetectionCenterPadding or DetectionBottomRightPadding. Channel
+    order is not touched.
+
+    Args:
+        pixels: uint8 [H, W, 3], upright.
+        size: (height, width) of the upright image where ``pixels`` are smaller by ``factor``, as
+            ``DecodedImage`` has them; boxes come back in pixels of the image.
+        out: uint8 [h, w, 3] of ``preprocessing.size`` to write into (a slot of a batch), or
+            None for a new array.
+
+    Returns:
+        (uint8 [h, w, 3], the way back); the array is ``out`` where given.
+    """
+    height, width = size or pixels.shape[:2]
+    input_height, input_width = preprocessing.size
+    scale_y, scale_x = _scales(height, width, preprocessing)
+    # A side of an extremely long image may round to nothing; one pixel of it stays.
+    new_height, new_width = max(1, round(height * scale_y)), max(1, round(width * scale_x))
+    top = left = 0
+    if preprocessing.padding == "center":
+        top, left = (input_height - new_height) // 2, (input_width - new_width) // 2
+    canvas = np.empty((input_height, input_width, 3), np.uint8) if out is None else out
+    _pad(canvas, top, left, new_height, new_width, preprocessing.pad_value)
+    inner = canvas[top : top + new_height, left : left + new_width]
+    _resize_into(inner, pixels)
+    if factor > 1:  # the last row and column of ``pixels`` may reach past the image
+        scale_y *= height / (pixels.shape[0] * factor)
+        scale_x *= width / (pixels.shape[1] * factor)
+    return canvas, LetterboxTransform(scale_x, scale_y, left, top, width, height)
+
+
+def _pad(
+    canvas: NDArray[np.uint8], top: int, left: int, height: int, width: int, value: int
+) -> None:
+    canvas[:top] = value
+    canvas[top + height :] = value
+    canvas[top : top + height, :left] = value
+    canvas[top : top + height, left + width :] = value
+
+
+def _resize_into(inner: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
+    if inner.shape == pixels.shape:
+        inner[:] = pixels
+        return
+    size = (inner.shape[1], inner.shape[0])
+    resized = cv2.resize(pixels, size, dst=inner, interpolation=cv2.INTER_LINEAR)
+    if resized is not inner and not np.shares_memory(resized, inner):
+        inner[:] = resized  # OpenCV could not write into that memory layout

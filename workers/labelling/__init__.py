@@ -1,0 +1,1 @@
+"""The thread pipeline: a shard in, committed rows out."""

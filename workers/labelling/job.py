@@ -1,0 +1,103 @@
+"""One attempt at one shard on its way through a worker: its rows in order, its seconds, its end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from storage.errors import LabelfleetError, ShardFailed
+from storage.records import AnnotationRow, Shard
+from storage.runs.annotations import RowWriter, ShardFooter
+from storage.runs.manifest import Commit
+
+# Keys of a footer's ``seconds``. ``wait`` is the infer thread's, for images to come; the others
+# are work. ``commit`` is known to the driver alone: it ends after the footer was written.
+STAGES = ("fetch", "decode", "wait", "infer", "nms", "write")
+COMMIT = "commit"
+QUEUES = ("fetched", "decoded")  # keys of a footer's ``fill``
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Written to by the threads in turn; each stage's fields are its own.
+
+    Attributes:
+        ended: set when the attempt is over, well or not.
+        error: why it failed.
+        truncated: what cut the shard's reading short, when something did.
+        fetched: images, once the last one was read.
+        written: rows, in the order of the shard.
+        seconds: per stage, added up over threads.
+        fill: per queue, added up over images: how full it was when an image's batch began.
+        inferred: images that were in a batch.
+    """
+
+    shard: Shard
+    attempt: str
+    spool: Path
+    writer: RowWriter
+    ended: threading.Event = field(default_factory=threading.Event)
+    error: LabelfleetError | None = None
+    truncated: str | None = None
+    fetched: int | None = None
+    written: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    fill: dict[str, float] = field(default_factory=lambda: dict.fromkeys(QUEUES, 0.0))
+    inferred: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _pending: dict[int, Callable[[], AnnotationRow]] = field(default_factory=dict)
+
+    def fail(self, error: Exception) -> None:
+        """The first error is the one that is told."""
+        if not self.ended.is_set():
+            if not isinstance(error, LabelfleetError):
+                error = ShardFailed(f"{type(error).__name__}: {error}")
+            self.error = error
+            self.ended.set()
+
+    def write(self, index: int, row: Callable[[], AnnotationRow]) -> int:
+        """Rows arrive in any order and leave in that of the shard; returns how many left."""
+        self._pending[index] = row
+        before = self.written
+        while (due := self._pending.pop(self.written, None)) is not None:
+            self.writer.write(due())
+            self.written += 1
+        return self.written - before
+
+    def spent(self, stage: str, seconds: float) -> None:
+        """Time of a stage that has several threads."""
+        with self._lock:
+            self.seconds[stage] += seconds
+
+    def inferred_in(self, batch: int, seconds: dict[str, float], fill: dict[str, float]) -> None:
+        """One of its images was in a batch of so many, which took ``seconds`` by stage."""
+        self.inferred += 1
+        for stage, s in seconds.items():
+            self.seconds[stage] += s / batch
+        for name, share in fill.items():
+            self.fill[name] += share
+
+    def end_if_whole(self) -> None:
+        """The attempt is over once every fetched image is a row."""
+        if self.written == self.fetched:
+            self.ended.set()
+
+    def finish(self) -> ShardFooter:
+        """Complete the spool file."""
+        images = max(1, self.inferred)
+        return self.writer.finish(
+            self.shard.shard_id,
+            self.shard.key,
+            self.attempt,
+            source_truncated=self.truncated,
+            seconds={stage: round(s, 4) for stage, s in self.seconds.items()},
+            fill={name: round(total / images, 3) for name, total in self.fill.items()},
+        )
+
+
+def with_commit_seconds(commit: Commit, seconds: float) -> Commit:
+    """The commit, with the time it took among its footer's seconds."""
+    told = {**commit.footer.seconds, COMMIT: round(seconds, 4)}
+    return replace(commit, footer=replace(commit.footer, seconds=told))

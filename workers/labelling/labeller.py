@@ -1,0 +1,305 @@
+"""ShardLabeller: shard in, committed rows out, through persistent threads. Plain Python, no Ray.
+
+    label(shard) ─> fetch ─> decode × n ─> infer ─> NMS × m ─> write ─> one conditional put
+
+The threads live as long as the labeller, so batches cross shard borders and no shard waits for
+the one before it. What waits between the stages is bounded: encoded images by their bytes,
+decoded ones by the slots of a few batches, which decoders write into and the model reads from.
+Every image that a shard yields becomes a row; an error that is a shard's own ends that shard's
+attempt and no other.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Protocol
+
+from storage.errors import (
+    LabelfleetError,
+    ObjectChanged,
+    ObjectNotFound,
+    SourceTruncated,
+    StorageError,
+    WorkerLost,
+)
+from storage.records import ImageRecord, Shard, printable
+from storage.runs.annotation_rows import rows_to_table
+from storage.runs.annotations import RowWriter, RunIdentity, ShardFooter
+from storage.runs.manifest import Commit
+from workers.detectors.protocol import Detector, QueueingDetector
+from workers.images.prepare import Skipped, open_image
+from workers.labelling.batch_size import BatchSize
+from workers.labelling.infer_stage import InferStage, Ready
+from workers.labelling.inference import Inference
+from workers.labelling.job import Job, with_commit_seconds
+from workers.labelling.queues import BatchRing, ByteBudget
+from workers.labelling.spool import spool_error
+from workers.labelling.writing import Abandoned, Counted, MadeRow, RowStage
+from workers.own_folder import own_folder
+from workers.spec import LabellerOptions
+
+# In the making, waiting, with the model, in NMS: with fewer, stages wait for each other. One more
+# where two are with the model.
+_BATCHES = 4
+_RECORD_NBYTES = 1024  # what an image without bytes counts as while it waits
+
+
+class ReadsShards(Protocol):
+    """Where images come from: ``storage.shards.reading.read_shard`` over one store."""
+
+    def __call__(self, shard: Shard, abort: Callable[[], bool]) -> Iterator[ImageRecord]: ...
+
+
+class Commits(Protocol):
+    """Where rows go: ``Manifest.commit``."""
+
+    def __call__(self, footer: ShardFooter, spool: Path) -> Commit: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    job: Job
+    index: int
+    record: ImageRecord
+    reserved: int
+
+
+class ShardLabeller:
+    """Labels shards one after the other or several at once; ``label`` may be called from threads.
+
+    Args:
+        detector: used by one thread only.
+        read: yields a shard's images.
+        commit: puts a finished spool file where it belongs.
+        run: repeated in every annotation object.
+        options: sizes of the pipeline.
+        spool_dir: local folder for the Parquet being written; None: a temporary one.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        read: ReadsShards,
+        commit: Commits,
+        run: RunIdentity,
+        options: LabellerOptions | None = None,
+        *,
+        spool_dir: Path | None = None,
+    ) -> None:
+        self._read, self._commit, self._run = read, commit, run
+        self._options = options or LabellerOptions()
+        self._spool = own_folder("spool", spool_dir)
+        rows_to_table(())  # imports pandas, which pyarrow looks for at its first array: 0.3 s
+        self._preprocessing = detector.preprocessing
+        self._batch_size = BatchSize(
+            self._options.batch_size,
+            self._options.batch_size_max,
+            cost=median if isinstance(detector, QueueingDetector) else min,
+        )
+        inference = Inference(detector, self._batch_size)
+        self._budget = ByteBudget(self._options.queued_bytes)
+        self._ring: BatchRing[Ready] = BatchRing(
+            inference.empty,
+            lambda: self._batch_size.now,
+            buffers=_BATCHES + inference.queues,
+            partial_s=self._options.partial_batch_ms / 1000,
+        )
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._fetched: queue.SimpleQueue[_Fetched | None] = queue.SimpleQueue()
+        self._rows = RowStage()
+        self._infer = InferStage(inference, self._ring, self._budget, self._rows)
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._broken: WorkerLost | None = None
+        self._jobs_by_id: dict[int, Job] = {}
+        loops = [self._fetch_loop, self._infer.infer_loop, self._rows.loop]
+        loops += [self._decode_loop] * self._options.decode_threads
+        loops += [self._infer.nms_loop] * self._options.nms_threads
+        # Daemons: a thread that outlived its actor would keep the process, and its GPU, alive.
+        self._threads = [threading.Thread(target=self._guard(f), daemon=True) for f in loops]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def images_done(self) -> int:
+        """Images that became rows so far; what the hang clock watches."""
+        return self._rows.images_done
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch, as of now."""
+        return self._batch_size.now
+
+    def label(self, shard: Shard, attempt: str) -> Commit:
+        """Label one shard and commit its rows. Blocks; several threads may call it at once.
+
+        Args:
+            shard: what to read.
+            attempt: unique id of this attempt; stands in the footer.
+
+        Raises:
+            WorkerLost: the detector is broken or the labeller was closed; no shard is at fault.
+            LabelfleetError: this shard's attempt failed; the class says why (StorageFull,
+                AccessDenied, ShardFailed, ...), the message begins with the shard.
+        """
+        spool = Path(self._spool.name) / f"{attempt}.parquet"
+        try:
+            return self._label(shard, attempt, spool)
+        except OSError as exc:
+            if self._broken is not None:  # closed before it began: the folder is gone
+                raise self._broken from exc
+            raise spool_error(exc, spool) from exc
+        except WorkerLost:
+            raise
+        except LabelfleetError as exc:
+            where = f"shard {shard.shard_id} ({shard.key})"
+            raise type(exc)(f"{where}: {exc.message}", hint=exc.hint) from exc
+        finally:
+            spool.unlink(missing_ok=True)
+
+    def _label(self, shard: Shard, attempt: str, spool: Path) -> Commit:
+        job = Job(shard, attempt, spool, RowWriter(spool, self._run))
+        try:
+            self._submit(job)
+            job.ended.wait()
+            if job.error is not None:
+                self._rows.put(Abandoned(job))
+                raise job.error
+            footer = job.finish()
+            began_s = time.perf_counter()
+            commit = self._commit(footer, spool)
+            return with_commit_seconds(commit, time.perf_counter() - began_s)
+        finally:
+            with self._lock:
+                self._jobs_by_id.pop(id(job), None)
+
+    def close(self) -> None:
+        """End the threads; attempts in flight fail with WorkerLost. Returns within bounded time."""
+        self._break(WorkerLost("the labeller was closed"))
+        self._jobs.put(None)
+        self._rows.put(None)
+        for _ in range(self._options.decode_threads):
+            self._fetched.put(None)
+        self._infer.stop(self._options.nms_threads)
+        for thread in self._threads:
+            thread.join(timeout=5)
+        self._spool.cleanup()
+
+    # -- the stages
+
+    def _submit(self, job: Job) -> None:
+        with self._lock:
+            if self._broken is not None:
+                raise self._broken
+            self._jobs_by_id[id(job)] = job
+        self._ring.expect(1)  # until it is read, more images may come
+        self._jobs.put(job)
+
+    def _fetch_loop(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                self._fetch(job)
+            except MemoryError:
+                raise  # the worker's trouble, no shard's
+            except Exception as exc:  # noqa: BLE001 - border of the shard: its attempt is told
+                job.fail(exc)
+            finally:
+                self._ring.expect(-1)
+
+    def _fetch(self, job: Job) -> None:
+        index = 0
+        images = self._read(job.shard, lambda: job.ended.is_set() or self._closed.is_set())
+        while True:
+            began_s = time.perf_counter()
+            try:
+                record = next(images, None)
+            except SourceTruncated as exc:
+                job.truncated, record = exc.message, None
+            except (ObjectNotFound, ObjectChanged) as exc:
+                # A tar that is not the one that was listed; a later listing picks it up anew.
+                job.truncated = exc.message
+                record = _missing(job.shard, exc) if index == 0 else None
+                images = iter(())
+            job.seconds["fetch"] += time.perf_counter() - began_s
+            if record is None:
+                break
+            reserved = len(record.data or b"") + _RECORD_NBYTES
+            self._budget.reserve(reserved)
+            self._ring.expect(1)
+            self._fetched.put(_Fetched(job, index, record, reserved))
+            index += 1
+        job.fetched = index
+        self._rows.put(Counted(job))  # the write thread may be waiting for just this
+
+    def _decode_loop(self) -> None:
+        while (item := self._fetched.get()) is not None:
+            if item.job.ended.is_set():
+                self._budget.release(item.reserved)
+                self._ring.expect(-1)
+            else:
+                self._decode(item)
+
+    def _decode(self, item: _Fetched) -> None:
+        job, began_s = item.job, time.perf_counter()
+        opened = open_image(
+            item.record, job.shard.shard_id, self._preprocessing, self._options.max_pixels
+        )
+        self._decoded(job, began_s)
+        self._budget.release(item.reserved)
+        if isinstance(opened, Skipped):
+            self._ring.expect(-1)
+            self._put_row(item, opened)
+            return
+        slot = self._ring.take()
+        if slot is None:
+            return  # closing: the job has been told
+        began_s = time.perf_counter()
+        placed = opened.place(self._preprocessing, slot.pixels)
+        self._decoded(job, began_s)
+        if isinstance(placed, Skipped):
+            self._ring.fill(slot, None)
+            self._put_row(item, placed)
+        else:
+            self._ring.fill(slot, Ready(job, item.index, placed))
+
+    def _decoded(self, job: Job, began_s: float) -> None:
+        job.spent("decode", time.perf_counter() - began_s)
+
+    def _put_row(self, item: _Fetched, skipped: Skipped) -> None:
+        self._rows.put([MadeRow(item.job, item.index, lambda: skipped.row)])
+
+    # -- bookkeeping
+
+    def _guard(self, loop: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                loop()
+            except WorkerLost as exc:
+                self._break(exc)
+            except Exception as exc:  # noqa: BLE001 - no attempt may wait for a dead thread
+                self._break(WorkerLost(f"a worker thread died: {type(exc).__name__}: {exc}"))
+
+        return run
+
+    def _break(self, error: WorkerLost) -> None:
+        """Nothing more can be labelled here; every attempt in flight is told."""
+        with self._lock:
+            self._broken = self._broken or error
+            jobs = list(self._jobs_by_id.values())
+        for job in jobs:  # before the readers see that they are to stop, and call it their error
+            job.fail(self._broken)
+        self._closed.set()
+        self._budget.close()
+        self._ring.close()
+
+
+def _missing(shard: Shard, error: StorageError) -> ImageRecord:
+    return ImageRecord(
+        printable(shard.key), None, shard.nbytes, None, "missing", printable(error.message)
+    )

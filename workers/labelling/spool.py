@@ -1,0 +1,19 @@
+"""What a full disk means where a worker's Parquet files lie while they are written."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from storage.errors import LabelfleetError, StorageFull, WorkerDiskFull
+from storage.objects.os_errors import from_os_error
+
+
+def spool_error(exc: OSError, spool: Path) -> LabelfleetError:
+    """What the operating system said of a spool file, in our words."""
+    if isinstance(from_os_error(exc, ""), StorageFull):
+        return WorkerDiskFull(
+            f"no space left for {spool} on {socket.gethostname()}",
+            hint="free some space there, or point TMPDIR at a larger disk; then run again",
+        )
+    return from_os_error(exc, f"the worker's spool file {spool}")

@@ -1,0 +1,79 @@
+"""The write thread of a worker: rows of all jobs in, each shard's in its order into its file."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from storage.records import AnnotationRow
+from workers.labelling.job import Job
+from workers.labelling.spool import spool_error
+
+
+@dataclass(frozen=True, slots=True)
+class MadeRow:
+    """The row of one image of a job; ``make`` is called by the write thread."""
+
+    job: Job
+    index: int
+    make: Callable[[], AnnotationRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The last image of a job was fetched: its end is known."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """Nobody wants the job's rows any more."""
+
+    job: Job
+
+
+class RowStage:
+    """What the write thread does; the others only ``put``."""
+
+    def __init__(self) -> None:
+        self._entries: queue.SimpleQueue[Sequence[MadeRow] | Counted | Abandoned | None] = (
+            queue.SimpleQueue()
+        )
+        self.images_done = 0
+
+    def put(self, entry: Sequence[MadeRow] | Counted | Abandoned | None) -> None:
+        """For the write thread; None: it ends."""
+        self._entries.put(entry)
+
+    def loop(self) -> None:
+        """Until None comes."""
+        while (entry := self._entries.get()) is not None:
+            if isinstance(entry, Abandoned):
+                with suppress(Exception):  # on a full disk; nobody wants the file any more
+                    entry.job.writer.abandon()
+            elif isinstance(entry, Counted):
+                entry.job.end_if_whole()
+            else:
+                for row in entry:
+                    self._write(row)
+
+    def _write(self, row: MadeRow) -> None:
+        job = row.job
+        if job.ended.is_set():
+            return
+        began_s = time.perf_counter()
+        try:
+            self.images_done += job.write(row.index, row.make)
+        except OSError as exc:
+            job.fail(spool_error(exc, job.spool))
+        except MemoryError:
+            raise  # the worker's trouble, no shard's
+        except Exception as exc:  # noqa: BLE001 - border of the shard: its attempt is told
+            job.fail(exc)
+        else:
+            job.seconds["write"] += time.perf_counter() - began_s
+            job.end_if_whole()

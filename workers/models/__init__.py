@@ -1,0 +1,1 @@
+"""Which model a request means, and a detector of it."""

@@ -1,0 +1,1 @@
+"""torch, ONNX Runtime, OpenVINO and TensorRT, and the artefacts they load."""

@@ -1,0 +1,157 @@
+"""The same network on torch, ONNX Runtime, OpenVINO, TensorRT: which one, and loading it."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from collections.abc import Collection
+from typing import Literal
+
+from storage.errors import ConfigError, ModelError
+from storage.objects.protocols import StorageOptions
+from workers.detectors.graph import Session, detector_around
+from workers.detectors.protocol import Detector
+from workers.runtimes.artefacts import Artefact, fetch_artefact
+from workers.spec import DeviceName, ModelSpec, PrecisionName, RuntimeName
+
+Auto = Literal["auto"]
+
+# What each can do, by device; the first precision is the one that nobody need fear.
+PRECISIONS: dict[tuple[RuntimeName, DeviceName], tuple[PrecisionName, ...]] = {
+    ("torch", "cpu"): ("fp32", "bf16", "fp16"),
+    ("torch", "cuda"): ("fp16", "bf16", "fp32"),
+    ("onnx", "cpu"): ("fp32", "int8"),
+    ("openvino", "cpu"): ("fp32", "bf16", "int8"),
+    ("tensorrt", "cuda"): ("fp16", "fp32", "int8"),
+}
+_MODULES: dict[RuntimeName, str] = {
+    "torch": "torch",
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+}
+# Fastest first, as measured by benchmarks/runtimes.py. TensorRT takes minutes to build an engine
+# on every machine: only who asks for it gets that.
+_PREFERRED: dict[DeviceName, tuple[RuntimeName, ...]] = {
+    "cpu": ("openvino", "onnx", "torch"),
+    "cuda": ("torch",),
+}
+_INSTALL = {
+    "openvino": "pip install 'labelfleet[openvino]'",
+    "tensorrt": "pip install tensorrt, on a machine with an NVIDIA GPU",
+}
+
+
+def installed() -> frozenset[RuntimeName]:
+    """The runtimes whose packages are here; nothing is imported."""
+    return frozenset(
+        name for name, module in _MODULES.items() if importlib.util.find_spec(module) is not None
+    )
+
+
+def choose_runtime(
+    runtime: Auto | RuntimeName,
+    precision: Auto | PrecisionName,
+    device: DeviceName,
+    *,
+    present: Collection[RuntimeName] | None = None,
+    machine: str = platform.machine(),
+) -> tuple[RuntimeName, PrecisionName]:
+    """What ``auto`` means, for each of the two.
+
+    ``runtime: auto`` is the fastest installed one that does the precision asked for;
+    ``precision: auto`` is fp32 on a CPU (bf16 moves boxes by pixels) and fp16 on a GPU.
+
+    Args:
+        present: the installed runtimes; None: look.
+        machine: the CPU's architecture; OpenVINO is chosen on x86 only.
+
+    Raises:
+        ConfigError: no such combination, or it is not installed.
+    """
+    here = installed() if present is None else present
+    if runtime == "auto":
+        runtime = _fastest(precision, device, here, machine)
+    possible = PRECISIONS.get((runtime, device))
+    if possible is None:
+        raise ConfigError(
+            f"model.runtime: {runtime} does not run on {device} here",
+            hint="leave it out to get the fastest one that does",
+        )
+    if precision != "auto" and precision not in possible:
+        raise ConfigError(
+            f"model.precision: {runtime} on {device} takes {', '.join(sorted(possible))}, "
+            f"not {precision}",
+            hint="`runtime: auto` chooses one that does" if precision == "int8" else None,
+        )
+    if runtime not in here:
+        raise ConfigError(
+            f"model.runtime: {runtime} is not installed", hint=_INSTALL.get(runtime, "`make setup`")
+        )
+    return runtime, possible[0] if precision == "auto" else precision
+
+
+def _fastest(
+    precision: Auto | PrecisionName,
+    device: DeviceName,
+    present: Collection[RuntimeName],
+    machine: str,
+) -> RuntimeName:
+    asked = precision if precision != "auto" else PRECISIONS["torch", device][0]
+    order = _PREFERRED[device]
+    if machine.lower() not in ("x86_64", "amd64"):
+        order = tuple(name for name in order if name != "openvino")
+    able = [name for (name, on), can in PRECISIONS.items() if on == device and asked in can]
+    fitting = [name for name in (*order, *able) if name in able]
+    return next((name for name in fitting if name in present), fitting[0])
+
+
+def needs_artefact(spec: ModelSpec) -> bool:
+    """Whether the runtime loads an exported graph, and not the checkpoint."""
+    return spec.runtime != "torch"
+
+
+def load_detector(spec: ModelSpec, options: StorageOptions, *, threads: int) -> Detector:
+    """The model of ``spec`` on its runtime and device, ready.
+
+    Only torch and TensorRT import torch, and only torch imports super-gradients: a worker on
+    another runtime starts in a second.
+
+    Args:
+        spec: every choice made.
+        options: how to reach checkpoint and artefact.
+        threads: cores that inference may use on a CPU.
+
+    Raises:
+        CheckpointError, ArtefactError: the model cannot be had, read or loaded.
+        ModelError: the device or runtime is not there.
+    """
+    if spec.runtime == "torch":
+        from workers.yolo_nas.network import load_detector as load_torch
+
+        return load_torch(spec, options, threads=threads)
+    return detector_around(_session(spec, options, threads), spec)
+
+
+def _session(spec: ModelSpec, options: StorageOptions, threads: int) -> Session:
+    if spec.artefact is None:
+        raise ModelError(
+            f"runtime {spec.runtime} needs an artefact, and none was made",
+            hint="`labelfleet compile CONFIG` makes it; `labelfleet run` does so by itself",
+        )
+    return session_of(fetch_artefact(spec.artefact, options), spec, threads=threads)
+
+
+def session_of(artefact: Artefact, spec: ModelSpec, *, threads: int) -> Session:
+    """A session on an artefact that is here; ``threads`` 0: all cores."""
+    if spec.runtime == "openvino":
+        from workers.runtimes.openvino_session import OpenVinoSession
+
+        return OpenVinoSession(artefact, spec.precision, threads=threads)
+    if spec.runtime == "onnx":
+        from workers.runtimes.onnx_session import OnnxSession
+
+        return OnnxSession(artefact, threads=threads)
+    from workers.runtimes.tensorrt_session import TensorRtEngine
+
+    return TensorRtEngine(artefact).session()

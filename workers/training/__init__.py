@@ -1,0 +1,1 @@
+"""Loss, data and the training loop."""

@@ -1,0 +1,289 @@
+"""The training loop: PP-YOLOE loss with regions to ignore, AdamW, EMA, warm-up and cosine.
+
+Single process, one device. It knows nothing of files but its own state file: batches come in,
+the caller decides what is good (``validate``) and what to keep.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from storage.errors import ConfigError, ModelError
+from workers.training.batches import Batch
+from workers.training.options import FitOptions, learning_rate
+from workers.yolo_nas.network import import_super_gradients
+from workers.yolo_nas.sg_environment import undisturbed
+
+import_super_gradients()  # before any other import of it: without its side effects
+
+with undisturbed():
+    from super_gradients.training.losses.ppyolo_loss import PPYoloELoss
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step showed: the loss and its parts (classification, IoU, DFL), and the rate."""
+
+    step: int
+    loss: float
+    parts: tuple[float, float, float]
+    lr: float
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a training stands; travels in the state file.
+
+    Attributes:
+        step: steps done; ``seconds`` they and the validations took, stops not counted.
+        best_score, best_step: of the best validation.
+        history: (step, loss there, validation score).
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best_score: float = -1.0
+    best_step: int = 0
+    history: list[tuple[int, float, float]] = field(default_factory=list)
+
+
+class RegionLoss(PPYoloELoss):  # type: ignore[misc]  # super_gradients ships no types
+    """PPYoloELoss with the task-aligned assigner, silent in regions to ignore.
+
+    An anchor that no object claimed, and whose centre lies in a region, adds nothing to the
+    varifocal classification loss: neither "object" nor "background" is taught there.
+    """
+
+    def __init__(self, classes: int) -> None:
+        # The default assigner is the static ATSS, which is meant for the first epochs only.
+        super().__init__(num_classes=classes, use_static_assigner=False)
+        self._silent: Tensor | None = None
+
+    def forward(
+        self, outputs: tuple[Any, ...], targets: Tensor, ignore: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and its parts.
+
+        Args:
+            outputs: the raw outputs of the network in training mode, float32.
+            targets: [N, 6] batch index, class, cx, cy, w, h in input pixels.
+            ignore: [M, 5] batch index, x1, y1, x2, y2 in input pixels.
+
+        Returns:
+            The scalar loss, and float [4]: classification, IoU, DFL and their sum.
+        """
+        scores, anchor_points = outputs[0], outputs[3]
+        if ignore is None or len(ignore) == 0:
+            self._silent = None
+        else:
+            self._silent = anchors_inside(anchor_points, ignore, scores.shape[0])
+        loss, parts = super().forward(outputs, targets)
+        return loss, parts
+
+    def _varifocal_loss(  # type: ignore[no-untyped-def]  # overrides an untyped static method
+        self, pred_logits, gt_score, label, alpha=0.75, gamma=2.0
+    ):
+        weight = alpha * pred_logits.sigmoid().pow(gamma) * (1 - label) + gt_score * label
+        if self._silent is not None:
+            unclaimed = label.sum(dim=-1) == 0
+            weight = weight * (~(self._silent & unclaimed))[..., None]
+        entropy = nn.functional.binary_cross_entropy_with_logits(
+            pred_logits, gt_score, reduction="none"
+        )
+        return (weight * entropy).sum()
+
+
+def anchors_inside(anchor_points: Tensor, regions: Tensor, batch_size: int) -> Tensor:
+    """Which anchor centres [A, 2] lie in which image's regions [M, 5]: bool [B, A]."""
+    x, y = anchor_points[:, 0], anchor_points[:, 1]
+    inside = torch.zeros((batch_size, len(anchor_points)), dtype=torch.bool, device=x.device)
+    for index, x1, y1, x2, y2 in regions.tolist():
+        inside[int(index)] |= (x >= x1) & (x < x2) & (y >= y1) & (y < y2)
+    return inside
+
+
+class Ema:
+    """Moving average of a network's weights and buffers, with a short memory at first."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self._decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Take in the weights after ``step`` (from 1)."""
+        # Early on the average would otherwise be mostly the random start.
+        decay = min(self._decay, step / (step + 10))
+        current = network.state_dict()
+        for name, average in self.network.state_dict().items():
+            if average.dtype.is_floating_point:
+                average.lerp_(current[name], 1 - decay)
+            else:
+                average.copy_(current[name])
+
+
+class Trainer:
+    """Fits one network; can be stopped after any step and continued from its state file.
+
+    Args:
+        network: from ``yolo_nas.build_network``, unfused.
+        fingerprint: names everything that must not change between stop and continue.
+        state: the state file; continued from if it exists.
+
+    Raises:
+        ConfigError: the state file is of another training.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: int,
+        options: FitOptions,
+        *,
+        fingerprint: str,
+        state: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.options = options
+        self._clock = clock
+        self.progress = Progress()
+        self._network = network.to(options.device).train()
+        self._loss = RegionLoss(classes).to(options.device)
+        self._ema = Ema(self._network, options.ema_decay)
+        self._optimizer = _adamw(self._network, options)
+        self._fingerprint = fingerprint
+        self._state = state
+        if state.exists():
+            self._continue()
+
+    @property
+    def ema_network(self) -> nn.Module:
+        """The averaged weights, in eval mode."""
+        return self._ema.network
+
+    def run(
+        self,
+        batches: Callable[[int, int], Iterable[Batch]],
+        validate: Callable[[nn.Module], float],
+        keep: Callable[[nn.Module], None],
+        on_step: Callable[[StepReport], None],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Progress:
+        """Train to the last step, or until ``stop``; ``progress.step`` tells which.
+
+        Args:
+            batches: (first, end) → those steps' batches in order.
+            validate: scores the averaged network; higher is better.
+            keep: called with the averaged network whenever it is the best so far.
+            on_step: called after every step.
+            stop: asked after every step; True saves the state and returns.
+
+        Raises:
+            ModelError: the loss is no longer a number.
+        """
+        for batch in batches(self.progress.step, self.options.steps):
+            started = self._clock()
+            report = self._step(batch)
+            on_step(report)
+            due = self._due()
+            if due:
+                self._validate(report, validate, keep)
+            self.progress.seconds += self._clock() - started
+            stopped = stop()
+            if due or stopped:
+                self.save()
+            if stopped:
+                break
+        return self.progress
+
+    def _due(self) -> bool:
+        step = self.progress.step
+        return step % self.options.eval_every == 0 or step == self.options.steps
+
+    def _validate(
+        self,
+        report: StepReport,
+        validate: Callable[[nn.Module], float],
+        keep: Callable[[nn.Module], None],
+    ) -> None:
+        score = validate(self.ema_network)
+        self.progress.history.append((report.step, report.loss, score))
+        if score >= self.progress.best_score:
+            self.progress.best_score, self.progress.best_step = score, report.step
+            keep(self.ema_network)
+
+    def _step(self, batch: Batch) -> StepReport:
+        options, step = self.options, self.progress.step
+        rate = learning_rate(step, options)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        loss, parts = self._forward(batch)
+        if not math.isfinite(loss.item()):
+            raise ModelError(
+                f"the loss became {loss.item()} at step {step + 1}",
+                hint="lower lr, raise warmup_steps, or train with precision: fp32",
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        self._optimizer.step()
+        self._ema.update(self._network, step + 1)
+        self.progress.step = step + 1
+        cls, iou, dfl, total = parts.tolist()
+        return StepReport(step + 1, total, (cls, iou, dfl), rate)
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        device = self.options.device
+        bf16 = self.options.precision == "bf16"
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            _, raw = self._network(batch.images.to(device))
+        scores, distances, *anchors = raw
+        # The loss in bf16 would round boxes to several pixels.
+        outputs = (scores.float(), distances.float(), *anchors)
+        loss, parts = self._loss(outputs, batch.targets.to(device), batch.ignore.to(device))
+        return loss, parts
+
+    def save(self) -> None:
+        """Write the state file, whole or not at all."""
+        partial = self._state.with_suffix(".partial")
+        torch.save(
+            {
+                "fingerprint": self._fingerprint,
+                "network": self._network.state_dict(),
+                "ema": self._ema.network.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "progress": asdict(self.progress),
+            },
+            partial,
+        )
+        partial.replace(self._state)
+
+    def _continue(self) -> None:
+        saved = torch.load(self._state, map_location=self.options.device, weights_only=True)
+        if saved["fingerprint"] != self._fingerprint:
+            raise ConfigError(
+                f"{self._state} is of a training with another config",
+                hint="choose another output, or delete the file to start over",
+            )
+        self._network.load_state_dict(saved["network"])
+        self._ema.network.load_state_dict(saved["ema"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        self.progress = Progress(**saved["progress"])
+
+
+def _adamw(network: nn.Module, options: FitOptions) -> torch.optim.AdamW:
+    weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
+    rest = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": options.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.lr)

@@ -1,0 +1,186 @@
+"""The one place that knows super-gradients: build YOLO-NAS, load its weights, fuse it."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+from typing import Any
+
+import torch
+from torch import nn
+
+from storage.errors import CheckpointError, ConfigError, ModelError
+from storage.objects.protocols import StorageOptions
+from workers.detectors.protocol import Detector
+from workers.models.resolve import Checkpoint, canonical_arch, fetch_checkpoint, read_checkpoint
+from workers.runtimes.torch_session import torch_detector
+from workers.spec import ModelSpec
+from workers.yolo_nas.dense import DenseDetector
+from workers.yolo_nas.sg_environment import undisturbed
+from workers.yolo_nas.torchvision_ops import ensure_torchvision
+
+_PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+# What an arch file can name registers itself when its module is imported.
+_REGISTERED = (
+    "super_gradients.modules.detection_modules",
+    "super_gradients.modules.pose_estimation_modules",
+    "super_gradients.training.models.detection_models.csp_darknet53",
+    "super_gradients.training.models.detection_models.csp_resnet",
+    "super_gradients.training.models.detection_models.pp_yolo_e.pan",
+    "super_gradients.training.models.detection_models.yolo_nas.dfl_heads",
+    "super_gradients.training.models.detection_models.yolo_nas.panneck",
+    "super_gradients.training.models.detection_models.yolo_nas.yolo_nas_variants",
+    "super_gradients.training.models.detection_models.yolo_nas.yolo_stages",
+    "super_gradients.training.models.segmentation_models.ddrnet_backbones",
+)
+
+
+def import_super_gradients() -> Any:
+    """super-gradients' ``models`` module with YOLO-NAS, and without the import's side effects.
+
+    Its other architectures are imported by the first who asks the module for them.
+    """
+    with undisturbed():
+        ensure_torchvision()
+        for module in _REGISTERED:
+            importlib.import_module(module)
+        from super_gradients.training import models
+    return models
+
+
+def build_network(name: str, arch_params: str | None, num_classes: int) -> nn.Module:
+    """A YOLO-NAS with random weights, unfused, as super-gradients builds it.
+
+    Args:
+        name: yolo_nas_s, yolo_nas_m or yolo_nas_l.
+        arch_params: JSON text of arch_params that override those of ``name``; None: none.
+        num_classes: outputs of the classification heads, whatever ``arch_params`` says.
+
+    Raises:
+        ConfigError: super-gradients cannot build that.
+    """
+    import_super_gradients()
+    from super_gradients.common.registry.registry import ARCHITECTURES
+    from super_gradients.training.utils.utils import HpmStruct
+
+    params = {} if arch_params is None else json.loads(canonical_arch(json.loads(arch_params)))
+    try:  # what its models.get does, which loads TensorBoard and its checkpoint code besides
+        wanted = HpmStruct(**params)
+        wanted.override(num_classes=num_classes)
+        network: nn.Module = ARCHITECTURES[name](arch_params=wanted)
+        return network
+    except Exception as exc:
+        raise ConfigError(
+            f"super-gradients cannot build {name}"
+            + (" with these arch_params" if params else "")
+            + f": {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}",
+            hint="compare the arch file with super-gradients' own recipes/arch_params/",
+        ) from exc
+
+
+def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Strict load; CheckpointError names the first keys that differ, and the likely cause."""
+    state = checkpoint.load_state_dict()
+    wanted = network.state_dict()
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in wanted]
+    differing = [
+        f"{k} is {list(state[k].shape)}, not {list(wanted[k].shape)}"
+        for k in wanted
+        if k in state and state[k].shape != wanted[k].shape
+    ]
+    if missing or unexpected or differing:
+        raise _misfit(checkpoint, missing, unexpected, differing)
+    network.load_state_dict(state, strict=False)
+
+
+def _misfit(
+    checkpoint: Checkpoint, missing: list[str], unexpected: list[str], differing: list[str]
+) -> CheckpointError:
+    parts = [
+        f"{len(keys)} {what} ({', '.join(keys[:2])}{', …' if len(keys) > 2 else ''})"
+        for what, keys in (
+            ("weights missing", missing),
+            ("not in the network", unexpected),
+            ("of another shape", differing),
+        )
+        if keys
+    ]
+    only_classes = bool(differing) and not missing and not unexpected
+    only_classes = only_classes and all(".cls_pred." in d for d in differing)
+    return CheckpointError(
+        f"{checkpoint.path.name} does not fit the network: {'; '.join(parts)}",
+        hint="the number of classes differs"
+        if only_classes
+        else "the architecture differs: check model.name (s, m or l) and model.arch",
+    )
+
+
+def fuse(network: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """Fold every batch norm into its convolution, in place; inference only. Returns ``network``.
+
+    super-gradients' ``full_fusion`` folds the re-parameterised blocks and leaves the plain
+    convolution + batch norm pairs, which are folded here (boxes move by less than 1e-4 px).
+    """
+    network.eval()
+    network.prep_model_for_conversion(input_size=size, full_fusion=True)  # type: ignore[operator]
+    for module in list(network.modules()):
+        children = list(module.named_children())
+        for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, conv_name, torch.nn.utils.fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, nn.Identity())
+    return network.requires_grad_(False)
+
+
+def load_dense(spec: ModelSpec, options: StorageOptions) -> DenseDetector:
+    """The model of ``spec``, fused, in fp32 on the CPU.
+
+    Args:
+        spec: the checkpoint's bytes must have the digest it names.
+        options: how to reach the checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be had, read, or fitted to the network.
+    """
+    path = fetch_checkpoint(spec.checkpoint, options, sha256=spec.sha256)
+    network = build_network(spec.name, spec.arch_params, len(spec.classes))
+    load_weights(network, read_checkpoint(path))
+    return DenseDetector(fuse(network, spec.preprocessing.size), spec.preprocessing).eval()
+
+
+def load_detector(spec: ModelSpec, options: StorageOptions, *, threads: int) -> Detector:
+    """The model of ``spec`` on torch, ready on its device; other runtimes: ``runtimes``.
+
+    Args:
+        spec: every choice made.
+        options: how to reach the checkpoint.
+        threads: torch threads of this process on a CPU.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be had, read, or fitted to the network.
+        ModelError: the device is not there, or torch does not do that precision.
+    """
+    _check_device(spec)
+    torch.set_num_threads(threads)
+    dense = load_dense(spec, options)
+    dense.set_precision(spec.precision)
+    dense.to(spec.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return torch_detector(dense, spec)
+
+
+def _check_device(spec: ModelSpec) -> None:
+    if spec.runtime != "torch" or spec.precision not in _PRECISIONS:
+        raise ModelError(f"runtime {spec.runtime} with precision {spec.precision} is not available")
+    if spec.device == "cuda":
+        if not torch.cuda.is_available():
+            raise ModelError(
+                "the run asks for cuda, and torch sees no CUDA device on this machine",
+                hint="install a CUDA build of torch, or start a new run on cpu",
+            )
+        # fp32 means fp32: TF32 moves boxes.
+        torch.backends.cudnn.allow_tf32 = spec.precision != "fp32"
+        torch.backends.cuda.matmul.allow_tf32 = spec.precision != "fp32"
