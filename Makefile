@@ -86,18 +86,18 @@ chromium:  ## Debian's Chromium for the browser tests, if it can be had
 		|| echo "no chromium here and no way to install it: the browser tests will skip"
 
 gpu: $(READY)  ## on a machine with an NVIDIA GPU: the tests that need it, and the benchmarks on it
-	$(BIN)/pytest -q -n 0 -m slow -rs tests/workers/test_cuda.py tests/workers/test_runtime_parity.py
+	$(BIN)/pytest -q -n 0 -m slow -rs tests/workers/runtimes/test_cuda.py tests/workers/runtimes/test_runtime_parity.py
 	for name in efficiency vs_super_gradients; do $(BIN)/python -m benchmarks.$$name \
 		--device cuda --variants torch-fp16 --images 2048 $(BENCH) || exit; done
 
 chaos: $(READY)  ## 100 seeded schedules of kills and storage faults over a real small run
-	PYTHONPATH=tests $(BIN)/python tests/chaos/chaos_campaign.py --seeds $(or $(SEEDS),100)
+	$(BIN)/python -m tests.chaos.campaign --seeds $(or $(SEEDS),100)
 
 chaos-review: $(READY) label-studio  ## 200 seeded schedules of faults between us and Label Studio (half an hour)
 	LABELFLEET_CHAOS=200 $(BIN)/pytest -q tests/e2e/test_review_faults.py
 
 fuzz: $(READY)  ## 26,000 damaged images, tars, zips, configs, Parquet files, answers and checkpoints
-	$(BIN)/python tests/fuzz.py $(FUZZ)
+	$(BIN)/python -m tests.support.fuzz.campaign $(FUZZ)
 
 audit: .venv-audit/.ready  ## known vulnerabilities of all that is installed; needs PyPI's own service
 	@mkdir -p build

@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 STEPS = ("plan", "first", "resume", "status")
 GROUP = 1000
 
@@ -58,9 +58,8 @@ def hash_of(name: str) -> int:
 
 def fill_source(place: Place) -> None:
     """Tiny objects; what is in them is never looked at, save for three sampled tars."""
-    from tar_samples import tar_of
-
     from storage.objects.protocols import open_store
+    from tests.support.samples.tar_samples import tar_of
 
     store = open_store(place.source)
     tar = tar_of(("a.jpg", b"x"))
@@ -104,8 +103,6 @@ def commit_half(place: Place) -> None:
 
 def measure(step: str, place: Place) -> dict[str, float]:
     """One step, in this process."""
-    from synthetic_run import record
-
     from pipelines.config.run_config import RunConfig, parse_config
     from pipelines.labelling.open_run import OpenRun
     from pipelines.labelling.plan import plan_run
@@ -113,6 +110,7 @@ def measure(step: str, place: Place) -> dict[str, float]:
     from pipelines.runs.status import run_status
     from storage.objects.protocols import open_store
     from storage.runs.manifest import Manifest
+    from tests.support.samples.synthetic_run import record
 
     fields = {
         "name": "scale",
@@ -152,7 +150,7 @@ def place_of(kind: str, shards: int, loose: bool) -> Iterator[Place]:
         if kind == "local":
             yield Place(f"file://{folder}/in", f"file://{folder}/out", shards, loose)
             return
-        from servers import weed_server
+        from tests.support.servers.s3 import weed_server
 
         with weed_server() as server:
             os.environ.update(server.env())

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from label_studio_server import PROGRAM, LabelStudioServer, label_studio_server
-from ray_server import ray_server
-from servers import S3Server, credentials_env, moto_server, weed_server
 from xdist.scheduler import LoadScopeScheduling
+
+from tests.support.ray.ray_server import ray_server
+from tests.support.servers.label_studio import PROGRAM, LabelStudioServer, label_studio_server
+from tests.support.servers.s3 import S3Server, credentials_env, moto_server, weed_server
 
 # Tests start many processes; each would compile torch, Ray and super-gradients anew, for 20 s.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -58,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {}
     for file in files:
         company = _company(str(file.relative_to(ROOT)))
-        name = company if company in order else file.parent.name
+        name = company if company in order else file.relative_to(ROOT).parts[1]
         ranks[file] = order.index(name) if name in order else len(order)
     items.sort(key=lambda item: ranks[item.path])
 

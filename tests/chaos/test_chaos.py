@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chaos_campaign import run_schedule, undisturbed
-from chaos_schedule import schedule
-from chaos_world import World, world
-from servers import S3Server
+
+from tests.chaos.campaign import run_schedule, undisturbed
+from tests.chaos.schedule import schedule
+from tests.chaos.world import World, world
+from tests.support.servers.s3 import S3Server
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from manifests import ROOT
+from tests.deploy.manifests import ROOT
 
 DOCKERFILE = ROOT / "deploy/Dockerfile"
 

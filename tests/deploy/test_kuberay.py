@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 from croniter import croniter
-from manifests import ROOT, core_problems, documents, pod_problems, ray_problems
 
 from pipelines.cluster.secrets import refuse_secrets, texts_in
 from pipelines.config.run_config import load_config
+from tests.deploy.manifests import ROOT, core_problems, documents, pod_problems, ray_problems
 
 CORE = ["cronjob.yaml", "serviceaccount.yaml", "networkpolicy.yaml"]
 RAY = ["rayjob.yaml", "raycronjob.yaml"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import promql_parser
 import pytest
-from manifests import ROOT, documents
 
 from pipelines.dispatch.metrics import METRICS, RUN, exported_name
+from tests.deploy.manifests import ROOT, documents
 
 BOARD = json.loads((ROOT / "deploy/grafana/labelfleet.json").read_text())
 KNOWN = {exported_name(name): metric for name, metric in METRICS.items()}

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from manifests import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from tests.deploy.manifests import ROOT
 
 TEXT = (ROOT / "ray_cluster.yaml").read_text()
 

@@ -17,10 +17,10 @@ import pytest
 import typer.main
 from croniter import croniter
 from hera.workflows.models import CronWorkflow
-from manifests import ROOT, core_problems, documents
 
-from pipelines.cli import app
+from pipelines.cli.main import app
 from storage.errors import RunLocked
+from tests.deploy.manifests import ROOT, core_problems, documents
 
 EXAMPLES = ROOT / "examples/scheduling"
 DOCS = (ROOT / "docs/scheduling.md").read_text()

@@ -11,10 +11,7 @@ from typing import Any
 
 import pytest
 import ray
-from bright_actor import bright_actor
-from metadata_server import metadata_server
 from ray.cluster_utils import Cluster
-from tiny_run import fill_folder, run_config
 
 from pipelines.cluster.elastic import Elastic
 from pipelines.cluster.nodes import NodeWatch, alive_nodes, announce_leaving
@@ -29,6 +26,9 @@ from pipelines.labelling.run import Work, find_work
 from storage.runs.ledger import LedgerWriter, read_ledger
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
+from tests.support.ray.bright_actor import bright_actor
+from tests.support.samples.tiny_run import fill_folder, run_config
+from tests.support.servers.metadata import metadata_server
 from workers.actors.pool import LabelPool, PoolSize
 from workers.spec import LabellerOptions, WorkerSpec
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fuzz
 import pytest
-from fuzz_targets import TARGETS
+
+from tests.support.fuzz import campaign as fuzz
+from tests.support.fuzz.targets import TARGETS
 
 pytestmark = pytest.mark.slow
 CASES = {"images": 150, "tars": 60}
@@ -29,7 +30,7 @@ def test_rows_or_an_error_of_ours_and_nothing_else(worker: fuzz.Worker, target: 
 PLANTED = """
 import os, signal, sys, time
 sys.argv = ["x"]
-import fuzz_targets, fuzz_worker
+from tests.support.fuzz import targets as fuzz_targets, worker as fuzz_worker
 def run(data, seed):
     if seed == 1:
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -50,7 +51,7 @@ def test_a_crash_a_hang_a_bug_and_a_bomb_are_each_seen(
 ) -> None:
     planted = tmp_path / "planted.py"
     planted.write_text(PLANTED)
-    monkeypatch.setattr(fuzz, "PROGRAM", planted)
+    monkeypatch.setattr(fuzz, "WORKER", [str(planted)])
     monkeypatch.setattr(fuzz, "HANG_S", 3.0)
     tally = fuzz.campaign("images", range(6), tmp_path / "kept")
     assert dict(tally.said) == {"fine": 2, "CRASH": 1, "HANG": 1, "BUG": 1, str(400 << 20): 1}

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import SLOW_MODEL, SLOW_WORKERS, Job, wait_until
 
 from pipelines.demo.digits import make_pages
+from tests.e2e.jobs import SLOW_MODEL, SLOW_WORKERS, Job, wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import DIGITS
 from PIL import Image
+
+from tests.e2e.jobs import DIGITS
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from jobs import SLOW_MODEL, SLOW_WORKERS, Job, wait_until
 
 from pipelines.demo.digits import make_pages
+from tests.e2e.jobs import SLOW_MODEL, SLOW_WORKERS, Job, wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -23,10 +23,10 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from jobs import LABELFLEET, Job, wait_until
-from ray_head import quiet_ports
 
 from pipelines.demo.digits import make_pages
+from tests.e2e.jobs import LABELFLEET, Job, wait_until
+from tests.support.ray.ray_head import quiet_ports
 
 pytestmark = [
     pytest.mark.slow,
@@ -113,7 +113,7 @@ def here(folder: Path, ports: list[int]) -> dict[str, Any]:
         config[commands] = [start]
     config["provider"] = {
         "type": "external",
-        "module": "subprocess_nodes.SubprocessNodes",
+        "module": "tests.support.ray.subprocess_nodes.SubprocessNodes",
         "folder": str(folder),
         "image": str(BIN.parent),
         "installed": installed_stamp(),
@@ -159,7 +159,7 @@ def up(folder: Path) -> tuple[Cluster, subprocess.CompletedProcess[str]]:
     token.chmod(0o600)
     (laptop / "cluster.yaml").write_text(yaml.safe_dump(here(folder, ports)))
     environment = {
-        **os.environ, "HOME": str(laptop), "PYTHONPATH": str(ROOT / "tests"),
+        **os.environ, "HOME": str(laptop), "PYTHONPATH": str(ROOT),
         "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": str(laptop),
     }  # fmt: skip
     done = subprocess.run(

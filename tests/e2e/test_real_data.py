@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from jobs import Job
 
 from pipelines.ingest.ingest import ingest
 from storage.objects.protocols import StorageOptions
 from storage.shards.reading import classify
+from tests.e2e.jobs import Job
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic_run import boxes, make_run, row, tar_shard
 
 from pipelines.labels.decide import decide_run
 from pipelines.policy.policy import Policy
@@ -21,6 +20,7 @@ from storage.objects.protocols import open_store
 from storage.records import Shard
 from storage.review.queue import Answer, append_answers, read_queue
 from storage.runs.manifest import Manifest
+from tests.support.samples.synthetic_run import boxes, make_run, row, tar_shard
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)

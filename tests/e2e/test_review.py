@@ -11,9 +11,6 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from label_studio_server import LabelStudioServer
-from review_samples import POLICY, SIZE, loose_run, routed, three_boxes
-from synthetic_run import boxes, commit_rows, list_shards, record
 
 from pipelines.label_studio.client import KEY, LabelStudio
 from pipelines.label_studio.serving import choose_serving
@@ -31,6 +28,9 @@ from storage.review.settings import ReviewSettings
 from storage.runs.listing import Listing
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
+from tests.support.samples.review_samples import POLICY, SIZE, loose_run, routed, three_boxes
+from tests.support.samples.synthetic_run import boxes, commit_rows, list_shards, record
+from tests.support.servers.label_studio import LabelStudioServer
 
 pytestmark = pytest.mark.slow
 

@@ -14,15 +14,12 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-from label_studio_server import ROOT, LabelStudioServer
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from review_samples import committed_run, routed
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
-from synthetic_run import boxes, row
 
 from pipelines.label_studio.serving import choose_serving
 from pipelines.review.pull import pull_run
@@ -31,6 +28,9 @@ from storage.objects.protocols import StorageOptions, open_store
 from storage.review.queue import Xyxy, read_answers
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
+from tests.support.samples.review_samples import committed_run, routed
+from tests.support.samples.synthetic_run import boxes, row
+from tests.support.servers.label_studio import ROOT, LabelStudioServer
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [

@@ -13,9 +13,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from label_studio_server import LabelStudioServer
-from proxy import FaultyProxy, Rule, faulty_proxy
-from review_samples import loose_run, routed
 
 from pipelines.label_studio.client import KEY, LabelStudio
 from pipelines.label_studio.errors import ReviewUnavailable
@@ -28,6 +25,9 @@ from storage.objects.protocols import StorageOptions, open_store
 from storage.review.queue import read_answers, read_queue
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
+from tests.support.samples.review_samples import loose_run, routed
+from tests.support.servers.label_studio import LabelStudioServer
+from tests.support.servers.proxy import FaultyProxy, Rule, faulty_proxy
 
 pytestmark = pytest.mark.slow
 

@@ -14,11 +14,7 @@ from uuid import uuid4
 import httpx
 import numpy as np
 import pytest
-from label_studio_server import LabelStudioServer
 from PIL import Image
-from review_samples import loose_run, picture, routed, three_boxes
-from servers import S3Server
-from synthetic_run import make_run, row, tar_shard
 
 from pipelines.label_studio.client import LabelStudio
 from pipelines.label_studio.http import LabelStudioHttp
@@ -35,6 +31,10 @@ from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
 from storage.shards.reading import list_source, tar_shards
 from storage.stores.memory import MemoryStore
+from tests.support.samples.review_samples import loose_run, picture, routed, three_boxes
+from tests.support.samples.synthetic_run import make_run, row, tar_shard
+from tests.support.servers.label_studio import LabelStudioServer
+from tests.support.servers.s3 import S3Server
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,6 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from label_studio_server import LabelStudioServer, RestartableServer, restartable_label_studio
-from review_samples import loose_run, routed
 
 from pipelines.label_studio.send import SendRules
 from pipelines.label_studio.serving import choose_serving
@@ -16,6 +14,12 @@ from pipelines.review.push import PushWatcher, push_run
 from storage.objects.protocols import StorageOptions, open_store
 from storage.review.queue import read_queue
 from storage.review.settings import ReviewSettings
+from tests.support.samples.review_samples import loose_run, routed
+from tests.support.servers.label_studio import (
+    LabelStudioServer,
+    RestartableServer,
+    restartable_label_studio,
+)
 
 pytestmark = pytest.mark.slow
 

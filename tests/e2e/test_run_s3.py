@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from jobs import Job, wait_until
-from same_rows import differing
-from servers import S3Server
-from tar_samples import tar_of
 
 from pipelines.demo.digits import make_pages
 from storage.objects.protocols import open_store
+from tests.e2e.jobs import Job, wait_until
+from tests.support.samples.same_rows import differing
+from tests.support.samples.tar_samples import tar_of
+from tests.support.servers.s3 import S3Server
 
 pytestmark = pytest.mark.slow
 

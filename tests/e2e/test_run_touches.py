@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from jobs import LABELFLEET, Job
-from servers import S3Server
 
 from pipelines.demo.digits import make_pages
 from storage.objects.protocols import open_store
+from tests.e2e.jobs import LABELFLEET, Job
+from tests.support.servers.s3 import S3Server
 
 pytestmark = pytest.mark.slow
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import httpx
 import pytest
-from jobs import DIGITS, LABELFLEET, Job, wait_until
-from ray_head import RayHead, ray_head
 
 from pipelines.demo.digits import make_pages
 from storage.runs.lock import run_lock
 from storage.stores.local import LocalStore
+from tests.e2e.jobs import DIGITS, LABELFLEET, Job, wait_until
+from tests.support.ray.ray_head import RayHead, ray_head
 
 pytestmark = pytest.mark.slow
 

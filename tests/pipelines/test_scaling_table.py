@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-from scaling_table import Assumed, costs, markdown
+from benchmarks.scaling_table import Assumed, costs, markdown
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -1,0 +1,40 @@
+"""What is sent to Label Studio, judged by Label Studio's own SDK."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.label_studio.interface import Interface, label_config
+from pipelines.label_studio.regions import ShownBox
+from pipelines.label_studio.tasks import TaskMaker, in_order, queued, shown_boxes
+from pipelines.policy.policy import Policy
+from pipelines.routing.route import route_run
+from storage.stores.memory import MemoryStore
+from tests.support.samples.review_runs import random_run
+
+CLASSES = ("RBC", "WBC", "Platelets", "a <b> & 'c' \"d\"", "überzählig")
+
+
+@pytest.mark.slow  # the SDK takes seconds to import
+def test_the_sdk_accepts_interface_tasks_and_predictions() -> None:
+    from label_studio_sdk.label_interface import LabelInterface
+
+    manifest = random_run(MemoryStore(), 2, 20)
+    route_run(manifest, budget="20 images", policy=Policy(), invocation="one")
+    wanted = queued(manifest)
+    boxes = shown_boxes(manifest, wanted)
+    urls = {q.item.sha256: f"https://example.org/{q.item.sha256}.jpg" for q in wanted}
+    maker = TaskMaker(Interface(), "cells-1", "cells")
+    judge = LabelInterface(label_config(CLASSES))
+    judge.validate()
+    tasks = list(in_order(wanted, boxes, urls, maker))
+    assert len(tasks) == 20
+    assert sum(len(t["predictions"][0]["result"]) for t in tasks) > 50
+    for task in tasks:
+        (prediction,) = task.pop("predictions")  # with it the SDK's validate_task fails by itself
+        assert judge.validate_task(task)
+        assert judge.validate_prediction(prediction, return_errors=True) == []
+    # It does look: a label the interface lacks and a box of the wrong kind are refused.
+    odd = ShownBox("box0", (1.0, 1.0, 9.0, 9.0), "fly", 0.9)
+    wrong = maker.task(wanted[0].item, "https://example.org/x.jpg", [odd])
+    assert judge.validate_prediction(wrong["predictions"][0], return_errors=True) != []

@@ -1,0 +1,222 @@
+"""fit: scores become probabilities, and thresholds keep what they promise."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.cli.main import main
+from pipelines.policy.fit import Wanted, fit, fit_run
+from pipelines.policy.policy import Decision, Policy
+from pipelines.review.settings import choose_policy
+from pipelines.routing.route import route_run
+from pipelines.truth.coco_truth import read_truth
+from pipelines.truth.judge import JudgedBoxes, TrueBoxes, answered_images, judge
+from storage.errors import ConfigError, ReviewError
+from storage.objects.protocols import open_store
+from storage.review.queue import Answer, ReviewedBox, append_answers, read_queue
+from storage.runs.annotations import Category
+from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
+from tests.support.samples.review_runs import distinct_row
+from tests.support.samples.synthetic_run import boxes, make_run, tar_shard
+
+CLASSES = ("RBC", "WBC", "Platelets")
+CATEGORIES = tuple(Category(i, name, i + 1) for i, name in enumerate(CLASSES))
+
+
+def judged(n: int, seed: int = 0, images: int = 200) -> JudgedBoxes:
+    """Boxes of two classes that are right in ``score ** 2`` and ``score ** 0.5`` of cases."""
+    rng = np.random.default_rng(seed)
+    scores = rng.uniform(0.05, 1, n).astype(np.float32)
+    ids = rng.integers(0, 2, n)
+    right = rng.random(n) < np.where(ids == 0, scores**2, scores**0.5)
+    image = rng.integers(0, images, n)
+    true = np.zeros((images, 3))
+    np.add.at(true, (image[right], ids[right]), 1)
+    return JudgedBoxes(images, scores, ids, image, right, np.ones(n), true)
+
+
+def test_probabilities_are_the_share_that_is_right() -> None:
+    found = fit(judged(8000), CATEGORIES, Wanted())
+    assert found.error_after < 0.02 < 0.1 < found.error_before
+    fresh = judged(8000, seed=1)
+    thresholds = found.policy.thresholds(CATEGORIES)
+    p = thresholds.probability(fresh.scores, fresh.category_ids.astype(np.int16))
+    for low in np.arange(0, 1, 0.1):
+        here = (p >= low) & (p < low + 0.1)
+        if here.sum() > 200:
+            assert fresh.right[here].mean() == pytest.approx(p[here].mean(), abs=0.06)
+
+
+@pytest.mark.parametrize("precision", [0.7, 0.9])
+def test_thresholds_keep_what_they_promise_on_boxes_never_seen(precision: float) -> None:
+    found = fit(judged(8000), CATEGORIES, Wanted(precision, lost=0.05))
+    fresh = judged(8000, seed=2)
+    ids = fresh.category_ids.astype(np.int16)
+    decided = found.policy.thresholds(CATEGORIES).decide(fresh.scores, ids)
+    for category in (0, 1):
+        own = fresh.category_ids == category
+        assert fresh.right[own & (decided == Decision.ACCEPT)].mean() > precision - 0.03
+        dropped = fresh.right & own & (decided == Decision.REJECT)
+        assert dropped.sum() / (fresh.right & own).sum() < 0.05 + 0.02
+    assert found.precision == pytest.approx(precision, abs=0.03)
+
+
+def test_thresholds_and_classes_too_rare_for_a_curve() -> None:
+    found = fit(judged(2000), CATEGORIES, Wanted())
+    assert [c.own for c in found.classes] == [True, True, False]
+    assert "Platelets" not in found.policy.classes
+    rbc, wbc = found.policy.of("RBC"), found.policy.of("WBC")
+    assert all(0 <= reject <= accept <= 1 for accept, reject in (rbc, wbc))
+    # What nothing reaches accepts nothing.
+    wrong = judged(2000)
+    hopeless = fit(
+        JudgedBoxes(wrong.images, wrong.scores, wrong.category_ids, wrong.image,
+                    wrong.right & (np.arange(2000) % 3 == 0), wrong.weight, wrong.true_by_image),
+        CATEGORIES, Wanted(precision=0.999),
+    )  # fmt: skip
+    assert hopeless.precision is None
+
+
+def test_too_little_is_refused() -> None:
+    with pytest.raises(ConfigError, match="too few"):
+        fit(judged(8), CATEGORIES, Wanted())
+    with pytest.raises(ConfigError, match="too few"):
+        fit(judge([], 3), CATEGORIES, Wanted())
+
+
+def test_regions_nobody_labelled_are_left_out() -> None:
+    region = np.array([[0, 0, 100, 100], [300, 0, 400, 100]], np.float64)
+    true = TrueBoxes(
+        np.array([[200, 200, 240, 240]], np.float64), np.array([1]), region, np.array([-1, 2])
+    )
+    found = boxes(
+        [[200, 200, 240, 240], [201, 200, 241, 240], [10, 10, 50, 50], [310, 10, 350, 50],
+         [311, 10, 351, 50]],
+        [0.9, 0.8, 0.7, 0.6, 0.5],
+        [1, 1, 0, 2, 0],
+    )  # fmt: skip
+    done = judge([(found, true, 3.0)], 3)
+    assert done.scores.tolist() == pytest.approx([0.9, 0.8, 0.5])
+    assert done.right.tolist() == [True, False, False]
+    assert done.weight.tolist() == [3.0] * 3
+    assert done.true_by_image.tolist() == [[0, 3, 0]]
+
+
+def some_run(store_url: str | None, n: int = 40) -> tuple[Manifest, dict[str, list[list[float]]]]:
+    """Images of six boxes; those of score 0.5 and more are right, and said to be."""
+    shard = tar_shard("a.tar")
+    rows, true = [], {}
+    at = [[100.0 * k, 50.0, 100.0 * k + 60, 110.0] for k in range(6)]
+    for i in range(n):
+        scores = np.sort(np.random.default_rng(i).uniform(0.05, 1, 6))[::-1]
+        name = f"a.tar/{i}.jpg"
+        rows.append(distinct_row(name, shard, boxes(at, scores, [0] * 6)))
+        true[name] = [b for b, s in zip(at, scores, strict=True) if s >= 0.5]
+    store = MemoryStore() if store_url is None else open_store(store_url)
+    return make_run(store, {shard: rows}), true
+
+
+def coco(folder: Path, true: dict[str, list[list[float]]]) -> str:
+    images = [{"id": i, "file_name": name} for i, name in enumerate(true)]
+    annotations = [
+        {"id": n, "image_id": i, "category_id": 0, "bbox": [x, y, x2 - x, y2 - y]}
+        for i, found in enumerate(true.values())
+        for n, (x, y, x2, y2) in enumerate(found)
+    ]
+    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES)]
+    path = folder / "truth.json"
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
+    return str(path)
+
+
+def test_ground_truth_and_audit_answers_say_the_same(tmp_path: Path) -> None:
+    manifest, true = some_run(None)
+    by_truth = fit_run(manifest, read_truth(coco(tmp_path, true)))
+    route_run(manifest, budget="40 images", policy=Policy(), invocation="one", audit=1.0)
+    items = list(read_queue(manifest.store))
+    assert len(items) == 40
+    append_answers(manifest.store, [answer(i, true[i.image_id], "RBC") for i in items])
+    by_answers = fit_run(manifest, None)
+    assert by_answers.policy == by_truth.policy
+    assert by_truth.policy.model_sha256 == manifest.record.identity.model_sha256
+    decided = by_truth.policy.thresholds(manifest.record.identity.categories).decide(
+        np.array([0.45, 0.55], np.float32), np.zeros(2, np.int16)
+    )
+    assert decided.tolist() == [Decision.REJECT, Decision.ACCEPT]
+
+
+def test_value_answers_fit_nothing_and_unknown_classes_are_refused() -> None:
+    manifest, true = some_run(None)
+    route_run(manifest, budget="20 images", policy=Policy(), invocation="one", audit=0.0)
+    items = list(read_queue(manifest.store))
+    append_answers(manifest.store, [answer(i, true[i.image_id], "RBC") for i in items])
+    with pytest.raises(ConfigError, match="too few"):
+        fit_run(manifest, None)
+    route_run(manifest, budget="20 images", policy=Policy(), invocation="two", audit=1.0)
+    audit = [i for i in read_queue(manifest.store, hidden=True) if i.part == "audit"]
+    append_answers(manifest.store, [answer(i, true[i.image_id], "fly") for i in audit])
+    with pytest.raises(ReviewError, match="fly"):
+        fit_run(manifest, None)
+
+
+def test_copies_of_an_audited_image_under_other_names_are_not_fitted_on() -> None:
+    shard = tar_shard("a.tar")
+    found = boxes([[10.0, 10.0, 70.0, 70.0]], [0.9], [0])
+    rows = [distinct_row(f"a.tar/{i}.jpg", shard, found) for i in range(40)]
+    rows = [replace(row, sha256=rows[i // 2].sha256) for i, row in enumerate(rows)]
+    manifest = make_run(MemoryStore(), {shard: rows})
+    route_run(manifest, budget="20 images", policy=Policy(), invocation="one", audit=1.0)
+    audit = [i for i in read_queue(manifest.store, hidden=True) if i.part == "audit"]
+    drawn = sorted(item.image_id for item in audit)
+    assert len({item.sha256 for item in audit}) * 2 > len(drawn), "no copy was left out"
+    append_answers(manifest.store, [answer(i, [[10.0, 10.0, 70.0, 70.0]], "RBC") for i in audit])
+    assert sorted(row.image_id for row, _, _ in answered_images(manifest)) == drawn
+
+
+def answer(item: object, at: list[list[float]], category: str) -> Answer:
+    kept = tuple(ReviewedBox((b[0], b[1], b[2], b[3]), category, "kept", 0.9) for b in at)
+    return Answer(
+        image_id=item.image_id, sha256=item.sha256, task_id=1,  # type: ignore[attr-defined]
+        annotation_id=hash((item.image_id, category)) % 2**31,  # type: ignore[attr-defined]
+        annotator="ann", lead_time_s=10.0, submitted_at=datetime.now(UTC), skipped=False,
+        boxes=kept, deleted=(), model_version="m", was_blind=False,
+    )  # fmt: skip
+
+
+def test_the_command_leaves_a_policy_that_decide_and_route_take_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    _, true = some_run(str(run))
+    truth = coco(tmp_path, true)
+
+    def call(*arguments: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as left:
+            main([*arguments])
+        assert left.value.code == code
+        return capsys.readouterr().out
+
+    assert "cross-validated" in call("fit", str(run), "--truth", truth, "--precision", "1")
+    policy = Policy.load(str(run / "policy.yaml"))
+    assert policy.calibration is not None
+    manifest = Manifest.open(str(run))
+    assert choose_policy(manifest, None, None, None) == policy
+    by_hand = choose_policy(manifest, None, 0.99, None)
+    assert by_hand.of("RBC")[0] == 0.99  # for every class, fitted ones too
+    assert by_hand.of("RBC")[1] == policy.of("RBC")[1]
+    counts = json.loads(call("decide", str(run), "--json").splitlines()[-1])["counts"]
+    assert counts["labels"] == sum(map(len, true.values()))
+    call(
+        "fit", str(run), "--truth", truth, "--precision", "1", "--out", str(tmp_path / "mine.yaml")
+    )
+    assert Policy.load(str(tmp_path / "mine.yaml")) == policy
+    call("fit", str(run), code=2)  # nobody answered anything

@@ -1,0 +1,84 @@
+"""The training config: what is refused, and what makes two trainings the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.training.config import TrainConfig, load_train_config
+from storage.errors import ConfigError
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+
+
+def fields(folder: Path, **more: Any) -> dict[str, Any]:
+    truth = folder / "truth.json"
+    truth.write_text("{}")
+    part = {"annotations": str(truth), "images": str(folder)}
+    base = {"name": "x", "output": str(folder / "out"), "train": part, "val": part, "steps": 10}
+    return {**base, **more}
+
+
+def load(folder: Path, **more: Any) -> TrainConfig:
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump(fields(folder, **more)))
+    return load_train_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"batchsize": 4}, "did you mean `batch_size`"),
+        ({"augment": {"flip": 1}}, "augment.flip: unknown key"),
+        ({"epochs": 3}, "either steps or epochs"),
+        ({"image_size": 300}, "multiple of 32"),
+        ({"augment": {"scale": [2, 1]}}, "low ≤ high"),
+        ({"lr": 0}, "lr: "),
+        ({"val": {"annotations": "nowhere.json", "images": "."}}, r"val\.annotations: nowhere"),
+    ],
+)
+def test_what_cannot_be_used_is_named(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, **more)
+
+
+def test_epochs_become_steps(tmp_path: Path) -> None:
+    config = load(tmp_path, steps=None, epochs=2.5, batch_size=8)
+    assert config.steps_for(100) == 31
+    assert config.steps_for(1) == 1
+    assert load(tmp_path, steps=7).steps_for(100) == 7
+
+
+def test_inference_is_told_the_letterbox_of_training(tmp_path: Path) -> None:
+    config = load(tmp_path, image_size=[256, 320], padding="bottom_right")
+    assert config.preprocessing.size == (256, 320)
+    assert config.preprocessing.resize_to == (252, 316)
+    assert config.preprocessing.padding == "bottom_right"
+
+
+def test_only_what_moves_weights_is_in_the_fingerprint(tmp_path: Path) -> None:
+    first = load(tmp_path).fingerprint(precision="fp32")
+    assert load(tmp_path, output="elsewhere", threads=3).fingerprint(precision="fp32") == first
+    assert load(tmp_path, eval_every=5).fingerprint(precision="fp32") == first
+    assert load(tmp_path, seed=1).fingerprint(precision="fp32") != first
+    assert load(tmp_path).fingerprint(precision="bf16") != first
+    changed = load(tmp_path)
+    (tmp_path / "truth.json").write_text("{ }")
+    assert changed.fingerprint(precision="fp32") != first
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/train.yaml")), ids=lambda p: p.parent.name)
+def test_the_examples_are_valid(path: Path) -> None:
+    raw = yaml.safe_load(path.read_text())
+    config = TrainConfig.model_validate(raw)
+    assert config.model.arch is not None
+    assert (EXAMPLES.parent / config.model.arch).is_file()
+
+
+def test_nobody_mirrors_digits() -> None:
+    raw = yaml.safe_load((EXAMPLES / "digits" / "train.yaml").read_text())
+    augment = TrainConfig.model_validate(raw).augment
+    assert augment.flip_horizontal == augment.flip_vertical == 0

@@ -1,0 +1,162 @@
+"""labelfleet train, whole: what it leaves, that it continues, and that it can be used at once."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.demo.digits import make_pages
+from pipelines.training.config import TrainConfig
+from storage.errors import CheckpointError, ConfigError, Interrupted
+from storage.objects.protocols import StorageOptions
+from tests.support.samples.training_samples import box, write_coco
+from workers.spec import ModelRequest
+
+pytestmark = pytest.mark.slow  # super-gradients takes seconds to import
+
+ASSETS = Path(__file__).resolve().parents[3] / "pipelines" / "assets"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Eight training pages and four to validate on, as config sections."""
+    folder = tmp_path_factory.mktemp("pages")
+    sections = {}
+    for part, split, images in (("train", "train", 8), ("val", "val", 4)):
+        made = make_pages(folder / part, images=images, split=split, broken=False)  # type: ignore[arg-type]
+        sections[part] = {"annotations": str(made.truth), "images": str(made.images)}
+    return sections
+
+
+@pytest.fixture
+def config(pages: dict[str, Any], tmp_path: Path) -> Callable[..., TrainConfig]:
+    def make(**more: Any) -> TrainConfig:
+        fields = {
+            "name": "tiny",
+            "output": str(tmp_path / "model"),
+            **pages,
+            "test": {"again": pages["val"]},
+            "model": {"arch": str(ASSETS / "digits_nano_arch.yaml"), "licence": "Apache-2.0"},
+            "image_size": 96,
+            "batch_size": 2,
+            "steps": 4,
+            "eval_every": 2,
+            "precision": "fp32",
+            "threads": 1,
+            **more,
+        }
+        return TrainConfig.model_validate(fields)
+
+    return make
+
+
+def test_it_leaves_a_checkpoint_that_says_everything_about_itself(
+    config: Callable[..., TrainConfig],
+) -> None:
+    from pipelines.training.run import train
+    from workers.models.resolve import read_checkpoint, resolve_model
+    from workers.yolo_nas.network import load_detector
+
+    summary = train(config())
+    checkpoint = read_checkpoint(Path(summary.checkpoint))
+    assert checkpoint.sha256 == summary.sha256
+    assert checkpoint.classes == tuple("0123456789")
+    assert checkpoint.image_size == (96, 96)
+    assert checkpoint.licence == "Apache-2.0"
+    assert (checkpoint.training or {})["config"]["steps"] == 4
+    assert summary.nbytes < 5_000_000
+    assert summary.parameters < 2_000_000
+    assert [step for step, _, _ in summary.history] == [2, 4]
+    assert summary.test["again"].images == 4
+    # A labelling run needs nothing but its path.
+    spec = resolve_model(
+        ModelRequest(checkpoint=summary.checkpoint), StorageOptions(), device="cpu"
+    )
+    assert load_detector(spec, StorageOptions(), threads=1).preprocessing.resize_to == (92, 92)
+
+
+def test_the_same_call_again_trains_nothing_and_another_config_is_refused(
+    config: Callable[..., TrainConfig],
+) -> None:
+    from pipelines.training.run import train
+
+    first = train(config())
+    written = Path(first.checkpoint).stat().st_mtime_ns
+    assert train(config()) == first
+    assert Path(first.checkpoint).stat().st_mtime_ns == written
+    with pytest.raises(ConfigError, match="another config"):
+        train(config(lr=0.5))
+
+
+def test_ctrl_c_ends_after_the_step_and_the_same_call_continues(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.training.run import train
+    from pipelines.training.view import TrainView
+
+    steps: list[int] = []
+    shown = TrainView.step
+
+    def step(self: TrainView, report: Any) -> None:
+        shown(self, report)
+        steps.append(report.step)
+        if steps == [1, 2, 3]:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(TrainView, "step", step)
+    with pytest.raises(Interrupted, match="step 3 of 4"):
+        train(config())
+    summary = train(config())
+    assert steps == [1, 2, 3, 4]
+    assert summary.steps == 4
+    state = config().output / "state.pt"
+    assert not state.exists()
+
+
+def test_training_starts_from_a_checkpoint_of_another_number_of_classes(
+    config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    from pipelines.training.run import train
+    from pipelines.training.start import first_network
+    from workers.models.resolve import read_checkpoint
+
+    ten = train(config())
+    path = write_coco(tmp_path / "rings", [(90, 60)] * 2, [box(1, 7, 5, 5, 30, 30)])
+    data = {"annotations": str(path), "images": str(path.parent)}
+    model = {"checkpoint": ten.checkpoint}
+    other = config(model=model, train=data, val=data, test={}, output=str(tmp_path / "second"))
+    network, weights = first_network(other, ("ring", "bar", "blur")), read_checkpoint(
+        Path(ten.checkpoint)
+    ).load_state_dict()  # fmt: skip
+    state = network.state_dict()
+    stem = "backbone.stem.conv.branch_3x3.conv.weight"
+    assert (state[stem] == weights[stem].float()).all()
+    assert state["heads.head1.cls_pred.weight"].shape[0] == 3
+    three = train(other)
+    assert three.classes == ("ring", "bar", "blur")
+    plain = tmp_path / "arch.yaml"
+    arch = yaml.safe_load((ASSETS / "digits_nano_arch.yaml").read_text())
+    arch["backbone"]["NStageBackbone"]["stem"]["YoloNASStem"]["out_channels"] = 24
+    plain.write_text(yaml.safe_dump(arch))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        first_network(config(model={**model, "arch": str(plain)}), ("a", "b", "c"))
+
+
+def test_val_with_other_classes_is_refused(
+    config: Callable[..., TrainConfig], pages: dict[str, Any], tmp_path: Path
+) -> None:
+    from pipelines.training.run import train
+
+    truth = json.loads(Path(pages["val"]["annotations"]).read_text())
+    truth["categories"].reverse()
+    path = tmp_path / "reversed.json"
+    path.write_text(json.dumps(truth))
+    val = {**pages["val"], "annotations": str(path)}
+    with pytest.raises(ConfigError, match="same order"):
+        train(config(val=val))
