@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.detectors import FreeDetector
-from storage.objects.protocols import open_store
 from storage.records import Detections, ImageRecord, Shard
 from storage.runs.manifest import Manifest
 from storage.shards.reading import read_shard
+from storage.stores.open import open_store
 from workers.actors.actor import LabelActor, WorkerFacts
 from workers.detectors.protocol import Detector
 from workers.labelling.labeller import ShardLabeller

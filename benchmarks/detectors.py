@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.records import Detections
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing
 
 BOXES = 15
 CLASSES = 80

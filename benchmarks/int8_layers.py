@@ -17,18 +17,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.run_config import RunConfig, parse_config
-from pipelines.labelling.open_run import model_request
+from pipelines.config.run_config import RunConfig
+from pipelines.config.yaml_files import parse_config
 from pipelines.models.measure import detect_all, expected_from_truth, mean_ap
+from pipelines.models.requested import model_request
 from pipelines.models.sample_images import Inputs, measured, sample
 from pipelines.truth.coco_truth import Truth, read_truth
 from storage.objects.protocols import StorageOptions
 from workers.compile.make_artefact import GRAPH, make_graph
 from workers.compile.quantize import GROUPS, RECIPE, Quantiser
 from workers.detectors.graph import GraphDetector
+from workers.models.load import session_of
 from workers.models.resolve import resolve_model
 from workers.runtimes.artefacts import Artefact
-from workers.runtimes.choose import session_of
 from workers.spec import ModelSpec
 
 CLASSES = ["RBC", "WBC", "Platelets"]

@@ -13,11 +13,12 @@ from pathlib import Path
 from benchmarks.photos import write_files
 from benchmarks.worker import CORES
 from pipelines.config.run_config import RunConfig
-from pipelines.models.compile import with_artefact
+from pipelines.models.artefact import with_artefact
 from storage.objects.protocols import StorageOptions
 from workers.detectors.protocol import Detector
+from workers.models.load import load_detector
 from workers.models.resolve import resolve_model
-from workers.runtimes.choose import PRECISIONS, installed, load_detector
+from workers.runtimes.choose import PRECISIONS, installed
 from workers.spec import DeviceName, ModelRequest, ModelSpec
 
 NAME = "yolo_nas_s"

@@ -58,7 +58,7 @@ def hash_of(name: str) -> int:
 
 def fill_source(place: Place) -> None:
     """Tiny objects; what is in them is never looked at, save for three sampled tars."""
-    from storage.objects.protocols import open_store
+    from storage.stores.open import open_store
     from tests.support.samples.tar_samples import tar_of
 
     store = open_store(place.source)
@@ -86,10 +86,10 @@ def put_all(store, keys: list[str], body: bytes) -> None:  # type: ignore[no-unt
 
 def commit_half(place: Place) -> None:
     """Every other live shard gets an object, and an entry in the ledger."""
-    from storage.objects.protocols import open_store
     from storage.runs.ledger import LedgerEntry, LedgerWriter
     from storage.runs.listing import Listing
     from storage.runs.manifest import annotation_key
+    from storage.stores.open import open_store
 
     store = open_store(place.output)
     half = list(Listing(store).live_ids())[::2]
@@ -103,13 +103,14 @@ def commit_half(place: Place) -> None:
 
 def measure(step: str, place: Place) -> dict[str, float]:
     """One step, in this process."""
-    from pipelines.config.run_config import RunConfig, parse_config
+    from pipelines.config.run_config import RunConfig
+    from pipelines.config.yaml_files import parse_config
     from pipelines.labelling.open_run import OpenRun
     from pipelines.labelling.plan import plan_run
-    from pipelines.labelling.run import find_work
+    from pipelines.labelling.work import find_work
     from pipelines.runs.status import run_status
-    from storage.objects.protocols import open_store
     from storage.runs.manifest import Manifest
+    from storage.stores.open import open_store
     from tests.support.samples.synthetic_run import record
 
     fields = {

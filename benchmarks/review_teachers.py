@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.run_config import RunConfig, parse_config
+from pipelines.config.run_config import RunConfig
+from pipelines.config.yaml_files import parse_config
 from pipelines.demo.run import checkpoint_path
 from pipelines.labelling.run import label_run
 from pipelines.training.config import TrainConfig

@@ -27,18 +27,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.timed_model import letterboxed, write_timed_checkpoint
-from pipelines.config.run_config import RunConfig, parse_config
-from pipelines.labelling.open_run import model_request
-from pipelines.models.compile import find_artefact, with_artefact
+from pipelines.config.run_config import RunConfig
+from pipelines.config.yaml_files import parse_config
+from pipelines.models.artefact import find_artefact, with_artefact
 from pipelines.models.measure import detect_all, expected_from_truth, mean_ap
+from pipelines.models.requested import model_request
 from pipelines.models.sample_images import measured
 from pipelines.truth.coco_truth import read_truth
 from storage.errors import LabelfleetError
 from storage.objects.protocols import StorageOptions
 from workers.detectors.protocol import Detector
+from workers.models.load import load_detector
 from workers.models.resolve import resolve_model
 from workers.runtimes.artefacts import fetch_artefact
-from workers.runtimes.choose import PRECISIONS, installed, load_detector
+from workers.runtimes.choose import PRECISIONS, installed
 from workers.spec import DeviceName
 
 Variant = tuple[str, str]

@@ -28,11 +28,12 @@ from pipelines.dispatch.dispatcher import Dispatcher, DispatchRules
 from pipelines.dispatch.drive import Drive
 from pipelines.dispatch.stopping import Stopper
 from pipelines.dispatch.tally import Tally
-from storage.objects.protocols import StorageOptions, open_store
+from storage.objects.protocols import StorageOptions
 from storage.records import Shard
 from storage.runs.ledger import LedgerWriter
 from storage.runs.manifest import Manifest, RunRecord
-from storage.shards.reading import tar_shards
+from storage.shards.selecting import tar_shards
+from storage.stores.open import open_store
 from workers.actors.actor import LabelActor
 from workers.actors.events import Event, WorkerReady
 from workers.actors.pool import LabelPool, PoolSize

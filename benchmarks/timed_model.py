@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipelines.truth import coco_classes as coco
+from workers.checkpoints.file import save_checkpoint
 from workers.detectors.nms import PRE_NMS_CANDIDATES, NmsRules, suppress
-from workers.detectors.protocol import Preprocessing
 from workers.images.decode import decode
 from workers.images.letterbox import letterbox
-from workers.models.resolve import coco_preprocessing, save_checkpoint
+from workers.images.preprocessing import Preprocessing
+from workers.models.resolve import coco_preprocessing
 from workers.yolo_nas.dense import DenseDetector
 from workers.yolo_nas.network import build_network, fuse
 

@@ -29,12 +29,13 @@ from benchmarks.photos import photo_bytes, scratch, write_files
 from benchmarks.rounds import Report, Rounds, chosen, parser, plain
 from benchmarks.scaling import spec_of, start_ray, through_pool
 from benchmarks.worker import CORES, identity_of
-from storage.objects.protocols import open_store
 from storage.runs.manifest import Manifest, RunRecord
-from storage.shards.reading import group_images
+from storage.shards.selecting import group_images
+from storage.stores.open import open_store
 from workers.actors.pool import PoolSize
-from workers.detectors.protocol import Detector, Preprocessing
+from workers.detectors.protocol import Detector
 from workers.images.letterbox import letterbox
+from workers.images.preprocessing import Preprocessing
 
 PER_SHARD = 64
 BATCH = 8

@@ -22,7 +22,8 @@ from benchmarks.photos import photo_bytes, scratch, write_files
 from benchmarks.rounds import Report, Rounds, chosen, images_per_s, parser, plain, say
 from benchmarks.worker import CORES, Worker
 from storage.objects.protocols import StorageOptions
-from workers.models.resolve import fetch_checkpoint, read_checkpoint
+from workers.checkpoints.cache import fetch_checkpoint
+from workers.checkpoints.file import read_checkpoint
 
 CONF, IOU = 0.25, 0.7
 DEFAULT_BATCH = 32

@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.truth.coco_classes import categories_for
-from storage.objects.protocols import open_store
-from storage.records import ImageRecord, Shard
-from storage.runs.annotations import RunIdentity, ShardFooter
+from storage.records import ImageRecord, RunIdentity, Shard
+from storage.runs.annotations import ShardFooter
 from storage.runs.manifest import Commit, Manifest, RunRecord
-from storage.shards.reading import group_images, list_source, read_shard, tar_shards
-from workers.detectors.protocol import Detector, Preprocessing
+from storage.shards.reading import read_shard
+from storage.shards.selecting import group_images, list_source, tar_shards
+from storage.stores.open import open_store
+from workers.detectors.protocol import Detector
 from workers.images.decode import decode
 from workers.images.letterbox import letterbox
+from workers.images.preprocessing import Preprocessing
 from workers.labelling.labeller import ShardLabeller
 from workers.spec import LabellerOptions
 

@@ -168,3 +168,35 @@ def printable(name: str | bytes) -> str:
     """
     raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
     return raw.decode("utf-8", "backslashreplace")
+
+
+LINK_ETAG = "link"  # a symbolic link, to a file or a folder: listed, never followed
+
+
+SPECIAL_ETAG = "special"  # a pipe, a socket or a device
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """A class: ``id`` contiguous, as in the rows; ``official_id`` the data set's own."""
+
+    id: int
+    name: str
+    official_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """What every annotation object says about the run that made it."""
+
+    name: str
+    config_hash: str
+    model_sha256: str
+    licence: str
+    runtime: str
+    precision: str
+    code_version: str
+    categories: tuple[Category, ...]
+
+
+Xyxy = tuple[float, float, float, float]

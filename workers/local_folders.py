@@ -1,9 +1,34 @@
-"""Where this user's cache is: checkpoints, artefacts, engines. Imports next to nothing."""
+"""Folders of this machine: the user's cache, and the temporary folders of one process."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
+
+_KEPT_S = 3600.0
+
+
+def own_folder(purpose: str, parent: Path | None = None) -> tempfile.TemporaryDirectory[str]:
+    """``labelfleet-<purpose>-<pid>-…`` below ``parent``, or where temporary files lie."""
+    prefix = f"labelfleet-{purpose}-"
+    _sweep(Path(parent or tempfile.gettempdir()), prefix)
+    return tempfile.TemporaryDirectory(
+        prefix=f"{prefix}{os.getpid()}-", dir=parent, ignore_cleanup_errors=True
+    )
+
+
+def _sweep(parent: Path, prefix: str) -> None:
+    """The owner is dead, and nothing was written for an hour."""
+    for folder in parent.glob(f"{prefix}*"):
+        owner = folder.name.removeprefix(prefix).split("-")[0]
+        with suppress(OSError):
+            old = time.time() - folder.stat().st_mtime > _KEPT_S
+            if old and owner.isdigit() and not Path(f"/proc/{owner}").exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def cache_folder() -> Path:

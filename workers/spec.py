@@ -7,7 +7,7 @@ from typing import Literal
 
 from storage.logs import LogFormat
 from storage.objects.protocols import StorageOptions
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing
 
 RuntimeName = Literal["torch", "onnx", "openvino", "tensorrt"]
 PrecisionName = Literal["fp32", "bf16", "fp16", "int8"]

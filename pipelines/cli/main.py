@@ -108,7 +108,8 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Measure a run against COCO ground truth: mAP, AR, per class."""
-    from pipelines.evaluation.evaluate import evaluate_run, render
+    from pipelines.evaluation.evaluate import evaluate_run
+    from pipelines.evaluation.result import render
 
     result = evaluate_run(
         open_manifest(run, endpoint_url),
@@ -166,7 +167,8 @@ def ingest(
 @app.command(epilog="Example: labelfleet train examples/digits/train.yaml")
 def train(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
     """Train a YOLO-NAS on a COCO-format data set, on this machine."""
-    from pipelines.training.run import render, train_from_file
+    from pipelines.training.run import train_from_file
+    from pipelines.training.summary import render
 
     summary = train_from_file(config, tuple(set_ or ()))
     show(render(summary), summary.to_json(), json_)

@@ -57,7 +57,7 @@ def route(
     """Draw what people should see; needs no GPU. Never the same image twice."""
     from dataclasses import asdict
 
-    from pipelines.review.settings import choose_policy
+    from pipelines.policy.choose import choose_policy
     from pipelines.review.view import render_route
     from pipelines.routing.route import route_run
     from storage.runs.ledger import new_invocation
@@ -93,13 +93,14 @@ def push(
 
     The token comes from LABEL_STUDIO_API_KEY, and from nowhere else.
     """
+    from pipelines.label_studio.connect import open_server
     from pipelines.label_studio.serving import choose_serving
     from pipelines.review.push import push_run
-    from pipelines.review.settings import choose_settings, open_server
+    from pipelines.review.settings import choose_settings
     from pipelines.review.view import push_progress, render_push
-    from storage.objects.protocols import open_store
     from storage.review.settings import write_settings
     from storage.runs.lock import run_lock
+    from storage.stores.open import open_store
 
     manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)
     settings = choose_settings(manifest, url, project, audit_blind)
@@ -130,8 +131,9 @@ def pull(
     json_: Json = False,
 ) -> None:
     """Bring back what people answered since the last pull."""
+    from pipelines.label_studio.connect import open_server
     from pipelines.review.pull import pull_run
-    from pipelines.review.settings import choose_settings, open_server
+    from pipelines.review.settings import choose_settings
     from pipelines.review.view import render_pull
     from storage.runs.lock import run_lock
 
@@ -189,7 +191,7 @@ def fit(
     from pipelines.policy.fit_view import render
     from pipelines.policy.policy import POLICY_KEY
     from pipelines.truth.coco_truth import read_truth
-    from storage.objects.protocols import open_object
+    from storage.stores.open import open_object
 
     manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)
     known = None if truth is None else read_truth(truth, options)
@@ -220,8 +222,8 @@ def decide(
     from typing import cast
 
     from pipelines.labels.decide import decide_run
-    from pipelines.review.settings import choose_policy
-    from pipelines.review.view import render_version
+    from pipelines.labels.view import render_version
+    from pipelines.policy.choose import choose_policy
     from pipelines.truth.settle import Settling
     from storage.runs.lock import run_lock
 
@@ -242,7 +244,7 @@ def diff(
 ) -> None:
     """Say what changed between two label versions."""
     from pipelines.labels.diff import diff_versions
-    from pipelines.review.view import render_diff
+    from pipelines.labels.view import render_diff
 
     found = diff_versions(open_manifest(run, endpoint_url), old, new)
     show(render_diff(found), found.to_fields(), json_)

@@ -33,7 +33,7 @@ def verify(
     """
     from pipelines.runs.verify import verify_run
     from pipelines.runs.verify_view import render, verify_progress
-    from storage.objects.protocols import open_store
+    from storage.stores.open import open_store
 
     manifest = open_manifest(run, endpoint_url)
     images = open_store(manifest.record.source["url"], storage_options(endpoint_url))

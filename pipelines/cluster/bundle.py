@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from pipelines.cluster.secrets import MOUNT_IT, refuse_secrets, secret_in
-from pipelines.config.run_config import RunConfig, apply_override, parse_config, read_yaml
+from pipelines.config.run_config import RunConfig
+from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
 from storage.errors import ConfigError
-from storage.objects.protocols import normalise_url
-from storage.urls import parse_url, shown_url
+from storage.urls import normalise_url, parse_url, shown_url
 
 CONFIG_NAME = "run.yaml"
 # Ray refuses packages of 500 MiB; compression saves nothing on weights.

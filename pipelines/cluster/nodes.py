@@ -118,3 +118,12 @@ class NodeWatch:
             except Exception as exc:  # noqa: BLE001 - a thread's border; silent_s tells
                 log.debug("the nodes could not be listed: %s", exc)
             self._closed.wait(self._every_s)
+
+
+def cluster_nodes() -> list[Node]:
+    """The alive nodes of the cluster this process is connected to."""
+    return [
+        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray has none
+        if node["Alive"]
+    ]

@@ -9,20 +9,16 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray._private import ray_constants
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.cluster.sizing import Node
 from pipelines.dispatch.stopping import terminating_like_ctrl_c
 from storage.errors import ConfigError, RayLost
-from storage.urls import parse_url
 
 # What Ray needs at least for its object store; pixels never enter it.
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
@@ -152,57 +148,3 @@ def _init_local(folder: str) -> None:
         logging_level=logging.ERROR,
         _temp_dir=folder,
     )
-
-
-def cluster_nodes() -> list[Node]:
-    """The alive nodes of the cluster this process is connected to."""
-    return [
-        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-        for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray has none
-        if node["Alive"]
-    ]
-
-
-def check_shared_folders(source: str, output: str) -> None:
-    """Refuse a folder that not every node of the cluster sees.
-
-    Args:
-        source, output: normalised URLs; those that are no file:// URLs are passed over. The
-            output exists already; a file is put there for a moment. The source is only looked for.
-
-    Raises:
-        ConfigError: naming the folder and the nodes that lack it.
-    """
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]  # Ray has none
-    if len(nodes) == 1:
-        return
-    if source.startswith("file:"):
-        _refuse_blind(parse_url(source).path, nodes, parse_url(source).path)
-    if output.startswith("file:"):
-        folder = parse_url(output).path
-        with tempfile.NamedTemporaryFile(prefix=".labelfleet-tmp-", dir=folder) as probe:
-            _refuse_blind(folder, nodes, probe.name)
-
-
-def _refuse_blind(folder: str, nodes: Sequence[dict[str, Any]], probe: str) -> None:
-    blind = _nodes_without(probe, nodes)
-    if blind:
-        raise ConfigError(
-            f"{folder} is not the same folder on {', '.join(blind)}",
-            hint="use s3:// or another shared store when a run spans several machines",
-        )
-
-
-def _nodes_without(path: str, nodes: Sequence[dict[str, Any]]) -> list[str]:
-    look: Any = ray.remote(num_cpus=0)(_sees)
-    asked = {
-        node["NodeManagerAddress"]: look.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(path)
-        for node in nodes
-    }
-    return [address for address, answer in asked.items() if not ray.get(answer)]
-
-
-def _sees(path: str) -> bool:
-    return Path(path).exists()

@@ -30,7 +30,7 @@ from pipelines.cluster.follow import (
     submit,
 )
 from storage.errors import ClusterLost, ConfigError, LabelfleetError
-from storage.objects.protocols import normalise_url
+from storage.urls import normalise_url
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Seconds that a stopped job has to finish the shards in flight; Ray's own 3 would kill it.

@@ -9,7 +9,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from storage.errors import ConfigError
-from storage.objects.protocols import StorageOptions, open_object
+from storage.objects.protocols import StorageOptions
+from storage.stores.open import open_object
 from storage.urls import shown_url
 
 COLUMN = "key"

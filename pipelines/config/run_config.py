@@ -25,8 +25,6 @@ from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
 from storage.objects.protocols import StorageOptions
 from storage.urls import has_credentials
 
-__all__ = ["Part", "RunConfig", "apply_override", "load_config", "parse_config", "read_yaml"]
-
 Auto = Literal["auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
 

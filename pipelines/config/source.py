@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from pipelines.config.keys import read_keys
 from pipelines.config.run_config import RunConfig
 from storage.errors import ConfigError, SourceEmpty
-from storage.objects.protocols import normalise_url, open_store, overlaps
 from storage.records import Shard, StoredObject, shard_id_of
-from storage.shards.reading import classify, group_images, list_source
+from storage.shards.selecting import classify, group_images, list_source
+from storage.stores.open import open_store
+from storage.urls import normalise_url, overlaps
 
 
 def check_places(config: RunConfig) -> None:

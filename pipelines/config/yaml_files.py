@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.config.messages import explain
 from storage.errors import BucketNotFound, ConfigError, ObjectNotFound
-from storage.objects.protocols import open_object
+from storage.stores.open import open_object
 from storage.urls import shown_url
 
 M = TypeVar("M", bound=BaseModel)

@@ -22,7 +22,8 @@ from pipelines.display.console import HarmlessConsole
 from pipelines.evaluation.evaluate import evaluate_run
 from pipelines.evaluation.result import Evaluation
 from pipelines.ingest.ingest import ingest
-from pipelines.labelling.run import RunSummary, label_run
+from pipelines.labelling.run import label_run
+from pipelines.labelling.summary import RunSummary
 from pipelines.labelling.view import render as render_run
 from pipelines.report.page import write_report
 from storage.runs.manifest import Manifest

@@ -15,7 +15,8 @@ from ray.util.metrics import Counter, Gauge
 from pipelines.dispatch.tally import Tally, Watcher
 from storage.objects.protocols import SupportsGet, SupportsList
 from storage.records import STATUSES
-from storage.review.queue import read_answers, read_queue
+from storage.review.answers import read_answers
+from storage.review.queue import read_queue
 
 RUN = "run"  # a tag of all of them: the run's name
 

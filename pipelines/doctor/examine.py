@@ -20,7 +20,7 @@ from pipelines.config.run_config import RunConfig, load_config
 from pipelines.doctor.finding import Finding
 from pipelines.doctor.runtimes import runtime_findings
 from storage.errors import LabelfleetError, NotAtomic
-from storage.objects.protocols import open_store
+from storage.stores.open import open_store
 from storage.urls import shown_url
 
 _PACKAGES = (
@@ -199,7 +199,7 @@ def _listed(store: Any) -> Iterator[Any]:
 
 
 def _model(config: RunConfig, stated: list[str]) -> str:
-    from pipelines.labelling.open_run import model_request
+    from pipelines.models.requested import model_request
     from workers.models.resolve import resolve_model
 
     model = resolve_model(model_request(config), config.storage.options(), device="cpu")

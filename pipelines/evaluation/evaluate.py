@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.evaluation.coco_matching import ChunkedMatching
-from pipelines.evaluation.result import ClassResult, Evaluation, remarks, render
+from pipelines.evaluation.result import ClassResult, Evaluation
 from pipelines.truth.coco_truth import (
     Join,
     Truth,
@@ -36,11 +36,9 @@ from pipelines.truth.coco_truth import (
 from storage.errors import TruthMismatch
 from storage.objects.protocols import StorageOptions
 from storage.records import AnnotationRow
-from storage.runs.annotations import table_to_rows
+from storage.runs.annotation_rows import table_to_rows
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
-
-__all__ = ["Evaluation", "evaluate_run", "remarks", "render"]
 
 CHUNK_IMAGES = 512
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)

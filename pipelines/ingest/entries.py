@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from storage.errors import TooLarge, Undecodable
-from storage.shards.reading import classify
+from storage.shards.selecting import classify
 from workers.images.signatures import format_of
 
 _SUFFIX_OF = {

@@ -28,7 +28,8 @@ from pipelines.ingest.sources import open_source
 from storage.errors import ConfigError, SourceEmpty, SourceError
 from storage.objects.prefetch import in_order
 from storage.objects.preflight import check_output
-from storage.objects.protocols import ObjectStore, StorageOptions, open_store
+from storage.objects.protocols import ObjectStore, StorageOptions
+from storage.stores.open import open_store
 from storage.urls import overlaps, shown_url
 
 IMAGES_PER_SHARD = 1000

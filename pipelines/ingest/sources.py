@@ -21,11 +21,11 @@ from storage.errors import (
     Undecodable,
     Unsupported,
 )
-from storage.objects.protocols import StorageOptions, open_object, open_store
+from storage.objects.protocols import StorageOptions
 from storage.objects.ranged_file import open_ranged
-from storage.records import StoredObject
-from storage.shards.reading import classify, list_source
-from storage.stores.local_walk import LINK_ETAG, SPECIAL_ETAG
+from storage.records import LINK_ETAG, SPECIAL_ETAG, StoredObject
+from storage.shards.selecting import classify, list_source
+from storage.stores.open import open_object, open_store
 from storage.urls import shown_url
 
 # What zipfile unpacks piece by piece. bz2 and lzma it unpacks whole: gigabytes from a kilobyte.

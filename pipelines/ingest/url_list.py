@@ -12,7 +12,8 @@ from urllib.parse import unquote
 
 from pipelines.ingest.entries import Entry, check_size, member_name
 from storage.errors import ConfigError, SourceError, StorageError, Undecodable
-from storage.objects.protocols import ObjectStore, StorageOptions, open_object, open_store
+from storage.objects.protocols import ObjectStore, StorageOptions
+from storage.stores.open import open_object, open_store
 from storage.urls import parse_url, shown_url, split_url
 
 _URL_COLUMNS = ("url", "uri", "image_url", "coco_url", "path", "file_name", "filename", "image")

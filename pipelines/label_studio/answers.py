@@ -9,7 +9,8 @@ from typing import Any
 
 from pipelines.label_studio.regions import Region, from_results
 from storage.errors import ReviewError
-from storage.review.queue import Answer, DeletedBox, Origin, ReviewedBox, ReviewItem
+from storage.review.answers import Answer, DeletedBox, Origin, ReviewedBox
+from storage.review.queue import ReviewItem
 
 # What an annotation ends in whose parts are missing, or are something else than they should be.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)

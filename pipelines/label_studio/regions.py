@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.label_studio.interface import Interface
-from storage.review.queue import Xyxy
+from storage.records import Xyxy
 
 _SLIVER_PX = 0.01
 

@@ -18,9 +18,9 @@ from urllib.parse import quote
 
 from pipelines.label_studio.client import LabelStudio
 from pipelines.label_studio.errors import OutcomeUnknown, ReviewRefused
-from pipelines.review.copies import IMAGES
 from storage.errors import ConfigError, LabelfleetError, ReviewError
 from storage.objects.protocols import ObjectStore, StorageOptions
+from storage.review.queue import IMAGES
 from storage.urls import parse_url, shown_url
 
 KEY_ID, SECRET = "LABEL_STUDIO_S3_ACCESS_KEY_ID", "LABEL_STUDIO_S3_SECRET_ACCESS_KEY"

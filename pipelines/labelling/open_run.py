@@ -10,18 +10,18 @@ from typing import Any
 
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, group_shards, listed_objects
+from pipelines.models.requested import existing_record, requested_by
 from pipelines.models.view import say
 from pipelines.truth import coco_classes as coco
-from storage.errors import ConfigError, ModelError, ObjectNotFound, StorageError
-from storage.identity import config_hash
+from storage.errors import ModelError, StorageError
 from storage.objects.preflight import check_output
-from storage.objects.protocols import ObjectStore, normalise_url, open_store
-from storage.records import Shard, StoredObject
-from storage.runs.annotations import RunIdentity
+from storage.objects.protocols import ObjectStore
+from storage.records import RunIdentity, Shard, StoredObject
 from storage.runs.listing import Listing, ListingChange
-from storage.runs.manifest import RUN_KEY, Manifest, RunRecord
-from workers.models.resolve import resolve_model
-from workers.spec import INFERENCE_VERSION, ArtefactRef, DeviceName, ModelRequest, ModelSpec
+from storage.runs.manifest import Manifest, RunRecord, config_hash
+from storage.stores.open import open_store
+from storage.urls import normalise_url
+from workers.spec import INFERENCE_VERSION, ArtefactRef, ModelSpec
 
 UNSTATED = "unstated"
 
@@ -49,33 +49,13 @@ def open_run(config: RunConfig, *, cuda: bool) -> OpenRun:
     next(iter(listed_objects(config)))  # nothing is created for a source that is not there
     options = config.storage.options()
     output = open_store(config.output, options)
-    existing = _existing(output)
-    model = _requested(config, existing, output, cuda)
+    existing = existing_record(output)
+    model = requested_by(config, existing, output, cuda)
     if existing is None:
         _check_output(output)
         model = _made_ready(config, model)
     manifest = Manifest.create_or_continue(output, _record(config, model))
     return OpenRun(manifest, open_store(config.source.url, options), model)
-
-
-def requested_model(config: RunConfig, *, cuda: bool) -> ModelSpec:
-    """What a run of this config would load or loads: its own record counts where there is one.
-
-    Raises:
-        LabelfleetError: config and checkpoint disagree, or cannot be used.
-    """
-    output = open_store(config.output, config.storage.options())
-    return _requested(config, _existing(output), output, cuda)
-
-
-def _requested(
-    config: RunConfig, existing: RunRecord | None, output: ObjectStore, cuda: bool
-) -> ModelSpec:
-    device = _device(existing, cuda)
-    model = resolve_model(_request(config, existing), config.storage.options(), device=device)
-    if existing is None:
-        return model
-    return replace(model, artefact=_recorded_artefact(existing, output))
 
 
 def _check_output(output: ObjectStore) -> None:
@@ -104,59 +84,9 @@ def refresh_listing(
     return listing, listing.refresh(listed_objects(config), group)
 
 
-def _existing(output: ObjectStore) -> RunRecord | None:
-    try:
-        return RunRecord.from_json(output.get(RUN_KEY))
-    except ObjectNotFound:
-        return None
-
-
-def _device(existing: RunRecord | None, cuda: bool) -> DeviceName:
-    wanted: DeviceName = "cuda" if cuda else "cpu"
-    recorded: DeviceName = existing.inference.get("device", wanted) if existing else wanted
-    if recorded == "cuda" and not cuda:
-        raise ConfigError(
-            "the run was created on GPUs, and there is none here",
-            hint="continue it where there are GPUs, or choose another output",
-        )
-    return recorded
-
-
-def model_request(config: RunConfig) -> ModelRequest:
-    """The model section as the worker layer wants it."""
-    part = config.model
-    size = part.image_size
-    return ModelRequest(
-        checkpoint=normalise_url(part.checkpoint),  # a worker may run in another folder
-        name=part.name,
-        arch=part.arch,
-        sha256=part.sha256,
-        classes=coco.CLASSES if part.classes == "coco" else part.classes,
-        image_size=(size, size) if isinstance(size, int) else size,
-        keep=part.keep,
-        runtime=part.runtime,
-        precision=part.precision,
-        score_floor=part.score_floor,
-        nms_iou=part.nms_iou,
-        max_detections=part.max_detections,
-    )
-
-
-def _request(config: RunConfig, existing: RunRecord | None) -> ModelRequest:
-    request = model_request(config)
-    if existing is None:
-        return request
-    # What `auto` meant was settled when the run was created.
-    if request.runtime == "auto":
-        request = replace(request, runtime=existing.inference.get("runtime", "auto"))
-    if request.precision == "auto":
-        request = replace(request, precision=existing.inference.get("precision", "auto"))
-    return request
-
-
 def _made_ready(config: RunConfig, model: ModelSpec) -> ModelSpec:
     """With its artefact; where `runtime: auto` chose one that does not work out, on torch."""
-    from pipelines.models.compile import with_artefact  # torch, and more
+    from pipelines.models.artefact import with_artefact  # torch, and more
 
     try:
         return with_artefact(config, model, say=say)
@@ -165,14 +95,6 @@ def _made_ready(config: RunConfig, model: ModelSpec) -> ModelSpec:
             raise
         say(f"{model.runtime} does not work out here, so torch is used: {exc.message}")
         return replace(model, runtime="torch")
-
-
-def _recorded_artefact(existing: RunRecord, output: ObjectStore) -> ArtefactRef | None:
-    recorded = existing.inference.get("artefact")
-    if recorded is None:
-        return None
-    url = recorded["url"] if "url" in recorded else f"{output.url}/{recorded['key']}"
-    return ArtefactRef(url, recorded["sha256"])
 
 
 def _artefact_settings(ref: ArtefactRef, output: str) -> dict[str, str]:

@@ -14,12 +14,12 @@ from rich.text import Text
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, group_shards, listed_objects
 from storage.errors import ObjectNotFound, SourceTruncated
-from storage.objects.protocols import open_store
 from storage.records import Shard, StoredObject
 from storage.runs.ledger import invocations, read_ledger
 from storage.runs.listing import Listing, is_same
 from storage.runs.manifest import RUN_KEY, Manifest, RunRecord
 from storage.shards.reading import SupportsShards, read_shard
+from storage.stores.open import open_store
 
 _SAMPLED_TARS = 3
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from typing import Any
 
-import httpx
-
 from pipelines.cluster.elastic import elastic
-from pipelines.cluster.ray_cluster import check_shared_folders, cluster_nodes, ray_cluster
+from pipelines.cluster.nodes import cluster_nodes
+from pipelines.cluster.ray_cluster import ray_cluster
+from pipelines.cluster.shared_folders import check_shared_folders
 from pipelines.cluster.sizing import Node, Sizing, size_pool, wanted_actors, wants_gpu
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, listed_objects
@@ -26,60 +23,22 @@ from pipelines.dispatch.metrics import Measured, RayMetrics, count_review_queue
 from pipelines.dispatch.progress import watching
 from pipelines.dispatch.stopping import stopping_on_signals
 from pipelines.dispatch.tally import Tally, Watcher
-from pipelines.labelling.open_run import OpenRun, open_run, refresh_listing
+from pipelines.labelling.open_run import OpenRun, open_run
 from pipelines.labelling.planned_review import PlannedReview
-from pipelines.runs.status import RunStatus, run_status
+from pipelines.labelling.summary import RunSummary, notify, summarise
+from pipelines.labelling.work import Work, find_work
+from pipelines.runs.status import run_status
 from storage.errors import Interrupted, LabelfleetError, StorageError
 from storage.logs import about, log_format
-from storage.objects.protocols import normalise_url, open_store
-from storage.records import Shard
 from storage.runs.ledger import LedgerEntry, LedgerWriter, new_invocation
-from storage.runs.listing import Listing
 from storage.runs.lock import RunLock, run_lock
 from storage.runs.manifest import Manifest
+from storage.stores.open import open_store
+from storage.urls import normalise_url
 from workers.actors.pool import LabelPool, PoolSize
 from workers.spec import LabellerOptions, WorkerSpec
 
 log = logging.getLogger("labelfleet")
-
-
-@dataclass(frozen=True, slots=True)
-class RunSummary:
-    """How a run stands after one invocation; counts are the whole run's unless said otherwise.
-
-    Attributes:
-        images, ok, undecodable, too_large, unsupported, missing: rows, all and by status.
-        detections: boxes above the score floor.
-        shards: committed. ``left``: listed and not yet committed. ``quarantined``: set aside.
-        seconds, images_per_s, new_images, new_shards: of this invocation, start-up included.
-        routed: images drawn for people to see, in this invocation.
-        truncated: tars that ended in the middle, with what was said.
-        outcome: ``done``, or ``stopped`` on request with work left.
-    """
-
-    images: int
-    ok: int
-    undecodable: int
-    too_large: int
-    unsupported: int
-    missing: int
-    detections: int
-    shards: int
-    left: int
-    quarantined: int
-    new_images: int
-    new_shards: int
-    seconds: float
-    images_per_s: float
-    output: str
-    outcome: Outcome
-    exit_code: int
-    routed: int = 0
-    truncated: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """For machines."""
-        return asdict(self)
 
 
 def label_run(
@@ -144,62 +103,6 @@ def label_what_is_left(
         actors, sizing = pool()
         actors.resize(min(sizing.count, work.total))
         return drive(config, run, actors, sizing, work, lock.check)
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What is left: shards, lazily; how many; and which of them are out of quarantine."""
-
-    shards: Iterator[Shard]
-    total: int
-    last_chance: frozenset[str]
-
-
-def find_work(
-    run: OpenRun,
-    config: RunConfig,
-    limit: int | None,
-    found: Callable[[int], None] = lambda shards: None,
-) -> Work:
-    """List the source again; live shards minus committed ones, quarantined ones last.
-
-    Args:
-        limit: at most so many shards.
-        found: told how many shards are left by what is known: of earlier listings at first, then
-            more and more, while the listing goes on. Not where ``max_cost`` is set: workers that
-            wait for a listing are paid for, and it could not count them.
-    """
-    early = config.max_cost is None
-    committed = run.manifest.committed()
-    at_most = math.inf if limit is None else limit
-    earlier = Listing(run.manifest.store)
-    left = sum(shard_id not in committed for shard_id in earlier.live_ids())
-    if left and early:
-        found(int(min(left, at_most)))
-
-    def another(shard: Shard) -> None:
-        nonlocal left
-        left += shard.shard_id not in committed
-        if early and 0 < left <= at_most:
-            found(left)
-
-    listing, change = refresh_listing(run, config, another)
-    log.info("listing %d: %d new shards", change.generation, change.shards_added)
-    held_back = frozenset(run.manifest.quarantined_ids())
-    left = sum(shard_id not in committed for shard_id in listing.live_ids())
-    shards = shards_to_do(listing, committed, held_back)
-    total = left if limit is None else min(left, limit)
-    return Work(itertools.islice(shards, total), total, held_back)
-
-
-def shards_to_do(
-    listing: Listing, committed: set[str], held_back: frozenset[str]
-) -> Iterator[Shard]:
-    """Live shards that are not committed; those in quarantine come last."""
-    for quarantined in (False, True):
-        for shard in listing.live_shards(skip=committed) if held_back or not quarantined else ():
-            if (shard.shard_id in held_back) == quarantined:
-                yield shard
 
 
 @contextmanager
@@ -320,51 +223,3 @@ def release_quarantine(manifest: Manifest) -> None:
     held_back = manifest.quarantined_ids()
     for shard_id in held_back & manifest.committed() if held_back else ():
         manifest.release(shard_id)
-
-
-def summarise(
-    status: RunStatus,
-    tally: Tally,
-    outcome: Outcome,
-    began_s: float,
-    config: RunConfig,
-    routed: int = 0,
-) -> RunSummary:
-    """The run as it stands, with what this invocation added."""
-    seconds = time.monotonic() - began_s
-    counts, images = status.images, sum(status.images.values())
-    too_bad = images - counts["ok"] > config.max_bad_share * images
-    failed = 3 if status.quarantined or too_bad else 0
-    return RunSummary(
-        images=images,
-        ok=counts["ok"],
-        undecodable=counts["undecodable"],
-        too_large=counts["too_large"],
-        unsupported=counts["unsupported"],
-        missing=counts["missing"],
-        detections=status.detections,
-        shards=status.committed,
-        left=status.left,
-        quarantined=status.quarantined,
-        new_images=tally.images,
-        new_shards=tally.shards,
-        seconds=round(seconds, 2),
-        images_per_s=round(tally.images / seconds, 2),
-        output=normalise_url(config.output),
-        outcome=outcome,
-        exit_code=130 if outcome == "stopped" else failed,
-        routed=routed,
-        truncated=tally.truncated,
-    )
-
-
-def notify(config: RunConfig, summary: RunSummary) -> None:
-    """Tell the webhook, if there is one; that it does not answer is no reason to fail."""
-    if config.notify is None:
-        return
-    try:
-        httpx.post(
-            config.notify.get_secret_value(), json=summary.to_json(), timeout=10
-        ).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
-        log.warning("notify: the webhook failed: %s", type(exc).__name__)

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.labelling.run import RunSummary
+from pipelines.labelling.summary import RunSummary
 
 _STATUSES = ("ok", "undecodable", "too_large", "unsupported", "missing")
 

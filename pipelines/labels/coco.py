@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipelines.labels.export import ExportedImage, provenance
+from pipelines.labels.formats import ExportedImage, provenance
 from pipelines.labels.images import make_link
 from storage.labels.rows import Label
 from storage.labels.versions import LabelVersion

@@ -38,8 +38,8 @@ from storage.labels.versions import (
     finish_version,
     new_attempt,
 )
-from storage.review.queue import ReviewedBox, answer_parts, read_answers
-from storage.runs.annotations import Category
+from storage.records import Category
+from storage.review.answers import ReviewedBox, answer_parts, read_answers
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
 

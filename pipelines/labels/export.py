@@ -6,20 +6,20 @@ empty image teaches what background is. Boxes to ignore go where the format has 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
+from pipelines.labels.formats import ExportedImage, Exporter
 from pipelines.labels.images import ImageMode, Images, open_images
 from storage.errors import BucketNotFound, ConfigError
 from storage.labels.rows import LabelRow, label_rows
 from storage.labels.versions import LabelVersion, read_label_tables, read_version
-from storage.objects.protocols import ObjectStore, StorageOptions, open_store
+from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.runs.manifest import Manifest
+from storage.stores.open import open_store
 from storage.urls import overlaps
 
 ExportFormat = Literal["coco", "yolo", "hf"]
@@ -49,31 +49,6 @@ class ExportSummary:
     def to_fields(self) -> dict[str, Any]:
         """For machines."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class ExportedImage:
-    """One row on its way out.
-
-    Attributes:
-        row: the image's labels.
-        name: its file name below the format's image folder.
-        raw: its bytes where they are to be copied, else None.
-        link: the file to link to, else None.
-    """
-
-    row: LabelRow
-    name: str
-    raw: bytes | None = None
-    link: Path | None = None
-
-
-class Exporter(Protocol):
-    """One format. ``close`` is called once, after the last image, and only without an error."""
-
-    def add(self, image: ExportedImage) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def export_version(
@@ -194,21 +169,3 @@ def _refuse_place(manifest: Manifest, dest: str, store: ObjectStore) -> None:
             f"{dest} is not empty: it holds {there.key}",
             hint="an export never mixes with other files; choose an empty place",
         )
-
-
-def provenance(lineage: LabelVersion) -> dict[str, Any]:
-    """Where exported labels come from, for the format's own description field."""
-    return {
-        "description": f"{lineage.run['name']}, label version {lineage.version}, by labelfleet",
-        "version": lineage.version,
-        "date_created": lineage.created_at,
-        "model_sha256": lineage.run["model_sha256"],
-        "model_licence": lineage.run["licence"],
-        "policy": lineage.policy,
-        "counts": lineage.counts,
-    }
-
-
-def json_line(value: Any) -> bytes:
-    """One line of JSON, any file name included."""
-    return json.dumps(value).encode() + b"\n"

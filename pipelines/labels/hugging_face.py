@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.labels.export import ExportedImage, provenance
+from pipelines.labels.formats import ExportedImage, provenance
 from storage.labels.versions import LabelVersion
 from storage.objects.protocols import ObjectStore
 

@@ -10,12 +10,13 @@ from typing import Literal, get_args
 from pipelines.labels.file_names import FileNames
 from storage.errors import ConfigError, ObjectNotFound
 from storage.labels.rows import LabelRow
-from storage.objects.protocols import ObjectStore, StorageOptions, open_store
+from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.records import printable
 from storage.runs.image_bytes import read_images
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
 from storage.stores.local_files import open_folder
+from storage.stores.open import open_store
 from storage.urls import check_key, parse_url
 
 ImageMode = Literal["copy", "link", "none"]

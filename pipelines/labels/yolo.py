@@ -14,7 +14,7 @@ from types import TracebackType
 
 import yaml
 
-from pipelines.labels.export import ExportedImage, json_line, provenance
+from pipelines.labels.formats import ExportedImage, json_line, provenance
 from pipelines.labels.images import make_link
 from storage.labels.rows import Label
 from storage.labels.versions import LabelVersion

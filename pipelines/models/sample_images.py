@@ -20,12 +20,14 @@ from pipelines.config.run_config import RunConfig
 from pipelines.config.source import group_shards, listed_objects
 from pipelines.truth.coco_truth import Truth, join_rows, may_join, refuse_unmatched
 from storage.errors import SourceEmpty
-from storage.objects.protocols import ObjectStore, open_store
+from storage.objects.protocols import ObjectStore
 from storage.records import ImageRecord, StoredObject
-from storage.shards.reading import classify, list_source, read_shard
-from workers.detectors.protocol import Preprocessing
+from storage.shards.reading import read_shard
+from storage.shards.selecting import classify, list_source
+from storage.stores.open import open_store
 from workers.images.letterbox import LetterboxTransform
 from workers.images.prepare import Prepared, Skipped, open_image
+from workers.images.preprocessing import Preprocessing
 
 MEASURED_MAX = 1000  # mAP moves little beyond, and each image is run many times
 _SHARDS = 8  # tars that are read for a sample, at most

@@ -24,7 +24,7 @@ from pipelines.policy.policy import Calibration, ClassThresholds, Curve, Policy
 from pipelines.truth.coco_truth import Truth
 from pipelines.truth.judge import IOU, JudgedBoxes, answered_images, judge, truth_images
 from storage.errors import ConfigError
-from storage.runs.annotations import Category
+from storage.records import Category
 from storage.runs.manifest import Manifest
 
 _ENOUGH_BOXES = 50  # of a class, for a curve and thresholds of its own

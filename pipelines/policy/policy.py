@@ -27,11 +27,12 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pipelines.config.run_config import Part, Share, parse_config
-from pipelines.config.yaml_files import load_yaml
+from pipelines.config.run_config import Part, Share
+from pipelines.config.yaml_files import load_yaml, parse_config
 from storage.errors import ConfigError, ObjectNotFound
-from storage.objects.protocols import StorageOptions, SupportsGet, open_object
-from storage.runs.annotations import Category
+from storage.objects.protocols import StorageOptions, SupportsGet
+from storage.records import Category
+from storage.stores.open import open_object
 from storage.urls import shown_url
 
 POLICY_KEY = "policy.yaml"  # below a run's output, where `fit` leaves it

@@ -24,8 +24,9 @@ from storage.errors import LabelfleetError, StorageError
 from storage.labels.versions import LabelVersion
 from storage.objects.protocols import ObjectStore
 from storage.records import AnnotationRow
-from storage.review.queue import read_answers, read_queue
-from storage.runs.annotations import table_to_rows
+from storage.review.answers import read_answers
+from storage.review.queue import read_queue
+from storage.runs.annotation_rows import table_to_rows
 from storage.runs.image_bytes import read_images
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.runs.bottleneck import WorkerTime
+from storage.runs.annotations import COMMIT, STAGES
 from storage.runs.ledger import LedgerEntry, invocations, read_ledger
 from storage.runs.manifest import Manifest
-from workers.labelling.job import COMMIT, STAGES
 
 
 @dataclass(frozen=True, slots=True)

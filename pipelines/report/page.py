@@ -27,9 +27,10 @@ from pipelines.report.pace import Pace, newest_pace
 from pipelines.report.review import review_section
 from pipelines.report.scan import BANDS, BOX_BUCKETS, SCORE_BINS, SHOWN_SCORE, Pick, Scan, scan
 from storage.errors import LabelfleetError
-from storage.objects.protocols import StorageOptions, open_store
+from storage.objects.protocols import StorageOptions
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
+from storage.stores.open import open_store
 
 REPORT_KEY = "report/index.html"
 _MAX_CLASSES = 24

@@ -12,9 +12,10 @@ from pipelines.report import figures
 from pipelines.report.corrections import KINDS, Picture, pictures
 from storage.errors import LabelfleetError
 from storage.labels.versions import read_version, versions
-from storage.objects.protocols import StorageOptions, open_store
-from storage.review.queue import answer_parts
+from storage.objects.protocols import StorageOptions
+from storage.review.answers import answer_parts
 from storage.runs.manifest import Manifest
+from storage.stores.open import open_store
 
 _KIND_NAMES = {
     "missed": "missed", "spurious": "nothing there", "wrong_class": "wrong class",

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage.records import AnnotationRow
-from storage.runs.annotations import table_to_rows
+from storage.runs.annotation_rows import table_to_rows
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
 

@@ -15,13 +15,12 @@ import cv2
 
 from storage.errors import ImageError, LabelfleetError
 from storage.objects.protocols import ObjectStore
-from storage.review.queue import ReviewItem
+from storage.review.queue import IMAGES, ReviewItem
 from storage.runs.image_bytes import Fetched, read_images
 from storage.runs.manifest import Manifest
 from workers.images.decode import decode
 from workers.images.signatures import format_of
 
-IMAGES = "review/images/"
 _MAX_PIXELS = 500_000_000
 _SHOWN = {"PNG": "png", "WebP": "webp", "BMP": "bmp"}  # by browsers, as they are
 

@@ -25,7 +25,7 @@ from pipelines.label_studio.client import (
 from pipelines.label_studio.send import delete_twins
 from pipelines.label_studio.tasks import queued
 from storage.errors import ReviewError
-from storage.review.queue import Answer, append_answers, read_answers
+from storage.review.answers import Answer, append_answers, read_answers
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
 

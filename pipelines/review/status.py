@@ -8,11 +8,11 @@ from typing import Any
 
 from pipelines.evaluation.audit import AuditReport, audit_report
 from pipelines.label_studio.client import LabelStudio
+from pipelines.label_studio.connect import open_server
 from pipelines.label_studio.tasks import queued
-from pipelines.review.settings import open_server
 from storage.errors import LabelfleetError
 from storage.labels.versions import versions
-from storage.review.queue import read_answers
+from storage.review.answers import read_answers
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from pipelines.display.console import HarmlessConsole
+from pipelines.display.tables import MOST_NAMED, summary_table
 from pipelines.evaluation.audit import AuditReport
 from pipelines.evaluation.intervals import Estimate
-from pipelines.labels.diff import LabelDiff
 from pipelines.review.pull import PullSummary
 from pipelines.review.push import PushSummary, PushWatcher
 from pipelines.review.status import ReviewStatus
 from pipelines.routing.route import RouteSummary
-from storage.labels.versions import LabelVersion
-
-_NAMED = 10  # images named one by one
 
 
 class _Bar(PushWatcher):
@@ -61,7 +57,7 @@ def render_route(summary: RouteSummary) -> RenderableType:
     if summary.audit_known:
         rows.append(("audit images in the queue already", f"{summary.audit_known:,}"))
     rows += [(f"not routed: {why}", f"{n:,}") for why, n in sorted(summary.passed_over.items())]
-    return Group(_table("routed", rows), Text(f"queue: {summary.key}"))
+    return Group(summary_table("routed", rows), Text(f"queue: {summary.key}"))
 
 
 def render_push(summary: PushSummary) -> RenderableType:
@@ -77,11 +73,11 @@ def render_push(summary: PushSummary) -> RenderableType:
         rows.append(("doubled tasks deleted", f"{summary.twins_deleted:,}"))
     remarks = [
         Text(f"not shown: {image_id}: {why}", style="yellow")
-        for image_id, why in list(summary.not_shown.items())[:_NAMED]
+        for image_id, why in list(summary.not_shown.items())[:MOST_NAMED]
     ]
-    if len(summary.not_shown) > _NAMED:
-        remarks.append(Text(f"… and {len(summary.not_shown) - _NAMED} more", style="yellow"))
-    return Group(_table(summary.project, rows), *remarks, Text(f"review at {summary.url}"))
+    if len(summary.not_shown) > MOST_NAMED:
+        remarks.append(Text(f"… and {len(summary.not_shown) - MOST_NAMED} more", style="yellow"))
+    return Group(summary_table(summary.project, rows), *remarks, Text(f"review at {summary.url}"))
 
 
 def render_pull(summary: PullSummary) -> RenderableType:
@@ -98,7 +94,7 @@ def render_pull(summary: PullSummary) -> RenderableType:
         remarks.append(f"{summary.unreadable} annotations cannot be read and were left out")
     if summary.twins_deleted:
         remarks.append(f"{summary.twins_deleted} doubled tasks were deleted")
-    return Group(_table("pulled", rows), *(Text(r, style="yellow") for r in remarks))
+    return Group(summary_table("pulled", rows), *(Text(r, style="yellow") for r in remarks))
 
 
 def render_status(status: ReviewStatus) -> RenderableType:
@@ -116,7 +112,7 @@ def render_status(status: ReviewStatus) -> RenderableType:
     rows.append(("minutes left", f"{status.minutes_left:,.0f} of {status.minutes:,.0f}"))
     if status.last_answer:
         rows.append(("last answer", f"{status.last_answer:%Y-%m-%d %H:%M} UTC"))
-    parts: list[RenderableType] = [_table(f"{status.project} at {status.url}", rows)]
+    parts: list[RenderableType] = [summary_table(f"{status.project} at {status.url}", rows)]
     if status.problem:
         parts.append(Text(status.problem, style="yellow"))
     if status.worth is not None:
@@ -136,33 +132,9 @@ def render_worth(report: AuditReport) -> RenderableType:
         ("gain over random review", _figure(report.gain)),
     ]  # fmt: skip
     title = f"{report.version}: from {report.sampled:,} audit images, for {report.images:,}"
-    return Group(_table(title, rows), *(Text(f"  {note}", style="dim") for note in report.notes))
-
-
-def render_version(lineage: LabelVersion) -> RenderableType:
-    """What a label version holds."""
-    rows = [(name.replace("_", " "), f"{count:,}") for name, count in lineage.counts.items()]
-    return Group(_table(f"labels {lineage.version}", rows), Text(f"policy {lineage.policy}"))
-
-
-def render_diff(diff: LabelDiff) -> RenderableType:
-    """What changed between two versions."""
-    images = [(f"images {kind.replace('_', ' ')}", f"{n:,}") for kind, n in diff.images.items()]
-    boxes = [(f"boxes {kind.replace('_', ' ')}", f"{n:,}") for kind, n in diff.boxes.items()]
-    classes = Table("class", diff.old, diff.new, box=None)
-    for name, (old, new) in diff.labels_by_class.items():
-        classes.add_row(Text(name), f"{old:,}", f"{new:,}")
-    changed = [Text(f"changed: {image_id}") for image_id in diff.examples[:_NAMED]]
-    return Group(_table(f"{diff.old} → {diff.new}", [*images, *boxes]), classes, *changed)
-
-
-def _table(title: str, rows: Sequence[tuple[str, str]]) -> RenderableType:
-    table = Table(show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for name, value in rows:
-        table.add_row(name, value)
-    return Group(Text(title, style="bold"), table)
+    return Group(
+        summary_table(title, rows), *(Text(f"  {note}", style="dim") for note in report.notes)
+    )
 
 
 def _share(estimate: Estimate) -> str:

@@ -22,17 +22,9 @@ from pipelines.routing.cost import Budget, CostModel, learn_cost
 from pipelines.routing.signals import SIGNALS
 from pipelines.routing.survey import Candidate, Earlier, RouteOptions, Survey
 from storage.errors import ConfigError
+from storage.review.answers import Answer, read_answers
 from storage.review.frames import write_frame
-from storage.review.queue import (
-    Answer,
-    QueueHead,
-    Reason,
-    ReviewItem,
-    Stratum,
-    read_answers,
-    read_queue,
-    write_queue,
-)
+from storage.review.queue import QueueHead, Reason, ReviewItem, Stratum, read_queue, write_queue
 from storage.runs.manifest import Manifest
 
 _RARE_SHARE = 0.5  # rare: less than half of what the class would have if all were equal

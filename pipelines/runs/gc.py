@@ -22,16 +22,15 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.review.copies import IMAGES
-from storage.runs.generations import PARTS
 from storage.labels.versions import LABELS, versions
-from storage.runs.listing import Listing
-from storage.runs.lock import LOCK_KEY, RunLock, run_lock
-from storage.runs.manifest import ANNOTATIONS, QUARANTINE, Manifest
 from storage.objects.preflight import PROBE
 from storage.records import StoredObject
 from storage.review.frames import FRAMES
-from storage.review.queue import queue_parts, read_head, read_queue
+from storage.review.queue import IMAGES, queue_parts, read_head, read_queue
+from storage.runs.generations import PARTS
+from storage.runs.listing import Listing
+from storage.runs.lock import LOCK_KEY, RunLock, run_lock
+from storage.runs.manifest import ANNOTATIONS, QUARANTINE, Manifest
 
 DAY_S = 86_400.0
 _DELETERS = 16

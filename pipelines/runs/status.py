@@ -20,11 +20,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.runs.bottleneck import WorkerTime
+from storage.records import STATUSES
 from storage.runs.ledger import LedgerEntry, invocations, read_ledger
 from storage.runs.listing import Listing
-from storage.runs.manifest import Manifest
-from storage.records import STATUSES
 from storage.runs.live_rows import live_tables
+from storage.runs.manifest import Manifest
 
 # The driver beats every few seconds, and parts of the ledger are written every five.
 SILENT_AFTER_S = 60.0

@@ -15,13 +15,13 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from storage.runs.annotation_check import ObjectCheck, check_object
 from storage.errors import ObjectNotFound, StorageError
+from storage.objects.prefetch import in_order
+from storage.records import STATUSES, Shard, printable, shard_id_of
+from storage.runs.annotation_check import ObjectCheck, check_object
 from storage.runs.ledger import invocations, read_ledger
 from storage.runs.listing import Listing
 from storage.runs.manifest import ANNOTATIONS, QUARANTINE, Manifest, annotation_key
-from storage.objects.prefetch import in_order
-from storage.records import STATUSES, Shard, printable, shard_id_of
 from storage.shards.reading import SupportsShards, member_ids
 
 READERS = 16

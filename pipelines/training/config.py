@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.config.run_config import Part, apply_override, parse_config, read_yaml
+from pipelines.config.run_config import Part
+from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
 from storage.errors import ConfigError
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]

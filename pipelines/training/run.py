@@ -27,13 +27,15 @@ from pipelines.training.start import (
     read_sets,
     resolve_machine,
 )
-from pipelines.training.summary import FILE_NAME, TrainSummary, read_finished, render
+from pipelines.training.summary import FILE_NAME, TrainSummary, read_finished
 from pipelines.training.validation import Scores, measure
 from pipelines.training.view import TrainView
 from storage.errors import Interrupted
 from storage.objects.protocols import StorageOptions
+from workers.checkpoints.file import read_checkpoint, save_checkpoint
 from workers.detectors.protocol import Detector
-from workers.models.resolve import read_checkpoint, resolve_model, save_checkpoint
+from workers.models.load_torch import load_detector
+from workers.models.resolve import resolve_model
 from workers.runtimes.torch_session import torch_detector
 from workers.spec import ModelRequest, ModelSpec
 from workers.training.augment import Augmentation
@@ -41,9 +43,7 @@ from workers.training.batches import BatchSource
 from workers.training.coco_set import TrainingSet
 from workers.training.trainer import Trainer
 from workers.yolo_nas.dense import DenseDetector
-from workers.yolo_nas.network import fuse, load_detector
-
-__all__ = ["TrainSummary", "render", "train", "train_from_file"]
+from workers.yolo_nas.network import fuse
 
 STATE_NAME = "state.pt"
 _SCORE_FLOOR = 0.01  # mAP counts boxes far below any threshold of use

@@ -14,7 +14,9 @@ from torch import nn
 from pipelines.training.config import DataConfig, TrainConfig
 from storage.errors import CheckpointError, ConfigError
 from storage.objects.protocols import StorageOptions
-from workers.models.resolve import Checkpoint, fetch_checkpoint, read_arch, read_checkpoint
+from workers.checkpoints.cache import fetch_checkpoint
+from workers.checkpoints.file import Checkpoint, read_checkpoint
+from workers.models.resolve import read_arch
 from workers.training.coco_set import TrainingSet, read_training_set
 from workers.training.options import FitOptions, TrainPrecision
 from workers.yolo_nas.network import build_network

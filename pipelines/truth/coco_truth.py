@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import ConfigError, TruthMismatch
-from storage.objects.protocols import StorageOptions, open_store
+from storage.objects.protocols import StorageOptions
+from storage.stores.open import open_store
 from storage.urls import shown_url
 
 # Class names that mark regions to leave out of any count, as KITTI and VisDrone use them.

@@ -29,8 +29,8 @@ from pipelines.truth.matching import Boxes, Ids, iou_matrix, match
 from pipelines.truth.settle import settle
 from storage.errors import ReviewError
 from storage.records import AnnotationRow, Detections
-from storage.review.queue import read_answers
-from storage.runs.annotations import table_to_rows
+from storage.review.answers import read_answers
+from storage.runs.annotation_rows import table_to_rows
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
 

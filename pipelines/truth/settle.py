@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.truth.matching import iou_matrix, match
 from storage.errors import ConfigError
-from storage.review.queue import Answer, ReviewedBox
+from storage.review.answers import Answer, ReviewedBox
 
 Settling = Literal["latest", "agreement"]
 

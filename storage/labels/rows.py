@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from storage.labels.versions import LABEL_SCHEMA, LABELS, PartFile, part_metadata
 from storage.objects.protocols import SupportsCreate
-from storage.review.queue import Xyxy
+from storage.records import Xyxy
 
 ROWS_PER_PART = 100_000
 LabelSource = Literal["model", "human"]

@@ -37,7 +37,8 @@ from storage.objects.protocols import (
     SupportsList,
     SupportsReplace,
 )
-from storage.runs.annotations import METADATA_KEY, Category
+from storage.parquet.files import METADATA_KEY
+from storage.records import Category
 
 LABELS = "labels/"
 LATEST = "labels/latest.json"

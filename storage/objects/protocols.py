@@ -13,28 +13,6 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from storage.records import StoredObject
-from storage.urls import normalise_url, overlaps, parse_url, split_url
-
-__all__ = [
-    "Body",
-    "ObjectStore",
-    "StorageOptions",
-    "SupportsCreate",
-    "SupportsDelete",
-    "SupportsGet",
-    "SupportsGetRange",
-    "SupportsHead",
-    "SupportsLeftovers",
-    "SupportsList",
-    "SupportsPresign",
-    "SupportsPut",
-    "SupportsReplace",
-    "SupportsStream",
-    "normalise_url",
-    "open_object",
-    "open_store",
-    "overlaps",
-]
 
 Body = bytes | Path  # what is written: bytes, or a spool file that is read while sending
 
@@ -189,43 +167,3 @@ class ObjectStore(
     def atomic_create(self) -> bool:
         """Whether ``create`` is known to let exactly one racing writer win."""
         ...
-
-
-def open_store(url: str, options: StorageOptions | None = None) -> ObjectStore:
-    """The store for a URL: s3:// by boto3, file:// and plain paths by our own code, memory://
-    inside one process, every other scheme through fsspec (create only where known to be atomic).
-
-    Opening touches nothing: a missing bucket or folder shows at the first verb; ``put`` and
-    ``create`` on file:// make the folders they need.
-
-    Raises:
-        ConfigError: the URL cannot be read, or its scheme is not known here.
-    """
-    place = parse_url(url)
-    options = options or StorageOptions()
-    # Imported here: whoever reads a local folder loads neither boto3 nor fsspec.
-    if place.scheme == "file":
-        from storage.stores.local import LocalStore
-
-        return LocalStore(place.path)
-    if place.scheme == "s3":
-        from storage.s3.store import S3Store
-
-        return S3Store(place.authority, place.path, options)
-    if place.scheme == "memory":
-        from storage.stores.memory import MemoryStore
-
-        return MemoryStore(place.authority, place.path)
-    from storage.stores.fsspec_store import open_fsspec
-
-    return open_fsspec(place, options)
-
-
-def open_object(url: str, options: StorageOptions | None = None) -> tuple[ObjectStore, str]:
-    """The store that holds a single object (a checkpoint, a list of keys), and its key there.
-
-    Raises:
-        ConfigError: as ``open_store``; or the URL names a bucket or a folder.
-    """
-    root, key = split_url(url)
-    return open_store(root, options), key

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from storage.errors import AlreadyExists, StorageError
 from storage.objects.protocols import SupportsCreate, SupportsGet, SupportsList
 from storage.parquet.errors import reading_parquet
-from storage.runs.annotations import METADATA_KEY
+from storage.parquet.files import METADATA_KEY
 
 _DIGITS = 6
 

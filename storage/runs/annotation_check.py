@@ -13,15 +13,10 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.runs.annotations import (
-    RunIdentity,
-    ShardFooter,
-    identity_of,
-    metadata_of,
-    opened,
-)
 from storage.errors import StorageError
-from storage.records import STATUSES, Shard, printable
+from storage.parquet.files import metadata_of, opened
+from storage.records import STATUSES, RunIdentity, Shard, printable
+from storage.runs.annotations import ShardFooter, identity_of
 
 _NAMED = 3  # images named in one sentence
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,67 +19,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.objects.protocols import SupportsGet, SupportsGetRange
+from storage.parquet.errors import reading_parquet
+from storage.parquet.files import METADATA_KEY, SCHEMA_VERSION, metadata_of, opened
+from storage.records import STATUSES, AnnotationRow, Category, RunIdentity, StoredObject
 from storage.runs.annotation_rows import (
-    DETECTION_TYPE,
     SCHEMA,
     rows_to_table,
     table_to_rows,
     validate_row,
 )
-from storage.errors import StorageError
-from storage.objects.protocols import SupportsGet, SupportsGetRange
-from storage.parquet.errors import reading_parquet
-from storage.records import STATUSES, AnnotationRow, StoredObject
 
-__all__ = [
-    "DETECTION_TYPE",
-    "METADATA_KEY",
-    "ROW_GROUP_ROWS",
-    "SCHEMA",
-    "SCHEMA_VERSION",
-    "Category",
-    "RowWriter",
-    "RunIdentity",
-    "ShardFooter",
-    "identity_of",
-    "metadata_of",
-    "opened",
-    "read_footer",
-    "read_identity",
-    "read_rows",
-    "read_tables",
-    "rows_to_table",
-    "table_to_rows",
-    "validate_row",
-]
-
-SCHEMA_VERSION = 1
-METADATA_KEY = b"labelfleet"
 ROW_GROUP_ROWS = 512
 ROW_GROUP_DETECTIONS = 20_000  # some 10 MB while they wait
-
-
-@dataclass(frozen=True, slots=True)
-class Category:
-    """A class: ``id`` contiguous, as in the rows; ``official_id`` the data set's own."""
-
-    id: int
-    name: str
-    official_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class RunIdentity:
-    """What every annotation object says about the run that made it."""
-
-    name: str
-    config_hash: str
-    model_sha256: str
-    licence: str
-    runtime: str
-    precision: str
-    code_version: str
-    categories: tuple[Category, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,35 +158,6 @@ class _RangedFile(io.RawIOBase):
         return chunk
 
 
-@contextmanager
-def opened(source: pa.NativeFile, key: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file; what goes wrong with a damaged one becomes StorageError with the key."""
-    with (
-        reading_parquet(key),
-        pq.ParquetFile(source, page_checksum_verification=True) as file,
-    ):
-        yield file
-
-
-def metadata_of(file: pq.ParquetFile, key: str) -> dict[str, Any]:
-    """The JSON that labelfleet put there. Raises StorageError: not one of ours, or a newer one."""
-    # The footer's own key-value pairs; the Arrow schema inside it does not repeat them.
-    raw = (file.metadata.metadata or {}).get(METADATA_KEY)
-    if raw is None:
-        raise StorageError(
-            f"{key} is a Parquet file, but not one that labelfleet wrote",
-            hint="something else put it below annotations/; move it away",
-        )
-    metadata: dict[str, Any] = json.loads(raw)
-    if metadata["schema_version"] > SCHEMA_VERSION:
-        raise StorageError(
-            f"{key} has schema version {metadata['schema_version']}, "
-            f"this labelfleet reads up to {SCHEMA_VERSION}",
-            hint="update labelfleet",
-        )
-    return metadata
-
-
 def read_footer(store: SupportsGetRange, listed: StoredObject) -> ShardFooter:
     """The footer of one annotation object, by ranged reads of its end only.
 
@@ -280,3 +202,14 @@ def read_rows(store: SupportsGet, key: str) -> Iterator[AnnotationRow]:
     for table in read_tables(store, key):
         with reading_parquet(key):
             yield from table_to_rows(table)
+
+
+# Keys of a footer's ``seconds``. ``wait`` is the infer thread's, for images to come; the others
+# are work. ``commit`` is known to the driver alone: it ends after the footer was written.
+STAGES = ("fetch", "decode", "wait", "infer", "nms", "write")
+
+
+COMMIT = "commit"
+
+
+QUEUES = ("fetched", "decoded")  # keys of a footer's ``fill``

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 from storage.errors import LabelfleetError, ObjectNotFound, StorageError
-from storage.runs.listing import Listing
-from storage.runs.manifest import Manifest
 from storage.objects.protocols import ObjectStore
 from storage.records import Shard, StoredObject, printable
+from storage.runs.listing import Listing
+from storage.runs.manifest import Manifest
 from storage.shards.reading import read_shard
 
 _FETCHERS = 8

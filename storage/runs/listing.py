@@ -20,18 +20,15 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
+from storage.objects.protocols import ObjectStore
+from storage.records import SHARD_KINDS, Shard, ShardKind, StoredObject
 from storage.runs.generations import (
     PART_NBYTES,
-    SOURCE,
     Generations,
     GenerationWriter,
     generation_keys,
     key_bytes,
 )
-from storage.objects.protocols import ObjectStore
-from storage.records import SHARD_KINDS, Shard, ShardKind, StoredObject
-
-__all__ = ["SOURCE", "Known", "Listing", "ListingChange"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,12 @@ from collections.abc import Container, Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.runs.annotations import read_tables, table_to_rows
 from storage.errors import ObjectNotFound
+from storage.records import AnnotationRow, printable
+from storage.runs.annotation_rows import table_to_rows
+from storage.runs.annotations import read_tables
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest, annotation_key
-from storage.records import AnnotationRow, printable
 
 
 def live_tables(

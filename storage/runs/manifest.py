@@ -7,6 +7,7 @@ invocation saw in storage/runs/ledger.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.runs.annotations import Category, RunIdentity, ShardFooter, read_footer
 from storage.errors import (
     AlreadyExists,
     ConfigError,
@@ -23,8 +23,10 @@ from storage.errors import (
     RunMismatch,
     StorageError,
 )
-from storage.objects.protocols import ObjectStore, StorageOptions, open_store
-from storage.records import Shard, StoredObject
+from storage.objects.protocols import ObjectStore, StorageOptions
+from storage.records import Category, RunIdentity, Shard, StoredObject
+from storage.runs.annotations import ShardFooter, read_footer
+from storage.stores.open import open_store
 
 RUN_KEY = "run.json"
 ANNOTATIONS = "annotations/"
@@ -235,3 +237,9 @@ def read_json(store: ObjectStore, key: str) -> dict[str, Any]:
         return loaded
     except (ValueError, RecursionError) as exc:
         raise StorageError(f"{store.url}/{key} is not readable JSON: {exc}") from exc
+
+
+def config_hash(settings: dict[str, Any]) -> str:
+    """16 hex digits of sha256 over the canonical JSON of a run's inference settings."""
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from itertools import islice
-from typing import Literal, Protocol
+from typing import Protocol
 
 from storage.errors import (
     Interrupted,
@@ -16,86 +15,27 @@ from storage.errors import (
     SourceTruncated,
 )
 from storage.objects.prefetch import READERS, in_order
-from storage.objects.protocols import SupportsGet, SupportsList, SupportsStream
-from storage.records import ImageRecord, Shard, StoredObject, printable, shard_id_of
-from storage.shards.globs import compile_glob
+from storage.objects.protocols import SupportsGet, SupportsStream
+from storage.records import (
+    LINK_ETAG,
+    SPECIAL_ETAG,
+    ImageRecord,
+    Shard,
+    StoredObject,
+    printable,
+)
+from storage.shards.selecting import classify
 from storage.shards.tar_header import TarMember
 from storage.shards.tar_stream import TarStream
-from storage.stores.local_walk import LINK_ETAG, SPECIAL_ETAG
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _NOT_FILES = {
     LINK_ETAG: "a symbolic link; links are not followed",
     SPECIAL_ETAG: "a pipe, socket or device, not a plain file",
 }
 
-Kind = Literal["tar", "image", "other"]
-
 
 class SupportsShards(SupportsGet, SupportsStream, Protocol):
     """What reading a shard of either kind needs of a store."""
-
-
-def classify(key: str) -> Kind:
-    """Tell tar shard, image and everything else apart by the name alone, in any case.
-
-    ``._photo.jpg`` and the like are macOS resource forks: other.
-    """
-    name = key.rsplit("/", 1)[-1].lower()
-    if name.startswith("._"):
-        return "other"
-    if name.endswith(TAR_SUFFIXES):
-        return "tar"
-    return "image" if name.endswith(IMAGE_SUFFIXES) else "other"
-
-
-def list_source(
-    store: SupportsList,
-    *,
-    kind: Literal["auto", "tar", "images"] = "auto",
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-) -> Iterator[StoredObject]:
-    """The objects of a source that can be labelled, in the listing's order, lazily.
-
-    Args:
-        kind: only tar shards, only loose images, or whatever is there.
-        include: globs on the key, any of which must match; none: everything.
-        exclude: globs on the key, none of which may match.
-
-    In a glob ``*`` and ``?`` stay within one level, ``**`` crosses levels, ``[a-z]`` is a set;
-    a glob without '/' is matched on the last part of the key, at any level. Case matters.
-    """
-    wanted = {"auto": ("tar", "image"), "tar": ("tar",), "images": ("image",)}[kind]
-    included = [compile_glob(pattern) for pattern in include]
-    excluded = [compile_glob(pattern) for pattern in exclude]
-    for listed in store.list():
-        if classify(listed.key) not in wanted:
-            continue
-        if included and not any(glob.fullmatch(listed.key) for glob in included):
-            continue
-        if not any(glob.fullmatch(listed.key) for glob in excluded):
-            yield listed
-
-
-def tar_shards(objects: Iterable[StoredObject]) -> Iterator[Shard]:
-    """One shard for every tar among ``objects``; the others are passed over."""
-    for listed in objects:
-        if classify(listed.key) == "tar":
-            yield Shard(shard_id_of([listed]), "tar", (listed,))
-
-
-def group_images(objects: Iterable[StoredObject], shard_size: int) -> Iterator[Shard]:
-    """Loose images in listing order, ``shard_size`` to a shard (fewer in the last).
-
-    Tars among ``objects`` are passed over.
-    """
-    if shard_size < 1:
-        raise ValueError(f"shard_size must be at least 1, not {shard_size}")
-    images = (listed for listed in objects if classify(listed.key) == "image")
-    while group := tuple(islice(images, shard_size)):
-        yield Shard(shard_id_of(group), "images", group)
 
 
 def read_shard(

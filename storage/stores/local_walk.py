@@ -10,12 +10,9 @@ from pathlib import Path
 
 from storage.errors import BucketNotFound
 from storage.objects.os_errors import from_os_error
-from storage.records import StoredObject
+from storage.records import LINK_ETAG, SPECIAL_ETAG, StoredObject
 from storage.stores.local_files import etag_of, is_own_file, is_temporary
 from storage.urls import readable
-
-LINK_ETAG = "link"  # a symbolic link, to a file or a folder: listed, never followed
-SPECIAL_ETAG = "special"  # a pipe, a socket or a device
 
 
 def walk(root: str, prefix: str) -> Iterator[StoredObject]:

@@ -29,16 +29,18 @@ from statistics import median
 
 import psutil
 
-from pipelines.cluster.ray_cluster import cluster_nodes, ray_cluster
+from pipelines.cluster.nodes import cluster_nodes
+from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.cluster.sizing import size_pool
 from pipelines.labelling.open_run import open_run
-from pipelines.labelling.run import drive, find_work, release_quarantine
+from pipelines.labelling.run import drive, release_quarantine
+from pipelines.labelling.work import find_work
 from pipelines.runs.gc import collect_garbage
 from pipelines.runs.status import RunStatus, run_status
 from pipelines.runs.verify import verify_run
 from storage.errors import LabelfleetError
-from storage.objects.protocols import open_store
 from storage.runs.lock import LOCK_KEY, RunLock, run_lock
+from storage.stores.open import open_store
 from tests.chaos.schedule import Trouble, schedule
 from tests.chaos.world import World, world
 from tests.support.samples.same_rows import differing

@@ -19,16 +19,17 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
-from pipelines.cluster.ray_cluster import cluster_nodes
+from pipelines.cluster.nodes import cluster_nodes
 from pipelines.cluster.sizing import size_pool
 from pipelines.config.run_config import RunConfig
 from pipelines.demo.digits import make_pages
 from pipelines.labelling.open_run import open_run
 from pipelines.labelling.run import open_pool
-from storage.objects.protocols import ObjectStore, open_store
+from storage.objects.protocols import ObjectStore
 from storage.records import AnnotationRow, Shard
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
+from storage.stores.open import open_store
 from tests.chaos.schedule import Blow
 from tests.support.samples.tar_samples import tar_of
 from tests.support.samples.tiny_run import run_config

@@ -22,7 +22,7 @@ from pipelines.dispatch.drive import Drive
 from pipelines.dispatch.stopping import Stopper
 from pipelines.dispatch.tally import Tally
 from pipelines.labelling.open_run import open_run
-from pipelines.labelling.run import Work, find_work
+from pipelines.labelling.work import Work, find_work
 from storage.runs.ledger import LedgerWriter, read_ledger
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest

@@ -21,8 +21,9 @@ WORKER = """
 import resource, sys
 from pathlib import Path
 from storage.runs.manifest import Manifest
-from storage.objects.protocols import StorageOptions, open_store
-from storage.shards.reading import tar_shards
+from storage.objects.protocols import StorageOptions
+from storage.stores.open import open_store
+from storage.shards.selecting import tar_shards
 from pipelines.config.run_config import RunConfig
 from pipelines.labelling.open_run import open_run
 from workers.labelling.assemble import open_labeller

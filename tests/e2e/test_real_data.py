@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.ingest.ingest import ingest
 from storage.objects.protocols import StorageOptions
-from storage.shards.reading import classify
+from storage.shards.selecting import classify
 from tests.e2e.jobs import Job
 
 pytestmark = pytest.mark.slow

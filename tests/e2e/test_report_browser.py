@@ -16,10 +16,11 @@ from pipelines.labels.decide import decide_run
 from pipelines.policy.policy import Policy
 from pipelines.report.page import write_report
 from pipelines.routing.route import route_run
-from storage.objects.protocols import open_store
 from storage.records import Shard
-from storage.review.queue import Answer, append_answers, read_queue
+from storage.review.answers import Answer, append_answers
+from storage.review.queue import read_queue
 from storage.runs.manifest import Manifest
+from storage.stores.open import open_store
 from tests.support.samples.synthetic_run import boxes, make_run, row, tar_shard
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -21,13 +21,15 @@ from pipelines.routing.route import route_run
 from storage.errors import ReviewError
 from storage.labels.rows import label_rows
 from storage.labels.versions import read_label_tables
-from storage.objects.protocols import StorageOptions, open_store
+from storage.objects.protocols import StorageOptions
 from storage.records import Detections
-from storage.review.queue import read_answers, read_queue
+from storage.review.answers import read_answers
+from storage.review.queue import read_queue
 from storage.review.settings import ReviewSettings
 from storage.runs.listing import Listing
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
+from storage.stores.open import open_store
 from tests.support.samples.review_samples import POLICY, SIZE, loose_run, routed, three_boxes
 from tests.support.samples.synthetic_run import boxes, commit_rows, list_shards, record
 from tests.support.servers.label_studio import LabelStudioServer

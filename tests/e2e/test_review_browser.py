@@ -24,10 +24,12 @@ from selenium.webdriver.support.ui import WebDriverWait
 from pipelines.label_studio.serving import choose_serving
 from pipelines.review.pull import pull_run
 from pipelines.review.push import push_run
-from storage.objects.protocols import StorageOptions, open_store
-from storage.review.queue import Xyxy, read_answers
+from storage.objects.protocols import StorageOptions
+from storage.records import Xyxy
+from storage.review.answers import read_answers
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
+from storage.stores.open import open_store
 from tests.support.samples.review_samples import committed_run, routed
 from tests.support.samples.synthetic_run import boxes, row
 from tests.support.servers.label_studio import ROOT, LabelStudioServer

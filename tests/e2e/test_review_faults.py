@@ -21,10 +21,12 @@ from pipelines.label_studio.serving import choose_serving
 from pipelines.review.pull import pull_run
 from pipelines.review.push import PushSummary, PushWatcher, push_run
 from storage.errors import ReviewError
-from storage.objects.protocols import StorageOptions, open_store
-from storage.review.queue import read_answers, read_queue
+from storage.objects.protocols import StorageOptions
+from storage.review.answers import read_answers
+from storage.review.queue import read_queue
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
+from storage.stores.open import open_store
 from tests.support.samples.review_samples import loose_run, routed
 from tests.support.servers.label_studio import LabelStudioServer
 from tests.support.servers.proxy import FaultyProxy, Rule, faulty_proxy

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from pipelines.label_studio.client import LabelStudio
+from pipelines.label_studio.connect import open_server
 from pipelines.label_studio.http import LabelStudioHttp
 from pipelines.label_studio.serving import KEY_ID, SECRET, choose_serving
 from pipelines.label_studio.tasks import queued
@@ -24,13 +25,13 @@ from pipelines.label_studio.token import VARIABLE, Token
 from pipelines.review.copies import copy_images, existing, showable
 from pipelines.review.pull import pull_run
 from pipelines.review.push import push_run
-from pipelines.review.settings import open_server
 from storage.errors import ConfigError, ImageError, ReviewError
-from storage.objects.protocols import StorageOptions, open_store
+from storage.objects.protocols import StorageOptions
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
-from storage.shards.reading import list_source, tar_shards
+from storage.shards.selecting import list_source, tar_shards
 from storage.stores.memory import MemoryStore
+from storage.stores.open import open_store
 from tests.support.samples.review_samples import loose_run, picture, routed, three_boxes
 from tests.support.samples.synthetic_run import make_run, row, tar_shard
 from tests.support.servers.label_studio import LabelStudioServer

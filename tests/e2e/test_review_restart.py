@@ -11,9 +11,10 @@ import pytest
 from pipelines.label_studio.send import SendRules
 from pipelines.label_studio.serving import choose_serving
 from pipelines.review.push import PushWatcher, push_run
-from storage.objects.protocols import StorageOptions, open_store
+from storage.objects.protocols import StorageOptions
 from storage.review.queue import read_queue
 from storage.review.settings import ReviewSettings
+from storage.stores.open import open_store
 from tests.support.samples.review_samples import loose_run, routed
 from tests.support.servers.label_studio import (
     LabelStudioServer,

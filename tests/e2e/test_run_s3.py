@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.demo.digits import make_pages
-from storage.objects.protocols import open_store
+from storage.stores.open import open_store
 from tests.e2e.jobs import Job, wait_until
 from tests.support.samples.same_rows import differing
 from tests.support.samples.tar_samples import tar_of

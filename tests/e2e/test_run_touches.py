@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.demo.digits import make_pages
-from storage.objects.protocols import open_store
+from storage.stores.open import open_store
 from tests.e2e.jobs import LABELFLEET, Job
 from tests.support.servers.s3 import S3Server
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import ConfigError
-from storage.objects.protocols import normalise_url, open_object, open_store, overlaps
-from storage.urls import readable, shown_url, unsigned
+from storage.stores.open import open_object, open_store
+from storage.urls import normalise_url, overlaps, readable, shown_url, unsigned
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_readable_text_is_one_printable_line(text: str) -> None:
 
 def test_importing_the_stores_loads_nothing_heavy() -> None:
     program = (
-        "import sys; from storage.objects.protocols import open_store; "
+        "import sys; from storage.stores.open import open_store; "
         "import storage.stores.faulty, storage.objects.preflight; "
         "open_store('/tmp'); open_store('memory://x'); "
         "heavy = {'boto3', 'botocore', 'fsspec', 'ray', 'torch', 'aiohttp'}; "

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from workers.own_folder import own_folder
+from workers.local_folders import own_folder
 
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from workers.own_folder import own_folder
+from workers.local_folders import own_folder
 folder = own_folder("spool", Path(sys.argv[1]))
 print(folder.name, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)

@@ -16,8 +16,9 @@ from typing import IO
 
 from storage.errors import CheckpointError, ObjectNotFound
 from storage.objects.os_errors import translating_os_errors
-from storage.objects.protocols import ObjectStore, StorageOptions, open_object
+from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.records import StoredObject
+from storage.stores.open import open_object
 from storage.urls import parse_url, shown_url
 from workers.local_folders import cache_folder
 

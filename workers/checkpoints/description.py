@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from storage.errors import CheckpointError
-from workers.checkpoints.processing import check_preprocessing
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing, check_preprocessing
 
 METADATA_KEY = "labelfleet"
 FORMAT = 1

@@ -27,7 +27,7 @@ from workers.checkpoints.pickle_values import Call
 from workers.checkpoints.plain_values import plain
 from workers.checkpoints.processing import preprocessing_of
 from workers.checkpoints.torch_file import TensorRef, TorchFile, tensor_ref
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, slots=True)

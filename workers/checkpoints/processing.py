@@ -7,16 +7,14 @@ same in these terms is translated exactly, any other is an error that names the 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from storage.errors import CheckpointError
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing, check_preprocessing
 
-_LARGEST = 8192  # pixels a side; a typing error would otherwise ask for terabytes
 _NAMES = (
     "ReverseImageChannels",
     "DetectionLongestMaxSizeRescale",
@@ -214,21 +212,3 @@ def _finished(steps: _Steps) -> Preprocessing:
     except (TypeError, ValueError) as exc:
         raise CheckpointError(f"the checkpoint's processing cannot be used: {exc}") from exc
     return found
-
-
-def check_preprocessing(found: Preprocessing) -> None:
-    """Raises ValueError or TypeError when a field is of the wrong kind or out of its range."""
-    for name, (height, width) in (("size", found.size), ("resize_to", found.resize_to)):
-        if not all(type(v) is int and 0 < v <= _LARGEST for v in (height, width)):
-            raise ValueError(f"{name} is {height} × {width}")
-    if found.resize_to[0] > found.size[0] or found.resize_to[1] > found.size[1]:
-        raise ValueError(f"images are resized to {found.resize_to} and padded to {found.size}")
-    if found.padding not in ("center", "bottom_right") or found.channels not in ("RGB", "BGR"):
-        raise ValueError(f"padding is {found.padding}, channels are {found.channels}")
-    if type(found.pad_value) is not int or not 0 <= found.pad_value <= 255:
-        raise ValueError(f"pad_value is {found.pad_value}")
-    numbers = [found.scale, *(found.mean or (0.0,) * 3), *(found.std or (1.0,) * 3)]
-    if len(numbers) != 7 or not all(math.isfinite(float(n)) for n in numbers):
-        raise ValueError("scale, mean and std must be finite, mean and std for three channels")
-    if found.scale <= 0 or not all(s > 0 for s in found.std or ()):
-        raise ValueError("scale and std must be positive")

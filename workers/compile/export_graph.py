@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from workers.detectors.nms import OUTPUTS, RAW
-from workers.yolo_nas.dense import DenseDetector, ExportedDetector
+from workers.detectors.selection import ExportedDetector
+from workers.yolo_nas.dense import DenseDetector
 
 INPUT = "images"
 OPSET = 17

@@ -137,7 +137,7 @@ def make_graph(
 
 def open_session(artefact: Artefact, spec: ModelSpec) -> Any:
     """A session on what was just made, on all cores."""
-    from workers.runtimes.choose import session_of
+    from workers.models.load import session_of
 
     return session_of(artefact, spec, threads=0)
 

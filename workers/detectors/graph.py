@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from storage.errors import ModelError
 from storage.records import Detections
 from workers.detectors.nms import NmsRules, Selected, detections_from_selected
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing
 from workers.spec import ModelSpec
 
 

@@ -3,47 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.records import Detections
-
-__all__ = ["Detections", "Detector", "Preprocessing", "QueueingDetector", "TwoStepDetector"]
+from workers.images.preprocessing import Preprocessing
 
 Unfinished = Callable[[], Sequence[Detections]]
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """How an upright RGB image becomes the network's input; geometry on the CPU, the rest inside.
-
-    The defaults are those of the COCO weights in super-gradients' ``predict()``: longest side to
-    ``size - 4``, pad to ``size`` around the centre with 114, divide by 255, RGB.
-
-    Attributes:
-        size: (height, width) of the network input in pixels.
-        resize_to: (height, width) the image is scaled to fit into, keeping its aspect.
-        keep_aspect: False stretches it to ``resize_to`` instead (super-gradients'
-            DetectionRescale).
-        padding: ``center`` or ``bottom_right``.
-        pad_value: 0–255, for all three channels.
-        channels: order the network was trained on.
-        scale: the factor on uint8 values, applied inside the network.
-        mean, std: per channel in the network's order, after ``scale``; None when not used.
-    """
-
-    size: tuple[int, int] = (640, 640)
-    resize_to: tuple[int, int] = (636, 636)
-    padding: Literal["center", "bottom_right"] = "center"
-    pad_value: int = 114
-    channels: Literal["RGB", "BGR"] = "RGB"
-    scale: float = 1 / 255
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    keep_aspect: bool = True
 
 
 class Detector(Protocol):

@@ -29,10 +29,9 @@ from PIL import (
 )
 
 from storage.errors import ImageError, TooLarge, Undecodable, Unsupported
-from workers.detectors.protocol import Preprocessing
 from workers.images.jpeg_header import JpegHeader, count_scans, has_end, read_jpeg_header
-from workers.images.letterbox import LetterboxTransform, letterbox, shrink
-from workers.images.phash import phash
+from workers.images.letterbox import shrink
+from workers.images.preprocessing import Preprocessing
 from workers.images.quiet_decoders import silence
 from workers.images.signatures import (
     describe_foreign,
@@ -43,15 +42,6 @@ from workers.images.signatures import (
     webp_size,
     without_metadata,
 )
-
-__all__ = [
-    "DecodedImage",
-    "LetterboxTransform",
-    "decode",
-    "letterbox",
-    "phash",
-    "probe",
-]
 
 _ORIENTATION_TAG = 0x0112
 _MAX_SCAN_PASSES = 64  # a progressive JPEG may cost so many passes over max_pixels, not more

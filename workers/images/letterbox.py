@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.records import Detections
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, slots=True)

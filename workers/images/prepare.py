@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from storage.errors import ImageError
 from storage.records import AnnotationRow, Detections, ImageRecord, Status
-from workers.detectors.protocol import Preprocessing
-from workers.images.decode import DecodedImage, LetterboxTransform, decode, letterbox, phash, probe
+from workers.images.decode import DecodedImage, decode, probe
+from workers.images.letterbox import LetterboxTransform, letterbox
+from workers.images.phash import phash
+from workers.images.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 import cv2
 
 from storage.errors import BucketNotFound, ObjectNotFound
-from storage.objects.protocols import SupportsList, open_store
+from storage.objects.protocols import SupportsList
 from storage.records import ImageRecord, Shard
 from storage.runs.manifest import Manifest
 from storage.shards.reading import read_shard
+from storage.stores.open import open_store
 from workers.labelling.labeller import ShardLabeller
-from workers.runtimes.choose import load_detector
+from workers.models.load import load_detector
 from workers.spec import WorkerSpec
 
 

@@ -9,14 +9,8 @@ from pathlib import Path
 
 from storage.errors import LabelfleetError, ShardFailed
 from storage.records import AnnotationRow, Shard
-from storage.runs.annotations import RowWriter, ShardFooter
+from storage.runs.annotations import COMMIT, QUEUES, STAGES, RowWriter, ShardFooter
 from storage.runs.manifest import Commit
-
-# Keys of a footer's ``seconds``. ``wait`` is the infer thread's, for images to come; the others
-# are work. ``commit`` is known to the driver alone: it ends after the footer was written.
-STAGES = ("fetch", "decode", "wait", "infer", "nms", "write")
-COMMIT = "commit"
-QUEUES = ("fetched", "decoded")  # keys of a footer's ``fill``
 
 
 @dataclass(slots=True, eq=False)

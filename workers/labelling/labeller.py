@@ -28,9 +28,9 @@ from storage.errors import (
     StorageError,
     WorkerLost,
 )
-from storage.records import ImageRecord, Shard, printable
+from storage.records import ImageRecord, RunIdentity, Shard, printable
 from storage.runs.annotation_rows import rows_to_table
-from storage.runs.annotations import RowWriter, RunIdentity, ShardFooter
+from storage.runs.annotations import RowWriter, ShardFooter
 from storage.runs.manifest import Commit
 from workers.detectors.protocol import Detector, QueueingDetector
 from workers.images.prepare import Skipped, open_image
@@ -41,7 +41,7 @@ from workers.labelling.job import Job, with_commit_seconds
 from workers.labelling.queues import BatchRing, ByteBudget
 from workers.labelling.spool import spool_error
 from workers.labelling.writing import Abandoned, Counted, MadeRow, RowStage
-from workers.own_folder import own_folder
+from workers.local_folders import own_folder
 from workers.spec import LabellerOptions
 
 # In the making, waiting, with the model, in NMS: with fewer, stages wait for each other. One more

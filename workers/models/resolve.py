@@ -9,26 +9,15 @@ from typing import Any
 import yaml
 
 from storage.errors import ConfigError, ObjectNotFound
-from storage.objects.protocols import StorageOptions, open_object
+from storage.objects.protocols import StorageOptions
+from storage.stores.open import open_object
 from storage.urls import shown_url
 from workers.checkpoints.cache import fetch_checkpoint
 from workers.checkpoints.description import canonical_arch
-from workers.checkpoints.file import Checkpoint, read_checkpoint, save_checkpoint
-from workers.detectors.protocol import Preprocessing
-from workers.local_folders import cache_folder
+from workers.checkpoints.file import Checkpoint, read_checkpoint
+from workers.images.preprocessing import Preprocessing
 from workers.runtimes.choose import choose_runtime
 from workers.spec import DeviceName, ModelRequest, ModelSpec
-
-__all__ = [
-    "Checkpoint",
-    "cache_folder",
-    "canonical_arch",
-    "fetch_checkpoint",
-    "read_arch",
-    "read_checkpoint",
-    "resolve_model",
-    "save_checkpoint",
-]
 
 DEFAULT_NAME = "yolo_nas_s"
 # Input channels of the three classification heads, by which unscaled weights are told apart.

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import AlreadyExists, ArtefactError, CheckpointError, ObjectNotFound
-from storage.objects.protocols import ObjectStore, StorageOptions, open_object
+from storage.objects.protocols import ObjectStore, StorageOptions
+from storage.stores.open import open_object
 from workers.checkpoints.cache import fetch_file, file_sha256
 from workers.spec import ArtefactRef
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from workers.detectors.graph import GraphDetector, detector_around
 from workers.detectors.nms import Selected
+from workers.detectors.selection import DenseNetwork, SelectedDetector
 from workers.runtimes.device_queue import DeviceQueue
 from workers.spec import ModelSpec
-from workers.yolo_nas.dense import DenseNetwork, SelectedDetector
 
 
 class TorchSession:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing
 
 _MIN_VISIBLE = 0.35  # a box cut off further than this is no longer taught, but ignored
 _MIN_SIDE_PX = 2.0  # nor is a smaller one

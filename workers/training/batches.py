@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from storage.errors import ImageError, SourceError
-from workers.detectors.protocol import Preprocessing
 from workers.images.decode import decode
+from workers.images.preprocessing import Preprocessing
 from workers.training.augment import Augmentation, Sample, augment
 from workers.training.coco_set import TrainingImage, TrainingSet
 

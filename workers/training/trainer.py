@@ -6,27 +6,20 @@ the caller decides what is good (``validate``) and what to keep.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from storage.errors import ConfigError, ModelError
 from workers.training.batches import Batch
+from workers.training.ema import Ema
+from workers.training.loss import RegionLoss
 from workers.training.options import FitOptions, learning_rate
-from workers.yolo_nas.network import import_super_gradients
-from workers.yolo_nas.sg_environment import undisturbed
-
-import_super_gradients()  # before any other import of it: without its side effects
-
-with undisturbed():
-    from super_gradients.training.losses.ppyolo_loss import PPYoloELoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,81 +47,6 @@ class Progress:
     best_score: float = -1.0
     best_step: int = 0
     history: list[tuple[int, float, float]] = field(default_factory=list)
-
-
-class RegionLoss(PPYoloELoss):  # type: ignore[misc]  # super_gradients ships no types
-    """PPYoloELoss with the task-aligned assigner, silent in regions to ignore.
-
-    An anchor that no object claimed, and whose centre lies in a region, adds nothing to the
-    varifocal classification loss: neither "object" nor "background" is taught there.
-    """
-
-    def __init__(self, classes: int) -> None:
-        # The default assigner is the static ATSS, which is meant for the first epochs only.
-        super().__init__(num_classes=classes, use_static_assigner=False)
-        self._silent: Tensor | None = None
-
-    def forward(
-        self, outputs: tuple[Any, ...], targets: Tensor, ignore: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Loss and its parts.
-
-        Args:
-            outputs: the raw outputs of the network in training mode, float32.
-            targets: [N, 6] batch index, class, cx, cy, w, h in input pixels.
-            ignore: [M, 5] batch index, x1, y1, x2, y2 in input pixels.
-
-        Returns:
-            The scalar loss, and float [4]: classification, IoU, DFL and their sum.
-        """
-        scores, anchor_points = outputs[0], outputs[3]
-        if ignore is None or len(ignore) == 0:
-            self._silent = None
-        else:
-            self._silent = anchors_inside(anchor_points, ignore, scores.shape[0])
-        loss, parts = super().forward(outputs, targets)
-        return loss, parts
-
-    def _varifocal_loss(  # type: ignore[no-untyped-def]  # overrides an untyped static method
-        self, pred_logits, gt_score, label, alpha=0.75, gamma=2.0
-    ):
-        weight = alpha * pred_logits.sigmoid().pow(gamma) * (1 - label) + gt_score * label
-        if self._silent is not None:
-            unclaimed = label.sum(dim=-1) == 0
-            weight = weight * (~(self._silent & unclaimed))[..., None]
-        entropy = nn.functional.binary_cross_entropy_with_logits(
-            pred_logits, gt_score, reduction="none"
-        )
-        return (weight * entropy).sum()
-
-
-def anchors_inside(anchor_points: Tensor, regions: Tensor, batch_size: int) -> Tensor:
-    """Which anchor centres [A, 2] lie in which image's regions [M, 5]: bool [B, A]."""
-    x, y = anchor_points[:, 0], anchor_points[:, 1]
-    inside = torch.zeros((batch_size, len(anchor_points)), dtype=torch.bool, device=x.device)
-    for index, x1, y1, x2, y2 in regions.tolist():
-        inside[int(index)] |= (x >= x1) & (x < x2) & (y >= y1) & (y < y2)
-    return inside
-
-
-class Ema:
-    """Moving average of a network's weights and buffers, with a short memory at first."""
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self._decay = decay
-
-    @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Take in the weights after ``step`` (from 1)."""
-        # Early on the average would otherwise be mostly the random start.
-        decay = min(self._decay, step / (step + 10))
-        current = network.state_dict()
-        for name, average in self.network.state_dict().items():
-            if average.dtype.is_floating_point:
-                average.lerp_(current[name], 1 - decay)
-            else:
-                average.copy_(current[name])
 
 
 class Trainer:

@@ -17,8 +17,7 @@ import os
 import warnings
 from collections.abc import Iterator
 
-from workers.local_folders import cache_folder
-from workers.own_folder import own_folder
+from workers.local_folders import cache_folder, own_folder
 from workers.yolo_nas.lazy_packages import lazy_packages
 
 _PACKAGES = ("super_gradients", "torchvision")

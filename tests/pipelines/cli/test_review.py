@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.cli.main import main
 from pipelines.label_studio.token import VARIABLE
-from storage.objects.protocols import open_store
+from storage.stores.open import open_store
 from tests.support.samples.review_samples import loose_run
 
 COMMANDS = (

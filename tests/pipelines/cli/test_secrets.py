@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipelines.cli.main import main
-from storage.objects.protocols import open_store
+from storage.stores.open import open_store
 from tests.support.samples.synthetic_run import image_shard, make_run, row
 from tests.support.samples.tiny_run import run_fields
 

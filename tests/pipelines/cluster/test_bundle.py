@@ -12,7 +12,7 @@ from pipelines.cluster import bundle as submit_bundle
 from pipelines.cluster.bundle import CONFIG_NAME, bundle_run
 from pipelines.config.run_config import load_config
 from storage.errors import ConfigError
-from storage.objects.protocols import open_store
+from storage.stores.open import open_store
 from tests.support.samples.tiny_run import run_fields
 from tests.support.servers.s3 import S3Server
 

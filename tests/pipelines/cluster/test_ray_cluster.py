@@ -15,7 +15,8 @@ LISTENING = """
 import os, sys
 from pathlib import Path
 import ray
-from pipelines.cluster.ray_cluster import cluster_nodes, ray_cluster
+from pipelines.cluster.ray_cluster import ray_cluster
+from pipelines.cluster.nodes import cluster_nodes
 
 def listening():
     found = set()
@@ -84,7 +85,7 @@ TWO_NODES = """
 import sys
 import ray
 from ray.cluster_utils import Cluster
-from pipelines.cluster.ray_cluster import _nodes_without, check_shared_folders
+from pipelines.cluster.shared_folders import _nodes_without, check_shared_folders
 cluster = Cluster(
     initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
 )

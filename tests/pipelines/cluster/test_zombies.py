@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.labelling.open_run import group_shards
+from pipelines.config.source import group_shards
 from pipelines.runs.status import run_status
 from storage.records import AnnotationRow, Shard, StoredObject
 from storage.runs.listing import Listing

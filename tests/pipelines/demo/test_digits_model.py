@@ -16,7 +16,7 @@ CHECKPOINT = ASSETS / "digits_nano.safetensors"
 
 
 def test_it_is_small_and_says_what_it_is() -> None:
-    from workers.models.resolve import read_checkpoint
+    from workers.checkpoints.file import read_checkpoint
 
     checkpoint = read_checkpoint(CHECKPOINT)
     weights = sum(1 for _ in checkpoint.shapes)
@@ -41,8 +41,8 @@ def _product(shape: tuple[int, ...]) -> int:
 @pytest.mark.slow
 def test_it_reads_pages_it_never_saw(tmp_path: Path) -> None:
     from pipelines.training.validation import measure
+    from workers.models.load_torch import load_detector
     from workers.models.resolve import resolve_model
-    from workers.yolo_nas.network import load_detector
 
     # A seed that no other page of the project is drawn with.
     pages = make_pages(tmp_path, images=40, seed=77, split="unseen", broken=False)

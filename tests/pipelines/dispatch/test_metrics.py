@@ -23,7 +23,8 @@ from pipelines.dispatch.metrics import (
 from pipelines.dispatch.tally import Tally
 from pipelines.labelling.run import measured
 from storage.records import STATUSES
-from storage.review.queue import Answer, append_answers, read_queue
+from storage.review.answers import Answer, append_answers
+from storage.review.queue import read_queue
 from storage.runs.annotations import ShardFooter
 from storage.stores.memory import MemoryStore
 from tests.support.samples.labelled_run import fill, label

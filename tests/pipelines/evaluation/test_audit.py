@@ -14,7 +14,8 @@ from pipelines.labels.decide import decide_run
 from pipelines.policy.policy import Policy
 from pipelines.routing.route import route_run
 from pipelines.truth.compared import AnsweredImage, from_jsonl, to_jsonl
-from storage.review.queue import Answer, ReviewedBox, append_answers, read_queue
+from storage.review.answers import Answer, ReviewedBox, append_answers
+from storage.review.queue import read_queue
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
 from storage.stores.memory import MemoryStore

@@ -13,7 +13,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 from rich.console import Console
 
 import pipelines.evaluation.evaluate
-from pipelines.evaluation.evaluate import Evaluation, evaluate_run, remarks, render
+from pipelines.evaluation.evaluate import evaluate_run
+from pipelines.evaluation.result import Evaluation, remarks, render
 from storage.errors import TruthMismatch
 from storage.records import AnnotationRow, Detections
 from storage.runs.manifest import Manifest

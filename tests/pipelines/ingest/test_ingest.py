@@ -15,10 +15,12 @@ import pytest
 from pipelines.ingest.ingest import IngestProgress, Sizes, ingest, pack
 from pipelines.ingest.sources import open_source
 from storage.errors import ConfigError, NotAtomic, SourceEmpty, SourceError, StorageError
-from storage.objects.protocols import StorageOptions, open_store
-from storage.shards.reading import list_source, read_shard, tar_shards
+from storage.objects.protocols import StorageOptions
+from storage.shards.reading import read_shard
+from storage.shards.selecting import list_source, tar_shards
 from storage.stores.faulty import FaultyStore, drop_reply, fail
 from storage.stores.memory import MemoryStore
+from storage.stores.open import open_store
 
 OPTIONS = StorageOptions()
 LIMIT = 1 << 20

@@ -19,10 +19,12 @@ from pipelines.ingest.ingest import Sizes, ingest, pack
 from pipelines.ingest.sources import ZipSource, open_source
 from pipelines.ingest.url_list import ListSource
 from storage.errors import ObjectNotFound, SourceEmpty, SourceError
-from storage.objects.protocols import StorageOptions, open_store
+from storage.objects.protocols import StorageOptions
 from storage.records import ImageRecord
-from storage.shards.reading import list_source, read_shard, tar_shards
+from storage.shards.reading import read_shard
+from storage.shards.selecting import list_source, tar_shards
 from storage.stores.memory import MemoryStore
+from storage.stores.open import open_store
 from tests.support.samples.image_samples import PLAIN
 from tests.support.samples.peak_memory import PeakMemory
 from tests.support.samples.tar_samples import tar_of

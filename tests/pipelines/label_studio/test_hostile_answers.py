@@ -11,7 +11,7 @@ from pipelines.label_studio.client import LabelStudio
 from pipelines.label_studio.tasks import queued
 from pipelines.review.pull import PullSummary, pull_run
 from storage.errors import ReviewError
-from storage.review.queue import read_answers
+from storage.review.answers import read_answers
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
 from storage.stores.memory import MemoryStore

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import group_shards
 from pipelines.labelling.open_run import open_run, refresh_listing
-from pipelines.labelling.run import find_work
+from pipelines.labelling.work import find_work
 from storage.errors import (
     AccessDenied,
     BucketNotFound,
@@ -26,7 +26,7 @@ from storage.errors import (
     SourceEmpty,
 )
 from storage.records import StoredObject
-from storage.shards.reading import classify
+from storage.shards.selecting import classify
 from tests.support.samples.synthetic_run import commit_rows, row
 from tests.support.samples.tiny_run import fill_folder, run_config
 from tests.support.servers.s3 import S3Server

@@ -17,7 +17,8 @@ from storage.errors import ConfigError, ReviewError
 from storage.labels.rows import LabelRow, label_rows
 from storage.labels.versions import LabelVersion, read_label_tables, read_version, versions
 from storage.records import AnnotationRow
-from storage.review.queue import Answer, ReviewedBox, append_answers, read_queue
+from storage.review.answers import Answer, ReviewedBox, append_answers
+from storage.review.queue import read_queue
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
 from storage.stores.memory import MemoryStore

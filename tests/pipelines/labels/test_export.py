@@ -23,12 +23,13 @@ from pipelines.truth.coco_truth import read_truth
 from storage.errors import ConfigError
 from storage.labels.rows import LabelRow, label_rows
 from storage.labels.versions import read_label_tables, read_version
-from storage.objects.protocols import open_store
 from storage.records import AnnotationRow, Shard
-from storage.review.queue import Answer, ReviewedBox, append_answers
+from storage.review.answers import Answer, ReviewedBox, append_answers
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
-from storage.shards.reading import group_images, read_shard, tar_shards
+from storage.shards.reading import read_shard
+from storage.shards.selecting import group_images, tar_shards
+from storage.stores.open import open_store
 from tests.support.samples.review_runs import distinct_row
 from tests.support.samples.synthetic_run import boxes, commit_rows, make_run
 

@@ -15,7 +15,8 @@ import pytest
 from pipelines.config.run_config import RunConfig
 from pipelines.ingest.ingest import ingest
 from pipelines.labelling.open_run import open_run
-from pipelines.models.compile import compile_model, with_artefact
+from pipelines.models.artefact import with_artefact
+from pipelines.models.compile import compile_model
 from pipelines.models.measure import (
     SURE,
     expected_from_detections,
@@ -31,7 +32,7 @@ from storage.records import Detections
 from tests.support.samples.tiny_run import fill_folder, run_config
 from workers.compile.make_artefact import artefact_key
 from workers.compile.quantize import GROUPS, RECIPE, search
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing
 from workers.runtimes.artefacts import Artefact
 from workers.spec import ArtefactRef, ModelSpec
 

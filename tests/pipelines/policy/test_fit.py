@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 
 from pipelines.cli.main import main
+from pipelines.policy.choose import choose_policy
 from pipelines.policy.fit import Wanted, fit, fit_run
 from pipelines.policy.policy import Decision, Policy
-from pipelines.review.settings import choose_policy
 from pipelines.routing.route import route_run
 from pipelines.truth.coco_truth import read_truth
 from pipelines.truth.judge import JudgedBoxes, TrueBoxes, answered_images, judge
 from storage.errors import ConfigError, ReviewError
-from storage.objects.protocols import open_store
-from storage.review.queue import Answer, ReviewedBox, append_answers, read_queue
-from storage.runs.annotations import Category
+from storage.records import Category
+from storage.review.answers import Answer, ReviewedBox, append_answers
+from storage.review.queue import read_queue
 from storage.runs.manifest import Manifest
 from storage.stores.memory import MemoryStore
+from storage.stores.open import open_store
 from tests.support.samples.review_runs import distinct_row
 from tests.support.samples.synthetic_run import boxes, make_run, tar_shard
 

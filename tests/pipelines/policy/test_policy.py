@@ -13,7 +13,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from pipelines.policy.policy import Curve, Decision, Policy, Thresholds, counts, prior
 from storage.errors import ConfigError
-from storage.runs.annotations import Category
+from storage.records import Category
 
 CATEGORIES = (Category(0, "RBC", 1), Category(1, "WBC", 2), Category(2, "Platelets", 3))
 relaxed = settings(deadline=None)

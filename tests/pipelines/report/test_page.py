@@ -14,21 +14,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.evaluation.evaluate import Evaluation
-from pipelines.evaluation.result import ClassResult
+from pipelines.evaluation.result import ClassResult, Evaluation
 from pipelines.report.gallery import draw
 from pipelines.report.pace import newest_pace
 from pipelines.report.page import write_report
 from pipelines.report.scan import error_kind, scan
 from storage.errors import LabelfleetError
-from storage.objects.protocols import open_store
 from storage.records import AnnotationRow, Detections
 from storage.runs.image_bytes import fetch_images
 from storage.runs.ledger import LedgerEntry, LedgerWriter
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
-from storage.shards.reading import list_source, read_shard, tar_shards
+from storage.shards.reading import read_shard
+from storage.shards.selecting import list_source, tar_shards
 from storage.stores.memory import MemoryStore
+from storage.stores.open import open_store
 from tests.support.samples.synthetic_run import (
     boxes,
     image_shard,

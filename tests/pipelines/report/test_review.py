@@ -17,11 +17,12 @@ from pipelines.report.corrections import Correction, choose, corrections, crop, 
 from pipelines.report.review import review_section
 from pipelines.routing.route import route_run
 from storage.labels.versions import read_version
-from storage.objects.protocols import open_store
 from storage.records import Shard, shard_id_of
-from storage.review.queue import Answer, ReviewedBox, append_answers, read_queue
+from storage.review.answers import Answer, ReviewedBox, append_answers
+from storage.review.queue import read_queue
 from storage.runs.manifest import Manifest
 from storage.stores.memory import MemoryStore
+from storage.stores.open import open_store
 from tests.pipelines.report.test_page import HOSTILE, Page, page_of
 from tests.support.samples.review_runs import distinct_row
 from tests.support.samples.synthetic_run import boxes, make_run

@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 
-from pipelines.config.run_config import RunConfig, parse_config
+from pipelines.config.run_config import RunConfig
+from pipelines.config.yaml_files import parse_config
 from pipelines.labelling.planned_review import PlannedReview
+from pipelines.policy.choose import choose_policy
 from pipelines.policy.policy import POLICY_KEY, Policy
-from pipelines.review.settings import choose_policy, choose_settings
+from pipelines.review.settings import choose_settings
 from storage.errors import ConfigError
-from storage.objects.protocols import open_store
 from storage.review.queue import queue_parts, read_head, read_queue
 from storage.review.settings import ReviewSettings, read_settings
 from storage.runs.listing import Listing
 from storage.stores.memory import MemoryStore
+from storage.stores.open import open_store
 from tests.support.samples.review_runs import add_shards, random_run, random_shards
 
 

@@ -14,17 +14,8 @@ from pipelines.routing.cost import Budget, CostModel
 from pipelines.routing.route import RouteSummary, cost_of, route, route_run
 from pipelines.routing.survey import RouteOptions
 from storage.errors import ConfigError
-from storage.review.queue import (
-    Answer,
-    DeletedBox,
-    ReviewedBox,
-    ReviewItem,
-    append_answers,
-    queue_parts,
-    read_answers,
-    read_head,
-    read_queue,
-)
+from storage.review.answers import Answer, DeletedBox, ReviewedBox, append_answers, read_answers
+from storage.review.queue import ReviewItem, queue_parts, read_head, read_queue
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
 from storage.stores.memory import MemoryStore

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.samples.labelled_run import fill, label, png
 from rich.console import Console
-from tests.support.samples.synthetic_run import commit_rows, row, tar_shard
 
 from pipelines.runs.gc import DAY_S, GcSummary, collect_garbage, parse_age, render
 from pipelines.runs.status import run_status
@@ -25,6 +23,8 @@ from storage.runs.manifest import Manifest, annotation_key
 from storage.stores.faulty import FaultyStore, fail
 from storage.stores.local import LocalStore
 from storage.stores.memory import MemoryStore
+from tests.support.samples.labelled_run import fill, label, png
+from tests.support.samples.synthetic_run import commit_rows, row, tar_shard
 
 
 class Run:

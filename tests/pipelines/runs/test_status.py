@@ -7,6 +7,12 @@ import json
 
 import pytest
 from rich.console import Console
+
+from pipelines.runs.status import SILENT_AFTER_S, RunStatus, render, run_status
+from storage.records import AnnotationRow, Shard
+from storage.runs.ledger import LedgerEntry, LedgerWriter
+from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
 from tests.support.samples.synthetic_run import (
     boxes,
     commit_rows,
@@ -17,12 +23,6 @@ from tests.support.samples.synthetic_run import (
     row,
     tar_shard,
 )
-
-from pipelines.runs.status import SILENT_AFTER_S, RunStatus, render, run_status
-from storage.records import AnnotationRow, Shard
-from storage.runs.ledger import LedgerEntry, LedgerWriter
-from storage.runs.manifest import Manifest
-from storage.stores.memory import MemoryStore
 
 TARS = [tar_shard(f"{i}.tar") for i in range(5)]
 

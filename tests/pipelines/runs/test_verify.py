@@ -10,23 +10,23 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.support.samples.labelled_run import fill, label, png
 from rich.console import Console
-from tests.support.samples.synthetic_run import commit_rows, make_run, row, tar_shard
-from tests.support.samples.tar_samples import tar_of
 
 from pipelines.runs.verify import Verification, verify_run
 from pipelines.runs.verify_view import render, verify_progress
 from storage.errors import StorageUnavailable
+from storage.parquet.files import METADATA_KEY
 from storage.records import Shard
 from storage.runs.annotation_check import check_object
-from storage.runs.annotations import METADATA_KEY
 from storage.runs.listing import Listing
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest, annotation_key
 from storage.stores.faulty import FaultyStore, fail
 from storage.stores.local import LocalStore
 from storage.stores.memory import MemoryStore
+from tests.support.samples.labelled_run import fill, label, png
+from tests.support.samples.synthetic_run import commit_rows, make_run, row, tar_shard
+from tests.support.samples.tar_samples import tar_of
 
 
 class Run:

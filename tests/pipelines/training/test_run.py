@@ -60,8 +60,9 @@ def test_it_leaves_a_checkpoint_that_says_everything_about_itself(
     config: Callable[..., TrainConfig],
 ) -> None:
     from pipelines.training.run import train
-    from workers.models.resolve import read_checkpoint, resolve_model
-    from workers.yolo_nas.network import load_detector
+    from workers.checkpoints.file import read_checkpoint
+    from workers.models.load_torch import load_detector
+    from workers.models.resolve import resolve_model
 
     summary = train(config())
     checkpoint = read_checkpoint(Path(summary.checkpoint))
@@ -124,7 +125,7 @@ def test_training_starts_from_a_checkpoint_of_another_number_of_classes(
 ) -> None:
     from pipelines.training.run import train
     from pipelines.training.start import first_network
-    from workers.models.resolve import read_checkpoint
+    from workers.checkpoints.file import read_checkpoint
 
     ten = train(config())
     path = write_coco(tmp_path / "rings", [(90, 60)] * 2, [box(1, 7, 5, 5, 30, 30)])

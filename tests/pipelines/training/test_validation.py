@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipelines.training.validation import measure
 from storage.records import Detections
 from tests.support.samples.training_samples import box, write_coco
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing
 from workers.training.coco_set import TrainingSet, read_training_set
 
 PREPROCESSING = Preprocessing(size=(64, 96), resize_to=(60, 92))

@@ -19,7 +19,7 @@ from pipelines.truth.coco_truth import (
     refuse_unmatched,
 )
 from storage.errors import ConfigError, ObjectNotFound, TruthMismatch
-from storage.objects.protocols import open_store
+from storage.stores.open import open_store
 
 
 def coco(names: list[str], **changes: Any) -> dict[str, Any]:

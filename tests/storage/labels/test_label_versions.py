@@ -31,9 +31,9 @@ from storage.labels.versions import (
     read_version,
     versions,
 )
-from storage.objects.protocols import open_store
-from storage.runs.annotations import Category
+from storage.records import Category
 from storage.stores.memory import MemoryStore
+from storage.stores.open import open_store
 
 ROW = LabelRow(
     "a.tar/0.jpg", "0" * 16, 512, 1000, "cd" * 32, 640, 480, "human",

@@ -23,10 +23,11 @@ from storage.errors import (
     StorageError,
 )
 from storage.objects.preflight import check_output
-from storage.objects.protocols import ObjectStore, StorageOptions, open_store
+from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.records import StoredObject
 from storage.stores.faulty import FaultyStore
 from storage.stores.memory import MemoryStore
+from storage.stores.open import open_store
 from tests.support.servers.s3 import S3Server
 
 WRITERS = 12

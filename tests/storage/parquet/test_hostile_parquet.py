@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.errors import StorageError
+from storage.parquet.files import METADATA_KEY
 from storage.records import StoredObject
+from storage.review.answers import read_answers
 from storage.review.frames import read_frame
-from storage.review.queue import read_answers, read_head, read_queue
-from storage.runs.annotations import METADATA_KEY, read_footer, read_identity, read_rows
+from storage.review.queue import read_head, read_queue
+from storage.runs.annotations import read_footer, read_identity, read_rows
 from storage.runs.listing import Listing
 from storage.stores.memory import MemoryStore
 from tests.support.fuzz import seeds as fuzz_seeds

@@ -12,25 +12,28 @@ import pytest
 from hypothesis import given, settings
 
 from storage.errors import ReviewError, StorageError
-from storage.objects.protocols import ObjectStore, open_store
-from storage.review.frames import Frames, read_frame, shard_numbers, write_frame
-from storage.review.queue import (
+from storage.objects.protocols import ObjectStore
+from storage.review.answers import (
     ANSWERS,
     Answer,
     DeletedBox,
-    QueueHead,
-    Reason,
     ReviewedBox,
-    ReviewItem,
-    Stratum,
     answer_parts,
     append_answers,
-    queue_parts,
     read_answers,
+)
+from storage.review.frames import Frames, read_frame, shard_numbers, write_frame
+from storage.review.queue import (
+    QueueHead,
+    Reason,
+    ReviewItem,
+    Stratum,
+    queue_parts,
     read_head,
     read_queue,
     write_queue,
 )
+from storage.stores.open import open_store
 
 
 @pytest.fixture

@@ -13,14 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tests.support.samples.synthetic_run import boxes, identity, random_boxes, row
 
 from storage.errors import InvalidRow, StorageError
+from storage.parquet.files import METADATA_KEY
 from storage.records import STATUSES, AnnotationRow, Detections
+from storage.runs.annotation_rows import SCHEMA
 from storage.runs.annotations import (
-    METADATA_KEY,
     ROW_GROUP_ROWS,
-    SCHEMA,
     RowWriter,
     read_footer,
     read_identity,
@@ -28,6 +27,7 @@ from storage.runs.annotations import (
     read_tables,
 )
 from storage.stores.memory import MemoryStore
+from tests.support.samples.synthetic_run import boxes, identity, random_boxes, row
 
 WIDTH, HEIGHT = 640, 480
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.samples.synthetic_run import make_run, random_boxes, row, tar_shard
 
-from storage.objects.protocols import open_store
-from storage.runs.annotations import DETECTION_TYPE, SCHEMA
+from storage.runs.annotation_rows import DETECTION_TYPE, SCHEMA
+from storage.stores.open import open_store
+from tests.support.samples.synthetic_run import make_run, random_boxes, row, tar_shard
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "annotations.md"
 SNIPPETS = dict(

@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.support.samples.synthetic_run import record
 
 from pipelines.runs.gc import collect_garbage
 from storage.errors import AlreadyExists, StorageError, StorageUnavailable
@@ -19,6 +18,7 @@ from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
 from storage.stores.faulty import FaultyStore, drop_reply, fail
 from storage.stores.memory import MemoryStore
+from tests.support.samples.synthetic_run import record
 
 SHARDS = 9000  # three row groups
 

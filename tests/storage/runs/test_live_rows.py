@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+
+from storage.records import printable
+from storage.runs.live_rows import live_rows, live_tables
+from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
 from tests.support.samples.synthetic_run import (
     commit_rows,
     image_shard,
@@ -13,11 +18,6 @@ from tests.support.samples.synthetic_run import (
     row,
     tar_shard,
 )
-
-from storage.records import printable
-from storage.runs.live_rows import live_rows, live_tables
-from storage.runs.manifest import Manifest
-from storage.stores.memory import MemoryStore
 
 
 def ids(manifest: Manifest) -> list[str]:

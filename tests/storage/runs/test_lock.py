@@ -16,7 +16,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from tests.support.servers.s3 import S3Server
 
 from storage.errors import ObjectNotFound, RunLocked, StorageUnavailable
 from storage.objects.protocols import ObjectStore
@@ -24,6 +23,7 @@ from storage.runs.lock import LOCK_KEY, Owner, run_lock
 from storage.stores.faulty import FaultyStore, drop_reply, fail
 from storage.stores.local import LocalStore
 from storage.stores.memory import MemoryStore
+from tests.support.servers.s3 import S3Server
 
 _LIMIT_S = 120
 
@@ -115,7 +115,7 @@ def test_a_live_holder_on_this_host_is_named_and_not_waited_for(store: MemorySto
 _HOLD = """
 import sys, time
 from storage.runs.lock import run_lock
-from storage.objects.protocols import open_store
+from storage.stores.open import open_store
 with run_lock(open_store(sys.argv[1]), "labelfleet run cells"):
     print("held", flush=True)
     time.sleep(600)

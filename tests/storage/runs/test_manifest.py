@@ -9,14 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.samples.synthetic_run import commit_rows, list_shards, make_run, record, row, tar_shard
 
 from storage.errors import AlreadyExists, ConfigError, NotAtomic, ObjectNotFound, RunMismatch
-from storage.objects.protocols import Body, open_store
+from storage.objects.protocols import Body
 from storage.runs.annotations import RowWriter, ShardFooter
 from storage.runs.manifest import Manifest, annotation_key, read_json, shard_id_of_key
 from storage.stores.faulty import FaultyStore, stale_list
 from storage.stores.memory import MemoryStore
+from storage.stores.open import open_store
+from tests.support.samples.synthetic_run import (
+    commit_rows,
+    list_shards,
+    make_run,
+    record,
+    row,
+    tar_shard,
+)
 
 
 def spooled(manifest: Manifest, folder: Path, attempt: str, n: int = 1) -> tuple[ShardFooter, Path]:

@@ -27,8 +27,9 @@ from storage.errors import (
     StorageUnavailable,
 )
 from storage.objects.preflight import check_output
-from storage.objects.protocols import ObjectStore, StorageOptions, open_object, open_store
+from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.s3.client import parse_time
+from storage.stores.open import open_object, open_store
 from tests.support.servers.proxy import FaultyProxy, Rule, faulty_proxy
 from tests.support.servers.s3 import SECRET_KEY, S3Server
 

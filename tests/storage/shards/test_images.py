@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import AccessDenied, Interrupted, StorageError
-from storage.objects.protocols import open_store
 from storage.records import Shard, StoredObject
-from storage.shards.reading import classify, group_images, list_source, read_shard, tar_shards
+from storage.shards.reading import read_shard
+from storage.shards.selecting import classify, group_images, list_source, tar_shards
 from storage.stores.memory import MemoryStore
+from storage.stores.open import open_store
 
 
 def filled(*keys: str) -> MemoryStore:

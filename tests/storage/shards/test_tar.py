@@ -12,10 +12,11 @@ from typing import BinaryIO, cast
 import pytest
 
 from storage.errors import Interrupted, ObjectChanged, ObjectNotFound
-from storage.objects.protocols import open_store
 from storage.records import StoredObject
-from storage.shards.reading import list_source, read_shard, tar_shards
+from storage.shards.reading import read_shard
+from storage.shards.selecting import list_source, tar_shards
 from storage.shards.tar_writer import TarWriter
+from storage.stores.open import open_store
 from tests.support.samples.peak_memory import PeakMemory
 from tests.support.samples.tar_samples import Member, records_of, store_of, tar_of, zipped
 

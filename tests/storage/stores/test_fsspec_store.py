@@ -22,8 +22,9 @@ from storage.errors import (
     StorageUnavailable,
 )
 from storage.objects.preflight import check_output
-from storage.objects.protocols import ObjectStore, StorageOptions, open_object, open_store
+from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.stores.fsspec_store import FsspecStore
+from storage.stores.open import open_object, open_store
 from storage.urls import Location
 from tests.support.servers.proxy import FaultyProxy, Rule, faulty_proxy
 

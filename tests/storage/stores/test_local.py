@@ -23,9 +23,9 @@ from storage.errors import (
     StorageFull,
 )
 from storage.objects.preflight import check_output
-from storage.objects.protocols import open_store
 from storage.stores import local_files
 from storage.stores.local import LocalStore
+from storage.stores.open import open_store
 
 PROJECT = Path(__file__).parents[3]
 
@@ -195,7 +195,7 @@ class TestChanges:
 _WRITER = """
 import sys
 from pathlib import Path
-from storage.objects.protocols import open_store
+from storage.stores.open import open_store
 print("ready", flush=True)
 getattr(open_store(sys.argv[1]), sys.argv[2])("run/part", Path(sys.argv[3]))
 """

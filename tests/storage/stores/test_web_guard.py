@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from storage.errors import AccessDenied
-from storage.objects.protocols import StorageOptions, open_object
+from storage.objects.protocols import StorageOptions
+from storage.stores.open import open_object
 from storage.stores.web_guard import is_metadata
 
 METADATA = "http://169.254.169.254/latest/meta-data/iam/security-credentials/role.jpg"

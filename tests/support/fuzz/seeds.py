@@ -15,17 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from storage.review.queue import (
-    Answer,
-    DeletedBox,
-    QueueHead,
-    Reason,
-    ReviewedBox,
-    ReviewItem,
-    Stratum,
-    append_answers,
-    write_queue,
-)
+from storage.review.answers import Answer, DeletedBox, ReviewedBox, append_answers
+from storage.review.queue import QueueHead, Reason, ReviewItem, Stratum, write_queue
 from storage.runs.manifest import RUN_KEY, Manifest
 from storage.stores.memory import MemoryStore
 from tests.support.samples.image_samples import PLAIN, RGB, encode, picture
@@ -203,7 +194,7 @@ def checkpoints() -> dict[str, tuple[bytes, ...]]:
     """Whole checkpoints by suffix: torch's zip and legacy containers, safetensors."""
     from tests.support.samples.checkpoint_samples import NAMES, saved, weights
     from workers.checkpoints.file import save_checkpoint
-    from workers.detectors.protocol import Preprocessing
+    from workers.images.preprocessing import Preprocessing
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.pth"

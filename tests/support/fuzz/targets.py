@@ -23,21 +23,23 @@ import numpy as np
 from storage.errors import ConfigError, LabelfleetError, SourceError, SourceTruncated
 from storage.objects.protocols import StorageOptions
 from storage.records import AnnotationRow, Detections, ImageRecord, StoredObject
-from storage.review.queue import read_answers, read_head, read_queue
+from storage.review.answers import read_answers
+from storage.review.queue import read_head, read_queue
 from storage.runs.annotation_rows import rows_to_table, table_to_rows, validate_row
 from storage.runs.annotations import read_footer, read_identity, read_rows
 from storage.runs.ledger import invocations, read_ledger
 from storage.runs.listing import Listing
 from storage.runs.manifest import RunRecord
-from storage.shards.reading import read_shard, tar_shards
+from storage.shards.reading import read_shard
+from storage.shards.selecting import tar_shards
 from storage.stores.memory import MemoryStore
 from tests.support.fuzz import seeds as seeds
 from tests.support.fuzz.mutations import ANY, mutated
 from tests.support.fuzz.pictures import picture_mutations
 from tests.support.fuzz.tars import TAR, squeezed
 from tests.support.samples.review_samples import loose_run, routed
-from workers.detectors.protocol import Preprocessing
 from workers.images.prepare import Opened, Prepared, open_image
+from workers.images.preprocessing import Preprocessing
 
 MAX_PIXELS = 2_000_000
 MAX_IMAGE_BYTES = 1 << 20

@@ -40,9 +40,9 @@ def bright_actor(
 
     class BrightActor(LabelActor):
         def open(self) -> ShardLabeller:
-            from storage.objects.protocols import open_store
             from storage.runs.manifest import Manifest
             from storage.shards.reading import read_shard
+            from storage.stores.open import open_store
             from workers.labelling.labeller import ShardLabeller
 
             spec = self._spec

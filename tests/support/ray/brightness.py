@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.records import Detections
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing
 
 
 class BrightnessDetector:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from PIL import Image
 
 from pipelines.config.source import group_shards
-from pipelines.labelling.run import shards_to_do
+from pipelines.labelling.work import shards_to_do
 from storage.objects.protocols import ObjectStore
 from storage.records import ImageRecord, Shard
 from storage.runs.ledger import LedgerEntry, LedgerWriter, new_invocation
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
-from storage.shards.reading import list_source, read_shard
+from storage.shards.reading import read_shard
+from storage.shards.selecting import list_source
 from tests.support.ray.brightness import BrightnessDetector
 from tests.support.samples.image_samples import encode, picture
 from tests.support.samples.synthetic_run import record

@@ -15,16 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.objects.protocols import StorageOptions
+from workers.checkpoints.file import read_checkpoint
 from workers.images.decode import decode
 from workers.images.letterbox import letterbox
-from workers.models.resolve import read_checkpoint
+from workers.models.load_torch import load_detector
 from workers.spec import ModelSpec
-from workers.yolo_nas.network import (
-    build_network,
-    import_super_gradients,
-    load_detector,
-    load_weights,
-)
+from workers.yolo_nas.network import build_network, import_super_gradients, load_weights
 
 CLASSES = ("RBC", "WBC", "Platelets")
 NMS_IOU = 0.7

@@ -13,8 +13,7 @@ from PIL import Image, ImageDraw
 from pipelines.policy.policy import Policy
 from pipelines.routing.route import route_run
 from storage.objects.protocols import ObjectStore
-from storage.records import AnnotationRow, Detections, Shard, shard_id_of
-from storage.review.queue import Xyxy
+from storage.records import AnnotationRow, Detections, Shard, Xyxy, shard_id_of
 from storage.runs.manifest import Manifest
 from tests.support.samples.synthetic_run import boxes, make_run, row
 

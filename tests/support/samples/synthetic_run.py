@@ -9,8 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from storage.objects.protocols import ObjectStore
-from storage.records import AnnotationRow, Detections, Shard, StoredObject, shard_id_of
-from storage.runs.annotations import Category, RowWriter, RunIdentity
+from storage.records import (
+    AnnotationRow,
+    Category,
+    Detections,
+    RunIdentity,
+    Shard,
+    StoredObject,
+    shard_id_of,
+)
+from storage.runs.annotations import RowWriter
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest, RunRecord
 

@@ -8,7 +8,8 @@ import tarfile
 from typing import Any
 
 from storage.records import ImageRecord
-from storage.shards.reading import read_shard, tar_shards
+from storage.shards.reading import read_shard
+from storage.shards.selecting import tar_shards
 from storage.stores.memory import MemoryStore
 
 Member = tuple[str, bytes] | tuple[str, bytes, dict[str, Any]]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.config.run_config import RunConfig, parse_config
+from pipelines.config.run_config import RunConfig
+from pipelines.config.yaml_files import parse_config
 from tests.support.samples.image_samples import encode
 
 

@@ -27,7 +27,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from storage.objects.protocols import ObjectStore, StorageOptions, open_store
+from storage.objects.protocols import ObjectStore, StorageOptions
+from storage.stores.open import open_store
 
 ACCESS_KEY = "labelfleet-test"
 SECRET_KEY = "labelfleet-test-secret"

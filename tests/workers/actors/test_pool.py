@@ -22,7 +22,7 @@ from storage.errors import CheckpointError, StorageError
 from storage.records import Shard, StoredObject
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
-from storage.shards.reading import tar_shards
+from storage.shards.selecting import tar_shards
 from tests.support.ray.bright_actor import bright_actor
 from tests.support.samples.image_samples import encode
 from tests.support.samples.tiny_run import fill_folder, run_config

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from storage.errors import CheckpointError, StorageError
-from storage.objects.protocols import StorageOptions, open_object
+from storage.objects.protocols import StorageOptions
+from storage.stores.open import open_object
 from tests.support.samples.checkpoint_samples import saved, weights
 from tests.support.servers.s3 import S3Server
 from workers.checkpoints import cache as checkpoint_cache

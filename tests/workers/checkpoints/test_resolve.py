@@ -18,16 +18,11 @@ from safetensors.torch import save_file
 from storage.errors import CheckpointError, ConfigError
 from storage.objects.protocols import StorageOptions
 from tests.support.samples.checkpoint_samples import NAMES, saved, weights
+from workers.checkpoints.description import canonical_arch
+from workers.checkpoints.file import Checkpoint, read_checkpoint, save_checkpoint
 from workers.checkpoints.processing import preprocessing_of
-from workers.detectors.protocol import Preprocessing
-from workers.models.resolve import (
-    Checkpoint,
-    canonical_arch,
-    coco_preprocessing,
-    read_checkpoint,
-    resolve_model,
-    save_checkpoint,
-)
+from workers.images.preprocessing import Preprocessing
+from workers.models.resolve import coco_preprocessing, resolve_model
 from workers.spec import ModelRequest, ModelSpec
 
 ARCH = canonical_arch({"backbone": {}, "neck": {}, "heads": {"NDFLHeads": {"reg_max": 16}}})

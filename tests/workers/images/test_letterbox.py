@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from storage.records import Detections
-from workers.detectors.protocol import Preprocessing
 from workers.images.letterbox import letterbox
+from workers.images.preprocessing import Preprocessing
 
 COCO = Preprocessing()
 OWN = Preprocessing(size=(416, 640), resize_to=(416, 640), padding="bottom_right", pad_value=7)

@@ -15,8 +15,8 @@ from PIL import Image
 from storage.records import ImageRecord, Status
 from tests.support.samples.image_samples import encode
 from tests.support.samples.synthetic_run import boxes
-from workers.detectors.protocol import Preprocessing
 from workers.images.prepare import Prepared, Skipped, open_image
+from workers.images.preprocessing import Preprocessing
 
 INPUT = Preprocessing(size=(96, 128), resize_to=(92, 124), padding="center")
 MAX_PIXELS = 1_000_000

@@ -21,7 +21,8 @@ from storage.errors import LabelfleetError, ShardFailed, StorageFull, WorkerLost
 from storage.records import AnnotationRow, Detections, ImageRecord, Shard, StoredObject
 from storage.runs.annotations import RowWriter, ShardFooter, read_footer, read_rows
 from storage.runs.manifest import Commit, Manifest, annotation_key
-from storage.shards.reading import group_images, read_shard, tar_shards
+from storage.shards.reading import read_shard
+from storage.shards.selecting import group_images, tar_shards
 from storage.stores.memory import MemoryStore
 from tests.support.ray.brightness import BrightnessDetector, QueueingBrightness
 from tests.support.samples.image_samples import encode

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from storage.errors import ArtefactError
-from storage.objects.protocols import StorageOptions, open_store
+from storage.objects.protocols import StorageOptions
+from storage.stores.open import open_store
 from workers.runtimes.artefacts import fetch_artefact, find, publish, read_facts
 from workers.spec import ArtefactRef
 

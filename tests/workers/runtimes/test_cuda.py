@@ -19,8 +19,8 @@ from workers.compile.agreement import BOX_PX, SCORE
 from workers.detectors.protocol import QueueingDetector, Unfinished
 from workers.images.decode import decode
 from workers.images.letterbox import letterbox
+from workers.models.load import load_detector
 from workers.models.resolve import resolve_model
-from workers.runtimes.choose import load_detector
 from workers.spec import ModelRequest, ModelSpec
 
 pytestmark = [

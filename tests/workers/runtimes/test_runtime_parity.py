@@ -15,17 +15,19 @@ from numpy.typing import NDArray
 
 from pipelines.demo.digits import make_pages
 from storage.errors import ArtefactError, ModelError
-from storage.objects.protocols import StorageOptions, open_store
+from storage.objects.protocols import StorageOptions
 from storage.records import Detections
+from storage.stores.open import open_store
 from workers.compile.agreement import BOX_PX, SCORE, difference, refuse_difference
 from workers.compile.make_artefact import GRAPH, make_graph
 from workers.compile.quantize import RECIPE, Quantiser
 from workers.detectors.graph import GraphDetector
 from workers.images.decode import decode
 from workers.images.letterbox import letterbox
+from workers.models.load import load_detector, session_of
 from workers.models.resolve import resolve_model
 from workers.runtimes.artefacts import Artefact, publish
-from workers.runtimes.choose import installed, load_detector, session_of
+from workers.runtimes.choose import installed
 from workers.runtimes.onnx_session import OnnxSession
 from workers.spec import ModelRequest, ModelSpec
 

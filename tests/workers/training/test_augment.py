@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.support.samples.training_samples import image_with_patch
-from workers.detectors.protocol import Preprocessing
 from workers.images.letterbox import letterbox
+from workers.images.preprocessing import Preprocessing
 from workers.training.augment import Augmentation, Sample, augment
 
 PREPROCESSING = Preprocessing(size=(96, 128), resize_to=(92, 124))

@@ -11,7 +11,7 @@ import torch
 
 from storage.errors import SourceError
 from tests.support.samples.training_samples import box, write_coco
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing
 from workers.training.augment import Augmentation, Sample
 from workers.training.batches import BatchSource, collate
 from workers.training.coco_set import read_training_set

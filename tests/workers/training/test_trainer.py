@@ -16,7 +16,7 @@ from torch import nn
 
 from storage.errors import ConfigError, ModelError
 from tests.support.samples.training_samples import box, write_coco
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing
 from workers.training.augment import Augmentation
 from workers.training.batches import Batch, BatchSource
 from workers.training.coco_set import read_training_set
@@ -76,7 +76,7 @@ TARGETS = torch.tensor([[0, 1, 30.0, 30, 24, 24], [1, 2, 60, 50, 30, 40]])
 
 
 def test_without_regions_the_loss_is_super_gradients_own() -> None:
-    from workers.training.trainer import RegionLoss
+    from workers.training.loss import RegionLoss
 
     from super_gradients.training.losses.ppyolo_loss import PPYoloELoss  # isort: skip
 
@@ -88,7 +88,7 @@ def test_without_regions_the_loss_is_super_gradients_own() -> None:
 
 
 def test_regions_silence_unclaimed_anchors_inside_and_nothing_else() -> None:
-    from workers.training.trainer import RegionLoss, anchors_inside
+    from workers.training.loss import RegionLoss, anchors_inside
 
     scores, *rest = raw_outputs()
     scores = scores.detach().requires_grad_()
@@ -110,7 +110,7 @@ def test_regions_silence_unclaimed_anchors_inside_and_nothing_else() -> None:
 
 
 def test_the_regions_of_one_batch_do_not_linger_in_the_next() -> None:
-    from workers.training.trainer import RegionLoss
+    from workers.training.loss import RegionLoss
 
     outputs, loss = raw_outputs(), RegionLoss(3)
     before = loss(outputs, TARGETS)[0].item()
@@ -121,7 +121,7 @@ def test_the_regions_of_one_batch_do_not_linger_in_the_next() -> None:
 
 
 def test_a_batch_without_any_object_has_a_loss_that_can_be_trained_on() -> None:
-    from workers.training.trainer import RegionLoss
+    from workers.training.loss import RegionLoss
 
     scores, *rest = raw_outputs()
     loss, _ = RegionLoss(3)((scores, *rest), torch.zeros((0, 6)))
@@ -225,7 +225,7 @@ def test_a_loss_that_is_no_number_stops_with_advice(source: BatchSource, tmp_pat
 
 
 def test_the_average_follows_the_weights_quickly_at_first_and_slowly_later() -> None:
-    from workers.training.trainer import Ema
+    from workers.training.ema import Ema
 
     layer = nn.Linear(1, 1)
     ema = Ema(layer, 0.99)

@@ -21,20 +21,16 @@ from storage.objects.protocols import StorageOptions
 from storage.records import Detections
 from tests.support.samples.dense_detections import detections_from_dense
 from tests.support.samples.parity import CLASSES, Boxes, iou
+from workers.checkpoints.file import read_checkpoint, save_checkpoint
 from workers.detectors.nms import NmsRules
-from workers.detectors.protocol import Preprocessing
 from workers.images.decode import decode
 from workers.images.letterbox import letterbox
-from workers.models.resolve import (
-    coco_preprocessing,
-    read_arch,
-    read_checkpoint,
-    resolve_model,
-    save_checkpoint,
-)
+from workers.images.preprocessing import Preprocessing
+from workers.models.load_torch import load_detector
+from workers.models.resolve import coco_preprocessing, read_arch, resolve_model
 from workers.spec import ModelRequest, ModelSpec
 from workers.yolo_nas.dense import DenseDetector
-from workers.yolo_nas.network import build_network, fuse, load_detector, load_weights
+from workers.yolo_nas.network import build_network, fuse, load_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -26,7 +26,8 @@ from tests.support.samples.parity import (
     ours,
     unmatched,
 )
-from workers.models.resolve import read_checkpoint, resolve_model
+from workers.checkpoints.file import read_checkpoint
+from workers.models.resolve import resolve_model
 from workers.spec import ModelRequest, ModelSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

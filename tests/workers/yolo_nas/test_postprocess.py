@@ -15,7 +15,7 @@ from storage.errors import ModelError
 from storage.records import Detections
 from tests.support.samples.dense_detections import detections_from_dense
 from workers.detectors.nms import NmsRules, best_candidates, suppress
-from workers.detectors.protocol import Preprocessing
+from workers.images.preprocessing import Preprocessing
 from workers.runtimes.torch_session import torch_detector
 from workers.spec import ModelSpec
 

@@ -1,0 +1,105 @@
+"""What an invocation did, for people, machines and a webhook."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import httpx
+
+from pipelines.config.run_config import RunConfig
+from pipelines.dispatch.drive import Outcome
+from pipelines.dispatch.tally import Tally
+from pipelines.runs.status import RunStatus
+from storage.urls import normalise_url
+
+log = logging.getLogger("labelfleet")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How a run stands after one invocation; counts are the whole run's unless said otherwise.
+
+    Attributes:
+        images, ok, undecodable, too_large, unsupported, missing: rows, all and by status.
+        detections: boxes above the score floor.
+        shards: committed. ``left``: listed and not yet committed. ``quarantined``: set aside.
+        seconds, images_per_s, new_images, new_shards: of this invocation, start-up included.
+        routed: images drawn for people to see, in this invocation.
+        truncated: tars that ended in the middle, with what was said.
+        outcome: ``done``, or ``stopped`` on request with work left.
+    """
+
+    images: int
+    ok: int
+    undecodable: int
+    too_large: int
+    unsupported: int
+    missing: int
+    detections: int
+    shards: int
+    left: int
+    quarantined: int
+    new_images: int
+    new_shards: int
+    seconds: float
+    images_per_s: float
+    output: str
+    outcome: Outcome
+    exit_code: int
+    routed: int = 0
+    truncated: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+
+def summarise(
+    status: RunStatus,
+    tally: Tally,
+    outcome: Outcome,
+    began_s: float,
+    config: RunConfig,
+    routed: int = 0,
+) -> RunSummary:
+    """The run as it stands, with what this invocation added."""
+    seconds = time.monotonic() - began_s
+    counts, images = status.images, sum(status.images.values())
+    too_bad = images - counts["ok"] > config.max_bad_share * images
+    failed = 3 if status.quarantined or too_bad else 0
+    return RunSummary(
+        images=images,
+        ok=counts["ok"],
+        undecodable=counts["undecodable"],
+        too_large=counts["too_large"],
+        unsupported=counts["unsupported"],
+        missing=counts["missing"],
+        detections=status.detections,
+        shards=status.committed,
+        left=status.left,
+        quarantined=status.quarantined,
+        new_images=tally.images,
+        new_shards=tally.shards,
+        seconds=round(seconds, 2),
+        images_per_s=round(tally.images / seconds, 2),
+        output=normalise_url(config.output),
+        outcome=outcome,
+        exit_code=130 if outcome == "stopped" else failed,
+        routed=routed,
+        truncated=tally.truncated,
+    )
+
+
+def notify(config: RunConfig, summary: RunSummary) -> None:
+    """Tell the webhook, if there is one; that it does not answer is no reason to fail."""
+    if config.notify is None:
+        return
+    try:
+        httpx.post(
+            config.notify.get_secret_value(), json=summary.to_json(), timeout=10
+        ).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
+        log.warning("notify: the webhook failed: %s", type(exc).__name__)

@@ -1,0 +1,54 @@
+"""What every export format shares."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from storage.labels.rows import LabelRow
+from storage.labels.versions import LabelVersion
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedImage:
+    """One row on its way out.
+
+    Attributes:
+        row: the image's labels.
+        name: its file name below the format's image folder.
+        raw: its bytes where they are to be copied, else None.
+        link: the file to link to, else None.
+    """
+
+    row: LabelRow
+    name: str
+    raw: bytes | None = None
+    link: Path | None = None
+
+
+class Exporter(Protocol):
+    """One format. ``close`` is called once, after the last image, and only without an error."""
+
+    def add(self, image: ExportedImage) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def provenance(lineage: LabelVersion) -> dict[str, Any]:
+    """Where exported labels come from, for the format's own description field."""
+    return {
+        "description": f"{lineage.run['name']}, label version {lineage.version}, by labelfleet",
+        "version": lineage.version,
+        "date_created": lineage.created_at,
+        "model_sha256": lineage.run["model_sha256"],
+        "model_licence": lineage.run["licence"],
+        "policy": lineage.policy,
+        "counts": lineage.counts,
+    }
+
+
+def json_line(value: Any) -> bytes:
+    """One line of JSON, any file name included."""
+    return json.dumps(value).encode() + b"\n"

@@ -1,0 +1,81 @@
+"""An artefact of a model: found at its place, or made there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.run_config import RunConfig
+from pipelines.models.graph import Say, exported_graph, own_facts
+from pipelines.models.int8 import make_int8
+from pipelines.models.view import say
+from pipelines.truth.coco_truth import Truth
+from storage.objects.protocols import ObjectStore
+from storage.stores.open import open_store
+from storage.urls import normalise_url
+from workers.compile.make_artefact import Made, artefact_key
+from workers.runtimes.artefacts import find, publish
+from workers.runtimes.choose import needs_artefact
+from workers.spec import ArtefactRef, ModelSpec
+
+FOLDER = "model"
+
+
+def with_artefact(
+    config: RunConfig, spec: ModelSpec, *, say: Say = say, truth: Truth | None = None
+) -> ModelSpec:
+    """``spec`` with the artefact that its runtime loads; torch needs none.
+
+    Args:
+        truth: INT8's loss is measured on it; None: by agreement with fp32.
+
+    Raises:
+        ArtefactError: it does not agree with torch, or loses more than ``model.max_loss``.
+        LabelfleetError: checkpoint, source or output cannot be used.
+    """
+    if not needs_artefact(spec):
+        return spec
+    ref = find_artefact(config, spec)
+    if ref is None:
+        store, prefix = artefact_place(config)
+        folder = f"{prefix}{artefact_key(spec, _more(config, spec))}"
+        with tempfile.TemporaryDirectory(prefix="labelfleet-compile-") as work:
+            made = _make(config, spec, truth, Path(work), say)
+            ref = publish(store, folder, made.files, made.main, made.facts)
+        say(f"artefact: {ref.url}")
+    return replace(spec, artefact=ref)
+
+
+def find_artefact(config: RunConfig, spec: ModelSpec) -> ArtefactRef | None:
+    """The artefact of that model where it belongs, or None."""
+    store, prefix = artefact_place(config)
+    return find(store, f"{prefix}{artefact_key(spec, _more(config, spec))}")
+
+
+def artefact_place(config: RunConfig) -> tuple[ObjectStore, str]:
+    """The store that holds artefacts, and what their keys begin with."""
+    options = config.storage.options()
+    if config.model.artefacts is not None:
+        return open_store(config.model.artefacts, options), ""
+    return open_store(config.output, options), f"{FOLDER}/"
+
+
+def _more(config: RunConfig, spec: ModelSpec) -> Mapping[str, Any]:
+    """What an INT8 model depends on beside the network: whose images, and how good it must be."""
+    if spec.precision != "int8":
+        return {}
+    part = config.source
+    return {
+        "source": [normalise_url(part.url), part.kind, part.include, part.exclude, part.keys],
+        "max_loss": config.model.max_loss,
+    }
+
+
+def _make(config: RunConfig, spec: ModelSpec, truth: Truth | None, work: Path, say: Say) -> Made:
+    if spec.precision == "int8":
+        return make_int8(config, spec, truth, work, say)
+    artefact = exported_graph(config, spec, work, say)
+    return Made(artefact.files, artefact.main, own_facts(artefact.facts))

@@ -1,0 +1,138 @@
+"""An INT8 model: calibrated, searched, judged."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.run_config import RunConfig
+from pipelines.models.graph import Say, exported_graph, own_facts
+from pipelines.models.measure import (
+    Expected,
+    detect_all,
+    expected_from_detections,
+    expected_from_truth,
+    mean_ap,
+    refuse_unmeasured,
+)
+from pipelines.models.sample_images import Inputs, measured, sample
+from pipelines.truth.coco_truth import Truth
+from storage.errors import ConfigError
+from workers.compile.make_artefact import GRAPH, Made, versions
+from workers.detectors.graph import GraphDetector
+from workers.models.load import session_of
+from workers.runtimes.artefacts import Artefact
+from workers.spec import ModelSpec
+
+CALIBRATION_IMAGES = 128
+
+
+AGREEMENT_IMAGES = 64
+
+
+_LEAST = 8  # images, to calibrate on some and compare on others
+
+
+_FLOOR = 0.01  # of scores, when mAP is measured
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Says what a model loses against fp32, in points of mAP.
+
+    Attributes:
+        fp32: mAP of the float32 model: against the truth, or (100 by nature) against itself.
+        against: the truth's URL, or ``fp32``.
+    """
+
+    spec: ModelSpec
+    inputs: Inputs
+    expected: Expected
+    fp32: float
+    against: str
+
+    @staticmethod
+    def by_truth(config: RunConfig, spec: ModelSpec, graph: Artefact, truth: Truth) -> Judge:
+        """Ground truth of images in the source."""
+        inputs, indices = measured(config, spec.preprocessing, truth)
+        expected = expected_from_truth(truth, indices, spec.classes)
+        found = detect_all(_detector(spec, graph), inputs)
+        return Judge(spec, inputs, expected, mean_ap(found, expected), truth.source)
+
+    @staticmethod
+    def by_agreement(spec: ModelSpec, graph: Artefact, inputs: Inputs) -> Judge:
+        """What the float32 model is sure of stands in for ground truth."""
+        found = detect_all(_detector(spec, graph), inputs)
+        expected = expected_from_detections(found, len(spec.classes))
+        return Judge(spec, inputs, expected, mean_ap(found, expected), "fp32")
+
+    def score(self, artefact: Artefact) -> float:
+        """mAP of a model, in points."""
+        return mean_ap(detect_all(_detector(self.spec, artefact), self.inputs), self.expected)
+
+    def loss(self, artefact: Artefact) -> float:
+        """Points of mAP that a model loses."""
+        return self.fp32 - self.score(artefact)
+
+    def figures(self, loss: float, limit: float) -> dict[str, Any]:
+        """For ``artefact.json``; points of mAP."""
+        return {
+            "images": len(self.inputs),
+            "against": self.against,
+            "fp32_map": round(self.fp32, 3),
+            "int8_map": round(self.fp32 - loss, 3),
+            "loss": round(loss, 3),
+            "max_loss": limit,
+        }
+
+
+def _detector(spec: ModelSpec, artefact: Artefact) -> GraphDetector:
+    low = replace(spec, score_floor=min(_FLOOR, spec.score_floor))
+    plain = replace(low, precision="fp32") if artefact.main == GRAPH else low
+    return GraphDetector(session_of(artefact, plain, threads=0), plain)
+
+
+def make_int8(
+    config: RunConfig, spec: ModelSpec, truth: Truth | None, work: Path, say: Say
+) -> Made:
+    from workers.compile.quantize import Quantiser, search
+
+    graph = exported_graph(config, replace(spec, precision="fp32"), work, say)
+    inputs = sample(
+        config, spec.preprocessing, CALIBRATION_IMAGES + (0 if truth else AGREEMENT_IMAGES), truth
+    )
+    if len(inputs) < _LEAST:
+        raise ConfigError(
+            f"INT8 needs at least {_LEAST} images to calibrate on, and the source has "
+            f"{len(inputs)}" + (" beside those of the ground truth" if truth else ""),
+            hint="use `precision: fp32`",
+        )
+    calibration = inputs
+    if truth is not None:
+        say(f"measuring fp32 on {len(truth.images)} images of {truth.source}")
+        judge = Judge.by_truth(config, spec, graph, truth)
+    else:
+        cut = max(_LEAST // 2, len(inputs) - AGREEMENT_IMAGES, len(inputs) * 2 // 3)
+        calibration = inputs.part(0, min(cut, CALIBRATION_IMAGES))
+        held_out = inputs.part(len(calibration), len(inputs))
+        judge = Judge.by_agreement(spec, graph, held_out)
+    refuse_unmeasured(judge.fp32, len(judge.inputs), judge.against, config.model.max_loss)
+    say(f"quantising, calibrated on {len(calibration)} images of the source")
+    quantiser = Quantiser(graph.files[GRAPH], calibration.pixels, work, spec.runtime)
+    chosen = search(quantiser, judge.loss, config.model.max_loss, say)
+    facts = {
+        **own_facts(graph.facts),
+        "graph_precision": "int8",
+        "versions": versions(spec),
+        "calibration": {
+            "images": len(calibration),
+            "sha256": calibration.sha256,
+            "image_ids": list(calibration.image_ids),
+        },
+        "measured": judge.figures(chosen.loss, config.model.max_loss),
+        "kept": list(chosen.kept),
+        "trials": [asdict(trial) for trial in chosen.trials],
+        "loss_with_block_in_float32": dict(chosen.alone),
+    }
+    return Made(chosen.artefact.files, chosen.artefact.main, facts)

@@ -1,0 +1,93 @@
+"""The model that a config asks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipelines.config.run_config import RunConfig
+from pipelines.truth import coco_classes as coco
+from storage.errors import ConfigError, ObjectNotFound
+from storage.objects.protocols import ObjectStore
+from storage.runs.manifest import RUN_KEY, RunRecord
+from storage.stores.open import open_store
+from storage.urls import normalise_url
+from workers.models.resolve import resolve_model
+from workers.spec import ArtefactRef, DeviceName, ModelRequest, ModelSpec
+
+
+def requested_model(config: RunConfig, *, cuda: bool) -> ModelSpec:
+    """What a run of this config would load or loads: its own record counts where there is one.
+
+    Raises:
+        LabelfleetError: config and checkpoint disagree, or cannot be used.
+    """
+    output = open_store(config.output, config.storage.options())
+    return requested_by(config, existing_record(output), output, cuda)
+
+
+def requested_by(
+    config: RunConfig, existing: RunRecord | None, output: ObjectStore, cuda: bool
+) -> ModelSpec:
+    device = _device(existing, cuda)
+    model = resolve_model(_request(config, existing), config.storage.options(), device=device)
+    if existing is None:
+        return model
+    return replace(model, artefact=_recorded_artefact(existing, output))
+
+
+def existing_record(output: ObjectStore) -> RunRecord | None:
+    try:
+        return RunRecord.from_json(output.get(RUN_KEY))
+    except ObjectNotFound:
+        return None
+
+
+def _device(existing: RunRecord | None, cuda: bool) -> DeviceName:
+    wanted: DeviceName = "cuda" if cuda else "cpu"
+    recorded: DeviceName = existing.inference.get("device", wanted) if existing else wanted
+    if recorded == "cuda" and not cuda:
+        raise ConfigError(
+            "the run was created on GPUs, and there is none here",
+            hint="continue it where there are GPUs, or choose another output",
+        )
+    return recorded
+
+
+def model_request(config: RunConfig) -> ModelRequest:
+    """The model section as the worker layer wants it."""
+    part = config.model
+    size = part.image_size
+    return ModelRequest(
+        checkpoint=normalise_url(part.checkpoint),  # a worker may run in another folder
+        name=part.name,
+        arch=part.arch,
+        sha256=part.sha256,
+        classes=coco.CLASSES if part.classes == "coco" else part.classes,
+        image_size=(size, size) if isinstance(size, int) else size,
+        keep=part.keep,
+        runtime=part.runtime,
+        precision=part.precision,
+        score_floor=part.score_floor,
+        nms_iou=part.nms_iou,
+        max_detections=part.max_detections,
+    )
+
+
+def _request(config: RunConfig, existing: RunRecord | None) -> ModelRequest:
+    request = model_request(config)
+    if existing is None:
+        return request
+    # What `auto` meant was settled when the run was created.
+    if request.runtime == "auto":
+        request = replace(request, runtime=existing.inference.get("runtime", "auto"))
+    if request.precision == "auto":
+        request = replace(request, precision=existing.inference.get("precision", "auto"))
+    return request
+
+
+def _recorded_artefact(existing: RunRecord, output: ObjectStore) -> ArtefactRef | None:
+    recorded = existing.inference.get("artefact")
+    if recorded is None:
+        return None
+    url = recorded["url"] if "url" in recorded else f"{output.url}/{recorded['key']}"
+    return ArtefactRef(url, recorded["sha256"])

@@ -1,0 +1,36 @@
+"""The policy that a command is to use."""
+
+from __future__ import annotations
+
+from pipelines.policy.policy import Policy
+from storage.objects.protocols import StorageOptions
+from storage.review.queue import queue_parts, read_head
+from storage.runs.manifest import Manifest
+
+
+def choose_policy(
+    manifest: Manifest,
+    url: str | None,
+    accept: float | None,
+    reject: float | None,
+    options: StorageOptions | None = None,
+) -> Policy:
+    """The policy at ``url``, else what ``fit`` left with the run, else the last routing's.
+
+    Where there is none of them, the default. Thresholds given by hand replace its own.
+
+    Raises:
+        ConfigError: it cannot be read, or the thresholds contradict each other.
+    """
+    policy = _policy_of(manifest) if url is None else Policy.load(url, options)
+    if accept is None and reject is None:
+        return policy
+    return policy.with_thresholds(accept, reject)
+
+
+def _policy_of(manifest: Manifest) -> Policy:
+    fitted = Policy.of_run(manifest.store, manifest.url)
+    if fitted is not None:
+        return fitted
+    parts = queue_parts(manifest.store)
+    return Policy.from_config(read_head(manifest.store, parts[-1]).policy) if parts else Policy()

@@ -1,0 +1,1 @@
+"""A run as it lies at its output: status, bottleneck, verify, gc."""

@@ -1,0 +1,1 @@
+"""A run's record at its output: manifest, listings, commits, ledger, lock, live rows."""

@@ -1,0 +1,58 @@
+"""How pixels become network input: size, letterbox, channels, scale."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an upright RGB image becomes the network's input; geometry on the CPU, the rest inside.
+
+    The defaults are those of the COCO weights in super-gradients' ``predict()``: longest side to
+    ``size - 4``, pad to ``size`` around the centre with 114, divide by 255, RGB.
+
+    Attributes:
+        size: (height, width) of the network input in pixels.
+        resize_to: (height, width) the image is scaled to fit into, keeping its aspect.
+        keep_aspect: False stretches it to ``resize_to`` instead (super-gradients'
+            DetectionRescale).
+        padding: ``center`` or ``bottom_right``.
+        pad_value: 0–255, for all three channels.
+        channels: order the network was trained on.
+        scale: the factor on uint8 values, applied inside the network.
+        mean, std: per channel in the network's order, after ``scale``; None when not used.
+    """
+
+    size: tuple[int, int] = (640, 640)
+    resize_to: tuple[int, int] = (636, 636)
+    padding: Literal["center", "bottom_right"] = "center"
+    pad_value: int = 114
+    channels: Literal["RGB", "BGR"] = "RGB"
+    scale: float = 1 / 255
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    keep_aspect: bool = True
+
+
+_LARGEST = 8192  # pixels a side; a typing error would otherwise ask for terabytes
+
+
+def check_preprocessing(found: Preprocessing) -> None:
+    """Raises ValueError or TypeError when a field is of the wrong kind or out of its range."""
+    for name, (height, width) in (("size", found.size), ("resize_to", found.resize_to)):
+        if not all(type(v) is int and 0 < v <= _LARGEST for v in (height, width)):
+            raise ValueError(f"{name} is {height} × {width}")
+    if found.resize_to[0] > found.size[0] or found.resize_to[1] > found.size[1]:
+        raise ValueError(f"images are resized to {found.resize_to} and padded to {found.size}")
+    if found.padding not in ("center", "bottom_right") or found.channels not in ("RGB", "BGR"):
+        raise ValueError(f"padding is {found.padding}, channels are {found.channels}")
+    if type(found.pad_value) is not int or not 0 <= found.pad_value <= 255:
+        raise ValueError(f"pad_value is {found.pad_value}")
+    numbers = [found.scale, *(found.mean or (0.0,) * 3), *(found.std or (1.0,) * 3)]
+    if len(numbers) != 7 or not all(math.isfinite(float(n)) for n in numbers):
+        raise ValueError("scale, mean and std must be finite, mean and std for three channels")
+    if found.scale <= 0 or not all(s > 0 for s in found.std or ()):
+        raise ValueError("scale and std must be positive")
