@@ -71,10 +71,10 @@ def run(
     """Label a source. Run it again to continue, or to label what was added since."""
     from pipelines.config.run_config import load_config
     from pipelines.labelling.run import label_run
-    from pipelines.labelling.view import render
+    from pipelines.labelling.view import run_table
 
     summary = label_run(load_config(config, tuple(set_ or ())), address=address, limit=limit)
-    show(render(summary), summary.to_json(), json_)
+    show(run_table(summary), summary.to_json(), json_)
     raise typer.Exit(summary.exit_code)
 
 
@@ -82,19 +82,19 @@ def run(
 def plan(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
     """Say what a run would do and what it costs. Shards, images, GiB, hours; touches nothing."""
     from pipelines.config.run_config import load_config
-    from pipelines.labelling.plan import plan_run, render
+    from pipelines.labelling.plan import plan_run, plan_table
 
     planned = plan_run(load_config(config, tuple(set_ or ())))
-    show(render(planned), planned.to_json(), json_)
+    show(plan_table(planned), planned.to_json(), json_)
 
 
 @app.command(epilog="Example: labelfleet status s3://plates/labels/blood-cells")
 def status(run: RunUrl, endpoint_url: Endpoint = None, json_: Json = False) -> None:
     """Show how far a run is. In flight or ended, from any machine that reaches its output."""
-    from pipelines.runs.status import render, run_status
+    from pipelines.runs.status import run_status, status_table
 
     found = run_status(open_manifest(run, endpoint_url))
-    show(render(found), found.to_json(), json_)
+    show(status_table(found), found.to_json(), json_)
 
 
 @app.command(epilog="Example: labelfleet evaluate runs/cells --truth instances.json")
@@ -109,7 +109,7 @@ def evaluate(
 ) -> None:
     """Measure a run against COCO ground truth: mAP, AR, per class."""
     from pipelines.evaluation.evaluate import evaluate_run
-    from pipelines.evaluation.result import render
+    from pipelines.evaluation.result import evaluation_table
 
     result = evaluate_run(
         open_manifest(run, endpoint_url),
@@ -117,7 +117,7 @@ def evaluate(
         options=storage_options(endpoint_url),
         allow_missing=allow_missing,
     )
-    show(render(result), result.to_json(), json_)
+    show(evaluation_table(result), result.to_json(), json_)
 
 
 @app.command(epilog="Example: labelfleet report runs/cells --truth instances.json")
@@ -150,7 +150,7 @@ def ingest(
 ) -> None:
     """Pack images into tar shards, byte for byte. Run it again to continue."""
     from pipelines.ingest.ingest import ingest as ingest_images
-    from pipelines.ingest.view import ingest_progress, render
+    from pipelines.ingest.view import ingest_progress, ingest_table
 
     with ingest_progress() as progress:
         summary = ingest_images(
@@ -161,17 +161,17 @@ def ingest(
             shard_bytes=shard_mib * 1024 * 1024,
             progress=progress,
         )
-    show(render(summary), summary.to_json(), json_)
+    show(ingest_table(summary), summary.to_json(), json_)
 
 
 @app.command(epilog="Example: labelfleet train examples/digits/train.yaml")
 def train(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
     """Train a YOLO-NAS on a COCO-format data set, on this machine."""
     from pipelines.training.run import train_from_file
-    from pipelines.training.summary import render
+    from pipelines.training.summary import training_table
 
     summary = train_from_file(config, tuple(set_ or ()))
-    show(render(summary), summary.to_json(), json_)
+    show(training_table(summary), summary.to_json(), json_)
 
 
 @app.command("compile", epilog="Example: labelfleet compile cells.yaml --set model.precision=int8")
@@ -186,10 +186,10 @@ def compile_(
 ) -> None:
     """Make the model ready for its runtime, once; `run` does it too when it was not done."""
     from pipelines.models.compile import compile_from_file
-    from pipelines.models.view import render
+    from pipelines.models.view import compiled_table
 
     summary = compile_from_file(config, tuple(set_ or ()), truth)
-    show(render(summary), summary.to_json(), json_)
+    show(compiled_table(summary), summary.to_json(), json_)
 
 
 @app.command()
@@ -200,10 +200,10 @@ def doctor(
     json_: Json = False,
 ) -> None:
     """Say what is installed and works here, and what to do about what does not."""
-    from pipelines.doctor.examine import examine, render
+    from pipelines.doctor.examine import examine, findings_table
 
     findings = examine(config)
-    show(render(findings), findings.to_json(), json_)
+    show(findings_table(findings), findings.to_json(), json_)
     raise typer.Exit(0 if findings.healthy else 1)
 
 
@@ -215,10 +215,10 @@ def demo(
     json_: Json = False,
 ) -> None:
     """Label 300 pages of handwritten digits. Makes them, measures it, writes the report."""
-    from pipelines.demo.run import render, run_demo
+    from pipelines.demo.run import demo_text, run_demo
 
     summary = run_demo(dest)
-    show(render(summary), summary.to_json(), json_)
+    show(demo_text(summary), summary.to_json(), json_)
 
 
 cli_submit.register(app)

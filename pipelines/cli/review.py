@@ -188,7 +188,7 @@ def fit(
     decide and review route use a policy that lies in the run unless they are given another.
     """
     from pipelines.policy.fit import Wanted, fit_run
-    from pipelines.policy.fit_view import render
+    from pipelines.policy.fit_view import fit_table
     from pipelines.policy.policy import POLICY_KEY
     from pipelines.truth.coco_truth import read_truth
     from storage.stores.open import open_object
@@ -199,7 +199,7 @@ def fit(
     store, key = (manifest.store, POLICY_KEY) if out is None else open_object(out, options)
     store.put(key, fitted.policy.to_yaml().encode())
     written = out or f"{manifest.url}/{POLICY_KEY}"
-    show(render(fitted, written), {**fitted.to_json(), "written": written}, json_)
+    show(fit_table(fitted, written), {**fitted.to_json(), "written": written}, json_)
 
 
 def decide(

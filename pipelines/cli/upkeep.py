@@ -32,7 +32,7 @@ def verify(
     Every object is read whole. Nothing is changed.
     """
     from pipelines.runs.verify import verify_run
-    from pipelines.runs.verify_view import render, verify_progress
+    from pipelines.runs.verify_view import verify_progress, verify_table
     from storage.stores.open import open_store
 
     manifest = open_manifest(run, endpoint_url)
@@ -45,7 +45,7 @@ def verify(
             readers=readers,
             progress=progress,
         )
-    show(render(found), found.to_json(), json_)
+    show(verify_table(found), found.to_json(), json_)
     raise typer.Exit(found.exit_code)
 
 
@@ -61,7 +61,7 @@ def gc(
     json_: Json = False,
 ) -> None:
     """Remove what no reader of a run counts. Takes the run's lock."""
-    from pipelines.runs.gc import collect_garbage, parse_age, render
+    from pipelines.runs.gc import collect_garbage, garbage_table, parse_age
 
     try:
         older_than_s = parse_age(older_than)
@@ -69,4 +69,4 @@ def gc(
         raise typer.BadParameter(str(exc), param_hint="--older-than") from exc
     manifest = open_manifest(run, endpoint_url)
     summary = collect_garbage(manifest, older_than_s=older_than_s, dry_run=dry_run)
-    show(render(summary), summary.to_json(), json_)
+    show(garbage_table(summary), summary.to_json(), json_)

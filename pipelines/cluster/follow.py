@@ -23,7 +23,7 @@ _RACES = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class SubmittedJob:
     """A job as its server describes it; ``exit_code`` is that of its command, once it has one."""
 
     job_id: str
@@ -41,9 +41,9 @@ class Job:
 class JobServer(Protocol):
     """What submitting needs of a cluster's job server."""
 
-    def jobs(self) -> Sequence[Job]: ...
+    def jobs(self) -> Sequence[SubmittedJob]: ...
 
-    def job(self, job_id: str) -> Job: ...
+    def job(self, job_id: str) -> SubmittedJob: ...
 
     def start(self, job_id: str) -> bool:
         """False when somebody else's submission took the id in between."""
@@ -59,7 +59,7 @@ class JobServer(Protocol):
 class Submission:
     """A run's job; ``attached`` when it ran already, with or without this very config."""
 
-    job: Job
+    job: SubmittedJob
     attached: bool
 
 
@@ -104,7 +104,7 @@ def follow(
     again: str,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
-) -> Job:
+) -> SubmittedJob:
     """Show what the job says until it ends. A connection that breaks is taken up again.
 
     Args:
@@ -161,7 +161,7 @@ def _unseen(pieces: Iterator[str], seen: int) -> Iterator[str]:
             yield piece
 
 
-def exit_code(job: Job) -> int:
+def exit_code(job: SubmittedJob) -> int:
     """What a shell would have seen had the run been started from it."""
     if job.status == "SUCCEEDED":
         return 0

@@ -21,8 +21,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 
 from pipelines.cluster.bundle import CONFIG_NAME, Bundle
 from pipelines.cluster.follow import (
-    Job,
     Submission,
+    SubmittedJob,
     detaching,
     exit_code,
     follow,
@@ -155,11 +155,11 @@ class RayJobs:
         self._command, self._environment = command, environment
         self._client = self._connect()
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[SubmittedJob]:
         """Every job that was submitted to the cluster."""
         return [_job(info) for info in self._ask(self._client.list_jobs) if info.submission_id]
 
-    def job(self, job_id: str) -> Job:
+    def job(self, job_id: str) -> SubmittedJob:
         """One of them."""
         return _job(self._ask(partial(self._client.get_job_info, job_id)))
 
@@ -305,9 +305,9 @@ def auth_headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {token.strip()}"} if token and token.strip() else {}
 
 
-def _job(info: Any) -> Job:
+def _job(info: Any) -> SubmittedJob:
     metadata = info.metadata or {}
-    return Job(
+    return SubmittedJob(
         job_id=info.submission_id,
         status=info.status.value,
         exit_code=info.driver_exit_code,

@@ -24,7 +24,7 @@ from pipelines.evaluation.result import Evaluation
 from pipelines.ingest.ingest import ingest
 from pipelines.labelling.run import label_run
 from pipelines.labelling.summary import RunSummary
-from pipelines.labelling.view import render as render_run
+from pipelines.labelling.view import run_table as render_run
 from pipelines.report.page import write_report
 from storage.runs.manifest import Manifest
 
@@ -137,7 +137,7 @@ def _say(text: str) -> None:
     HarmlessConsole(stderr=True, highlight=False).print(f"[dim]demo:[/] {text}")
 
 
-def render(summary: DemoSummary) -> RenderableType:
+def demo_text(summary: DemoSummary) -> RenderableType:
     """The run's table, how good it is, where everything lies, and what to try next."""
     quality = Table("pages", "mAP", "mAP50", box=None)
     quality.add_row("all", _figure(summary.map_), _figure(summary.map50), style="bold")

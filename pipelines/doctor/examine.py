@@ -222,7 +222,7 @@ def _licence(stated: Sequence[str]) -> Finding:
 _MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}
 
 
-def render(findings: Findings) -> RenderableType:
+def findings_table(findings: Findings) -> RenderableType:
     """For people."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for finding in findings.findings:

@@ -90,7 +90,7 @@ _JSON_NAMES = {
 }  # fmt: skip
 
 
-def render(evaluation: Evaluation) -> RenderableType:
+def evaluation_table(evaluation: Evaluation) -> RenderableType:
     """The evaluation as a table for people, with what they should know below it."""
     table = Table(title=f"{evaluation.images:,} images", title_justify="left")
     for heading in ("class", "AP", "AP50", "AP75", "AR", "truth", "detections"):

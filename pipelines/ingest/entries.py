@@ -59,7 +59,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class SourceSurvey:
     """What one pass over a source's entries says.
 
     Attributes:
@@ -72,7 +72,7 @@ class Survey:
     fingerprint: str
 
 
-def survey(source: Source) -> Survey:
+def survey(source: Source) -> SourceSurvey:
     """Pass over the entries without reading them."""
     count = nbytes = 0
     digest = hashlib.sha256()
@@ -81,7 +81,7 @@ def survey(source: Source) -> Survey:
         digest.update(line.encode("utf-8", "surrogateescape"))
         count += 1
         nbytes += entry.nbytes
-    return Survey(count, nbytes, digest.hexdigest()[:16])
+    return SourceSurvey(count, nbytes, digest.hexdigest()[:16])
 
 
 def check_size(nbytes: int, limit: int) -> None:

@@ -61,7 +61,7 @@ def _said(now: IngestProgress) -> str:
     return f"{said}, {now.errors} errors" if now.errors else said
 
 
-def render(summary: IngestSummary) -> RenderableType:
+def ingest_table(summary: IngestSummary) -> RenderableType:
     """For people."""
     table = Table(title="Ingested", title_justify="left", show_header=False)
     table.add_row("images", f"{summary.images:,}")

@@ -226,7 +226,7 @@ def _measured_pace(manifest: Manifest) -> _Pace | None:
     return None
 
 
-def render(plan: Plan) -> RenderableType:
+def plan_table(plan: Plan) -> RenderableType:
     """For people."""
     table = Table(title="Plan", title_justify="left")
     for column in ("", "in the source", "left to do"):

@@ -11,7 +11,7 @@ from pipelines.labelling.summary import RunSummary
 _STATUSES = ("ok", "undecodable", "too_large", "unsupported", "missing")
 
 
-def render(summary: RunSummary) -> RenderableType:
+def run_table(summary: RunSummary) -> RenderableType:
     """The final table, and below it what needs a person's eye."""
     table = Table(show_header=False)
     table.add_column(style="bold")

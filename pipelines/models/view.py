@@ -56,7 +56,7 @@ class CompileSummary:
         }
 
 
-def render(summary: CompileSummary) -> RenderableType:
+def compiled_table(summary: CompileSummary) -> RenderableType:
     """For people."""
     if summary.artefact is None:
         return Text(f"{summary.runtime} loads the checkpoint itself: there is nothing to compile")

@@ -12,7 +12,7 @@ from pipelines.policy.fit import Fit
 _HEADINGS = ("class", "boxes", "right", "accept from", "reject below", "precision", "recall")
 
 
-def render(found: Fit, written: str) -> RenderableType:
+def fit_table(found: Fit, written: str) -> RenderableType:
     """For people: thresholds by class, what to expect of them, and where the policy lies."""
     title = f"{found.images:,} images, by {escape(found.source)}"
     table = Table(title=title, title_justify="left")

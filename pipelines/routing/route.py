@@ -20,7 +20,7 @@ from pipelines.routing.audit_draw import allocate
 from pipelines.routing.candidates import Likeness
 from pipelines.routing.cost import Budget, CostModel, learn_cost
 from pipelines.routing.signals import SIGNALS
-from pipelines.routing.survey import Candidate, Earlier, RouteOptions, Survey
+from pipelines.routing.survey import Candidate, Earlier, RouteOptions, RunSurvey
 from storage.errors import ConfigError
 from storage.review.answers import Answer, read_answers
 from storage.review.frames import write_frame
@@ -106,7 +106,7 @@ def route(
         if head.invocation == invocation:
             items = list(read_queue(manifest.store, [key], hidden=True))
             return replace(_summary(key, head, items), repeated=True)
-    survey = Survey(manifest, policy, invocation, earlier, options)
+    survey = RunSurvey(manifest, policy, invocation, earlier, options)
     survey.run()
     strata, audit = _draw_audit(survey, earlier, invocation, options)
     value = _choose_value(survey, earlier, options, audit, manifest)
@@ -143,7 +143,7 @@ def cost_of(answers: Iterable[Answer]) -> CostModel:
 
 
 def _draw_audit(
-    survey: Survey, earlier: Earlier, invocation: str, options: RouteOptions
+    survey: RunSurvey, earlier: Earlier, invocation: str, options: RouteOptions
 ) -> tuple[tuple[Stratum, ...], list[ReviewItem]]:
     """Every stratum as it now stands, and the audit items, in random order."""
     left = {
@@ -169,7 +169,7 @@ def _identity(candidate: Candidate) -> tuple[str, str]:
     return candidate.row["image_id"], candidate.row["sha256"]
 
 
-def _audit_size(survey: Survey, options: RouteOptions) -> int:
+def _audit_size(survey: RunSurvey, options: RouteOptions) -> int:
     """Audit images that the budget's share pays for, at what an image costs on average.
 
     The average is over all images and not over those drawn: a draw that stopped when its own
@@ -210,7 +210,7 @@ def _hide_known(items: list[ReviewItem], sha256s: set[str]) -> list[ReviewItem]:
 
 
 def _choose_value(
-    survey: Survey,
+    survey: RunSurvey,
     earlier: Earlier,
     options: RouteOptions,
     audit: Sequence[ReviewItem],

@@ -148,7 +148,7 @@ class _Page:
         return Candidate(self.rows[i], self.stratum, float(self.seconds[i]), amounts, rare)
 
 
-class Survey:
+class RunSurvey:
     """Reads every live row once; holds what a budget's worth of choosing needs.
 
     Attributes:

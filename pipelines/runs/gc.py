@@ -194,7 +194,7 @@ def parse_age(text: str) -> float:
     return float(match[1]) * {"": 0, "s": 1, "m": 60, "h": 3600, "d": DAY_S}[match[2]]
 
 
-def render(summary: GcSummary) -> RenderableType:
+def garbage_table(summary: GcSummary) -> RenderableType:
     """For people."""
     done = "would be removed" if summary.dry_run else "removed"
     total = f"{len(summary.garbage):,} objects, {decimal(summary.nbytes)} {done}"

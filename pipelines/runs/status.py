@@ -245,7 +245,7 @@ def _value_counts(table: Any) -> list[dict[str, Any]]:
     return counted
 
 
-def render(status: RunStatus) -> RenderableType:
+def status_table(status: RunStatus) -> RenderableType:
     """The status for people."""
     s = status
     table = Table(show_header=False, box=None, pad_edge=False)

@@ -53,7 +53,7 @@ def _lines(console: Console) -> Tell:
     return tell
 
 
-def render(found: Verification) -> RenderableType:
+def verify_table(found: Verification) -> RenderableType:
     """For people."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")

@@ -84,7 +84,7 @@ def read_finished(output: Path, fingerprint: str) -> TrainSummary | None:
     return replace(summary, checkpoint=str(checkpoint)) if checkpoint.exists() else None
 
 
-def render(summary: TrainSummary) -> RenderableType:
+def training_table(summary: TrainSummary) -> RenderableType:
     """A table of the scores, and where the checkpoint is."""
     table = Table("set", "images", "objects", "mAP", "mAP50", "mAP75", "AR", box=None)
     for name, s in {"val": summary.val, **summary.test}.items():

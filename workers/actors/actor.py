@@ -37,7 +37,7 @@ class WorkerFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class WorkerProgress:
     """How far a worker is: images that became rows, and whether its node is about to go."""
 
     images_done: int
@@ -87,9 +87,9 @@ class LabelActor:
             log.info("%s: %d images", said, footer.images, extra={"seconds": footer.seconds})
             return commit
 
-    def progress(self) -> Progress:
+    def progress(self) -> WorkerProgress:
         """How far it is; answered by a thread of its own, whatever the others do."""
-        return Progress(self._labeller.images_done, self._spot.notice)
+        return WorkerProgress(self._labeller.images_done, self._spot.notice)
 
     def close(self) -> None:
         """End the threads within bounded time."""

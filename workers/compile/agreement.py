@@ -14,7 +14,7 @@ BOX_PX, SCORE = 0.05, 1e-3  # the limits of sameness of two runs
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Disagreement:
     """The largest difference over all anchors that score above a floor in the reference; of an
     image without any, over all that both selected.
 
@@ -40,7 +40,7 @@ class Difference:
 
 def difference(
     reference: Session, other: Session, batch: NDArray[np.uint8], floor: float
-) -> Difference:
+) -> Disagreement:
     """Run both on ``batch``, uint8 [B, H, W, 3], and compare.
 
     Anchors within ``SCORE`` of the floor may be on either side of it, and are left out.
@@ -57,7 +57,7 @@ def difference(
             apart = np.abs(x[i][mine] - y[i][theirs])
             largest[k] = np.maximum(largest[k], apart.max(initial=0))  # what is no number stays
     box, score, std, entropy = (float(f"{value:.3g}") for value in largest)
-    return Difference(found, missing, box, score, std, entropy)
+    return Disagreement(found, missing, box, score, std, entropy)
 
 
 def _pairs(
@@ -77,7 +77,7 @@ def _pairs(
     return mine, there[mine], lacking
 
 
-def refuse_difference(found: Difference, what: str) -> None:
+def refuse_difference(found: Disagreement, what: str) -> None:
     """Raises ArtefactError when ``found`` is more than two runs may differ by."""
     if not found.same:
         raise ArtefactError(

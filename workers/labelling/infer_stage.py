@@ -11,7 +11,7 @@ from functools import partial
 from storage.errors import ShardFailed
 from workers.images.prepare import Prepared
 from workers.labelling.inference import Inference, Inferred, Results
-from workers.labelling.job import Job
+from workers.labelling.job import ShardJob
 from workers.labelling.queues import Batch, BatchRing, ByteBudget
 from workers.labelling.writing import MadeRow, RowStage
 
@@ -20,7 +20,7 @@ from workers.labelling.writing import MadeRow, RowStage
 class Ready:
     """What is in a slot of a batch: one image of a job, decoded and placed."""
 
-    job: Job
+    job: ShardJob
     index: int
     prepared: Prepared
 

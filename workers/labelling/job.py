@@ -14,7 +14,7 @@ from storage.runs.manifest import Commit
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class ShardJob:
     """Written to by the threads in turn; each stage's fields are its own.
 
     Attributes:

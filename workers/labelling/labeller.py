@@ -37,7 +37,7 @@ from workers.images.prepare import Skipped, open_image
 from workers.labelling.batch_size import BatchSize
 from workers.labelling.infer_stage import InferStage, Ready
 from workers.labelling.inference import Inference
-from workers.labelling.job import Job, with_commit_seconds
+from workers.labelling.job import ShardJob, with_commit_seconds
 from workers.labelling.queues import BatchRing, ByteBudget
 from workers.labelling.spool import spool_error
 from workers.labelling.writing import Abandoned, Counted, MadeRow, RowStage
@@ -64,7 +64,7 @@ class Commits(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Fetched:
-    job: Job
+    job: ShardJob
     index: int
     record: ImageRecord
     reserved: int
@@ -110,14 +110,14 @@ class ShardLabeller:
             buffers=_BATCHES + inference.queues,
             partial_s=self._options.partial_batch_ms / 1000,
         )
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[ShardJob | None] = queue.SimpleQueue()
         self._fetched: queue.SimpleQueue[_Fetched | None] = queue.SimpleQueue()
         self._rows = RowStage()
         self._infer = InferStage(inference, self._ring, self._budget, self._rows)
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._broken: WorkerLost | None = None
-        self._jobs_by_id: dict[int, Job] = {}
+        self._jobs_by_id: dict[int, ShardJob] = {}
         loops = [self._fetch_loop, self._infer.infer_loop, self._rows.loop]
         loops += [self._decode_loop] * self._options.decode_threads
         loops += [self._infer.nms_loop] * self._options.nms_threads
@@ -164,7 +164,7 @@ class ShardLabeller:
             spool.unlink(missing_ok=True)
 
     def _label(self, shard: Shard, attempt: str, spool: Path) -> Commit:
-        job = Job(shard, attempt, spool, RowWriter(spool, self._run))
+        job = ShardJob(shard, attempt, spool, RowWriter(spool, self._run))
         try:
             self._submit(job)
             job.ended.wait()
@@ -193,7 +193,7 @@ class ShardLabeller:
 
     # -- the stages
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, job: ShardJob) -> None:
         with self._lock:
             if self._broken is not None:
                 raise self._broken
@@ -212,7 +212,7 @@ class ShardLabeller:
             finally:
                 self._ring.expect(-1)
 
-    def _fetch(self, job: Job) -> None:
+    def _fetch(self, job: ShardJob) -> None:
         index = 0
         images = self._read(job.shard, lambda: job.ended.is_set() or self._closed.is_set())
         while True:
@@ -268,7 +268,7 @@ class ShardLabeller:
         else:
             self._ring.fill(slot, Ready(job, item.index, placed))
 
-    def _decoded(self, job: Job, began_s: float) -> None:
+    def _decoded(self, job: ShardJob, began_s: float) -> None:
         job.spent("decode", time.perf_counter() - began_s)
 
     def _put_row(self, item: _Fetched, skipped: Skipped) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from storage.records import AnnotationRow
-from workers.labelling.job import Job
+from workers.labelling.job import ShardJob
 from workers.labelling.spool import spool_error
 
 
@@ -17,7 +17,7 @@ from workers.labelling.spool import spool_error
 class MadeRow:
     """The row of one image of a job; ``make`` is called by the write thread."""
 
-    job: Job
+    job: ShardJob
     index: int
     make: Callable[[], AnnotationRow]
 
@@ -26,14 +26,14 @@ class MadeRow:
 class Counted:
     """The last image of a job was fetched: its end is known."""
 
-    job: Job
+    job: ShardJob
 
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
     """Nobody wants the job's rows any more."""
 
-    job: Job
+    job: ShardJob
 
 
 class RowStage:

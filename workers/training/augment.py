@@ -46,7 +46,7 @@ class Augmentation:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class TrainingSample:
     """One network input: uint8 [H, W, 3] RGB; boxes and ignore xyxy in its pixels."""
 
     pixels: NDArray[np.uint8]
@@ -56,11 +56,11 @@ class Sample:
 
 
 def augment(
-    sample: Sample,
+    sample: TrainingSample,
     preprocessing: Preprocessing,
     augmentation: Augmentation,
     rng: np.random.Generator,
-) -> Sample:
+) -> TrainingSample:
     """Warp an upright image (any size) into a network input of ``preprocessing.size``.
 
     Boxes of which less than 35 % stay visible become regions to ignore: neither object nor
@@ -77,7 +77,7 @@ def augment(
     cut = (visible > 0) & (visible < _MIN_VISIBLE)
     taught = visible >= _MIN_VISIBLE
     recoloured = _recoloured(np.asarray(pixels, np.uint8), augmentation, rng)
-    return Sample(
+    return TrainingSample(
         _repadded(recoloured, sample.pixels.shape, matrix, preprocessing.pad_value),
         boxes[taught],
         sample.labels[taught],

@@ -17,12 +17,12 @@ import torch
 from storage.errors import ImageError, SourceError
 from workers.images.decode import decode
 from workers.images.preprocessing import Preprocessing
-from workers.training.augment import Augmentation, Sample, augment
+from workers.training.augment import Augmentation, TrainingSample, augment
 from workers.training.coco_set import TrainingImage, TrainingSet
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TrainingBatch:
     """One step's input.
 
     Attributes:
@@ -53,15 +53,15 @@ class BatchSource:
     seed: int
     threads: int = 1
 
-    def batch(self, step: int) -> Batch:
-        """Batch number ``step``, always the same one."""
+    def batch(self, step: int) -> TrainingBatch:
+        """TrainingBatch number ``step``, always the same one."""
         return collate([self._sample(step, slot) for slot in range(self.batch_size)],
                        self.preprocessing)  # fmt: skip
 
-    def stream(self, first: int, end: int) -> Iterator[Batch]:
+    def stream(self, first: int, end: int) -> Iterator[TrainingBatch]:
         """Batches ``first`` to ``end - 1`` in order, prepared a few steps ahead."""
         ahead = self.threads + 1
-        waiting: deque[Future[Batch]] = deque()
+        waiting: deque[Future[TrainingBatch]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="batch") as pool:
             try:
                 for step in range(first, end):
@@ -74,7 +74,7 @@ class BatchSource:
                 for future in waiting:
                     future.cancel()
 
-    def _sample(self, step: int, slot: int) -> Sample:
+    def _sample(self, step: int, slot: int) -> TrainingSample:
         images = self.training_set.images
         epoch, place = divmod(step * self.batch_size + slot, len(images))
         # A permutation of a few thousand numbers costs microseconds, less than keeping state.
@@ -85,7 +85,7 @@ class BatchSource:
         )
 
 
-def load_sample(image: TrainingImage) -> Sample:
+def load_sample(image: TrainingImage) -> TrainingSample:
     """Decode one training image, upright RGB, as a labelling run would.
 
     Raises:
@@ -98,10 +98,10 @@ def load_sample(image: TrainingImage) -> Sample:
         raise SourceError(
             f"training image {image.path}: {exc}", hint="remove or replace it"
         ) from exc
-    return Sample(decoded.pixels, image.boxes, image.labels, image.ignore)
+    return TrainingSample(decoded.pixels, image.boxes, image.labels, image.ignore)
 
 
-def collate(samples: list[Sample], preprocessing: Preprocessing) -> Batch:
+def collate(samples: list[TrainingSample], preprocessing: Preprocessing) -> TrainingBatch:
     """Stack network inputs; rows of ``targets`` and ``ignore`` carry their batch index."""
     stacked = np.stack([s.pixels for s in samples])
     if preprocessing.channels == "BGR":
@@ -109,7 +109,7 @@ def collate(samples: list[Sample], preprocessing: Preprocessing) -> Batch:
     # ascontiguousarray: a transposed view would reach the network as channels_last, whose
     # backward corrupts memory on CPU (torch 2.13).
     planes = np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
-    return Batch(
+    return TrainingBatch(
         _normalised(torch.from_numpy(planes), preprocessing),
         torch.from_numpy(np.concatenate([_targets(i, s) for i, s in enumerate(samples)])),
         torch.from_numpy(np.concatenate([_regions(i, s) for i, s in enumerate(samples)])),
@@ -125,13 +125,17 @@ def _normalised(planes: torch.Tensor, preprocessing: Preprocessing) -> torch.Ten
     return images
 
 
-def _targets(index: int, sample: Sample) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _targets(
+    index: int, sample: TrainingSample
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     low, high = sample.boxes[:, :2], sample.boxes[:, 2:]
     where = np.full((len(low), 1), index, np.float32)
     label = sample.labels[:, None].astype(np.float32)
     return np.concatenate([where, label, (low + high) / 2, high - low], axis=1)
 
 
-def _regions(index: int, sample: Sample) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _regions(
+    index: int, sample: TrainingSample
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     where = np.full((len(sample.ignore), 1), index, np.float32)
     return np.concatenate([where, sample.ignore], axis=1)

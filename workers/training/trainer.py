@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from storage.errors import ConfigError, ModelError
-from workers.training.batches import Batch
+from workers.training.batches import TrainingBatch
 from workers.training.ema import Ema
 from workers.training.loss import RegionLoss
 from workers.training.options import FitOptions, learning_rate
@@ -33,7 +33,7 @@ class StepReport:
 
 
 @dataclass(slots=True)
-class Progress:
+class TrainingProgress:
     """Where a training stands; travels in the state file.
 
     Attributes:
@@ -73,7 +73,7 @@ class Trainer:
     ) -> None:
         self.options = options
         self._clock = clock
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         self._network = network.to(options.device).train()
         self._loss = RegionLoss(classes).to(options.device)
         self._ema = Ema(self._network, options.ema_decay)
@@ -90,12 +90,12 @@ class Trainer:
 
     def run(
         self,
-        batches: Callable[[int, int], Iterable[Batch]],
+        batches: Callable[[int, int], Iterable[TrainingBatch]],
         validate: Callable[[nn.Module], float],
         keep: Callable[[nn.Module], None],
         on_step: Callable[[StepReport], None],
         stop: Callable[[], bool] = lambda: False,
-    ) -> Progress:
+    ) -> TrainingProgress:
         """Train to the last step, or until ``stop``; ``progress.step`` tells which.
 
         Args:
@@ -139,7 +139,7 @@ class Trainer:
             self.progress.best_score, self.progress.best_step = score, report.step
             keep(self.ema_network)
 
-    def _step(self, batch: Batch) -> StepReport:
+    def _step(self, batch: TrainingBatch) -> StepReport:
         options, step = self.options, self.progress.step
         rate = learning_rate(step, options)
         for group in self._optimizer.param_groups:
@@ -158,7 +158,7 @@ class Trainer:
         cls, iou, dfl, total = parts.tolist()
         return StepReport(step + 1, total, (cls, iou, dfl), rate)
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _forward(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         device = self.options.device
         bf16 = self.options.precision == "bf16"
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
@@ -194,7 +194,7 @@ class Trainer:
         self._network.load_state_dict(saved["network"])
         self._ema.network.load_state_dict(saved["ema"])
         self._optimizer.load_state_dict(saved["optimizer"])
-        self.progress = Progress(**saved["progress"])
+        self.progress = TrainingProgress(**saved["progress"])
 
 
 def _adamw(network: nn.Module, options: FitOptions) -> torch.optim.AdamW:

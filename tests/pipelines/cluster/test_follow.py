@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.cluster.follow import Job, Status, detaching, exit_code, follow, job_name, submit
+from pipelines.cluster.follow import (
+    Status,
+    SubmittedJob,
+    detaching,
+    exit_code,
+    follow,
+    job_name,
+    submit,
+)
 from storage.errors import ClusterLost, Interrupted
 
 BASE = "labelfleet-cells-0123abcd"
@@ -20,20 +28,20 @@ BASE = "labelfleet-cells-0123abcd"
 class Server:
     """A job server in memory; ``script`` is what each connection to a log does."""
 
-    known: dict[str, Job] = field(default_factory=dict)
+    known: dict[str, SubmittedJob] = field(default_factory=dict)
     rival: bool = False
     script: list[list[str | BaseException]] = field(default_factory=list)
-    after: Job = field(default_factory=lambda: Job(BASE, "SUCCEEDED", 0))
+    after: SubmittedJob = field(default_factory=lambda: SubmittedJob(BASE, "SUCCEEDED", 0))
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[SubmittedJob]:
         return list(self.known.values())
 
-    def job(self, job_id: str) -> Job:
+    def job(self, job_id: str) -> SubmittedJob:
         return self.known[job_id]
 
     def start(self, job_id: str) -> bool:
         assert job_id not in self.known, "an id was used twice"
-        self.known[job_id] = Job(job_id, "PENDING")
+        self.known[job_id] = SubmittedJob(job_id, "PENDING")
         if self.rival:  # somebody else was quicker
             self.rival = False
             return False
@@ -49,8 +57,8 @@ class Server:
             self.known[job_id] = replace(self.after, job_id=job_id)
 
 
-def ended(job_id: str, status: Status = "SUCCEEDED") -> Job:
-    return Job(job_id, status, 0)
+def ended(job_id: str, status: Status = "SUCCEEDED") -> SubmittedJob:
+    return SubmittedJob(job_id, status, 0)
 
 
 def test_the_name_is_the_runs_wherever_it_comes_from() -> None:
@@ -65,7 +73,7 @@ def test_the_first_submission_takes_the_name() -> None:
 
 
 def test_a_running_one_is_attached_to() -> None:
-    server = Server({BASE: ended(BASE), f"{BASE}-2": Job(f"{BASE}-2", "RUNNING")})
+    server = Server({BASE: ended(BASE), f"{BASE}-2": SubmittedJob(f"{BASE}-2", "RUNNING")})
     found = submit(server, BASE)
     assert (found.job.job_id, found.attached) == (f"{BASE}-2", True)
     assert len(server.known) == 2
@@ -79,7 +87,7 @@ def test_a_finished_one_gets_a_new_suffix(status: Status) -> None:
 
 def test_other_runs_do_not_count() -> None:
     others = (f"{BASE}-old", f"{BASE}-02", f"x{BASE}", f"{BASE}0", "raysubmit_1")
-    server = Server({name: Job(name, "RUNNING") for name in others})
+    server = Server({name: SubmittedJob(name, "RUNNING") for name in others})
     assert submit(server, BASE).job.job_id == BASE
 
 
@@ -114,8 +122,8 @@ class Heard:
         self.now_s += seconds
 
 
-def followed(server: Server) -> tuple[Job, str]:
-    server.known.setdefault(BASE, Job(BASE, "RUNNING"))
+def followed(server: Server) -> tuple[SubmittedJob, str]:
+    server.known.setdefault(BASE, SubmittedJob(BASE, "RUNNING"))
     heard = Heard()
     with detaching(BASE, again="submit again", stop="stop it"):
         job = follow(
@@ -126,7 +134,7 @@ def followed(server: Server) -> tuple[Job, str]:
 
 
 def test_it_is_followed_to_its_end() -> None:
-    server = Server(script=[["a", "", "b"]], after=Job(BASE, "FAILED", 75))
+    server = Server(script=[["a", "", "b"]], after=SubmittedJob(BASE, "FAILED", 75))
     job, text = followed(server)
     assert (text, exit_code(job)) == ("ab", 75)
 
@@ -180,4 +188,4 @@ def test_ctrl_c_detaches_and_says_how_to_come_back_and_how_to_stop_it() -> None:
      ("FAILED", -9, 137), ("FAILED", None, 1), ("FAILED", 0, 1), ("STOPPED", None, 130)],
 )  # fmt: skip
 def test_the_exit_code_is_the_jobs(status: Status, driver: int | None, code: int) -> None:
-    assert exit_code(Job(BASE, status, driver)) == code
+    assert exit_code(SubmittedJob(BASE, status, driver)) == code

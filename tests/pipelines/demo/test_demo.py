@@ -15,7 +15,7 @@ from pipelines.demo.oddities import BROKEN
 
 @pytest.mark.slow
 def test_it_labels_its_own_pages_and_then_has_nothing_left_to_do(tmp_path: Path) -> None:
-    from pipelines.demo.run import render, run_demo
+    from pipelines.demo.run import demo_text, run_demo
 
     first = run_demo(tmp_path, images=60)
     assert first.run.images == 60
@@ -36,7 +36,7 @@ def test_it_labels_its_own_pages_and_then_has_nothing_left_to_do(tmp_path: Path)
     assert asdict(second).keys() == asdict(first).keys()
 
     shown = io.StringIO()
-    Console(file=shown, width=300).print(render(second))
+    Console(file=shown, width=300).print(demo_text(second))
     for place in (second.config, second.output, second.truth, second.report):
         assert Path(place).exists()
         assert place in shown.getvalue()

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import pipelines.evaluation.evaluate
 from pipelines.evaluation.evaluate import evaluate_run
-from pipelines.evaluation.result import Evaluation, remarks, render
+from pipelines.evaluation.result import Evaluation, evaluation_table, remarks
 from storage.errors import TruthMismatch
 from storage.records import AnnotationRow, Detections
 from storage.runs.manifest import Manifest
@@ -249,7 +249,7 @@ def test_tombstoned_rows_do_not_join(tmp_path: Path) -> None:
 
 def shown(e: Evaluation) -> str:
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(render(e))
+    console.print(evaluation_table(e))
     return console.export_text()
 
 

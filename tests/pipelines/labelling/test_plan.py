@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipelines.config.run_config import RunConfig
 from pipelines.labelling.open_run import open_run, refresh_listing
-from pipelines.labelling.plan import Plan, plan_run, render
+from pipelines.labelling.plan import Plan, plan_run, plan_table
 from storage.errors import ConfigError, SourceEmpty
 from storage.records import Shard
 from storage.runs.ledger import LedgerEntry, LedgerWriter
@@ -64,7 +64,7 @@ def counts(plan: Plan) -> tuple[int, int, int, int]:
 def shown(plan: Plan) -> str:
     console = Console(width=120, color_system=None)
     with console.capture() as captured:
-        console.print(render(plan))
+        console.print(plan_table(plan))
     return captured.get()
 
 

@@ -271,11 +271,11 @@ def test_an_empty_run_routes_nothing_and_says_so() -> None:
 
 
 def test_memory_follows_the_budget_not_the_run() -> None:
-    from pipelines.routing.survey import Earlier, Survey
+    from pipelines.routing.survey import Earlier, RunSurvey
 
     manifest = random_run(MemoryStore(), 30, 40)
     options = RouteOptions(Budget.parse("10 images"))
-    survey = Survey(manifest, POLICY, "i", Earlier.read(manifest), options)
+    survey = RunSurvey(manifest, POLICY, "i", Earlier.read(manifest), options)
     survey.run()
     held = len(survey.best.best_first()) + sum(len(p.best_first()) for p in survey.rare)
     held += sum(len(draw.first(10**9)) for draw in survey.draws.values())

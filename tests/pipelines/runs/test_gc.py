@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.runs.gc import DAY_S, GcSummary, collect_garbage, parse_age, render
+from pipelines.runs.gc import DAY_S, GcSummary, collect_garbage, garbage_table, parse_age
 from pipelines.runs.status import run_status
 from pipelines.runs.verify import verify_run
 from storage.errors import RunLocked, StorageUnavailable
@@ -219,8 +219,8 @@ def test_what_is_no_age(text: str) -> None:
 def test_the_view(run: Run) -> None:
     litter(run)
     console = Console(width=200, file=io.StringIO(), record=True)
-    console.print(render(collect_garbage(run.manifest, dry_run=True, older_than_s=0)))
-    console.print(render(collect_garbage(run.manifest)))
+    console.print(garbage_table(collect_garbage(run.manifest, dry_run=True, older_than_s=0)))
+    console.print(garbage_table(collect_garbage(run.manifest)))
     said = console.export_text()
     assert "would be removed" in said
     assert "rows of a shard that is not live" in said

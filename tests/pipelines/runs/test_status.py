@@ -8,7 +8,7 @@ import json
 import pytest
 from rich.console import Console
 
-from pipelines.runs.status import SILENT_AFTER_S, RunStatus, render, run_status
+from pipelines.runs.status import SILENT_AFTER_S, RunStatus, run_status, status_table
 from storage.records import AnnotationRow, Shard
 from storage.runs.ledger import LedgerEntry, LedgerWriter
 from storage.runs.manifest import Manifest
@@ -66,7 +66,7 @@ def beat(at: float, alive: int = 2) -> LedgerEntry:
 
 def text_of(status: RunStatus) -> str:
     console = Console(width=300, record=True, file=io.StringIO())
-    console.print(render(status))
+    console.print(status_table(status))
     return console.export_text()
 
 
@@ -205,7 +205,7 @@ def test_it_says_what_limits_the_run() -> None:
     assert found.invocation.stages == {"fetch": 2, "decode": 38, "wait": 16, "infer": 4}
     assert found.invocation.fill == {"fetched": 0.9, "decoded": 0.1}
     said = Console(width=200, record=True, file=io.StringIO())
-    said.print(render(found))
+    said.print(status_table(found))
     text = said.export_text()
     assert "decode-bound: add CPUs" in text
     assert "fetched 90 %" in text

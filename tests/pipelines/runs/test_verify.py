@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.runs.verify import Verification, verify_run
-from pipelines.runs.verify_view import render, verify_progress
+from pipelines.runs.verify_view import verify_progress, verify_table
 from storage.errors import StorageUnavailable
 from storage.parquet.files import METADATA_KEY
 from storage.records import Shard
@@ -356,10 +356,12 @@ def test_the_view_names_differences_and_escapes_nothing_it_should_not(run: Run) 
     run.output.delete(annotation_key(run.shard("tar").shard_id))
     run.output.put("annotations/[red].txt", b"")
     console = Console(width=200, file=io.StringIO(), record=True)
-    console.print(render(run.verify()))
+    console.print(verify_table(run.verify()))
     said = console.export_text()
     assert "1 differences" in said
     assert "it is gone" in said
     assert "annotations/[red].txt" in said
-    console.print(render(Run(Path(run.source.url.removeprefix("file://")).parent / "b").verify()))
+    console.print(
+        verify_table(Run(Path(run.source.url.removeprefix("file://")).parent / "b").verify())
+    )
     assert "clean" in console.export_text()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tests.support.samples.training_samples import image_with_patch
 from workers.images.letterbox import letterbox
 from workers.images.preprocessing import Preprocessing
-from workers.training.augment import Augmentation, Sample, augment
+from workers.training.augment import Augmentation, TrainingSample, augment
 
 PREPROCESSING = Preprocessing(size=(96, 128), resize_to=(92, 124))
 RED = (250, 10, 10)
@@ -19,8 +19,8 @@ RED = (250, 10, 10)
 
 def sample(
     size: tuple[int, int] = (200, 150), xyxy: tuple[int, int, int, int] = (60, 40, 110, 90)
-) -> Sample:
-    return Sample(
+) -> TrainingSample:
+    return TrainingSample(
         image_with_patch(size, xyxy, RED),
         np.array([xyxy], np.float32),
         np.array([3], np.int64),
@@ -82,7 +82,7 @@ def test_without_randomness_it_is_the_letterbox_of_inference(
     rng = np.random.default_rng(1)
     pixels = np.asarray(rng.integers(0, 256, (size[1], size[0], 3)), np.uint8)
     none = np.zeros((0, 4), np.float32)
-    blank = Sample(pixels, none, np.zeros(0, np.int64), none)
+    blank = TrainingSample(pixels, none, np.zeros(0, np.int64), none)
     expected, _ = letterbox(pixels, preprocessing)
     found = augment(blank, preprocessing, Augmentation.none(), rng).pixels
     # warpAffine interpolates with 5 bits of position, resize with more.
@@ -133,7 +133,7 @@ def test_colour_is_varied_and_geometry_is_not_by_colour() -> None:
 
 def test_regions_to_ignore_move_like_boxes() -> None:
     plain = sample()
-    both = Sample(plain.pixels, plain.boxes, plain.labels, plain.boxes.copy())
+    both = TrainingSample(plain.pixels, plain.boxes, plain.labels, plain.boxes.copy())
     moved = augment(
         both, PREPROCESSING, Augmentation(1.0, 0, (0.8, 1.2), 1.0), np.random.default_rng(5)
     )

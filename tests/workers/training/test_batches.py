@@ -12,7 +12,7 @@ import torch
 from storage.errors import SourceError
 from tests.support.samples.training_samples import box, write_coco
 from workers.images.preprocessing import Preprocessing
-from workers.training.augment import Augmentation, Sample
+from workers.training.augment import Augmentation, TrainingSample
 from workers.training.batches import BatchSource, collate
 from workers.training.coco_set import read_training_set
 
@@ -58,7 +58,7 @@ def test_another_seed_gives_another_order(source: BatchSource) -> None:
 
 
 def test_images_are_contiguous_nchw_and_targets_are_in_input_pixels() -> None:
-    sample = Sample(
+    sample = TrainingSample(
         np.full((64, 64, 3), 51, np.uint8),
         np.array([[10, 20, 30, 60]], np.float32),
         np.array([2], np.int64),
@@ -76,7 +76,7 @@ def test_channels_mean_and_std_are_those_of_the_preprocessing() -> None:
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:] = (255, 0, 51)
     none = np.zeros((0, 4), np.float32)
-    sample = Sample(pixels, none, np.zeros(0, np.int64), none)
+    sample = TrainingSample(pixels, none, np.zeros(0, np.int64), none)
     bgr = replace(PREPROCESSING, channels="BGR", mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
     first = collate([sample], bgr).images[0, :, 0, 0]
     assert first.tolist() == pytest.approx([0.2, -0.2, 0.35])

@@ -18,7 +18,7 @@ from storage.errors import ConfigError, ModelError
 from tests.support.samples.training_samples import box, write_coco
 from workers.images.preprocessing import Preprocessing
 from workers.training.augment import Augmentation
-from workers.training.batches import Batch, BatchSource
+from workers.training.batches import BatchSource, TrainingBatch
 from workers.training.coco_set import read_training_set
 from workers.training.options import FitOptions
 
@@ -213,7 +213,7 @@ def test_another_training_cannot_take_over_a_state_file(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(source: BatchSource, tmp_path: Path) -> None:
-    def poisoned(first: int, end: int) -> Iterator[Batch]:
+    def poisoned(first: int, end: int) -> Iterator[TrainingBatch]:
         for step, batch in enumerate(source.stream(first, end)):
             yield replace(batch, images=batch.images * torch.nan) if step == 2 else batch
 
