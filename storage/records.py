@@ -145,6 +145,12 @@ class AnnotationRow:
 
     Width, height and orientation are 0 where the image could not be opened; ``sha256`` is ''
     where its bytes could not be read; ``phash`` is None where it could not be decoded.
+
+    Attributes:
+        frames: pages or animation frames in the file; None where they were not counted: the image
+            could not be opened, or the row was written under schema version 1.
+        warning: what was odd about an image that was labelled all the same, as ``kind: detail``
+            joined by "; " (see ``warning_kinds``); None: nothing.
     """
 
     image_id: str
@@ -159,6 +165,13 @@ class AnnotationRow:
     status: Status
     error: str | None
     detections: Detections
+    frames: int | None = None
+    warning: str | None = None
+
+
+def warning_kinds(warning: str | None) -> list[str]:
+    """Return the kinds of a row's warnings, such as ``trailing bytes``, without their details."""
+    return [part.split(":", 1)[0] for part in warning.split("; ")] if warning else []
 
 
 def printable(name: str | bytes) -> str:

@@ -225,7 +225,12 @@ class Drive:
             counts=footer.counts,
             detections=footer.detections,
             seconds=footer.seconds,
-            note={"worker": event.worker, "won": event.commit.won, "fill": footer.fill},
+            note={
+                "worker": event.worker,
+                "won": event.commit.won,
+                "fill": footer.fill,
+                "warnings": footer.warnings,
+            },
         )
 
     def _shard_failed(self, event: ShardError) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from storage.records import AnnotationRow
+from storage.records import AnnotationRow, warning_kinds
 from storage.runs.annotation_rows import table_to_rows
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
@@ -79,6 +79,7 @@ class Scan:
         by_class_and_score: int64 [classes, SCORE_BINS], boxes by score in steps of 1/SCORE_BINS.
         by_boxes: int64 [len(BOX_BUCKETS)], ok images by boxes of SHOWN_SCORE and more.
         failed: the first rows that are not ok, at most 50.
+        warnings: rows by kind of warning, each with the first image that has it.
     """
 
     statuses: Counter[str]
@@ -86,6 +87,7 @@ class Scan:
     by_class_and_score: NDArray[np.int64]
     by_boxes: NDArray[np.int64]
     failed: list[AnnotationRow]
+    warnings: dict[str, tuple[int, str]]
     _kinds: dict[tuple[str, str], tuple[int, str]]
     _least: _Heap
     _most: _Heap
@@ -134,6 +136,7 @@ def scan(manifest: Manifest, *, sample: int, seed: int) -> Scan:
         ),
         by_boxes=np.zeros(len(BOX_BUCKETS), np.int64),
         failed=[],
+        warnings={},
         _kinds={},
         _least=_Heap(sample),
         _most=_Heap(sample),
@@ -165,6 +168,10 @@ def _add(found: Scan, table: pa.Table) -> None:
     for i in np.flatnonzero(~ok):
         _add_failed(found, next(table_to_rows(table.slice(int(i), 1))))
     image_ids = table.column("image_id").to_pylist()
+    for image_id, warning in zip(image_ids, table.column("warning").to_pylist(), strict=True):
+        for kind in warning_kinds(warning):
+            count, example = found.warnings.get(kind, (0, image_id))
+            found.warnings[kind] = (count + 1, example)
     for i in np.flatnonzero(ok):
         _offer(found, table, int(i), image_ids[i], float(uncertainty[i]))
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.runs.bottleneck import WorkerTime
-from storage.records import STATUSES
+from storage.records import STATUSES, warning_kinds
 from storage.runs.ledger import LedgerEntry, invocations, read_ledger
 from storage.runs.listing import Listing
 from storage.runs.live_rows import live_tables
@@ -77,6 +77,7 @@ class RunStatus:
 
     Attributes:
         images: live rows per status, every status named.
+        warnings: live rows by kind of warning; see docs/annotations.md.
         dead_objects: annotation objects of shards that are no longer live.
         tombstones: images that changed or vanished after their shard was listed.
         plain_glob_exact: whether reading annotations/*.parquet without the listing is exact.
@@ -95,6 +96,7 @@ class RunStatus:
     tombstones: int
     plain_glob_exact: bool
     invocation: InvocationStatus | None
+    warnings: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -105,10 +107,12 @@ class RunStatus:
 class _Tally:
     images: Counter[str] = field(default_factory=Counter)
     detections: int = 0
+    warnings: Counter[str] = field(default_factory=Counter)
 
-    def add(self, counts: dict[str, int], detections: int) -> None:
+    def add(self, counts: dict[str, int], detections: int, warnings: dict[str, int]) -> None:
         self.images.update(counts)
         self.detections += detections
+        self.warnings.update(warnings)
 
 
 def run_status(manifest: Manifest, *, now: float | None = None) -> RunStatus:
@@ -142,6 +146,7 @@ def run_status(manifest: Manifest, *, now: float | None = None) -> RunStatus:
         tombstones=sum(len(keys) for keys in dropped.values()),
         plain_glob_exact=not dead and not (committed & dropped.keys()),
         invocation=newest.status(left, time.time() if now is None else now) if newest else None,
+        warnings=dict(tally.warnings.most_common()),
     )
 
 
@@ -220,7 +225,7 @@ def _read_ledgers(manifest: Manifest, whole: set[str]) -> tuple[_Tally, _Invocat
             newest.add(entry)
             if entry.event == "shard" and entry.shard_id in unknown:
                 unknown.discard(entry.shard_id)
-                tally.add(entry.counts, entry.detections)
+                tally.add(entry.counts, entry.detections, entry.note.get("warnings", {}))
     _count_footers(manifest, unknown, tally)
     return tally, newest
 
@@ -228,16 +233,19 @@ def _read_ledgers(manifest: Manifest, whole: set[str]) -> tuple[_Tally, _Invocat
 def _count_footers(manifest: Manifest, shard_ids: Iterable[str], tally: _Tally) -> None:
     with ThreadPoolExecutor(_FOOTER_READERS) as pool:
         for footer in pool.map(manifest.footer, sorted(shard_ids)):
-            tally.add(footer.counts, footer.detections)
+            tally.add(footer.counts, footer.detections, footer.warnings)
 
 
 def _count_partly_live(manifest: Manifest, shard_ids: set[str], tally: _Tally) -> None:
     if not shard_ids:
         return
-    for _, table in live_tables(manifest, ["status", "detections"], only=shard_ids):
+    for _, table in live_tables(manifest, ["status", "detections", "warning"], only=shard_ids):
         counts = {str(v["values"]): int(v["counts"]) for v in _value_counts(table)}
         boxes = pc.sum(pc.list_value_length(table.column("detections"))).as_py() or 0
-        tally.add(counts, boxes)
+        kinds: Counter[str] = Counter()
+        for warning in table.column("warning").drop_null().to_pylist():
+            kinds.update(warning_kinds(warning))
+        tally.add(counts, boxes, kinds)
 
 
 def _value_counts(table: Any) -> list[dict[str, Any]]:
@@ -255,6 +263,9 @@ def status_table(status: RunStatus) -> RenderableType:
     table.add_row("shards", _shares(s))
     images = ", ".join(f"{n:,} {name}" for name, n in s.images.items() if n)
     table.add_row("images", images or "none yet")
+    if s.warnings:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in s.warnings.items())
+        table.add_row("warnings", escape(kinds))
     table.add_row("detections", f"{s.detections:,}")
     table.add_row("last run", _sentence(s.invocation))
     if s.invocation and s.invocation.limit:

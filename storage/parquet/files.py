@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from storage.errors import StorageError
 from storage.parquet.errors import reading_parquet
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 METADATA_KEY = b"labelfleet"

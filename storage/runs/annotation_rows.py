@@ -42,8 +42,25 @@ SCHEMA = pa.schema(
             pa.list_(pa.field("element", DETECTION_TYPE, nullable=False)),
             nullable=False,
         ),
+        # Since schema version 2; null in what version 1 wrote.
+        pa.field("frames", pa.int32()),
+        pa.field("warning", pa.string()),
     ]
 )
+
+
+def with_missing_columns(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    """Return a table as read from an older schema version with the newer columns, all null.
+
+    Args:
+        columns: the names that were asked for; None: the whole schema.
+    """
+    names = SCHEMA.names if columns is None else columns
+    for name in (n for n in names if n not in table.column_names and n in SCHEMA.names):
+        if SCHEMA.field(name).nullable:
+            field = SCHEMA.field(name)
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table
 
 
 def _fixed4(values: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
@@ -94,6 +111,8 @@ def rows_to_table(rows: Sequence[AnnotationRow]) -> pa.Table:
         ),
         pa.array([r.error for r in rows], pa.string()),
         pa.ListArray.from_arrays(pa.array(offsets), struct, type=SCHEMA.field("detections").type),
+        pa.array([r.frames for r in rows], pa.int32()),
+        pa.array([r.warning for r in rows], pa.string()),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 

@@ -1,6 +1,6 @@
 """The annotation Parquet: one row an image, one object a shard; the object is the commit.
 
-Schema version 1. File metadata holds one JSON under the key ``labelfleet``: schema version, run
+Schema version 2 (1 had neither ``frames`` nor ``warning``). File metadata holds one JSON under the key ``labelfleet``: schema version, run
 identity, categories with official ids, box convention, runtime and precision, the shard, the
 attempt, and counts per status. Detections are a list of structs; boxes are xyxy in pixels of the
 upright image. ``RowWriter`` streams rows to a spool file in row groups, so that memory does not
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,12 +23,20 @@ import pyarrow.parquet as pq
 from storage.objects.protocols import SupportsGet, SupportsGetRange
 from storage.parquet.errors import reading_parquet
 from storage.parquet.files import METADATA_KEY, SCHEMA_VERSION, metadata_of, opened
-from storage.records import STATUSES, AnnotationRow, Category, RunIdentity, StoredObject
+from storage.records import (
+    STATUSES,
+    AnnotationRow,
+    Category,
+    RunIdentity,
+    StoredObject,
+    warning_kinds,
+)
 from storage.runs.annotation_rows import (
     SCHEMA,
     rows_to_table,
     table_to_rows,
     validate_row,
+    with_missing_columns,
 )
 
 ROW_GROUP_ROWS = 512
@@ -46,6 +55,7 @@ class ShardFooter:
         source_truncated: the tar ended in the middle; the rows before it are here.
         seconds: per stage, as the worker measured them.
         fill: per queue of the worker, 0 to 1: how full it was on average over the images.
+        warnings: rows per kind of warning; a row may have several.
     """
 
     shard_id: str
@@ -56,6 +66,7 @@ class ShardFooter:
     source_truncated: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     fill: dict[str, float] = field(default_factory=dict)
+    warnings: dict[str, int] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -74,6 +85,7 @@ class RowWriter:
         self._run = run
         self._rows: list[AnnotationRow] = []
         self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        self._warnings: Counter[str] = Counter()
         self._detections = 0
         self._buffered = 0  # detections in the rows that wait for their row group
         # Checksums, so that a flipped bit at rest is an error and never a box.
@@ -84,6 +96,7 @@ class RowWriter:
         validate_row(row, len(self._run.categories))
         self._rows.append(row)
         self._counts[row.status] += 1
+        self._warnings.update(warning_kinds(row.warning))
         self._detections += len(row.detections)
         self._buffered += len(row.detections)
         if len(self._rows) >= ROW_GROUP_ROWS or self._buffered >= ROW_GROUP_DETECTIONS:
@@ -111,7 +124,7 @@ class RowWriter:
         self._flush()
         footer = ShardFooter(
             shard_id, shard_key, attempt, dict(self._counts), self._detections,
-            source_truncated, seconds or {}, fill or {},
+            source_truncated, seconds or {}, fill or {}, dict(self._warnings),
         )  # fmt: skip
         metadata = {
             "schema_version": SCHEMA_VERSION,
@@ -194,7 +207,8 @@ def read_tables(
     with opened(pa.BufferReader(store.get(key)), key) as file:
         metadata_of(file, key)
         for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=list(columns) if columns else None)
+            table = file.read_row_group(group, columns=list(columns) if columns else None)
+            yield with_missing_columns(table, columns)
 
 
 def read_rows(store: SupportsGet, key: str) -> Iterator[AnnotationRow]:

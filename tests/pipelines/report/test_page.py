@@ -144,6 +144,16 @@ def test_counts(manifest: Manifest) -> None:
     assert "undecodable empty: # bytes" in text
 
 
+def test_warnings_are_counted_by_kind() -> None:
+    shard = image_shard("a.jpg", "b.jpg")
+    rows = [
+        row("a.jpg", shard.shard_id, warning="trailing bytes: 7; premature end: 8"),
+        row("b.jpg", shard.shard_id, warning="trailing bytes: 9"),
+    ]
+    text = " ".join(page_of(make_run(MemoryStore(), {shard: rows})).text.split())
+    assert "1 premature end a.jpg 2 trailing bytes a.jpg" in text
+
+
 def test_nothing_is_loaded_and_nothing_runs(manifest: Manifest) -> None:
     page = page_of(manifest)
     tags = {tag for tag, _ in page.tags}

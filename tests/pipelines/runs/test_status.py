@@ -162,6 +162,23 @@ def test_tombstoned_images_and_dead_shards() -> None:
     assert "read live rows through labelfleet" in text_of(s)
 
 
+def test_warnings_are_counted_from_ledger_footer_and_rows_alike() -> None:
+    old = image_shard("a.jpg", "b.jpg")
+    rows = [
+        row("a.jpg", old.shard_id, warning="premature end: 9 bytes; trailing bytes: 3"),
+        row("b.jpg", old.shard_id, warning="trailing bytes: 5"),
+    ]
+    manifest = make_run(MemoryStore(), {old: rows})
+    expected = {"trailing bytes": 2, "premature end": 1}
+    s = run_status(manifest)
+    assert s.warnings == expected
+    assert "2 trailing bytes, 1 premature end" in text_of(s)
+    write_ledger(manifest, "1", start(1), shard(2, old, warnings=expected))
+    assert run_status(manifest).warnings == expected
+    list_shards(manifest.store, [image_shard("a.jpg"), image_shard("b.jpg", etag="2")])
+    assert run_status(manifest).warnings == {"trailing bytes": 1, "premature end": 1}
+
+
 def test_an_object_nobody_listed_is_dead(manifest: Manifest) -> None:
     stray = tar_shard("stray.tar")
     commit_rows(manifest, stray, rows_of(stray))

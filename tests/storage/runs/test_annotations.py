@@ -132,7 +132,7 @@ def test_schema_is_the_documented_one(tmp_path: Path) -> None:
     written([row("a.jpg", detections=boxes([(1, 2, 3, 4)], [0.5], [1]))], tmp_path)
     assert pq.read_schema(tmp_path / "spool").remove_metadata().equals(SCHEMA)
     metadata = json.loads(pq.read_metadata(tmp_path / "spool").metadata[METADATA_KEY])
-    assert metadata["schema_version"] == 1
+    assert metadata["schema_version"] == 2
     assert metadata["box"] == "xyxy, pixels of the upright image"
     assert metadata["run"]["categories"][2] == {"id": 2, "name": "Platelets", "official_id": 3}
     assert metadata["shard"]["counts"] == {
@@ -252,10 +252,43 @@ def test_a_newer_schema_is_refused_not_misread(tmp_path: Path) -> None:
     store = written([row("a.jpg")], tmp_path)
     table = pq.read_table(tmp_path / "spool")
     metadata = json.loads(pq.read_metadata(tmp_path / "spool").metadata[METADATA_KEY])
-    metadata["schema_version"] = 2
+    metadata["schema_version"] = 3
     newer = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)})
     pq.write_table(newer, tmp_path / "newer")
     store.put("annotations/n.parquet", tmp_path / "newer")
     for read in (lambda k: read_footer(store, store.head(k)), lambda k: list(read_rows(store, k))):
-        with pytest.raises(StorageError, match="schema version 2"):
+        with pytest.raises(StorageError, match="schema version 3"):
             read("annotations/n.parquet")
+
+
+def test_frames_and_warnings_come_back_and_are_counted(tmp_path: Path) -> None:
+    rows = [
+        row("a.tif", frames=12),
+        row("b.jpg", warning="trailing bytes: 9 after the end; ignored colour profile: P3"),
+        row("c.jpg", warning="trailing bytes: 1 after the end"),
+        row("d.jpg", status="undecodable"),
+    ]
+    store = written(rows, tmp_path)
+    again = list(read_rows(store, "annotations/a.parquet"))
+    assert [r.frames for r in again] == [12, 1, 1, None]
+    assert [r.warning for r in again] == [r.warning for r in rows]
+    footer = read_footer(store, store.head("annotations/a.parquet"))
+    assert footer.warnings == {"trailing bytes": 2, "ignored colour profile": 1}
+
+
+def test_an_object_of_schema_version_1_reads_as_rows_without_warnings(tmp_path: Path) -> None:
+    store = written([row("a.jpg", warning="premature end: x"), row("b.jpg")], tmp_path)
+    metadata = json.loads(pq.read_metadata(tmp_path / "spool").metadata[METADATA_KEY])
+    metadata["schema_version"] = 1
+    del metadata["shard"]["warnings"]
+    table = pq.read_table(tmp_path / "spool").drop_columns(["frames", "warning"])
+    older = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)})
+    pq.write_table(older, tmp_path / "older")
+    store.put("annotations/o.parquet", tmp_path / "older")
+    again = list(read_rows(store, "annotations/o.parquet"))
+    assert [(r.image_id, r.frames, r.warning) for r in again] == [
+        ("a.jpg", None, None), ("b.jpg", None, None)
+    ]  # fmt: skip
+    (part,) = read_tables(store, "annotations/o.parquet", ["image_id", "warning"])
+    assert part.to_pydict() == {"image_id": ["a.jpg", "b.jpg"], "warning": [None, None]}
+    assert read_footer(store, store.head("annotations/o.parquet")).warnings == {}

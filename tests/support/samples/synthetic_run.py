@@ -96,6 +96,8 @@ def row(
     size: tuple[int, int] = (640, 480),
     offset: int | None = 0,
     nbytes: int = 1000,
+    frames: int | None = 1,
+    warning: str | None = None,
 ) -> AnnotationRow:
     """A row; ``size`` is (width, height)."""
     ok = status == "ok"
@@ -112,6 +114,8 @@ def row(
         status=status,  # type: ignore[arg-type]  # tests also give wrong ones
         error=error if error is not None or ok else "cannot be read",
         detections=detections if detections is not None else Detections.empty(3),
+        frames=frames if ok else None,
+        warning=warning,
     )
 
 
