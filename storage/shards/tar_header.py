@@ -23,6 +23,9 @@ _WITHOUT_BODY = frozenset({"hardlink", "symlink", "device", "directory", "fifo"}
 _PAX_USED = frozenset({b"path", b"linkpath", b"size", b"GNU.sparse.name"})
 
 
+_NEWLINE = 10
+
+
 class Damaged(Exception):
     """A header that no tar program wrote; the text says what is wrong with it."""
 
@@ -85,11 +88,11 @@ def parse_pax(text: bytes) -> dict[bytes, bytes]:
     """The records of one PAX header that matter here: ``<length> <key>=<value>\\n`` each."""
     found: dict[bytes, bytes] = {}
     at = 0
-    while at < len(text) and text[at] != 0:
+    while at < len(text):
         space = text.find(b" ", at, at + 20)
         end = at + (_decimal(text[at:space]) if space > at else 0)
         key, equals, value = text[space + 1 : end - 1].partition(b"=")
-        if not space < end <= len(text) or end == at or not equals:
+        if not space < end <= len(text) or end == at or not equals or text[end - 1] != _NEWLINE:
             raise Damaged("its extension header is damaged")
         if key in _PAX_USED:
             found[key] = value[:MAX_NAME]
@@ -123,6 +126,17 @@ def describe(
         _decimal(pax[b"size"]) if b"size" in pax else body_size(header),
         pax.get(b"linkpath") or long_target or text_field(header[157:257]),
     )
+
+
+def long_text(body: bytes) -> bytes:
+    """The text in the body of a GNU ``L`` or ``K`` header.
+
+    Raises Damaged where more than the closing NUL is missing: a part of it was zeroed.
+    """
+    text = body.split(b"\0", 1)[0]
+    if len(text) < len(body) - 1:
+        raise Damaged("its extension header is damaged")
+    return text[:MAX_NAME]
 
 
 def text_field(field: bytes) -> bytes:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol, cast
 
 from storage.errors import Interrupted, SourceError, SourceTruncated
+from storage.shards.tar_end import ends_here, may_be_followed
 from storage.shards.tar_header import (
     BLOCK,
     Damaged,
@@ -21,12 +22,14 @@ from storage.shards.tar_header import (
     checksum_fits,
     describe,
     is_zero,
+    long_text,
     parse_pax,
-    text_field,
 )
 
 _CHUNK = 1 << 20
 _MAX_EXTENSION = 4 << 20  # a long name or a PAX header; real ones have some hundred bytes
+_MAX_SEARCH = 16 << 20  # bytes from the start in which a file must show that it is a tar
+_WHY_ZEROS = "zeros or other bytes stand where a header belongs"
 
 
 class _Readable(Protocol):
@@ -78,13 +81,15 @@ class TarStream:
 
     Iterating raises:
         SourceError: not one readable header: this is no tar archive.
-        SourceTruncated: everything before was given, and then the archive ends in the middle,
-            is damaged, or lacks the end-of-archive block that every complete tar has (GNU tar
-            lets that pass; here images may be missing, and a person should hear of it).
+        SourceTruncated: after everything readable was given: the archive ends in the middle, is
+            damaged, or lacks the end-of-archive block that every complete tar has (GNU tar lets
+            that pass; here images may be missing, and a person should hear of it). Behind a
+            damaged or zeroed header the search goes on for the next one.
         Interrupted: ``abort`` said yes.
 
     Blocks after the end marker are looked at too: where another archive follows (``cat a.tar
-    b.tar``), its members count, as with ``tar --ignore-zeros``; anything else there is padding.
+    b.tar``), its members count, as with ``tar --ignore-zeros``. Zeros that no tar program writes
+    as an end are damage, see tar_end.py.
     """
 
     def __init__(
@@ -101,6 +106,8 @@ class TarStream:
         self._abort = abort
         self._position = 0
         self._members = 0
+        self._base = 0  # where the current archive of several begins
+        self._damage: _Cut | None = None
         self._unread = 0  # bytes of the current body and its padding not taken yet
         self._global_pax: dict[bytes, bytes] = {}
 
@@ -108,44 +115,118 @@ class TarStream:
         try:
             yield from self._iterate()
         except _Cut as cut:
-            raise self._translate(cut) from cut.__cause__
+            raise self._translate(self._damage or cut) from cut.__cause__
 
     def _iterate(self) -> Iterator[TarMember]:
-        ended = False
         while True:
             self._skip_rest()
-            start = self._position
-            header = self._next_after_end() if ended else self._next_header()
+            header = self._next_header_or_end()
             if header is None:
-                return
-            ended = is_zero(header)
-            if not ended:
-                member = self._member(header, start)
+                break
+            member = self._member(header, self._position - BLOCK)
+            if member is not None:
                 self._unread = member.body_blocks * BLOCK
                 self._members += 1
                 yield member
+        if self._damage is not None:
+            raise self._damage
+
+    def _next_header_or_end(self) -> bytes | None:
+        """The next block whose checksum is a header's; None at the end of the archive.
+
+        Zeros and other blocks before it are an end of an archive, or damage that is noted.
+        """
+        start, zeros, junk_at, zeros_behind = self._position, 0, -1, 0
+        while True:
+            at = self._position
+            block = self._block_or_rest(after_zeros=zeros > 0)
+            whole = len(block) == BLOCK
+            if whole and is_zero(block):
+                zeros += junk_at < 0
+                zeros_behind += 1
+                continue
+            if whole and checksum_fits(block):
+                self._check_gap(start, zeros, junk_at, at)
+                return block
+            if not whole and (is_zero(block) or junk_at >= 0):
+                self._check_end(start, zeros, junk_at, zeros_behind, block)
+                return None
+            if junk_at < 0:
+                junk_at = at
+            zeros_behind = 0
+            if not whole:
+                self._check_end(start, zeros, junk_at, zeros_behind, block)
+                return None
+            if self._members == 0 and not zeros and self._position > _MAX_SEARCH:
+                raise _Cut("its header is damaged", start)
+
+    def _block_or_rest(self, *, after_zeros: bool) -> bytes:
+        try:
+            return self._read(BLOCK)
+        except _NoMoreGzip:
+            if after_zeros:
+                return b""
+            raise
+
+    def _check_gap(self, start: int, zeros: int, junk_at: int, at: int) -> None:
+        """Note the damage if what lies between ``start`` and the header at ``at`` is damage."""
+        if at == start:
+            return
+        if junk_at >= 0:
+            self._note(_Cut(_WHY_ZEROS if zeros else "its header is damaged", start))
+        elif may_be_followed(zeros, at - self._base, at):
+            self._base = at
+        else:
+            self._note(_Cut(_WHY_ZEROS, start))
+
+    def _check_end(
+        self, start: int, zeros: int, junk_at: int, zeros_behind: int, rest: bytes
+    ) -> None:
+        """Note the damage if the file does not end as an archive does.
+
+        Args:
+            start: where the last member ended.
+            zeros: zero blocks from there.
+            junk_at: where other bytes follow; -1: none do.
+            zeros_behind: zero blocks at the end of the file.
+            rest: the last block, shorter than a block.
+        """
+        if junk_at < 0:
+            if zeros:
+                if not ends_here(zeros, self._position - len(rest) - self._base):
+                    self._note(_Cut(_WHY_ZEROS, start))
+            elif rest:
+                self._note(_Cut("it ends inside a header", start))
+            else:
+                why = "it ends without the end-of-archive block" if start else "it is empty"
+                self._note(_Cut(why, start))
+        elif not zeros:
+            short = len(rest) > 0 and junk_at > self._position - BLOCK
+            why = "it ends inside a header" if short else "its header is damaged"
+            self._note(_Cut(why, start))
+        elif zeros_behind > 1 or not may_be_followed(zeros, junk_at - self._base, junk_at):
+            self._note(_Cut(_WHY_ZEROS, start))
+
+    def _note(self, damage: _Cut) -> None:
+        """Keep the first damage, to be told when everything readable was given."""
+        self._damage = self._damage or damage
 
     def _next_header(self) -> bytes:
+        """The block after an extension header, which must be a header too."""
         start = self._position
         header = self._read(BLOCK)
-        if len(header) == BLOCK:
-            return header
-        if header:
-            raise _Cut("it ends inside a header", start)
-        raise _Cut("it ends without the end-of-archive block" if start else "it is empty", start)
+        if len(header) < BLOCK:
+            why = "it ends inside a header" if header else "it ends behind an extension header"
+            raise _Cut(why, start)
+        return header
 
-    def _next_after_end(self) -> bytes | None:
-        """A block of zeros, or the first header of an archive that follows, or None: it is over."""
-        try:
-            block = self._read(BLOCK)
-        except _NoMoreGzip:
-            return None
-        if len(block) < BLOCK:
-            return None
-        return block if is_zero(block) or checksum_fits(block) else None
+    def _member(self, header: bytes, start: int) -> TarMember | None:
+        """Follow extension headers, in a loop, up to the header that describes a member.
 
-    def _member(self, header: bytes, start: int) -> TarMember:
-        """Follow extension headers, in a loop, up to the header that describes a member."""
+        Returns:
+            None where one of them is damaged: that is noted, and the search goes on behind it. The
+            next member then has the name that its own header gives.
+        """
         pax: dict[bytes, bytes] = {}
         long_name = long_target = b""
         try:
@@ -158,16 +239,17 @@ class TarStream:
                 elif kind == b"g":
                     self._global_pax |= parse_pax(self._extension(header))
                 elif kind == b"L":
-                    long_name = text_field(self._extension(header))
+                    long_name = long_text(self._extension(header))
                 elif kind == b"K":
-                    long_target = text_field(self._extension(header))
+                    long_target = long_text(self._extension(header))
                 else:
                     self._skip_sparse_map(header)
                     applying = self._global_pax | pax
                     return describe(header, applying, long_name, long_target, self._position)
                 header = self._next_header()
         except Damaged as exc:
-            raise _Cut(str(exc), start) from None
+            self._note(_Cut(str(exc), start))
+            return None
 
     def _extension(self, header: bytes) -> bytes:
         nbytes = body_size(header)
@@ -247,6 +329,6 @@ class TarStream:
         inside = "" if member is None else f" in {member.name.decode('utf-8', 'backslashreplace')}"
         return SourceTruncated(
             f"{self._name} is cut or damaged at byte {cut.offset}{inside}: {cut.why}; "
-            "what came before was read",
+            "what is readable was read",
             hint="repair it or write it again; the next run then labels it as a new shard",
         )
