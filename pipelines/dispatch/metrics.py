@@ -15,7 +15,7 @@ from ray.util.metrics import Counter, Gauge
 from pipelines.dispatch.tally import Tally, Watcher
 from storage.objects.protocols import SupportsGet, SupportsList
 from storage.records import STATUSES
-from storage.review.answers import read_answers
+from storage.review.answers import read_answers, standing
 from storage.review.queue import read_queue
 
 RUN = "run"  # a tag of all of them: the run's name
@@ -151,4 +151,4 @@ class Measured:
 def count_review_queue(store: SupportsQueue) -> int:
     """Images that were routed to people and have no answer yet; counted by their pixels."""
     routed = {item.sha256 for item in read_queue(store)}
-    return len(routed - {a.sha256 for a in read_answers(store)}) if routed else 0
+    return len(routed - {a.sha256 for a in standing(read_answers(store))}) if routed else 0

@@ -39,7 +39,7 @@ from storage.labels.versions import (
     new_attempt,
 )
 from storage.records import Category
-from storage.review.answers import ReviewedBox, answer_parts, read_answers
+from storage.review.answers import ReviewedBox, answer_parts, read_answers, standing
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
 
@@ -72,7 +72,7 @@ def decide_run(
     thresholds = policy.thresholds(identity.categories, identity.model_sha256)
     runs = [manifest, *(m for m in answers_from if m.url != manifest.url)]
     parts = {run.url: answer_parts(run.store) for run in runs}
-    book = settle((a for run in runs for a in read_answers(run.store, parts[run.url])), settling)
+    book = settle(standing(*(read_answers(r.store, parts[r.url]) for r in runs)), settling)
     _refuse_unknown_classes(book, identity.categories)
     attempt, now = new_attempt(), datetime.now(UTC)
     version = claim_version(manifest.store, attempt)
@@ -158,6 +158,7 @@ class _Merge:
             "answers_used": len(self.used),
             "answers_unused": len(self.book.settled.keys() - self.used),
             "answers_skipped": len(self.book.skipped),
+            "answers_unusable": len(self.book.unusable),
         }
 
     def _by_model(self, ok: pa.Table, batch: BoxBatch, rows: NDArray[np.bool_]) -> pa.Table:

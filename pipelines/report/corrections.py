@@ -24,7 +24,7 @@ from storage.errors import LabelfleetError, StorageError
 from storage.labels.versions import LabelVersion
 from storage.objects.protocols import ObjectStore
 from storage.records import AnnotationRow
-from storage.review.answers import read_answers
+from storage.review.answers import read_answers, standing
 from storage.review.queue import read_queue
 from storage.runs.annotation_rows import table_to_rows
 from storage.runs.image_bytes import read_images
@@ -114,7 +114,7 @@ def corrections(manifest: Manifest, lineage: LabelVersion) -> list[Correction]:
     order = sorted(wrong, key=lambda image_id: random_key(0, image_id))[:_DEAR]
     settling: Settling = "agreement" if lineage.settling == "agreement" else "latest"
     parts = lineage.answers.get(manifest.url, [])
-    book = settle(read_answers(manifest.store, parts) if parts else (), settling)
+    book = settle(standing(read_answers(manifest.store, parts)), settling)
     policy = Policy.from_yaml(
         manifest.store.get(f"{lineage.prefix}policy.yaml"), where=f"{lineage.version}/policy.yaml"
     )

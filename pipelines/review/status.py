@@ -12,7 +12,7 @@ from pipelines.label_studio.connect import open_server
 from pipelines.label_studio.tasks import queued
 from storage.errors import LabelfleetError
 from storage.labels.versions import versions
-from storage.review.answers import read_answers
+from storage.review.answers import read_answers, standing
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
 
@@ -72,7 +72,7 @@ def review_status(
 ) -> ReviewStatus:
     """Count. ``server`` None: only what the run itself knows."""
     wanted = {q.item.sha256: q.item for q in queued(manifest)}
-    answers = [a for a in read_answers(manifest.store) if a.sha256 in wanted]
+    answers = [a for a in standing(read_answers(manifest.store)) if a.sha256 in wanted]
     answered = {a.sha256 for a in answers if not a.skipped}
     skipped = {a.sha256 for a in answers} - answered
     there = None if server is None else _there(server, settings, set(wanted))

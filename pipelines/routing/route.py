@@ -22,7 +22,7 @@ from pipelines.routing.cost import Budget, CostModel, learn_cost
 from pipelines.routing.signals import SIGNALS
 from pipelines.routing.survey import Candidate, Earlier, RouteOptions, RunSurvey
 from storage.errors import ConfigError
-from storage.review.answers import Answer, read_answers
+from storage.review.answers import Answer, read_answers, standing
 from storage.review.frames import write_frame
 from storage.review.queue import QueueHead, Reason, ReviewItem, Stratum, read_queue, write_queue
 from storage.runs.manifest import Manifest
@@ -88,7 +88,7 @@ def route_run(
     if not 0 <= audit <= 1:
         raise ConfigError(f"an audit share of {audit}", hint="give a share between 0 and 1")
     runs = [manifest, *other_runs]
-    stated = cost or cost_of(a for run in runs for a in read_answers(run.store))
+    stated = cost or cost_of(standing(*(read_answers(run.store) for run in runs)))
     options = RouteOptions(Budget.parse(budget), audit, seed, stated)
     return route(manifest, policy, invocation, options, other_runs)
 

@@ -29,7 +29,7 @@ from pipelines.truth.matching import Boxes, Ids, iou_matrix, match
 from pipelines.truth.settle import settle
 from storage.errors import ReviewError
 from storage.records import AnnotationRow, Detections
-from storage.review.answers import read_answers
+from storage.review.answers import read_answers, standing
 from storage.runs.annotation_rows import table_to_rows
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
@@ -147,7 +147,7 @@ def answered_images(manifest: Manifest) -> Iterator[tuple[AnnotationRow, TrueBox
     Raises:
         ReviewError: an answer names a class that the run lacks.
     """
-    book = settle(read_answers(manifest.store))
+    book = settle(standing(read_answers(manifest.store)))
     weights = {
         (entry.item.image_id, sha256): 1 / max(entry.item.inclusion, 1e-9)
         for sha256, entries in queue_entries([manifest]).items()

@@ -33,22 +33,30 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class AnswerBook:
-    """All answers, settled: by sha256 what counts, and the images that people only skipped."""
+    """All answers, settled.
+
+    Attributes:
+        settled: by sha256, what counts.
+        skipped: images that people only skipped.
+        unusable: images whose answers hold only what cannot become boxes, see ``Answer.unusable``.
+    """
 
     settled: dict[str, Settled]
     skipped: frozenset[str]
+    unusable: frozenset[str] = frozenset()
 
 
 def settle(answers: Iterable[Answer], how: Settling = "latest") -> AnswerBook:
     """One answer an image.
 
-    An annotation that was edited counts as it was last submitted. ``latest``: of several people's
-    answers the last one counts, and a skip never takes an answer away. ``agreement``: a box counts
-    when more than half of the people who answered drew it (same class, IoU >= 0.5); the others are
-    disputed.
+    ``latest``: of several people's answers the last one counts, and one person's skip never takes
+    another's answer away. ``agreement``: a box counts when more than half of the people who
+    answered drew it (same class, IoU >= 0.5); the others are disputed. An answer with parts that
+    cannot become boxes settles nothing, and boxes without area are left out.
 
     Args:
-        answers: of one run or of several; joined by sha256.
+        answers: those that stand (``storage.review.answers.standing``), of one run or of several;
+            joined by sha256.
 
     Raises:
         ConfigError: ``how`` is none of the two.
@@ -58,17 +66,29 @@ def settle(answers: Iterable[Answer], how: Settling = "latest") -> AnswerBook:
             f"answers cannot be settled by {how!r}", hint=f"one of {', '.join(get_args(Settling))}"
         )
     by_image: dict[str, dict[str, Answer]] = defaultdict(dict)
-    skipped = set()
+    skipped, unusable = set(), set()
     for answer in sorted(answers, key=lambda a: (a.submitted_at, a.annotation_id)):
         if answer.skipped:
             skipped.add(answer.sha256)
+        elif answer.unusable:
+            unusable.add(answer.sha256)
         else:
             people = by_image[answer.sha256]
             people.pop(answer.annotator, None)  # the last word moves to the end
-            people[answer.annotator] = answer
+            people[answer.annotator] = _without_flat_boxes(answer)
     chosen = _agreed if how == "agreement" else _latest
     settled = {sha256: chosen(list(people.values())) for sha256, people in by_image.items()}
-    return AnswerBook(settled, frozenset(skipped - settled.keys()))
+    unusable -= settled.keys()
+    return AnswerBook(settled, frozenset(skipped - settled.keys() - unusable), frozenset(unusable))
+
+
+def _without_flat_boxes(answer: Answer) -> Answer:
+    """The answer without boxes of no area: a click that drew nothing."""
+    kept = tuple(
+        box for box in answer.boxes
+        if box.bbox[2] > box.bbox[0] and box.bbox[3] > box.bbox[1]
+    )  # fmt: skip
+    return answer if len(kept) == len(answer.boxes) else replace(answer, boxes=kept)
 
 
 def _latest(answers: Sequence[Answer]) -> Settled:

@@ -96,11 +96,22 @@ def read_header(store: SupportsGet, key: str) -> dict[str, Any]:
 def read_parts(
     store: SupportsGet, keys: Sequence[str], schema: pa.Schema
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the parts as dicts, in order, a row group at a time."""
+    """Rows of the parts as dicts, in order, a row group at a time.
+
+    Nullable columns that a part of an older version lacks are null.
+    """
     for key in keys:
         raw = store.get(key)
         with reading_parquet(key):
             file = pq.ParquetFile(pa.BufferReader(raw))
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=schema.names)
+                table = with_missing_columns(file.read_row_group(group), schema)
                 yield from table.select(schema.names).cast(schema).to_pylist()
+
+
+def with_missing_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table, with nulls for those nullable columns of the schema that it lacks."""
+    for column in schema:
+        if column.nullable and column.name not in table.column_names:
+            table = table.append_column(column, pa.nulls(table.num_rows, column.type))
+    return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -64,6 +64,12 @@ class Answer:
         deleted: predicted boxes that were shown and taken away.
         model_version: of the predictions that were shown.
         was_blind: no predictions were shown.
+        unusable: what the person drew or chose that cannot become a box, such as
+            ``keypointlabels``; such an answer settles nothing.
+        withdrawn: why the answer no longer counts ('' while it does): ``deleted`` (the annotation),
+            ``task deleted``, ``project deleted`` or ``retracted`` (by hand). Such a record is a
+            tombstone: a copy of the answer that it withdraws.
+        project: Label Studio's project as it identifies itself; '' in answers of older versions.
     """
 
     image_id: str
@@ -78,6 +84,14 @@ class Answer:
     deleted: tuple[DeletedBox, ...]
     model_version: str
     was_blind: bool
+    unusable: tuple[str, ...] = ()
+    withdrawn: str = ""
+    project: str = ""
+
+    @property
+    def annotation(self) -> tuple[str, int, int]:
+        """The annotation that this is a version of; servers number theirs alike, pixels differ."""
+        return self.sha256, self.task_id, self.annotation_id
 
 
 _BBOX = pa.field("bbox", pa.list_(pa.float32(), 4), nullable=False)
@@ -106,6 +120,9 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("deleted", pa.list_(pa.struct([_BBOX, _CATEGORY, _SCORE])), nullable=False),
         pa.field("model_version", pa.string(), nullable=False),
         pa.field("was_blind", pa.bool_(), nullable=False),
+        pa.field("unusable", pa.list_(pa.string())),  # null in parts of older versions, as below
+        pa.field("withdrawn", pa.string()),
+        pa.field("project", pa.string()),
     ]
 )
 
@@ -124,11 +141,51 @@ def append_answers(store: SupportsAppend, answers: Sequence[Answer]) -> str | No
 
 
 def read_answers(store: SupportsParts, keys: Sequence[str] | None = None) -> Iterator[Answer]:
-    """All answers as they were pulled, oldest part first; one image may have several."""
+    """All records in the order of pulling: versions of answers, tombstones included.
+
+    For what counts now, see ``standing``.
+    """
     for row in read_parts(store, answer_parts(store) if keys is None else keys, ANSWER_SCHEMA):
         boxes = tuple(ReviewedBox(**_with_tuple(box)) for box in row.pop("boxes"))
         deleted = tuple(DeletedBox(**_with_tuple(box)) for box in row.pop("deleted"))
-        yield Answer(**row, boxes=boxes, deleted=deleted)
+        unusable = tuple(row.pop("unusable") or ())
+        added = {name: row.pop(name) or "" for name in ("withdrawn", "project")}
+        yield Answer(**row, **added, boxes=boxes, deleted=deleted, unusable=unusable)
+
+
+def latest_versions(records: Iterable[Answer]) -> dict[tuple[str, int, int], Answer]:
+    """The last record of each annotation of one run, tombstones included.
+
+    Args:
+        records: of one run, in the order of pulling.
+    """
+    latest: dict[tuple[str, int, int], Answer] = {}
+    for record in records:
+        known = latest.get(record.annotation)
+        if known is None or record.submitted_at >= known.submitted_at:
+            latest[record.annotation] = record
+    return latest
+
+
+def standing(*runs: Iterable[Answer]) -> list[Answer]:
+    """The answers that count: the last version of each annotation, unless it was withdrawn.
+
+    An annotation that several runs pulled is withdrawn as soon as one of them has noticed it.
+
+    Args:
+        runs: the records of each run, in the order of pulling.
+    """
+    merged: dict[tuple[str, int, int], Answer] = {}
+    for records in runs:
+        for key, record in latest_versions(records).items():
+            known = merged.get(key)
+            if known is None or _rank(record) > _rank(known):
+                merged[key] = record
+    return [record for record in merged.values() if not record.withdrawn]
+
+
+def _rank(record: Answer) -> tuple[datetime, bool]:
+    return record.submitted_at, bool(record.withdrawn)
 
 
 def _with_tuple(box: dict[str, Any]) -> dict[str, Any]:

@@ -114,12 +114,39 @@ def test_a_skip_replaces_nothing_and_takes_nothing_away() -> None:
         [
             answer(rows[0], skipped=True),
             answer(rows[1], drawn(300)),
-            answer(rows[1], by="bob", minute=5, skipped=True),
+            answer(rows[1], by="bob", minute=5, skipped=True, annotation_id=2),
         ],
     )
     first, second = rows_of(manifest, decide_run(manifest, POLICY))
     assert (first.source, len(first.labels)) == ("model", 1)
     assert (second.source, second.labels[0].bbox[0]) == ("human", 300)
+
+
+def test_an_answer_that_was_withdrawn_or_skipped_afterwards_gives_the_image_back() -> None:
+    shard = tar_shard("a.tar")
+    rows = [distinct_row(f"a.tar/{i}.jpg", shard, one_box(0.95)) for i in range(3)]
+    manifest = make_run(MemoryStore(), {shard: rows})
+    given = [answer(row, drawn(300)) for row in rows]
+    append_answers(manifest.store, given)
+    changed = [replace(given[0], withdrawn="deleted"), answer(rows[1], minute=5, skipped=True)]
+    append_answers(manifest.store, changed)
+    made = rows_of(manifest, decide_run(manifest, POLICY))
+    assert [r.source for r in made] == ["model", "model", "human"]
+
+
+def test_an_answer_that_cannot_become_boxes_settles_nothing() -> None:
+    shard = tar_shard("a.tar")
+    rows = [distinct_row(f"a.tar/{i}.jpg", shard, one_box(0.95)) for i in range(2)]
+    manifest = make_run(MemoryStore(), {shard: rows})
+    points = replace(answer(rows[0]), unusable=("keypointlabels",))
+    append_answers(manifest.store, [points, answer(rows[1], drawn(300), drawn(50, size=0))])
+    version = decide_run(manifest, POLICY)
+    first, second = rows_of(manifest, version)
+    assert (first.source, len(first.labels)) == ("model", 1)
+    assert [x.bbox[0] for x in second.labels] == [300]
+    assert version.counts["answers_unusable"] == 1
+    (line,) = from_jsonl(manifest.store.get(f"{version.prefix}answered.jsonl"))
+    assert (line.image_id, line.missed, line.spurious) == (rows[1].image_id, 1, 1)
 
 
 def test_the_last_submission_counts_wherever_it_was_pulled() -> None:

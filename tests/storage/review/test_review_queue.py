@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from storage.review.answers import (
     answer_parts,
     append_answers,
     read_answers,
+    standing,
 )
 from storage.review.frames import Frames, read_frame, shard_numbers, write_frame
 from storage.review.queue import (
@@ -79,6 +81,9 @@ answers = st.builds(
     deleted=st.lists(st.builds(DeletedBox, box, text, score), max_size=2).map(tuple),
     model_version=text,
     was_blind=st.booleans(),
+    unusable=st.lists(text, max_size=2).map(tuple),
+    withdrawn=st.sampled_from(["", "deleted", "retracted"]),
+    project=text,
 )
 items = st.builds(
     ReviewItem,
@@ -136,6 +141,31 @@ def test_answers_are_only_ever_added(store: ObjectStore) -> None:
     assert answer_parts(store) == [first, second]
     assert store.get(str(first)) == before
     assert [a.image_id for a in read_answers(store)] == ["a", "b", "c"]
+
+
+def test_parts_of_an_older_version_are_read(store: ObjectStore, tmp_path: Path) -> None:
+    key = str(append_answers(store, [_answer("a")]))
+    table = pq.read_table(tmp_path / key).drop_columns(["unusable", "withdrawn", "project"])
+    pq.write_table(table, tmp_path / key)
+    assert list(read_answers(store)) == [_answer("a")]
+
+
+def test_the_last_version_of_an_annotation_stands_unless_it_was_withdrawn() -> None:
+    first, edited = _answer("a", 1), replace(_answer("a", 2), annotation_id=1)
+    other = _answer("b", 1)
+    gone = replace(edited, withdrawn="deleted")
+    assert standing([first, edited, other]) == [edited, other]
+    assert standing([first, edited, other, gone]) == [other]
+    assert standing([edited, other, gone, edited]) == [edited, other]  # it came back
+
+
+def test_an_answer_that_one_of_two_runs_saw_withdrawn_does_not_stand() -> None:
+    answer = _answer("a", 1)
+    gone = replace(answer, withdrawn="deleted")
+    assert standing([answer, gone], [answer]) == []
+    assert standing([answer], [answer, gone]) == []
+    later = replace(_answer("a", 2), annotation_id=1)  # edited after that
+    assert standing([answer, gone], [later]) == [later]
 
 
 def test_parts_are_ordered_by_number_and_strangers_are_passed_over(store: ObjectStore) -> None:
