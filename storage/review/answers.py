@@ -149,7 +149,7 @@ def read_answers(store: SupportsParts, keys: Sequence[str] | None = None) -> Ite
         boxes = tuple(ReviewedBox(**_with_tuple(box)) for box in row.pop("boxes"))
         deleted = tuple(DeletedBox(**_with_tuple(box)) for box in row.pop("deleted"))
         unusable = tuple(row.pop("unusable") or ())
-        added = {name: row.pop(name) or "" for name in ("withdrawn", "project")}
+        added: dict[str, Any] = {name: row.pop(name) or "" for name in ("withdrawn", "project")}
         yield Answer(**row, **added, boxes=boxes, deleted=deleted, unusable=unusable)
 
 
