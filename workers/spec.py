@@ -37,7 +37,10 @@ class ModelRequest:
         checkpoint: URL or path of a .pth, .pt or .safetensors file.
         sha256: expected digest of the checkpoint; None: any.
         classes: names by contiguous id, or None: the checkpoint's.
-        image_size: (height, width) or None: the checkpoint's, else 640.
+        image_size: (height, width) or None: the checkpoint's, else 640. A checkpoint of our own
+            may be run at another size than it was trained with.
+        preprocessing: what the images go through, whatever the checkpoint says; None: as the
+            checkpoint says, else what the COCO weights need.
         keep: subset of class names whose detections are kept, or None: all.
         nms_iou: boxes of one class that overlap more are merged; None: the checkpoint's, else 0.7.
     """
@@ -48,6 +51,7 @@ class ModelRequest:
     sha256: str | None = None
     classes: tuple[str, ...] | None = None
     image_size: tuple[int, int] | None = None
+    preprocessing: Preprocessing | None = None
     keep: tuple[str, ...] | None = None
     runtime: Literal["auto"] | RuntimeName = "torch"
     precision: Literal["auto"] | PrecisionName = "auto"
@@ -69,6 +73,9 @@ class ModelSpec:
         device: what kind of device every worker must have.
         precision: enforced on every worker.
         licence: as the checkpoint states it; None when it does not.
+        official_ids: the training set's own ids of the classes; None: it has none, or they are
+            not known.
+        remarks: what a person should know about how the model was understood.
         artefact: what the runtime loads in place of the checkpoint; None: nothing (torch), or not
             made yet.
     """
@@ -88,6 +95,8 @@ class ModelSpec:
     max_detections: int
     licence: str | None = None
     artefact: ArtefactRef | None = None
+    official_ids: tuple[int, ...] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

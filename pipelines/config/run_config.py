@@ -9,81 +9,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-from pipelines.config.messages import expected, mismatch
+from pipelines.config.model_sections import PreprocessingConfig, network_size
+from pipelines.config.part import Auto, Digest, Name, Part, Place, Share, Url, Webhook
 from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
 from storage.objects.protocols import StorageOptions
-from storage.urls import has_credentials
-
-Auto = Literal["auto"]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Part(BaseModel):
-    """Base of every section: frozen, and strict about names."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_numbers(cls, value: Any, given: ValidationInfo) -> Any:
-        """YAML reads `yes` and `on` as true, which pydantic would take for 1."""
-        field = cls.model_fields[str(given.field_name)]
-        if isinstance(value, bool) and "true or false" not in expected(field):
-            raise ValueError(mismatch(field, value))
-        return value
-
-
-def _url(url: str) -> str:
-    if not url.strip():
-        raise ValueError("a URL or path is expected, not an empty text")
-    if has_credentials(url):
-        raise ValueError("a URL with credentials in it; use environment, profile or instance role")
-    return url
-
-
-def _place(url: str) -> str:
-    if re.match(r"https?://", url, re.IGNORECASE) and "?" in url:
-        raise ValueError("a folder at a web address has no query (what follows the `?`)")
-    return _url(url)
-
-
-def _webhook(url: SecretStr) -> SecretStr:
-    _url(url.get_secret_value())
-    if not re.match(r"https?://", url.get_secret_value(), re.IGNORECASE):
-        raise ValueError("a web address is expected: https://…")
-    return url
-
-
-def _run_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise ValueError("up to 100 letters, digits, `.`, `_` and `-` are expected, no spaces")
-    return name
-
-
-def _digest(text: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise ValueError("64 hex digits in lower case are expected, as sha256sum prints them")
-    return text
-
-
-Url = Annotated[str, "a URL or path", AfterValidator(_url)]
-Place = Annotated[str, "a URL or path", AfterValidator(_place)]
-Webhook = Annotated[SecretStr, "a web address", AfterValidator(_webhook)]  # its path is a secret
-Name = Annotated[str, "a name", AfterValidator(_run_name)]
-Digest = Annotated[str, "64 hex digits", AfterValidator(_digest)]
 
 
 class SourceConfig(Part):
@@ -106,7 +37,7 @@ class SourceConfig(Part):
 class ModelConfig(Part):
     """The detector. What the checkpoint knows about itself need not be repeated."""
 
-    checkpoint: Url = Field(description=".pth, .pt or .safetensors at any URL.")
+    checkpoint: Url = Field(description=".pth, .pt, .ckpt, .pth.tar or .safetensors, at any URL.")
     name: Literal["yolo_nas_s", "yolo_nas_m", "yolo_nas_l"] | None = Field(
         None, description="Architecture; none: the checkpoint's, or yolo_nas_s."
     )
@@ -124,7 +55,14 @@ class ModelConfig(Part):
         None, description="Only these classes are written; none: all."
     )
     image_size: int | tuple[int, int] | None = Field(
-        None, description="Network input in pixels, one side or [h, w]; none: checkpoint's, or 640."
+        None,
+        description="Network input in pixels, one side or [h, w]; none: checkpoint's, or 640. "
+        "A checkpoint of `labelfleet train` runs at another size when asked.",
+    )
+    preprocessing: PreprocessingConfig | None = Field(
+        None,
+        description="What the images go through, whatever the checkpoint says; none: as it says, "
+        "or what the COCO weights need.",
     )
     runtime: Literal["auto", "torch", "onnx", "openvino", "tensorrt"] = Field(
         "auto", description="auto: on x86 CPUs OpenVINO where installed, on GPUs torch."
@@ -150,11 +88,7 @@ class ModelConfig(Part):
     @field_validator("image_size")
     @classmethod
     def _strides(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-        sides = value if isinstance(value, tuple) else (value,) if value is not None else ()
-        for side in sides:
-            if side % 32 or not 32 <= side <= 4096:
-                raise ValueError(f"{side} is not a multiple of 32 between 32 and 4096")
-        return value
+        return value if value is None else network_size(value)
 
     @field_validator("classes", "keep")
     @classmethod

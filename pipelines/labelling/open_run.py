@@ -54,6 +54,8 @@ def open_run(config: RunConfig, *, cuda: bool) -> OpenRun:
     if existing is None:
         _check_output(output)
         model = _made_ready(config, model)
+    for remark in model.remarks:
+        say(f"note: {remark}")
     manifest = Manifest.create_or_continue(output, _record(config, model))
     return OpenRun(manifest, open_store(config.source.url, options), model)
 
@@ -109,6 +111,8 @@ def inference_settings(config: RunConfig, model: ModelSpec) -> dict[str, Any]:
     settings = asdict(model)
     settings.pop("checkpoint")
     settings.pop("artefact")
+    settings.pop("official_ids")  # they name boxes, and move none
+    settings.pop("remarks")
     if model.artefact is not None:
         output = open_store(config.output, config.storage.options())
         settings["artefact"] = _artefact_settings(model.artefact, output.url)
@@ -128,7 +132,7 @@ def _record(config: RunConfig, model: ModelSpec) -> RunRecord:
         runtime=model.runtime,
         precision=model.precision,
         code_version=version("labelfleet"),
-        categories=coco.categories_for(model.classes),
+        categories=coco.categories_for(model.classes, model.official_ids),
     )
     source = {
         "url": normalise_url(config.source.url),
@@ -138,4 +142,4 @@ def _record(config: RunConfig, model: ModelSpec) -> RunRecord:
         "shard_size": config.source.shard_size,
     }
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
-    return RunRecord(identity, source, inference, created_at)
+    return RunRecord(identity, source, inference, created_at, remarks=model.remarks)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, group_shards, listed_objects
-from storage.errors import ObjectNotFound, SourceTruncated
+from storage.errors import LabelfleetError, ObjectNotFound, SourceTruncated
 from storage.records import Shard, StoredObject
 from storage.runs.ledger import invocations, read_ledger
 from storage.runs.listing import Listing, is_same
@@ -35,6 +35,7 @@ class Plan:
             ``measured_workers`` together; None before the first.
         hours_left, cost_left: at that pace, on as many GPUs; None where there is no measured
             pace, no price, or no GPU.
+        model_remarks: what a person should know about the model, or why it cannot be used.
     """
 
     shards: int
@@ -50,6 +51,7 @@ class Plan:
     cost_left: float | None
     output: str
     output_exists: bool
+    model_remarks: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """For machines."""
@@ -160,7 +162,18 @@ def plan_run(config: RunConfig) -> Plan:
         cost_left=_cost(hours, pace, config.price_per_gpu_hour),
         output=open_store(config.output, options).url,
         output_exists=manifest is not None,
+        model_remarks=_model_remarks(config),
     )
+
+
+def _model_remarks(config: RunConfig) -> tuple[str, ...]:
+    from pipelines.models.requested import model_request  # torch, which a plan needs only here
+    from workers.models.resolve import remarks_on
+
+    try:
+        return remarks_on(model_request(config), config.storage.options())
+    except LabelfleetError as exc:
+        return (f"the model cannot be used: {exc.message}",)
 
 
 def _cost(hours: float | None, pace: _Pace | None, price: float | None) -> float | None:
@@ -245,4 +258,5 @@ def plan_table(plan: Plan) -> RenderableType:
             f"at {plan.images_per_s:.1f} images/s, as measured with {plan.measured_workers} "
             "workers; more of them take less time"
         )
+    remarks += [f"model: {remark}" for remark in plan.model_remarks]
     return Group(table, *(Text(remark) for remark in remarks))

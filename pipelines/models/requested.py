@@ -64,6 +64,7 @@ def model_request(config: RunConfig) -> ModelRequest:
         sha256=part.sha256,
         classes=coco.CLASSES if part.classes == "coco" else part.classes,
         image_size=(size, size) if isinstance(size, int) else size,
+        preprocessing=part.preprocessing.preprocessing() if part.preprocessing else None,
         keep=part.keep,
         runtime=part.runtime,
         precision=part.precision,

@@ -27,7 +27,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pipelines.config.run_config import Part, Share
+from pipelines.config.part import Part, Share
 from pipelines.config.yaml_files import load_yaml, parse_config
 from storage.errors import ConfigError, ObjectNotFound
 from storage.objects.protocols import StorageOptions, SupportsGet

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.config.run_config import Part
+from pipelines.config.part import Part
 from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
 from storage.errors import ConfigError
 from workers.images.preprocessing import Preprocessing

@@ -173,6 +173,7 @@ class _Run:
             classes=self._sets["train"].classes,
             preprocessing=config.preprocessing,
             licence=config.model.licence,
+            official_ids=self._sets["train"].official_ids,
             training={
                 "config": config.model_dump(mode="json", exclude={"output"}),
                 "step": self._trainer.progress.step,

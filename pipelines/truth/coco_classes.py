@@ -27,9 +27,14 @@ OFFICIAL_IDS: dict[str, int] = {
 CLASSES: tuple[str, ...] = tuple(OFFICIAL_IDS)
 
 
-def categories_for(classes: Sequence[str]) -> tuple[Category, ...]:
-    """Categories with COCO's official ids when ``classes`` are COCO's, else ids from 1."""
-    coco = tuple(classes) == CLASSES
+def categories_for(
+    classes: Sequence[str], official_ids: Sequence[int] | None = None
+) -> tuple[Category, ...]:
+    """Categories with the official ids given, else COCO's for COCO's classes, else from 1."""
+    if official_ids is None:
+        coco = tuple(classes) == CLASSES
+        official_ids = [OFFICIAL_IDS[n] if coco else i for i, n in enumerate(classes, 1)]
     return tuple(
-        Category(i, name, OFFICIAL_IDS[name] if coco else i + 1) for i, name in enumerate(classes)
+        Category(i, name, official_id)
+        for i, (name, official_id) in enumerate(zip(classes, official_ids, strict=True))
     )

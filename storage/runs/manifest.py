@@ -43,12 +43,14 @@ class RunRecord:
         source: url, kind, include, exclude, shard_size: where the images are.
         inference: every setting that moves a box; a run never mixes two of them.
         created_at: ISO 8601, UTC.
+        remarks: what a person should know about how the model was understood.
     """
 
     identity: RunIdentity
     source: dict[str, Any]
     inference: dict[str, Any]
     created_at: str
+    remarks: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """Canonical JSON, readable by people."""
@@ -63,7 +65,9 @@ class RunRecord:
                 raise ConfigError("run.json was written by a newer labelfleet", hint="update it")
             identity = fields.pop("identity")
             categories = tuple(Category(**c) for c in identity.pop("categories"))
-            return RunRecord(identity=RunIdentity(**identity, categories=categories), **fields)
+            remarks = tuple(str(text) for text in fields.pop("remarks", ()))
+            made = RunIdentity(**identity, categories=categories)
+            return RunRecord(identity=made, remarks=remarks, **fields)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise ConfigError(
                 f"run.json cannot be read: {exc}",

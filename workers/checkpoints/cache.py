@@ -23,7 +23,7 @@ from storage.urls import parse_url, shown_url
 from workers.local_folders import cache_folder
 
 MAX_CHECKPOINT_BYTES = 8 * 1024**3
-SUFFIXES = (".pth", ".pt", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".ckpt", ".pth.tar", ".safetensors", ".onnx")
 _CHUNK = 1 << 20
 _CACHE = "the checkpoint cache {} (LABELFLEET_CACHE names another)"
 
@@ -41,17 +41,17 @@ def fetch_checkpoint(url: str, options: StorageOptions, *, sha256: str | None = 
     is hashed again before it is used. Remote files are known again by URL and etag.
 
     Args:
-        url: URL or path of a .pth, .pt or .safetensors file.
+        url: URL or path of a file that ends in one of ``SUFFIXES``.
         sha256: hex digest its bytes must have; None: any.
 
     Raises:
         CheckpointError: not there, another digest, another kind of file, or too large.
         StorageError: the store refused or failed, or the disk is full.
     """
-    suffix = PurePosixPath(url.partition("?")[0]).suffix.lower()
-    if suffix not in SUFFIXES:
+    suffix = checkpoint_suffix(url)
+    if suffix is None:
         raise CheckpointError(
-            f"{shown_url(url)} is no checkpoint by its name",
+            f"{shown_url(url)} is not a checkpoint by its name",
             hint=f"it should end in {', '.join(SUFFIXES)}",
         )
     if (place := parse_url(url)).scheme == "file":
@@ -64,6 +64,12 @@ def fetch_checkpoint(url: str, options: StorageOptions, *, sha256: str | None = 
         return _remote(store, store.head(key), folder, suffix, sha256)
     except ObjectNotFound as exc:
         raise CheckpointError(f"there is no checkpoint at {shown_url(url)}") from exc
+
+
+def checkpoint_suffix(url: str) -> str | None:
+    """The ending of a checkpoint's URL or path that says what kind of file it is, or None."""
+    name = PurePosixPath(url.partition("?")[0]).name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
 def fetch_file(url: str, options: StorageOptions, *, sha256: str) -> Path:

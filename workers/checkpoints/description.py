@@ -23,6 +23,7 @@ def description(
     preprocessing: Preprocessing,
     licence: str | None,
     training: Mapping[str, Any],
+    official_ids: tuple[int, ...] | None = None,
 ) -> str:
     """The JSON text to store under ``METADATA_KEY``."""
     return json.dumps(
@@ -31,6 +32,7 @@ def description(
             "name": name,
             "arch_params": None if arch_params is None else json.loads(arch_params),
             "classes": list(classes),
+            **({} if official_ids is None else {"official_ids": list(official_ids)}),
             "preprocessing": dataclasses.asdict(preprocessing),
             "licence": licence,
             "training": dict(training),
@@ -62,7 +64,8 @@ def _fields(text: str) -> dict[str, Any]:
     return {
         "name": _text_or_none(said.get("name")),
         "arch_params": None if arch is None else canonical_arch(arch),
-        "classes": names_of(said["classes"]),
+        "classes": (classes := names_of(said["classes"])),
+        "official_ids": _official_ids(said.get("official_ids"), len(classes)),
         "preprocessing": _preprocessing(said["preprocessing"]),
         "licence": _text_or_none(said.get("licence")),
         "training": dict(said.get("training") or {}),
@@ -86,8 +89,30 @@ def canonical_arch(arch_params: Mapping[str, Any]) -> str:
     return json.dumps(params, sort_keys=True, separators=(",", ":"))
 
 
+def _official_ids(value: Any, classes: int) -> tuple[int, ...] | None:
+    """The data set's own ids of the classes. Raises ValueError."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(type(i) is int and 0 <= i < 2**31 for i in value):
+        raise ValueError(f"official_ids are not a list of ids: {value!r:.80}")
+    if len(value) != classes or len(set(value)) != classes:
+        raise ValueError(f"{len(set(value))} different official_ids for {classes} classes")
+    return tuple(value)
+
+
 def names_of(value: Any) -> tuple[str, ...]:
-    """Class names from plain values. Raises ValueError."""
+    """Class names from plain values: a list, or a mapping {index: name} or {name: index}.
+
+    Raises:
+        ValueError: anything else, or a mapping whose indices are not 0 to n - 1.
+    """
+    if isinstance(value, Mapping):
+        pairs = [(v, k) if isinstance(k, str) and not k.isdecimal() else (k, v)
+                 for k, v in value.items()]  # fmt: skip
+        by_index = {int(k): v for k, v in pairs if isinstance(k, int | str)}
+        if set(by_index) != set(range(len(value))):
+            raise ValueError(f"classes are not numbered 0 to {len(value) - 1}: {value!r:.80}")
+        value = [by_index[i] for i in range(len(value))]
     if not isinstance(value, list | tuple) or not all(isinstance(n, str) for n in value):
         raise ValueError(f"classes are no list of names: {value!r:.80}")
     return tuple(value)

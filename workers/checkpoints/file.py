@@ -1,12 +1,13 @@
 """One checkpoint file: its weights, and what it says about itself.
 
-.pth and .pt files are read by torch_file.py, without running anything in them; .safetensors
-files of our own carry a JSON description under the metadata key ``labelfleet``.
+.pth, .pt, .ckpt and .pth.tar files are read by torch_file.py, without running anything in them;
+.safetensors files of our own carry a JSON description under the metadata key ``labelfleet``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from workers.checkpoints.processing import preprocessing_of
 from workers.checkpoints.torch_file import TensorRef, TorchFile, tensor_ref
 from workers.images.preprocessing import Preprocessing
 
+# A weight's name as it is in a YOLO-NAS, behind whatever wraps the network.
+_IN_NETWORK = re.compile(r"((?:.*?\.)??)(?:backbone|neck|heads)\.")
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -42,6 +46,7 @@ class Checkpoint:
         name: yolo_nas_s, _m or _l; None when it does not say.
         arch_params: canonical JSON text, or None: those of ``name``.
         classes: names by contiguous id, as many as ``num_classes``; None when it does not say.
+        official_ids: the ids that its training set gave the classes; None when it does not say.
         preprocessing: what it was trained with; None when it does not say.
         nms_iou: the threshold it was made for; None when it does not say.
         licence: as whoever saved it stated it.
@@ -55,6 +60,7 @@ class Checkpoint:
     name: str | None = None
     arch_params: str | None = None
     classes: tuple[str, ...] | None = None
+    official_ids: tuple[int, ...] | None = None
     preprocessing: Preprocessing | None = None
     nms_iou: float | None = None
     licence: str | None = None
@@ -82,7 +88,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Open a .pth, .pt or .safetensors file, reading everything but the weights.
+    """Open a checkpoint of torch or a .safetensors file, reading everything but the weights.
 
     Raises:
         CheckpointError: not a checkpoint, damaged, not YOLO-NAS, or at odds with itself.
@@ -107,12 +113,14 @@ def save_checkpoint(
     preprocessing: Preprocessing,
     licence: str | None,
     training: Mapping[str, Any],
+    official_ids: tuple[int, ...] | None = None,
 ) -> None:
     """Write a self-describing .safetensors: a config then needs nothing but its URL.
 
     Args:
         state_dict: unfused weights, in the dtype to keep (float16 halves the file).
         training: JSON values; how it was made.
+        official_ids: the training set's own ids of the classes; None: it has none.
     """
     text = description(
         name=name,
@@ -121,6 +129,7 @@ def save_checkpoint(
         preprocessing=preprocessing,
         licence=licence,
         training=training,
+        official_ids=official_ids,
     )
     weights = {k: v.detach().cpu().contiguous() for k, v in state_dict.items()}
     temporary = path.with_name(f".{path.name}.part")
@@ -135,10 +144,8 @@ def _read_safetensors(path: Path, digest: str) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            shapes = {
-                _without_prefix(k): tuple(file.get_slice(k).get_shape())
-                for k in file.keys()  # noqa: SIM118  safe_open is no dict
-            }
+            names = network_names(path, file.keys())
+            shapes = {n: tuple(file.get_slice(k).get_shape()) for k, n in names.items()}
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(f"{path.name} is damaged, or no safetensors file: {exc}") from exc
     said = read_description(path.name, metadata.get(METADATA_KEY))
@@ -147,7 +154,8 @@ def _read_safetensors(path: Path, digest: str) -> Checkpoint:
 
 def _safetensors_weights(path: Path) -> dict[str, torch.Tensor]:
     with safe_open(path, framework="pt") as file:
-        return {_without_prefix(k): file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        names = network_names(path, file.keys())
+        return {name: file.get_tensor(k) for k, name in names.items()}
 
 
 # .pth and .pt
@@ -168,9 +176,9 @@ def _root(file: TorchFile) -> dict[Any, Any]:
 
 
 def _weights(path: Path, root: Mapping[Any, Any]) -> dict[str, TensorRef]:
-    """super-gradients' choice: ``ema_net``, else ``net``, else the dict itself."""
+    """super-gradients' choice: ``ema_net``, else ``net``; what others call them; else the dict."""
     found: Any = root
-    for key in ("ema_net", "net", "state_dict", "model_state_dict"):
+    for key in ("ema_net", "net", "ema_state_dict", "state_dict", "model_state_dict", "model"):
         if key in root:
             found = root[key]
             break
@@ -186,14 +194,7 @@ def _weights(path: Path, root: Mapping[Any, Any]) -> dict[str, TensorRef]:
             refs[name] = ref
     if not refs:
         raise CheckpointError(f"{path.name} holds no weights under net, ema_net or at its top")
-    if all(name.startswith("module.") for name in refs):
-        refs = {_without_prefix(name): ref for name, ref in refs.items()}
-    return refs
-
-
-def _without_prefix(name: str) -> str:
-    """DataParallel and DistributedDataParallel put ``module.`` before every name."""
-    return name.removeprefix("module.")
+    return {name: refs[key] for key, name in network_names(path, refs).items()}
 
 
 def _from_processing(path: Path, params: Any) -> dict[str, Any]:
@@ -218,6 +219,34 @@ def _share(value: Any) -> float:
 
 
 # both
+
+
+def network_names(path: Path, keys: Iterable[str]) -> dict[str, str]:
+    """The weights of the network: their names in it, by their keys in the file.
+
+    What wraps a network shows in the keys: ``module.`` (DataParallel), ``_orig_mod.``
+    (torch.compile, in any place), ``model.`` or any other attribute of a Lightning module. What
+    such a module holds beside the network, a loss or a metric, is left out. Of several networks
+    in one file the averaged one is taken, as super-gradients does.
+
+    Raises:
+        CheckpointError: several networks, and no single one of them is named as the average.
+    """
+    plain = {key: key.replace("_orig_mod.", "") for key in keys}
+    prefixes = {found[1] for name in plain.values() if (found := _IN_NETWORK.match(name))}
+    if prefixes <= {""}:
+        return plain
+    if len(prefixes) > 1:
+        averaged = {prefix for prefix in prefixes if "ema" in prefix.lower()}
+        if len(averaged) != 1:
+            raise CheckpointError(
+                f"{path.name} holds several networks: "
+                + ", ".join(sorted(prefix or "one without a prefix" for prefix in prefixes)),
+                hint="save the state_dict() of the one to use",
+            )
+        prefixes = averaged
+    prefix = prefixes.pop()
+    return {k: n.removeprefix(prefix) for k, n in plain.items() if n.startswith(prefix)}
 
 
 def _num_classes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:

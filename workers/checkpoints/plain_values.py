@@ -5,6 +5,7 @@ Works on what pickle_values.py read; the libraries themselves are neither needed
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Any
 
@@ -22,8 +23,8 @@ _PROCESSING = "super_gradients.training.processing"
 def plain(value: Any) -> Any:
     """dict, list, str, number, None; a ``Call`` that is not known stays what it is.
 
-    ListConfig and DictConfig become list and dict, numpy scalars and arrays numbers and lists,
-    super-gradients' processing objects {class name: attributes}.
+    ListConfig and DictConfig become list and dict, numpy scalars numbers or texts, numpy arrays
+    flat lists, super-gradients' processing objects {class name: attributes}.
 
     Raises:
         CheckpointError: nested too deeply, or in itself.
@@ -43,10 +44,16 @@ def _plain(value: Any, seen: dict[int, Any], depth: int) -> Any:
 
 def _converted(value: Any, seen: dict[int, Any], depth: int) -> Any:
     if isinstance(value, dict):
-        return {k: _plain(v, seen, depth) for k, v in value.items()}
+        return {_key(k, seen, depth): _plain(v, seen, depth) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v, seen, depth) for v in value]
     return _object(value, seen, depth)
+
+
+def _key(key: Any, seen: dict[int, Any], depth: int) -> Any:
+    """A key as a plain value; one that could not be a key stays what it is."""
+    found = _plain(key, seen, depth)
+    return found if isinstance(found, str | bytes | int | float | None) else key
 
 
 def _object(call: Call, seen: dict[int, Any], depth: int) -> Any:
@@ -61,7 +68,7 @@ def _object(call: Call, seen: dict[int, Any], depth: int) -> Any:
     if module == "_codecs" and name == "encode":
         return _encoded(call)
     if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        return _numpy(call)
+        return _numpy(call, seen, depth)
     if module.startswith(_PROCESSING):
         return {name: _plain(state, seen, depth)}
     return call
@@ -85,21 +92,42 @@ def _encoded(call: Call) -> Any:
     return call
 
 
-def _numpy(call: Call) -> Any:
+def _numpy(call: Call, seen: dict[int, Any], depth: int) -> Any:
     name = call.target.name if call.target else ""
     if name == "scalar" and len(call.args) == 2:
-        numbers = _numbers(call.args[0], call.args[1])
-        return numbers[0] if len(numbers) == 1 else call
+        values = _values(call.args[0], call.args[1])
+        return values[0] if len(values) == 1 else call
     if name == "_reconstruct" and isinstance(call.state, tuple) and len(call.state) == 5:
-        return _numbers(call.state[2], call.state[4])
+        dtype, content = call.state[2], call.state[4]
+        if isinstance(content, list):  # an array of objects is pickled as their list
+            return [_plain(value, seen, depth) for value in content]
+        return _values(dtype, content)
     return call
 
 
-def _numbers(dtype: Any, raw: Any) -> list[Any]:
-    """The little-endian numbers in an array's bytes, flat; [] for other dtypes."""
+def _values(dtype: Any, raw: Any) -> list[Any]:
+    """The little-endian numbers or the texts in an array's bytes, flat; [] for other dtypes."""
     raw = _encoded(raw) if isinstance(raw, Call) else raw
     code = dtype.args[0] if isinstance(dtype, Call) and dtype.args else None
-    form = _NUMBERS.get(code) if isinstance(code, str) else None
-    if form is None or not isinstance(raw, bytes) or len(raw) % struct.calcsize(form):
+    if not isinstance(code, str) or not isinstance(raw, bytes) or _is_big_endian(dtype):
+        return []
+    if text := re.fullmatch(r"([US])([1-9][0-9]{0,5})", code):
+        return _texts(raw, text[1], int(text[2]))
+    form = _NUMBERS.get(code)
+    if form is None or len(raw) % struct.calcsize(form):
         return []
     return [n for (n,) in struct.iter_unpack("<" + form, raw)]
+
+
+def _is_big_endian(dtype: Call) -> bool:
+    state = dtype.state
+    return isinstance(state, tuple) and len(state) > 1 and state[1] in (">", b">")
+
+
+def _texts(raw: bytes, kind: str, length: int) -> list[str]:
+    """numpy pads texts with zeros: U holds four bytes a character, S one."""
+    width, encoding = (4 * length, "utf-32-le") if kind == "U" else (length, "utf-8")
+    if len(raw) % width:
+        return []
+    pieces = (raw[start : start + width] for start in range(0, len(raw), width))
+    return [piece.decode(encoding, "replace").rstrip("\0") for piece in pieces]

@@ -1,9 +1,10 @@
-"""A model request and its checkpoint, brought into agreement; the door to checkpoint_*.py."""
+"""A model request and its checkpoint, brought into agreement."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -48,6 +49,7 @@ def resolve_model(
         fetch_checkpoint(request.checkpoint, options, sha256=request.sha256)
     )
     arch = None if request.arch is None else read_arch(request.arch, options)
+    preprocessing = _preprocessing(request, checkpoint)
     classes = _classes(request, checkpoint)
     runtime, precision = choose_runtime(request.runtime, request.precision, device)
     return ModelSpec(
@@ -57,7 +59,7 @@ def resolve_model(
         arch_params=_agreed("model.arch", arch, checkpoint.arch_params, checkpoint),
         classes=classes,
         keep=_keep(request, classes),
-        preprocessing=_preprocessing(request, checkpoint),
+        preprocessing=preprocessing,
         runtime=runtime,
         precision=precision,
         device=device,
@@ -65,7 +67,54 @@ def resolve_model(
         nms_iou=_nms_iou(request, checkpoint),
         max_detections=request.max_detections,
         licence=checkpoint.licence,
+        official_ids=checkpoint.official_ids,
+        remarks=_remarks(request, checkpoint, preprocessing),
     )
+
+
+def remarks_on(request: ModelRequest, options: StorageOptions) -> tuple[str, ...]:
+    """What a person should know about how a model is understood; see ``ModelSpec.remarks``.
+
+    Raises:
+        LabelfleetError: as ``resolve_model``.
+    """
+    path = fetch_checkpoint(request.checkpoint, options, sha256=request.sha256)
+    checkpoint = read_checkpoint(path)
+    return _remarks(request, checkpoint, _preprocessing(request, checkpoint))
+
+
+def _remarks(request: ModelRequest, checkpoint: Checkpoint, used: Preprocessing) -> tuple[str, ...]:
+    name, said, asked = checkpoint.path.name, checkpoint.preprocessing, request.preprocessing
+    if asked is None and said is None:
+        return (
+            f"{name} does not say how its training images were prepared; assumed is what the COCO "
+            f"weights need ({in_words(used)}). Other weights may need BGR or another padding, and "
+            "lose accuracy without any error: state it in model.preprocessing",
+        )
+    if asked is not None and said is not None and used != said:
+        return (
+            f"model.preprocessing ({in_words(used)}) is used instead of what {name} says "
+            f"({in_words(said)})",
+        )
+    if said is not None and used.size != said.size:
+        return (
+            f"{name} was trained with {_by(said.size)} and runs at {_by(used.size)}, as "
+            "model.image_size asks: objects look smaller or larger than in its training",
+        )
+    return ()
+
+
+def in_words(found: Preprocessing) -> str:
+    """A preprocessing on one line."""
+    fit = "fitted" if found.keep_aspect else "stretched"
+    parts = [found.channels, f"{fit} into {_by(found.resize_to)}"]
+    if found.size != found.resize_to or found.keep_aspect:
+        where = "around the centre" if found.padding == "center" else "at the right and bottom"
+        parts.append(f"padded {where} to {_by(found.size)} with {found.pad_value}")
+    parts.append(f"times {found.scale:.6g}")
+    if found.mean is not None or found.std is not None:
+        parts.append(f"mean {found.mean or 0}, std {found.std or 1}")
+    return ", ".join(parts)
 
 
 def read_arch(url: str, options: StorageOptions) -> str:
@@ -168,18 +217,39 @@ def _keep(request: ModelRequest, classes: tuple[str, ...]) -> tuple[int, ...]:
 
 def _preprocessing(request: ModelRequest, checkpoint: Checkpoint) -> Preprocessing:
     asked, said = request.image_size, checkpoint.preprocessing
-    if asked is not None and said is not None and tuple(asked) != tuple(said.size):
-        raise ConfigError(
-            f"model.image_size says {_by(asked)}, and the checkpoint {checkpoint.path.name} was "
-            f"trained with {_by(said.size)}",
-            hint="leave model.image_size out to use the checkpoint's own",
-        )
-    found = said or coco_preprocessing(asked or DEFAULT_SIZE)
+    if request.preprocessing is not None:
+        found = request.preprocessing
+        if asked is not None and tuple(asked) != tuple(found.size):
+            raise ConfigError(
+                f"model.image_size says {_by(asked)}, and model.preprocessing.size "
+                f"{_by(found.size)}",
+                hint="leave model.image_size out",
+            )
+    elif asked is not None and said is not None and tuple(asked) != tuple(said.size):
+        if checkpoint.training is None:
+            raise ConfigError(
+                f"model.image_size says {_by(asked)}, and the checkpoint {checkpoint.path.name} "
+                f"was trained with {_by(said.size)}",
+                hint="leave model.image_size out to use the checkpoint's own; to run it at another "
+                "size, state all of model.preprocessing",
+            )
+        found = at_size(said, asked)
+    else:
+        found = said or coco_preprocessing(asked or DEFAULT_SIZE)
     if any(side % STRIDE or side <= 0 for side in found.size):
         raise ConfigError(
             f"model.image_size is {_by(found.size)}; both sides must be multiples of {STRIDE}"
         )
     return found
+
+
+def at_size(preprocessing: Preprocessing, size: tuple[int, int]) -> Preprocessing:
+    """The same at another input size (height, width); the margin around the image stays."""
+    height, width = (
+        new - (old - fit)
+        for new, old, fit in zip(size, preprocessing.size, preprocessing.resize_to, strict=True)
+    )
+    return replace(preprocessing, size=size, resize_to=(height, width))
 
 
 def coco_preprocessing(size: tuple[int, int]) -> Preprocessing:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import group_shards
 from pipelines.labelling.open_run import open_run, refresh_listing
+from pipelines.labelling.plan import plan_run
 from pipelines.labelling.work import find_work
 from storage.errors import (
     AccessDenied,
@@ -30,6 +32,8 @@ from storage.shards.selecting import classify
 from tests.support.samples.synthetic_run import commit_rows, row
 from tests.support.samples.tiny_run import fill_folder, run_config
 from tests.support.servers.s3 import S3Server
+from workers.checkpoints.file import read_checkpoint
+from workers.images.preprocessing import Preprocessing
 
 Make = Callable[..., RunConfig]
 
@@ -351,3 +355,52 @@ def test_grouping_takes_every_object_once(listed: list[StoredObject], size: int)
         assert len(shard.objects) <= (1 if shard.kind == "tar" else size)
     partial = [s for s in shards if s.kind == "images" and len(s.objects) < size]
     assert len(partial) <= 1
+
+
+# -- what was assumed about the model
+
+
+@pytest.fixture
+def silent(nano_checkpoint: Path, tmp_path: Path) -> dict[str, Any]:
+    """The model section for the same weights in a file that says nothing about itself."""
+    known = read_checkpoint(nano_checkpoint)
+    torch.save({"net": known.load_state_dict()}, tmp_path / "silent.pth")
+    (tmp_path / "arch.yaml").write_text(str(known.arch_params))
+    return {
+        "checkpoint": str(tmp_path / "silent.pth"),
+        "arch": str(tmp_path / "arch.yaml"),
+        "classes": list("0123456789"),
+        "runtime": "torch",
+    }
+
+
+def test_an_assumed_preprocessing_is_said_in_run_json_and_plan(
+    config: Make, silent: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assumed = config(model=silent)
+    (remark,) = plan_run(assumed).model_remarks
+    assert remark.startswith("silent.pth does not say how its training images were prepared")
+    open_run(assumed, cuda=False)
+    assert json.loads((tmp_path / "out/run.json").read_text())["remarks"] == [remark]
+    assert remark[:60] in capsys.readouterr().err
+    assert open_run(assumed, cuda=False).manifest.record.remarks == (remark,)
+
+
+def test_a_stated_preprocessing_counts(
+    config: Make, silent: dict[str, Any], tmp_path: Path
+) -> None:
+    stated = {"size": [256, 320], "fit": [252, 316], "place": "top_left", "channels": "BGR"}
+    run = open_run(config(model={**silent, "preprocessing": stated}), cuda=False)
+    assert run.model.preprocessing == Preprocessing(
+        size=(256, 320), resize_to=(252, 316), padding="bottom_right", channels="BGR"
+    )
+    assert json.loads((tmp_path / "out/run.json").read_text())["remarks"] == []
+
+
+def test_a_run_of_a_version_without_remarks_continues(config: Make, tmp_path: Path) -> None:
+    open_run(config(), cuda=False)
+    record = tmp_path / "out/run.json"
+    fields = json.loads(record.read_text())
+    del fields["remarks"]
+    record.write_text(json.dumps(fields))
+    assert open_run(config(), cuda=False).manifest.record.remarks == ()

@@ -108,8 +108,8 @@ def test_what_cannot_be_fetched(good: Path, tmp_path: Path) -> None:
     for url, message in (
         (str(tmp_path / "nowhere.pth"), "there is no checkpoint at"),
         ("memory://nowhere/at/all.pth", "there is no checkpoint at"),
-        (str(tmp_path), "no checkpoint by its name"),
-        (str(tmp_path / "model.onnx"), "no checkpoint by its name"),
+        (str(tmp_path), "not a checkpoint by its name"),
+        (str(tmp_path / "model.onnx.zip"), "not a checkpoint by its name"),
         (str(empty), "is empty"),
     ):
         with pytest.raises(CheckpointError, match=message):

@@ -402,3 +402,107 @@ def test_pickled_processing_objects(tmp_path: Path) -> None:
         path = saved(tmp_path / "c.pth", {"net": weights(), "processing_params": params})
     found: Checkpoint = read_checkpoint(path)
     assert found.preprocessing == Preprocessing(mean=(1, 2, 3), std=(4, 5, 6))
+
+
+# how networks are wrapped, and class names told
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pth.tar", ".pth"])
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda w: {"net": {f"_orig_mod.{k}": v for k, v in w.items()}},
+        lambda w: {"net": {f"module._orig_mod.{k}": v for k, v in w.items()}},
+        lambda w: {"net": {k.replace(".", "._orig_mod.", 1): v for k, v in w.items()}},
+        lambda w: {"model": w},
+        lambda w: {"pytorch-lightning_version": "2.5.0", "state_dict": {
+            **{f"model.{k}": v for k, v in w.items()}, "loss.proj_conv": torch.ones(3)}},
+        lambda w: {"state_dict": {**{f"model.{k}": v + 1 for k, v in w.items()},
+                                  **{f"model_ema.module.{k}": v for k, v in w.items()}}},
+    ],
+    ids=["compiled", "ddp and compiled", "parts compiled", "model", "lightning", "lightning ema"],
+)  # fmt: skip
+def test_wrapped_networks(tmp_path: Path, wrapped: Any, suffix: str) -> None:
+    checkpoint = read_checkpoint(saved(tmp_path / f"c{suffix}", wrapped(weights())))
+    assert same(checkpoint.load_state_dict(), weights())
+    assert set(checkpoint.shapes) == set(weights())
+
+
+def test_wrapped_names_in_safetensors(tmp_path: Path) -> None:
+    save_file({f"model.{k}": v for k, v in weights().items()}, tmp_path / "c.safetensors")
+    assert same(read_checkpoint(tmp_path / "c.safetensors").load_state_dict(), weights())
+
+
+def test_two_networks_in_one_file_are_named(tmp_path: Path) -> None:
+    both = {f"{part}.{k}": v for part in ("student", "teacher") for k, v in weights().items()}
+    path = saved(tmp_path / "c.ckpt", {"state_dict": both})
+    with pytest.raises(CheckpointError, match=r"several networks: student\., teacher\."):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [np.str_(name) for name in NAMES],
+        np.array(NAMES),
+        np.array(NAMES, object),
+        {0: "RBC", 1: "WBC", 2: "Platelets"},
+        {np.int64(2): "Platelets", np.int64(1): "WBC", np.int64(0): "RBC"},
+        {"0": "RBC", "1": "WBC", "2": "Platelets"},
+        {"Platelets": 2, "RBC": 0, "WBC": 1},
+        OmegaConf.create({0: "RBC", 1: "WBC", 2: "Platelets"}),
+    ],
+    ids=["np.str_", "array", "objects", "dict", "np keys", "text keys", "inverse", "omegaconf"],
+)  # fmt: skip
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_class_names_of_any_kind(tmp_path: Path, names: Any, legacy: bool) -> None:
+    state = trainer_state(class_names=names)
+    assert read_checkpoint(saved(tmp_path / "c.pth", state, legacy=legacy)).classes == NAMES
+
+
+@pytest.mark.parametrize("names", [{0: "a", 2: "b", 3: "c"}, {0: "a", 1: "b", 2: 3}])
+def test_class_names_that_are_not_numbered(tmp_path: Path, names: Any) -> None:
+    path = saved(tmp_path / "c.pth", trainer_state(class_names=names))
+    with pytest.raises(CheckpointError, match="processing_params: classes are"):
+        read_checkpoint(path)
+
+
+def test_names_beyond_latin(tmp_path: Path) -> None:
+    names = [np.str_("Blutkörperchen"), np.str_("细胞"), np.str_("🩸")]
+    path = saved(tmp_path / "c.pth", trainer_state(class_names=names))
+    assert read_checkpoint(path).classes == ("Blutkörperchen", "细胞", "🩸")
+
+
+# what was assumed is said, and can be stated
+
+
+def test_an_assumed_preprocessing_is_said(plain: Path, arch: str) -> None:
+    (remark,) = resolved(plain, classes=NAMES, arch=arch).remarks
+    assert remark.startswith("plain.pth does not say how its training images were prepared")
+    assert "RGB, fitted into 636 × 636, padded around the centre to 640 × 640 with 114" in remark
+    stated = resolved(plain, classes=NAMES, arch=arch, preprocessing=BOTTOM_RIGHT)
+    assert (stated.preprocessing, stated.remarks) == (BOTTOM_RIGHT, ())
+
+
+def test_a_stated_preprocessing_that_differs_is_used_and_said(tmp_path: Path, arch: str) -> None:
+    path = saved(tmp_path / "trained.pth", trainer_state())
+    spec = resolved(path, arch=arch, preprocessing=BOTTOM_RIGHT)
+    assert spec.preprocessing == BOTTOM_RIGHT
+    assert "is used instead of what trained.pth says (BGR" in spec.remarks[0]
+    with pytest.raises(ConfigError, match=r"image_size says 64 × 64.*size 320 × 320"):
+        resolved(path, arch=arch, preprocessing=BOTTOM_RIGHT, image_size=(64, 64))
+
+
+def test_our_own_checkpoint_at_another_size(tmp_path: Path) -> None:
+    path = tmp_path / "own.safetensors"
+    trained = coco_preprocessing((320, 384))
+    said: dict[str, Any] = {"classes": NAMES, "preprocessing": trained, "licence": None}
+    save_checkpoint(
+        path, weights(), name="yolo_nas_s", arch_params=ARCH, training={"step": 3},
+        official_ids=(7, 3, 90), **said,
+    )  # fmt: skip
+    assert resolved(path).preprocessing == trained
+    other = resolved(path, image_size=(640, 640))
+    assert other.preprocessing == coco_preprocessing((640, 640))
+    assert "trained with 320 × 384 and runs at 640 × 640" in other.remarks[0]
+    assert other.official_ids == (7, 3, 90)
