@@ -22,7 +22,7 @@ from pipelines.config.yaml_files import parse_config
 from pipelines.models.measure import detect_all, expected_from_truth, mean_ap
 from pipelines.models.requested import model_request
 from pipelines.models.sample_images import Inputs, measured, sample
-from pipelines.truth.coco_truth import Truth, read_truth
+from storage.coco.truth import Truth, read_truth
 from storage.objects.protocols import StorageOptions
 from workers.compile.make_artefact import GRAPH, make_graph
 from workers.compile.quantize import GROUPS, RECIPE, Quantiser

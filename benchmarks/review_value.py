@@ -51,9 +51,9 @@ from pipelines.policy.policy import ClassThresholds, Curve, Decision, Policy, Th
 from pipelines.routing.cost import Budget, CostModel
 from pipelines.routing.route import route
 from pipelines.routing.survey import RouteOptions
-from pipelines.truth.coco_truth import Truth, read_truth
 from pipelines.truth.judge import TrueBoxes, truth_images
 from pipelines.truth.matching import Corrections, compare, iou_matrix
+from storage.coco.truth import Truth, read_truth
 from storage.records import AnnotationRow
 from storage.review.queue import read_queue
 from storage.runs.manifest import Manifest

@@ -33,7 +33,7 @@ from pipelines.models.artefact import find_artefact, with_artefact
 from pipelines.models.measure import detect_all, expected_from_truth, mean_ap
 from pipelines.models.requested import model_request
 from pipelines.models.sample_images import measured
-from pipelines.truth.coco_truth import read_truth
+from storage.coco.truth import read_truth
 from storage.errors import LabelfleetError
 from storage.objects.protocols import StorageOptions
 from workers.detectors.protocol import Detector

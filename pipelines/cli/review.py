@@ -190,7 +190,7 @@ def fit(
     from pipelines.policy.fit import Wanted, fit_run
     from pipelines.policy.fit_view import fit_table
     from pipelines.policy.policy import POLICY_KEY
-    from pipelines.truth.coco_truth import read_truth
+    from storage.coco.truth import read_truth
     from storage.stores.open import open_object
 
     manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)

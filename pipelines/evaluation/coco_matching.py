@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
+
+from storage.boxes import clipped, has_area
+from storage.records import Detections
 
 _MAX_DETS_100 = 2  # index into COCO's maxDets of 1, 10, 100
 
@@ -62,6 +66,60 @@ class ChunkedMatching:
         self._last.accumulate()
         precision = np.asarray(self._last.eval["precision"])[..., _MAX_DETS_100]
         return precision, np.asarray(self._last.eval["recall"])[..., _MAX_DETS_100]
+
+
+def detection_rows(
+    number: int,
+    found: Detections,
+    size: tuple[int, int] | None,
+    classes: NDArray[np.integer[Any]] | None = None,
+) -> NDArray[np.float64]:
+    """One image's detections as COCO takes them, clipped to the image.
+
+    Args:
+        number: the image's id in its chunk, from 1.
+        found: its detections.
+        size: (width, height) of the upright image; None: the boxes are clipped already.
+        classes: class index of each box, from 0, negative: to be left out; None: the boxes' own
+            category ids.
+
+    Returns:
+        float64 [N, 7]: image, x, y, w, h, score, class from 1. Boxes without area in the image
+        are left out.
+    """
+    index = found.category_ids.astype(np.int64) if classes is None else classes
+    boxes = found.boxes.astype(np.float64)
+    if size is not None:
+        boxes = clipped(boxes, *size)
+    kept = has_area(boxes) & (index >= 0)
+    rows = np.empty((int(kept.sum()), 7))
+    rows[:, 0] = number
+    rows[:, 1:3] = boxes[kept, :2]
+    rows[:, 3:5] = boxes[kept, 2:] - boxes[kept, :2]
+    rows[:, 5], rows[:, 6] = found.scores[kept], index[kept] + 1
+    return rows
+
+
+def truth_box(
+    index: int, xywh: Sequence[float], area: float, *, ignore: bool, number: int = 1
+) -> dict[str, Any]:
+    """One true box as COCO takes it.
+
+    Args:
+        index: its class, from 0.
+        xywh: x, y, width, height in pixels.
+        area: in pixels; decides its size range.
+        ignore: it counts neither way, as a crowd.
+        number: the image's id in its chunk, from 1.
+    """
+    return {
+        "image_id": number,
+        "category_id": index + 1,
+        "bbox": list(xywh),
+        "area": area,
+        "iscrowd": int(ignore),
+        "ignore": int(ignore),
+    }
 
 
 def _say_nothing(*_: object) -> None:

@@ -2,7 +2,8 @@
 
 The figures are COCO's own (faster-coco-eval, at most 100 boxes a class and image), over the
 images and the classes that run and ground truth share; what they do not share is counted and
-named. An image whose status is not ok counts as one without detections.
+named. An image whose status is not ok counts as one without detections. Detections are clipped to
+their image, and those without area there left out, as every reader of the labels gets them.
 
 Images are matched in chunks, so that memory holds the matches and not the boxes.
 """
@@ -20,19 +21,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.evaluation.coco_matching import ChunkedMatching
+from pipelines.evaluation.coco_matching import ChunkedMatching, detection_rows, truth_box
 from pipelines.evaluation.result import ClassResult, Evaluation
 from pipelines.truth.coco_truth import (
     Join,
-    Truth,
-    TruthBox,
     is_ignore_class,
     join_rows,
     match_categories,
     normal_name,
-    read_truth,
     refuse_unmatched,
 )
+from storage.coco.fields import Xywh
+from storage.coco.truth import Truth, read_truth
 from storage.errors import TruthMismatch
 from storage.objects.protocols import StorageOptions
 from storage.records import AnnotationRow
@@ -147,7 +147,7 @@ class _Scoring:
         self._statuses: Counter[str] = Counter()
         self._n_truth: Counter[int] = Counter()
         self._n_detections: Counter[int] = Counter()
-        self._ignored = 0
+        self._ignored = self._n_outside = 0
         self._size_differs: list[str] = []
         self._n_size_differs = 0
 
@@ -169,36 +169,34 @@ class _Scoring:
             return
         truth: list[dict[str, Any]] = []
         detections: list[NDArray[np.float64]] = []
-        for number, (image, row) in enumerate(self._chunk):
+        for number, (image, row) in enumerate(self._chunk, 1):
             truth.extend(self._truth_of(number, image))
             detections.append(self._detections_of(number, row))
         self._matching.add(len(self._chunk), truth, np.concatenate(detections))
         self._chunk.clear()
 
     def _truth_of(self, number: int, image: int) -> Iterator[dict[str, Any]]:
+        every = range(len(self._classes.shared))
         for box in self._truth.boxes[image]:
             if box.category_id in self._classes.ignore:
                 self._ignored += 1
-                for index in range(len(self._classes.shared)):
-                    yield _coco_box(number, index, box, ignore=True)
-            elif (index_or_none := self._classes.of_truth.get(box.category_id)) is not None:
+                yield from (_ignored(number, k, box.xywh, box.area) for k in every)
+            elif (k_or_none := self._classes.of_truth.get(box.category_id)) is not None:
                 self._ignored += box.ignore
-                self._n_truth[index_or_none] += not box.ignore
-                yield _coco_box(number, index_or_none, box, ignore=box.ignore)
+                self._n_truth[k_or_none] += not box.ignore
+                yield truth_box(k_or_none, box.xywh, box.area, ignore=box.ignore, number=number)
+        for xywh in self._truth.regions_of(image):
+            self._ignored += 1
+            yield from (_ignored(number, k, xywh, xywh[2] * xywh[3]) for k in every)
 
     def _detections_of(self, number: int, row: AnnotationRow) -> NDArray[np.float64]:
-        """[N, 7]: image, x, y, w, h, score, class; images and classes from 1."""
-        d = row.detections
-        index = np.array([self._classes.of_run.get(int(c), -1) for c in d.category_ids], np.int64)
-        shared = index >= 0
-        for one, n in zip(*np.unique(index[shared], return_counts=True), strict=True):
-            self._n_detections[int(one)] += int(n)
-        out = np.empty((int(shared.sum()), 7))
-        out[:, 0] = number + 1
-        out[:, 1:3] = d.boxes[shared, :2]
-        out[:, 3:5] = d.boxes[shared, 2:] - d.boxes[shared, :2]
-        out[:, 5], out[:, 6] = d.scores[shared], index[shared] + 1
-        return out
+        of_run = self._classes.of_run
+        index = np.array([of_run.get(int(c), -1) for c in row.detections.category_ids], np.int64)
+        rows = detection_rows(number, row.detections, (row.width, row.height), index)
+        self._n_outside += int((index >= 0).sum()) - len(rows)
+        for one, n in zip(*np.unique(rows[:, 6], return_counts=True), strict=True):
+            self._n_detections[int(one) - 1] += int(n)
+        return rows
 
     def result(self, run: str, join: Join) -> Evaluation:
         """Everything added up."""
@@ -221,6 +219,8 @@ class _Scoring:
             missing=len(join.unmatched),
             rows_without_truth=join.rows_without_truth,
             ignored=self._ignored,
+            outside=self._n_outside,
+            without_area=self._truth.without_area,
             size_differs=tuple(self._size_differs),
             n_size_differs=self._n_size_differs,
             unknown_to_run=self._classes.unknown_to_run,
@@ -243,14 +243,8 @@ class _Scoring:
         )
 
 
-def _coco_box(number: int, index: int, box: TruthBox, *, ignore: bool) -> dict[str, Any]:
-    return {
-        "image_id": number + 1,
-        "category_id": index + 1,
-        "bbox": list(box.xywh),
-        "area": box.area,
-        "iscrowd": int(ignore),
-    }
+def _ignored(number: int, k: int, xywh: Xywh, area: float) -> dict[str, Any]:
+    return truth_box(k, xywh, area, ignore=True, number=number)
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

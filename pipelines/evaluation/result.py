@@ -47,6 +47,8 @@ class Evaluation:
         missing: names in the ground truth without a row (only where that was allowed).
         rows_without_truth: live rows that were left out.
         ignored: boxes that count neither way: crowds, `ignore`, DontCare classes.
+        outside: detections left out because they lie outside their image altogether.
+        without_area: boxes of the ground truth left out, without width or height.
         size_differs: images whose size is not the one the ground truth states, up to five names.
         n_size_differs: how many there are.
         unknown_to_run: class names only in the ground truth.
@@ -68,6 +70,8 @@ class Evaluation:
     missing: int
     rows_without_truth: int
     ignored: int
+    outside: int
+    without_area: int
     size_differs: tuple[str, ...]
     n_size_differs: int
     unknown_to_run: tuple[str, ...]
@@ -114,6 +118,11 @@ def remarks(e: Evaluation) -> list[str]:
         (e.missing, f"left out, images of the ground truth without a row: {e.missing:,}"),
         (e.rows_without_truth, f"left out, rows without ground truth: {e.rows_without_truth:,}"),
         (e.ignored, f"counted neither way, crowds and ignore regions: {e.ignored:,}"),
+        (e.outside, f"left out, detections that lie outside their image: {e.outside:,}"),
+        (
+            e.without_area,
+            f"left out, boxes of the ground truth without area: {e.without_area:,}",
+        ),
         (
             e.n_size_differs,
             f"not the size that the ground truth states: {e.n_size_differs:,} images, such as "

@@ -12,7 +12,7 @@ from pipelines.config.run_config import RunConfig
 from pipelines.models.graph import Say, exported_graph, own_facts
 from pipelines.models.int8 import make_int8
 from pipelines.models.view import say
-from pipelines.truth.coco_truth import Truth
+from storage.coco.truth import Truth
 from storage.objects.protocols import ObjectStore
 from storage.stores.open import open_store
 from storage.urls import normalise_url

@@ -23,7 +23,7 @@ from pipelines.models.measure import (
 )
 from pipelines.models.sample_images import unseen
 from pipelines.models.view import CompileSummary, say
-from pipelines.truth.coco_truth import Truth, read_truth
+from storage.coco.truth import Truth, read_truth
 from storage.errors import ArtefactError
 from workers.runtimes.artefacts import Artefact, fetch_artefact
 from workers.runtimes.choose import needs_artefact

@@ -17,7 +17,7 @@ from pipelines.models.measure import (
     refuse_unmeasured,
 )
 from pipelines.models.sample_images import Inputs, measured, sample
-from pipelines.truth.coco_truth import Truth
+from storage.coco.truth import Truth
 from storage.errors import ConfigError
 from workers.compile.make_artefact import GRAPH, Made, versions
 from workers.detectors.graph import GraphDetector

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipelines.evaluation.coco_matching import ChunkedMatching
+from pipelines.evaluation.coco_matching import ChunkedMatching, detection_rows, truth_box
 from pipelines.models.sample_images import Inputs
-from pipelines.truth.coco_truth import Truth, is_ignore_class, match_categories
+from pipelines.truth.coco_truth import is_ignore_class, match_categories
+from storage.boxes import clipped, has_area
+from storage.coco.truth import Truth
 from storage.errors import ArtefactError, TruthMismatch
 from storage.records import Detections
 from workers.detectors.protocol import Detector
@@ -49,9 +50,11 @@ def expected_from_truth(truth: Truth, indices: Sequence[int], classes: Sequence[
         for box in truth.boxes[index]:
             known = of_truth.get(box.category_id)
             if known is not None:
-                boxes.append(_annotation(known, box.xywh, box.area, ignore=box.ignore))
+                boxes.append(truth_box(known, box.xywh, box.area, ignore=box.ignore))
             elif is_ignore_class(truth.categories[box.category_id]):
-                boxes += [_annotation(k, box.xywh, box.area, ignore=True) for k in every]
+                boxes += [truth_box(k, box.xywh, box.area, ignore=True) for k in every]
+        for xywh in truth.regions_of(index):
+            boxes += [truth_box(k, xywh, xywh[2] * xywh[3], ignore=True) for k in every]
         images.append(tuple(boxes))
     return Expected(tuple(images), len(classes))
 
@@ -61,12 +64,14 @@ def expected_from_detections(found: Sequence[Detections], classes: int) -> Expec
     way."""
     images = []
     for one in found:
-        wide = one.boxes[:, 2:] - one.boxes[:, :2]
+        inside = has_area(one.boxes)
+        boxes, scores, ids = one.boxes[inside], one.scores[inside], one.category_ids[inside]
+        wide = boxes[:, 2:] - boxes[:, :2]
         images.append(
             tuple(
-                _annotation(int(k), (*box[:2], *side), side[0] * side[1], ignore=score < SURE)
+                truth_box(int(k), (*box[:2], *side), side[0] * side[1], ignore=score < SURE)
                 for box, side, k, score in zip(
-                    one.boxes.tolist(), wide.tolist(), one.category_ids, one.scores, strict=True
+                    boxes.tolist(), wide.tolist(), ids, scores, strict=True
                 )
             )
         )
@@ -74,22 +79,29 @@ def expected_from_detections(found: Sequence[Detections], classes: int) -> Expec
 
 
 def detect_all(detector: Detector, inputs: Inputs) -> list[Detections]:
-    """Detections of every image, in its upright pixels."""
+    """Detections of every image, in its upright pixels and clipped to it."""
     found: list[Detections] = []
     for start in range(0, len(inputs), BATCH):
         found += detector.detect(np.ascontiguousarray(inputs.pixels[start : start + BATCH]))
-    return [back.invert(one) for back, one in zip(inputs.transforms, found, strict=True)]
+    return [
+        _clipped(back.invert(one), back.width, back.height)
+        for back, one in zip(inputs.transforms, found, strict=True)
+    ]
+
+
+def _clipped(found: Detections, width: int, height: int) -> Detections:
+    return replace(found, boxes=clipped(found.boxes, width, height))
 
 
 def mean_ap(found: Sequence[Detections], expected: Expected) -> float:
     """COCO mAP in points, 0 to 100, over classes that are expected somewhere; 0 without any."""
     matching = ChunkedMatching(expected.classes)
     truth = [
-        {"image_id": number, **box}
+        {**box, "image_id": number}
         for number, boxes in enumerate(expected.images, 1)
         for box in boxes
     ]
-    rows = [_rows(number, one) for number, one in enumerate(found, 1)]
+    rows = [detection_rows(number, one, None) for number, one in enumerate(found, 1)]
     matching.add(len(rows), truth, np.concatenate(rows))
     precision = matching.curves()[0][..., _ALL_AREAS]
     known = precision[precision > -1]
@@ -117,24 +129,3 @@ def refuse_unmeasured(fp32: float, images: int, against: str, limit: float) -> N
         hint="give `labelfleet compile` a --truth with objects that the model finds; or use "
         "`precision: fp32`; or allow any loss by `model.max_loss: 100`",
     )
-
-
-def _annotation(index: int, xywh: Sequence[float], area: float, *, ignore: bool) -> dict[str, Any]:
-    return {
-        "category_id": index + 1,
-        "bbox": list(xywh),
-        "area": area,
-        "iscrowd": int(ignore),
-        "ignore": int(ignore),
-    }
-
-
-def _rows(number: int, found: Detections) -> NDArray[np.float64]:
-    """[N, 7]: image, x, y, w, h, score, class; images and classes from 1."""
-    rows = np.empty((len(found), 7))
-    rows[:, 0] = number
-    rows[:, 1:3] = found.boxes[:, :2]
-    rows[:, 3:5] = found.boxes[:, 2:] - found.boxes[:, :2]
-    rows[:, 5] = found.scores
-    rows[:, 6] = found.category_ids + 1
-    return rows

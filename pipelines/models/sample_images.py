@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import group_shards, listed_objects
-from pipelines.truth.coco_truth import Truth, join_rows, may_join, refuse_unmatched
+from pipelines.truth.coco_truth import join_rows, may_join, refuse_unmatched
+from storage.coco.truth import Truth
 from storage.errors import SourceEmpty
 from storage.objects.protocols import ObjectStore
 from storage.records import ImageRecord, StoredObject

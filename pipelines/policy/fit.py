@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.policy.policy import Calibration, ClassThresholds, Curve, Policy
-from pipelines.truth.coco_truth import Truth
 from pipelines.truth.judge import IOU, JudgedBoxes, answered_images, judge, truth_images
+from storage.coco.truth import Truth
 from storage.errors import ConfigError
 from storage.records import Category
 from storage.runs.manifest import Manifest

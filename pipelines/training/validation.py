@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluation.coco_matching import ChunkedMatching
+from pipelines.evaluation.coco_matching import ChunkedMatching, detection_rows, truth_box
 from storage.records import Detections
 from workers.detectors.protocol import Detector
 from workers.images.letterbox import letterbox
@@ -42,7 +42,10 @@ def measure(detector: Detector, images: TrainingSet) -> Scores:
     for chunk in _chunks(images.images):
         truth = [box for i, image in enumerate(chunk, 1) for box in _truth(i, image, images)]
         found = _detect(detector, chunk)
-        rows = [_rows(i, one) for i, one in enumerate(found, 1)]
+        rows = [
+            detection_rows(i, one, (image.width, image.height))
+            for i, (image, one) in enumerate(zip(chunk, found, strict=True), 1)
+        ]
         matching.add(len(chunk), truth, np.concatenate(rows))
     precision, recall = matching.curves()
     precision, recall = precision[..., _ALL_AREAS], recall[..., _ALL_AREAS]
@@ -75,31 +78,16 @@ def _detect(detector: Detector, chunk: Sequence[TrainingImage]) -> list[Detectio
 
 def _truth(number: int, image: TrainingImage, images: TrainingSet) -> Iterator[dict[str, Any]]:
     for box, label in zip(image.boxes.tolist(), image.labels.tolist(), strict=True):
-        yield _coco(number, label, box, crowd=False)
+        yield _true(number, label, box, crowd=False)
     for box in image.ignore.tolist():
         for label in range(len(images.classes)):
-            yield _coco(number, label, box, crowd=True)
+            yield _true(number, label, box, crowd=True)
 
 
-def _coco(number: int, label: int, xyxy: list[float], *, crowd: bool) -> dict[str, Any]:
+def _true(number: int, label: int, xyxy: list[float], *, crowd: bool) -> dict[str, Any]:
     x1, y1, x2, y2 = xyxy
-    return {
-        "image_id": number,
-        "category_id": label + 1,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": (x2 - x1) * (y2 - y1),
-        "iscrowd": int(crowd),
-    }
-
-
-def _rows(number: int, found: Detections) -> NDArray[np.float64]:
-    """[N, 7]: image, x, y, w, h, score, class; both ids from 1."""
-    rows = np.empty((len(found), 7))
-    rows[:, 0] = number
-    rows[:, 1:3] = found.boxes[:, :2]
-    rows[:, 3:5] = found.boxes[:, 2:] - found.boxes[:, :2]
-    rows[:, 5], rows[:, 6] = found.scores, found.category_ids + 1
-    return rows
+    wide, high = x2 - x1, y2 - y1
+    return truth_box(label, (x1, y1, wide, high), wide * high, ignore=crowd, number=number)
 
 
 def _mean(values: NDArray[np.float64]) -> float:

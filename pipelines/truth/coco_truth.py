@@ -1,59 +1,25 @@
-"""COCO ground truth: reading it, and joining its images to a run's rows by name.
+"""COCO ground truth joined to a run: its images to rows, its classes to the run's, by name.
 
 A name in the file joins the row with exactly that ``image_id``; failing that, the only row whose
 path ends in it (``shards/a.tar/pages/7.jpg`` for ``7.jpg`` or ``pages/7.jpg``), or the only row
 that is itself the end of the name (``7.jpg`` for ``val/7.jpg``, when the run's source was the
-folder ``val``). A name with several such rows, or a row with several such names, is an error:
-a wrong join gives plausible, wrong figures.
+folder ``val``). Unicode forms of one name (NFC, NFD) are the same name. A name with several such
+rows, or a row with several such names, is an error: a wrong join gives plausible, wrong figures.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from storage.errors import ConfigError, TruthMismatch
-from storage.objects.protocols import StorageOptions
-from storage.stores.open import open_store
-from storage.urls import shown_url
+from pipelines.truth.nearest import KEPT, nearest_lines
+from storage.coco.truth import Truth
+from storage.errors import TruthMismatch
 
 # Class names that mark regions to leave out of any count, as KITTI and VisDrone use them.
 IGNORE_NAMES = ("dontcare", "ignore", "ignored", "ignoredregions", "ignoredregion")
 _EXAMPLES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class TruthImage:
-    """One image of the file. ``width`` and ``height`` are 0 where the file does not say."""
-
-    name: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True)
-class TruthBox:
-    """One annotation: ``xywh`` in pixels; ``ignore``: a crowd, or marked as not to be counted."""
-
-    category_id: int
-    xywh: tuple[float, float, float, float]
-    area: float
-    ignore: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """A COCO file: images in its order, their boxes, and class names by the file's own ids."""
-
-    source: str
-    images: tuple[TruthImage, ...]
-    boxes: tuple[tuple[TruthBox, ...], ...]
-    categories: dict[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,76 +31,14 @@ class Join:
         shard_ids: the shards those rows are in.
         unmatched: names without a row.
         rows_without_truth: live rows that no name joined.
+        nearest: for the first of ``unmatched``, the most similar row and how it differs.
     """
 
     image_of_row: dict[str, int]
     shard_ids: frozenset[str]
     unmatched: tuple[str, ...]
     rows_without_truth: int
-
-
-def read_truth(location: str | Path, options: StorageOptions | None = None) -> Truth:
-    """Read a COCO detection file from a path or any store's URL.
-
-    Raises:
-        ConfigError: not JSON, or not COCO's layout; the first offence is named.
-        ObjectNotFound: no such file.
-    """
-    url = str(location)
-    folder, _, name = url.rpartition("/")
-    raw = open_store(folder or ("/" if url.startswith("/") else "."), options).get(name)
-    url = shown_url(url)
-    try:
-        return _parse(url, json.loads(raw))
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{url} is not JSON text", hint="give a COCO .json file") from exc
-    except json.JSONDecodeError as exc:
-        raise ConfigError(f"{url} is not JSON: {exc}", hint="give a COCO .json file") from exc
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as exc:
-        raise ConfigError(
-            f"{url} is not a COCO detection file: {type(exc).__name__}: {exc}",
-            hint="it needs images (id, file_name), annotations (image_id, category_id, bbox as "
-            "[x, y, width, height] in pixels) and categories (id, name)",
-        ) from exc
-
-
-def _parse(url: str, coco: dict[str, Any]) -> Truth:
-    categories = {int(c["id"]): str(c["name"]) for c in coco["categories"]}
-    index: dict[Any, int] = {}
-    images: list[TruthImage] = []
-    for image in coco["images"]:
-        if image["id"] in index:
-            raise ValueError(f"image id {image['id']!r} is used twice")
-        index[image["id"]] = len(images)
-        size = (int(image.get("width") or 0), int(image.get("height") or 0))
-        images.append(TruthImage(_normal_path(str(image["file_name"])), *size))
-    boxes: list[list[TruthBox]] = [[] for _ in images]
-    for annotation in coco["annotations"]:
-        if annotation["image_id"] not in index:
-            raise ValueError(
-                f"annotation {annotation.get('id')!r} names image {annotation['image_id']!r}, "
-                "which is not listed"
-            )
-        boxes[index[annotation["image_id"]]].append(_box(annotation, categories))
-    return Truth(url, tuple(images), tuple(tuple(b) for b in boxes), categories)
-
-
-def _box(annotation: dict[str, Any], categories: dict[int, str]) -> TruthBox:
-    where = f"annotation {annotation.get('id')!r}"
-    category_id = int(annotation["category_id"])
-    if category_id not in categories:
-        raise ValueError(f"{where} has category {category_id}, which is not listed")
-    x, y, w, h = (float(v) for v in annotation["bbox"])
-    if not all(math.isfinite(v) for v in (x, y, w, h)) or w < 0 or h < 0:
-        raise ValueError(f"{where} has the box {annotation['bbox']!r}")
-    area = float(annotation.get("area") or w * h)
-    ignore = bool(annotation.get("iscrowd") or annotation.get("ignore"))
-    return TruthBox(category_id, (x, y, w, h), area, ignore)
-
-
-def _normal_path(name: str) -> str:
-    """'/'-separated, without a leading './' or '/': as keys are written."""
-    return re.sub(r"^(\./|/)+", "", name.replace("\\", "/"))
+    nearest: tuple[str, ...] = ()
 
 
 def normal_name(name: str) -> str:
@@ -167,11 +71,24 @@ def is_ignore_class(name: str) -> bool:
 
 @dataclass(slots=True)
 class _Found:
-    """What one name of the file has met so far."""
+    """Rows that one name of the file has met so far, those of the best kind of match."""
 
-    exact: tuple[str, str] | None = None  # (image_id, shard_id)
-    by_suffix: list[tuple[str, str]] = field(default_factory=list)
-    n_by_suffix: int = 0
+    rank: int = 9
+    rows: list[tuple[str, str]] = field(default_factory=list)  # (image_id, shard_id), the first
+    n: int = 0
+
+    def meet(self, row: tuple[str, str], rank: int) -> None:
+        """Count a row unless a better kind of match is known."""
+        if rank > self.rank:
+            return
+        if rank < self.rank:
+            self.rank, self.rows, self.n = rank, [], 0
+        self.n += 1
+        if len(self.rows) < _EXAMPLES:
+            self.rows.append(row)
+
+
+_SAME, _SAME_IN_NFC, _ENDING = range(3)  # kinds of match, the best first
 
 
 def join_rows(truth: Truth, rows: Iterable[tuple[str, str]]) -> Join:
@@ -184,19 +101,19 @@ def join_rows(truth: Truth, rows: Iterable[tuple[str, str]]) -> Join:
     Raises:
         TruthMismatch: names that fit several rows, or rows that fit several names.
     """
-    exact, ends = _name_indices(truth)
+    names = _Names(truth)
     found = [_Found() for _ in truth.images]
     n_rows = 0
+    strangers: list[str] = []
     for row in rows:
         n_rows += 1
-        for i, whole in _candidates(row[0], exact, ends):
-            if whole:
-                found[i].exact = row
-            else:
-                found[i].n_by_suffix += 1
-                if len(found[i].by_suffix) < _EXAMPLES:
-                    found[i].by_suffix.append(row)
-    return _resolve(truth, found, n_rows)
+        known = False
+        for i, rank in names.candidates(row[0]):
+            found[i].meet(row, rank)
+            known = True
+        if not known and len(strangers) < KEPT:
+            strangers.append(row[0])
+    return _resolve(truth, found, n_rows, strangers)
 
 
 def may_join(truth: Truth) -> Callable[[str], list[int]]:
@@ -205,26 +122,53 @@ def may_join(truth: Truth) -> Callable[[str], list[int]]:
     Raises:
         TruthMismatch: the file lists a name twice.
     """
-    exact, ends = _name_indices(truth)
-    return lambda image_id: [i for i, _ in _candidates(image_id, exact, ends)]
+    names = _Names(truth)
+    return lambda image_id: [i for i, _ in names.candidates(image_id)]
 
 
-def _name_indices(truth: Truth) -> tuple[dict[str, int], dict[str, list[int]]]:
-    exact: dict[str, int] = {}
-    ends: dict[str, list[int]] = {}
-    repeated: list[str] = []
-    for i, image in enumerate(truth.images):
-        if image.name in exact:
-            repeated.append(f"  {image.name!r}")
-        exact[image.name] = i
-        for suffix in _proper_suffixes(image.name):
-            ends.setdefault(suffix, []).append(i)
-    if repeated:
-        raise TruthMismatch(
-            _with_examples(f"{truth.source} lists {len(repeated)} file names twice", repeated),
-            hint="each image needs a file_name of its own; add the folder to it",
-        )
-    return exact, ends
+class _Names:
+    """The file's names by themselves and by their endings, in one Unicode form (NFC).
+
+    macOS writes names decomposed (NFD), most annotation tools composed: both mean one file.
+    """
+
+    def __init__(self, truth: Truth) -> None:
+        self._exact: dict[str, int] = {}
+        self._composed: dict[str, list[int]] = {}
+        self._ends: dict[str, list[int]] = {}
+        repeated: list[str] = []
+        for i, image in enumerate(truth.images):
+            if image.name in self._exact:
+                repeated.append(f"  {image.name!r}")
+            self._exact[image.name] = i
+            name = _nfc(image.name)
+            self._composed.setdefault(name, []).append(i)
+            for suffix in _proper_suffixes(name):
+                self._ends.setdefault(suffix, []).append(i)
+        if repeated:
+            raise TruthMismatch(
+                _with_examples(f"{truth.source} lists {len(repeated)} file names twice", repeated),
+                hint="each image needs a file_name of its own; add the folder to it",
+            )
+
+    def candidates(self, image_id: str) -> Iterator[tuple[int, int]]:
+        """(index of a name, kind of match); of a row's own endings the longest counts."""
+        if image_id in self._exact:
+            yield self._exact[image_id], _SAME
+            return
+        name = _nfc(image_id)
+        if name in self._composed:
+            yield from ((i, _SAME_IN_NFC) for i in self._composed[name])
+            return
+        for suffix in _proper_suffixes(name):
+            if suffix in self._composed:
+                yield from ((i, _ENDING) for i in self._composed[suffix])
+                return
+        yield from ((i, _ENDING) for i in self._ends.get(name, ()))
+
+
+def _nfc(name: str) -> str:
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _proper_suffixes(path: str) -> Iterator[str]:
@@ -234,34 +178,19 @@ def _proper_suffixes(path: str) -> Iterator[str]:
         at = path.find("/", at + 1)
 
 
-def _candidates(
-    image_id: str, exact: dict[str, int], ends: dict[str, list[int]]
-) -> Iterator[tuple[int, bool]]:
-    """(index of a name, whether it is the whole key); of a row's own endings the longest counts."""
-    if image_id in exact:
-        yield exact[image_id], True
-        return
-    for suffix in _proper_suffixes(image_id):
-        if suffix in exact:
-            yield exact[suffix], False
-            return
-    for i in ends.get(image_id, ()):
-        yield i, False
-
-
-def _resolve(truth: Truth, found: list[_Found], n_rows: int) -> Join:
+def _resolve(truth: Truth, found: list[_Found], n_rows: int, strangers: list[str]) -> Join:
     names_of_row: dict[str, list[int]] = {}
     shard_ids: set[str] = set()
     unmatched: list[str] = []
     several: list[str] = []
     for i, (image, met) in enumerate(zip(truth.images, found, strict=True)):
-        if met.exact is None and met.n_by_suffix > 1:
-            rows = ", ".join(repr(r[0]) for r in met.by_suffix)
-            more = ", …" if met.n_by_suffix > len(met.by_suffix) else ""
-            several.append(f"  {image.name!r} fits {met.n_by_suffix} rows: {rows}{more}")
-        elif (row := met.exact or next(iter(met.by_suffix), None)) is not None:
-            names_of_row.setdefault(row[0], []).append(i)
-            shard_ids.add(row[1])
+        if met.n > 1:
+            rows = ", ".join(repr(r[0]) for r in met.rows)
+            more = ", …" if met.n > len(met.rows) else ""
+            several.append(f"  {image.name!r} fits {met.n} rows: {rows}{more}")
+        elif met.n:
+            names_of_row.setdefault(met.rows[0][0], []).append(i)
+            shard_ids.add(met.rows[0][1])
         else:
             unmatched.append(image.name)
     shared = [
@@ -272,7 +201,13 @@ def _resolve(truth: Truth, found: list[_Found], n_rows: int) -> Join:
     ]
     _refuse_ambiguous(truth, several, shared)
     image_of_row = {row: names[0] for row, names in names_of_row.items()}
-    return Join(image_of_row, frozenset(shard_ids), tuple(unmatched), n_rows - len(image_of_row))
+    return Join(
+        image_of_row=image_of_row,
+        shard_ids=frozenset(shard_ids),
+        unmatched=tuple(unmatched),
+        rows_without_truth=n_rows - len(image_of_row),
+        nearest=tuple(nearest_lines(unmatched[:_EXAMPLES], strangers)),
+    )
 
 
 def _refuse_ambiguous(truth: Truth, several: list[str], shared: list[str]) -> None:
@@ -291,13 +226,14 @@ def _refuse_ambiguous(truth: Truth, several: list[str], shared: list[str]) -> No
 
 
 def refuse_unmatched(truth: Truth, join: Join, *, hint: str) -> None:
-    """Raise TruthMismatch when names have no row, with the count and three of them."""
+    """Raise TruthMismatch when names have no row: the count, three of them, the nearest rows."""
     if join.unmatched:
         raise TruthMismatch(
             _with_examples(
                 f"{truth.source}: {len(join.unmatched)} of {len(truth.images)} images have no row",
                 [f"  {name!r}" for name in join.unmatched],
-            ),
+            )
+            + "".join(f"\n{line}" for line in join.nearest),
             hint=hint,
         )
 

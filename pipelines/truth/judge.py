@@ -8,7 +8,7 @@ or that people disagreed about are left out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.truth.coco_truth import (
-    Truth,
-    TruthBox,
     is_ignore_class,
     join_rows,
     match_categories,
@@ -27,6 +25,8 @@ from pipelines.truth.coco_truth import (
 from pipelines.truth.compared import queue_entries
 from pipelines.truth.matching import Boxes, Ids, iou_matrix, match
 from pipelines.truth.settle import settle
+from storage.boxes import clipped, has_area
+from storage.coco.truth import Truth
 from storage.errors import ReviewError
 from storage.records import AnnotationRow, Detections
 from storage.review.answers import read_answers, standing
@@ -135,8 +135,8 @@ def truth_images(
     for _, table in live_tables(manifest, only=join.shard_ids):
         for row in table_to_rows(table.filter(pc.is_in(table.column("image_id"), wanted))):
             if row.status == "ok":
-                image = truth.boxes[join.image_of_row[row.image_id]]
-                yield row, _true_of(image, truth.categories, ids)
+                number = join.image_of_row[row.image_id]
+                yield within(row), _true_of(truth, number, ids, row)
 
 
 def answered_images(manifest: Manifest) -> Iterator[tuple[AnnotationRow, TrueBoxes, float]]:
@@ -164,7 +164,7 @@ def answered_images(manifest: Manifest) -> Iterator[tuple[AnnotationRow, TrueBox
             settled = book.settled[row.sha256]
             kept = [(box.bbox, _id_of(box.category, names)) for box in settled.answer.boxes]
             disputed = [(box.bbox, _id_of(box.category, names)) for box in settled.disputed]
-            yield row, _boxes(kept, disputed), weight
+            yield within(row), _boxes(kept, disputed, row), weight
 
 
 def _names(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -173,34 +173,46 @@ def _names(manifest: Manifest) -> Iterator[tuple[str, str]]:
             yield image_id, shard_id
 
 
-def _true_of(
-    boxes: Sequence[TruthBox], categories: dict[int, str], ids: dict[int, int]
-) -> TrueBoxes:
-    counted, regions = [], []
-    for box in boxes:
-        x, y, w, h = box.xywh
-        at = (x, y, x + w, y + h)
+def within(row: AnnotationRow) -> AnnotationRow:
+    """The row with its boxes clipped to its image, less those that have no area there."""
+    found = row.detections
+    boxes = clipped(found.boxes, row.width, row.height)
+    kept = has_area(boxes)
+    arrays: dict[str, Any] = {f.name: getattr(found, f.name) for f in fields(found)}
+    arrays["boxes"] = boxes
+    chosen: dict[str, Any] = {
+        name: None if values is None else values[kept] for name, values in arrays.items()
+    }
+    return replace(row, detections=Detections(**chosen))
+
+
+def _true_of(truth: Truth, number: int, ids: dict[int, int], row: AnnotationRow) -> TrueBoxes:
+    counted: list[_Named] = []
+    regions: list[_Named] = [((x, y, x + w, y + h), -1) for x, y, w, h in truth.regions_of(number)]
+    for box in truth.boxes[number]:
         if box.category_id not in ids:
-            if is_ignore_class(categories[box.category_id]):
-                regions.append((at, -1))
+            if is_ignore_class(truth.categories[box.category_id]):
+                regions.append((box.xyxy, -1))
         elif box.ignore:
-            regions.append((at, ids[box.category_id]))
+            regions.append((box.xyxy, ids[box.category_id]))
         else:
-            counted.append((at, ids[box.category_id]))
-    return _boxes(counted, regions)
+            counted.append((box.xyxy, ids[box.category_id]))
+    return _boxes(counted, regions, row)
 
 
-_Named = Sequence[tuple[Sequence[float], int]]
+_Named = tuple[Sequence[float], int]
 
 
-def _boxes(counted: _Named, regions: _Named) -> TrueBoxes:
-    def corners(of: _Named) -> NDArray[Any]:
-        return np.array([at for at, _ in of], np.float64).reshape(-1, 4)
+def _boxes(counted: Sequence[_Named], regions: Sequence[_Named], row: AnnotationRow) -> TrueBoxes:
+    """What is true of the row's image, clipped to it; what has no area there is no object."""
 
-    def classes(of: _Named) -> NDArray[Any]:
-        return np.array([k for _, k in of], np.int64)
+    def inside(of: Sequence[_Named]) -> tuple[NDArray[Any], NDArray[Any]]:
+        given = np.array([at for at, _ in of], np.float64).reshape(-1, 4)
+        corners = clipped(given, row.width, row.height)
+        kept = has_area(corners)
+        return corners[kept], np.array([k for _, k in of], np.int64)[kept]
 
-    return TrueBoxes(corners(counted), classes(counted), corners(regions), classes(regions))
+    return TrueBoxes(*inside(counted), *inside(regions))
 
 
 def _id_of(category: str, names: Sequence[str]) -> int:

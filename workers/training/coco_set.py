@@ -1,26 +1,27 @@
 """A COCO-format set as the trainer reads it: files, boxes, classes, and regions to ignore.
 
-Kept on purpose: images without any box (they teach what is background). Regions to ignore are
-places where "no object" must not be taught: crowds (``iscrowd``), annotations with ``"ignore": 1``,
-those of categories the caller names, and the entries ``{image_id, bbox}`` of an optional
-top-level list ``ignore``.
+Images without any box are kept: they teach what background is. Regions to ignore are places where
+"no object" must not be taught: crowds (``iscrowd``), annotations with ``"ignore": 1``, those of
+categories the caller names, and the entries ``{image_id, bbox}`` of an optional top-level list
+``ignore``.
 """
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from storage.boxes import clipped, has_area
+from storage.coco.truth import Truth, TruthImage, read_truth
 from storage.errors import ConfigError, SourceEmpty, SourceError
+from storage.records import Xyxy
 
 _HEADER_READERS = 8
 _EXIF_ORIENTATION = 0x0112
@@ -79,24 +80,21 @@ def read_training_set(
             are no class of the model.
 
     Raises:
-        ConfigError: the file is missing or no COCO JSON, or a named category is not in it.
+        ConfigError: the file is not COCO detection JSON, or a named category is not in it.
+        ObjectNotFound: there is no such file.
         SourceError: an image is missing, unreadable, or has another size than annotated.
         SourceEmpty: there is no image or no box to learn.
     """
-    coco = _load(annotations)
-    categories = _categories(coco, annotations, ignore_categories)
-    grouped = _by_image(coco, annotations)
-    regions = _ignored_by_image(coco)
+    truth = read_truth(annotations)
+    classes = _classes(truth, ignore_categories)
     read: list[TrainingImage] = []
-    lost = 0
-    for entry in coco["images"]:
-        image, without_area = _image(
-            entry, images, grouped[entry["id"]], regions[entry["id"]], categories.index
-        )
+    lost = truth.without_area
+    for number in range(len(truth.images)):
+        image, without_area = _image(truth, number, images, classes.index)
         read.append(image)
         lost += without_area
     _check_headers(read, images)
-    found = TrainingSet(tuple(read), categories.names, categories.official_ids, lost)
+    found = TrainingSet(tuple(read), classes.names, classes.official_ids, lost)
     if found.objects == 0:
         raise SourceEmpty(
             f"{annotations}: {len(read)} images, but no box to learn",
@@ -105,21 +103,8 @@ def read_training_set(
     return found
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        coco = json.loads(path.read_bytes())
-        missing = {"images", "annotations", "categories"} - coco.keys()
-    except OSError as exc:
-        raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc
-    except (ValueError, AttributeError) as exc:
-        raise ConfigError(f"{path} is not a COCO JSON file: {exc}") from exc
-    if missing:
-        raise ConfigError(f"{path} is not a COCO JSON file: it has no {sorted(missing)}")
-    return dict(coco)
-
-
 @dataclass(frozen=True, slots=True)
-class _Categories:
+class _Classes:
     """Classes to learn in the file's order; ``index`` holds -1 for ignored ones."""
 
     names: tuple[str, ...]
@@ -127,84 +112,61 @@ class _Categories:
     index: dict[int, int]
 
 
-def _categories(
-    coco: dict[str, Any], annotations: Path, ignore_categories: Sequence[str]
-) -> _Categories:
-    names = [c["name"] for c in coco["categories"]]
+def _classes(truth: Truth, ignore_categories: Sequence[str]) -> _Classes:
+    names = list(truth.categories.values())
     unknown = sorted(set(ignore_categories) - set(names))
     if unknown:
         raise ConfigError(
-            f"ignore_categories {unknown} are not in {annotations}", hint=f"it has {names}"
+            f"ignore_categories {unknown} are not in {truth.source}", hint=f"it has {names}"
         )
-    learned = [c for c in coco["categories"] if c["name"] not in ignore_categories]
-    index = {c["id"]: -1 for c in coco["categories"]}
-    index.update({c["id"]: i for i, c in enumerate(learned)})
-    return _Categories(
-        tuple(c["name"] for c in learned), tuple(int(c["id"]) for c in learned), index
-    )
-
-
-def _by_image(coco: dict[str, Any], annotations: Path) -> defaultdict[int, list[dict[str, Any]]]:
-    known_images = {entry["id"] for entry in coco["images"]}
-    known_categories = {c["id"] for c in coco["categories"]}
-    grouped: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in coco["annotations"]:
-        if annotation["image_id"] not in known_images:
-            raise ConfigError(
-                f"{annotations}: annotation {annotation.get('id')} is of image "
-                f"{annotation['image_id']}, which the file does not list"
-            )
-        if annotation["category_id"] not in known_categories:
-            raise ConfigError(
-                f"{annotations}: annotation {annotation.get('id')} has category "
-                f"{annotation['category_id']}, which the file does not list"
-            )
-        grouped[annotation["image_id"]].append(annotation)
-    return grouped
-
-
-def _ignored_by_image(coco: dict[str, Any]) -> defaultdict[int, list[list[float]]]:
-    regions: defaultdict[int, list[list[float]]] = defaultdict(list)
-    for region in coco.get("ignore", []):
-        regions[region["image_id"]].append(region["bbox"])
-    return regions
+    learned = {i: name for i, name in truth.categories.items() if name not in ignore_categories}
+    index = dict.fromkeys(truth.categories, -1)
+    index.update({i: number for number, i in enumerate(learned)})
+    return _Classes(tuple(learned.values()), tuple(learned), index)
 
 
 def _image(
-    entry: dict[str, Any],
-    folder: Path,
-    annotations: Iterable[dict[str, Any]],
-    regions: Iterable[list[float]],
-    index: dict[int, int],
+    truth: Truth, number: int, folder: Path, index: dict[int, int]
 ) -> tuple[TrainingImage, int]:
-    boxes: list[list[float]] = []
-    labels: list[int] = []
-    ignore = list(regions)
-    for annotation in annotations:
-        label = index[annotation["category_id"]]
-        if label < 0 or annotation.get("iscrowd") or annotation.get("ignore"):
-            ignore.append(annotation["bbox"])
+    """One image, and how many of its boxes do not lie in it."""
+    image = truth.images[number]
+    if not image.width or not image.height:
+        raise ConfigError(
+            f"{truth.source} states no width and height for {image.name!r}",
+            hint="training checks each image against them; write both",
+        )
+    boxes, labels = [], []
+    ignore = [(x, y, x + w, y + h) for x, y, w, h in truth.regions_of(number)]
+    for box in truth.boxes[number]:
+        label = index[box.category_id]
+        if label < 0 or box.ignore:
+            ignore.append(box.xyxy)
         else:
-            boxes.append(annotation["bbox"])
+            boxes.append(box.xyxy)
             labels.append(label)
-    size = (int(entry["width"]), int(entry["height"]))
-    inside, kept = _clipped(boxes, size)
-    image = TrainingImage(
-        folder / entry["file_name"], entry["file_name"], *size,
-        inside, np.array(labels, np.int64)[kept], _clipped(ignore, size)[0],
+    inside, kept = _inside(boxes, image)
+    made = TrainingImage(
+        _on_disk(folder, image.name), image.name, image.width, image.height,
+        inside, np.array(labels, np.int64)[kept], _inside(ignore, image)[0],
     )  # fmt: skip
-    return image, int((~kept).sum())
+    return made, int((~kept).sum())
 
 
-def _clipped(
-    xywh: list[list[float]], size: tuple[int, int]
+def _on_disk(folder: Path, name: str) -> Path:
+    """The image's file, also where it was written in another Unicode form of its name."""
+    path = folder / name
+    if name.isascii() or path.exists():
+        return path
+    forms = (folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return next((form for form in forms if form.exists()), path)
+
+
+def _inside(
+    xyxy: Sequence[Xyxy], image: TruthImage
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Boxes as xyxy within the image, and which of the given ones have area there."""
-    boxes = np.array(xywh, np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    boxes[:, 0::2] = boxes[:, 0::2].clip(0, size[0])
-    boxes[:, 1::2] = boxes[:, 1::2].clip(0, size[1])
-    kept = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).astype(np.bool_)
+    """Boxes clipped to the image, and which of the given ones have area there."""
+    boxes = clipped(np.array(xyxy, np.float32).reshape(-1, 4), image.width, image.height)
+    kept = has_area(boxes)
     return boxes[kept], kept
 
 

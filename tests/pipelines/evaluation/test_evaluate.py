@@ -272,3 +272,32 @@ def test_class_names_are_text_in_the_table(tmp_path: Path) -> None:
     truth.write_text(json.dumps(known))
     names = ("[bold]x[/nope]", "WBC", "[/red]")
     assert "[bold]x[/nope]" in shown(evaluate_run(run_of(rows, classes=names), truth))
+
+
+def test_detections_are_clipped_to_their_image_and_those_outside_are_counted(
+    tmp_path: Path,
+) -> None:
+    annotations = [{"image_id": 0, "category_id": 0, "bbox": [600, 400, 40, 80]}]
+    truth = write_truth(tmp_path, ["0.jpg"], annotations)
+    beyond = boxes([(600, 400, 720, 560), (650, 10, 700, 50)], [0.9, 0.95], [0, 0])
+    e = evaluate_run(run_of([row("a.tar/0.jpg", detections=beyond)]), truth)
+    assert e.map_ == 1.0  # unclipped: IoU 0.17, and a false positive before it
+    assert e.outside == 1
+    assert any("lie outside their image: 1" in line for line in remarks(e))
+
+
+def test_two_categories_of_one_name_cost_nothing(tmp_path: Path) -> None:
+    _, rows = perfect(tmp_path)
+    at = [(10, 10, 100, 50), (200, 200, 60, 100)]
+    annotations = [
+        {"image_id": i, "category_id": c, "bbox": list(xywh)}
+        for i in range(2)
+        for c, xywh in zip((1, 2), at, strict=True)
+    ]
+    categories = [{"id": 0, "name": "RBC", "supercategory": "none"}] + [
+        {"id": k, "name": n, "supercategory": "RBC"} for k, n in enumerate(NAMES, 1)
+    ]
+    truth = write_truth(tmp_path, ["0.jpg", "1.jpg"], annotations, categories=categories)
+    e = evaluate_run(run_of(rows), truth)
+    assert e.map_ == 1.0
+    assert (e.unknown_to_run, e.unknown_to_truth) == ((), ())

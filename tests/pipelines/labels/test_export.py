@@ -19,7 +19,7 @@ import yaml
 from pipelines.labels.decide import decide_run
 from pipelines.labels.export import ExportFormat, ExportSummary, export_version
 from pipelines.policy.policy import Policy
-from pipelines.truth.coco_truth import read_truth
+from storage.coco.truth import read_truth
 from storage.errors import ConfigError
 from storage.labels.rows import LabelRow, label_rows
 from storage.labels.versions import read_label_tables, read_version

@@ -25,7 +25,7 @@ from pipelines.models.measure import (
     refuse_unmeasured,
 )
 from pipelines.models.sample_images import measured, sample, unseen
-from pipelines.truth.coco_truth import read_truth
+from storage.coco.truth import read_truth
 from storage.errors import ArtefactError, SourceEmpty, TruthMismatch
 from storage.objects.protocols import StorageOptions
 from storage.records import Detections

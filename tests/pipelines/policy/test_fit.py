@@ -15,8 +15,8 @@ from pipelines.policy.choose import choose_policy
 from pipelines.policy.fit import Wanted, fit, fit_run
 from pipelines.policy.policy import Decision, Policy
 from pipelines.routing.route import route_run
-from pipelines.truth.coco_truth import read_truth
 from pipelines.truth.judge import JudgedBoxes, TrueBoxes, answered_images, judge
+from storage.coco.truth import read_truth
 from storage.errors import ConfigError, ReviewError
 from storage.records import Category
 from storage.review.answers import Answer, ReviewedBox, append_answers

@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.truth.coco_truth import (
-    Join,
-    Truth,
-    join_rows,
-    match_categories,
-    read_truth,
-    refuse_unmatched,
-)
+from pipelines.truth.coco_truth import Join, join_rows, match_categories, refuse_unmatched
+from storage.coco.truth import Truth, read_truth
 from storage.errors import ConfigError, ObjectNotFound, TruthMismatch
 from storage.stores.open import open_store
 
@@ -172,10 +166,19 @@ def annotation(**changes: Any) -> dict[str, Any]:
         (b'{"images": []}', "categories"),
         (coco(["a"], images=[{"id": 1}]), "file_name"),
         (coco(["a"], images=[{"id": 1, "file_name": "a"}] * 2), "id 1 is used twice"),
-        (coco(["a"], annotations=[annotation(image_id=7)]), "annotation 5 names image 7"),
-        (coco(["a"], annotations=[annotation(category_id=7)]), "annotation 5 has category 7"),
-        (coco(["a"], annotations=[annotation(bbox=[1, 2, 3])]), "unpack"),
-        (coco(["a"], annotations=[annotation(bbox=[1, 2, -3, 4])]), "annotation 5 has the box"),
+        (coco(["a"], annotations=[annotation(image_id=7)]), "(id 5) names image 7"),
+        (
+            coco(["a"], annotations=[annotation(category_id=7)]),
+            "(id 5) has category 7",
+        ),
+        (
+            coco(["a"], annotations=[annotation(bbox=[1, 2, 3])]),
+            "bbox is [1, 2, 3], not [x, y",
+        ),
+        (
+            coco(["a"], annotations=[annotation(bbox=[1, 2, -3, 4])]),
+            "height is negative",
+        ),
         (coco(["a"], annotations=[annotation(bbox=[1, 2, None, 4])]), "not a COCO"),
         (coco(["a"], annotations=[{"image_id": 0}]), "category_id"),
     ],
@@ -219,3 +222,49 @@ def test_an_exact_name_wins_and_ambiguous_ones_do_not_match() -> None:
     assert match_categories(["car", "Car"], {1: "Car", 2: "CAR"}) == {1: 1, 2: 0}
     assert match_categories(["c a r", "ca r"], {1: "car"}) == {}
     assert match_categories(["car"], {1: "CAR", 2: "C-A-R"}) == {}
+
+
+NFC, NFD = "bl\u00fctenst\u00e4nde/1.jpg", "blu\u0308tensta\u0308nde/1.jpg"
+
+
+@pytest.mark.parametrize(("name", "row"), [(NFC, NFD), (NFD, NFC)])
+@pytest.mark.parametrize("folder", ["", "shards/a.tar/"])
+def test_unicode_forms_of_one_name_join(name: str, row: str, folder: str, tmp_path: Path) -> None:
+    assert joined(truth(name, folder=tmp_path), folder + row) == {name: folder + row}
+
+
+def test_where_both_forms_are_rows_each_name_takes_its_own(tmp_path: Path) -> None:
+    assert joined(truth(NFC, NFD, folder=tmp_path), NFD, NFC) == {NFC: NFC, NFD: NFD}
+    assert joined(truth(NFC, folder=tmp_path), NFD, NFC) == {NFC: NFC}
+
+
+def test_a_name_of_two_forms_that_fit_equally_well_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TruthMismatch, match="fits 2 rows"):
+        join(truth("\u1e69.jpg", folder=tmp_path), "s\u0323\u0307.jpg", "s\u0307\u0323.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "why"),
+    [
+        ("train/a.jpg", "val/a.jpg", "different folders"),
+        ("Page1.JPG", "page1.jpg", "upper and lower case"),
+        ("a b.jpg", "a%20b.jpg", "percent-encoded"),
+        ("a_jpg.rf.0a1b2c3d.jpg", "a.jpg", "Roboflow"),
+        ("a.png", "x/a.jpg", "suffix, '.png' and '.jpg'"),
+        ("ab.jpg", "a b.jpg", "spaces"),
+    ],
+)
+def test_the_nearest_row_is_shown_with_the_difference(
+    name: str, row: str, why: str, tmp_path: Path
+) -> None:
+    known = truth(name, folder=tmp_path)
+    with pytest.raises(TruthMismatch) as refused:
+        refuse_unmatched(known, join(known, "zzz/other.bmp", row), hint="")
+    assert f"{name!r} is nearest to row {row!r}" in str(refused.value)
+    assert why in str(refused.value)
+
+
+def test_three_nearest_pairs_are_shown_at_most(tmp_path: Path) -> None:
+    known = truth(*(f"{n}.png" for n in range(9)), folder=tmp_path)
+    found = join(known, *(f"{n}.jpg" for n in range(9)))
+    assert len(found.nearest) == 3

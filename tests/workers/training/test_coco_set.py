@@ -114,7 +114,7 @@ def test_a_misspelt_ignore_category_is_refused_with_the_names_there_are(tmp_path
 def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "truth.json"
     path.write_text(content)
-    with pytest.raises(ConfigError, match=r"truth\.json is not a COCO JSON file"):
+    with pytest.raises(ConfigError, match=r"truth\.json is not (JSON|a COCO detection file)"):
         read_training_set(path, tmp_path)
 
 
