@@ -22,7 +22,7 @@ SPREAD := --dist loadscope --no-loadscope-reorder
 # Several targets at once, each shown when it is done.
 TOGETHER := $(MAKE) --no-print-directory -j4 --output-sync=target
 
-.PHONY: help setup demo check fast lint ruff mypy imports test chromium label-studio review-demo \
+.PHONY: help setup demo check fast lint ruff mypy imports docs test chromium label-studio review-demo \
 	review-demo-stop gpu chaos chaos-review fuzz audit clean
 
 help:  ## what there is
@@ -58,7 +58,7 @@ label-studio: .venv-label-studio/.ready  ## Label Studio (1 GB) in an environmen
 	rm -f .venv-label-studio/migrated.sqlite3
 	touch $@
 
-lint: ruff mypy imports  ## ruff, mypy --strict, import-linter
+lint: ruff mypy imports docs  ## ruff, mypy --strict, import-linter, links in docs/
 
 ruff: $(READY)
 	$(BIN)/ruff check .
@@ -69,6 +69,16 @@ mypy: $(READY)
 
 imports: $(READY)
 	$(BIN)/lint-imports
+
+docs: .venv-docs/.ready  ## the documentation site, in build/site; a broken link fails
+	.venv-docs/bin/sphinx-build -q -E -n -W --keep-going -b html docs build/site
+
+# --no-config: the project's overrides drop Sphinx, which super-gradients asks for.
+.venv-docs/.ready: Makefile | $(BIN)/uv
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	$(BIN)/uv pip install --no-config --quiet --python .venv-docs/bin/python \
+		sphinx==9.0.4 furo==2025.12.19 myst-parser==5.2.0
+	touch $@
 
 fast: $(READY)  ## the fast tests
 	$(BIN)/pytest -q -m "not slow" -n $(CORES) $(SPREAD)
@@ -117,4 +127,4 @@ audit: .venv-audit/.ready  ## known vulnerabilities of all that is installed; ne
 	touch $@
 
 clean:  ## remove what the targets above made
-	rm -rf $(VENV) .venv-label-studio .venv-audit runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-label-studio .venv-audit .venv-docs runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
