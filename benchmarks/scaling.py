@@ -21,13 +21,12 @@ from typing import Any
 from benchmarks.actors import Sleeping, actor_around
 from benchmarks.detectors import FreeDetector
 from benchmarks.photos import photo_bytes, scratch, write_tars
-from benchmarks.rounds import Report, Rounds, parser, plain, say
+from benchmarks.rounds import Report, Rounds, parser, plain
 from benchmarks.worker import identity_of
 from pipelines.cluster.ray_cluster import _loopback_only
 from pipelines.dispatch.dispatcher import Dispatcher, DispatchRules
-from pipelines.dispatch.drive import Drive
-from pipelines.dispatch.stopping import Stopper
-from pipelines.dispatch.tally import Tally
+from pipelines.dispatch.drive import Drive, Journal
+from pipelines.dispatch.tally import Caller
 from storage.objects.protocols import StorageOptions
 from storage.records import Shard
 from storage.runs.ledger import LedgerWriter
@@ -64,13 +63,6 @@ class GatheredPool(LabelPool):
         self.began_s = time.perf_counter()
         held, self._held = self._held, []
         return held
-
-
-class _Quiet:
-    def update(self, tally: Tally) -> None: ...
-
-    def note(self, text: str) -> None:
-        say(f"  {text}")
 
 
 def main() -> None:
@@ -137,9 +129,7 @@ def drive(manifest: Manifest, pool: GatheredPool, shards: list[Shard]) -> float:
     invocation = "benchmark"
     ledger = LedgerWriter(manifest.store, invocation)
     dispatcher = Dispatcher(iter(shards), DispatchRules(attempts=3, depth=DEPTH))
-    loop = Drive(
-        manifest, ledger, dispatcher, pool, _Quiet(), Stopper(), invocation=invocation
-    )  # fmt: skip
+    loop = Drive(Journal(manifest, ledger, invocation), dispatcher, pool, Caller())
     loop.run()
     assert pool.began_s is not None
     return loop.tally.images / (time.perf_counter() - pool.began_s)

@@ -10,6 +10,10 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="A run's output URL.")]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Exit 3 for any shard or image left out; for schedulers."),
+]
 Endpoint = Annotated[
     str | None,
     typer.Option("--endpoint-url", help="S3-compatible server; default: AWS_ENDPOINT_URL or AWS."),

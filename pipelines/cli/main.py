@@ -17,7 +17,15 @@ from typer.core import TyperGroup
 from pipelines.cli import review as cli_review
 from pipelines.cli import submit as cli_submit
 from pipelines.cli import upkeep as cli_upkeep
-from pipelines.cli.common import Endpoint, Json, RunUrl, open_manifest, show, storage_options
+from pipelines.cli.common import (
+    Endpoint,
+    Json,
+    RunUrl,
+    Strict,
+    open_manifest,
+    show,
+    storage_options,
+)
 from pipelines.display.terminal import harmless
 from storage.errors import Interrupted, LabelfleetError
 from storage.logs import VARIABLE, log_format, set_up_logging
@@ -66,14 +74,21 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a local Ray.")
     ] = None,
+    strict: Strict = False,
     json_: Json = False,
 ) -> None:
     """Label a source. Run it again to continue, or to label what was added since."""
     from pipelines.config.run_config import load_config
+    from pipelines.dispatch.progress import watching
+    from pipelines.dispatch.stopping import stopping_on_signals
+    from pipelines.dispatch.tally import Caller
     from pipelines.labelling.run import label_run
     from pipelines.labelling.view import run_table
 
-    summary = label_run(load_config(config, tuple(set_ or ())), address=address, limit=limit)
+    loaded = load_config(config, tuple(set_ or ()))
+    with stopping_on_signals() as stopper, watching() as watcher:
+        caller = Caller(watcher, stopper)
+        summary = label_run(loaded, address=address, limit=limit, strict=strict, caller=caller)
     show(run_table(summary), summary.to_json(), json_)
     raise typer.Exit(summary.exit_code)
 
@@ -167,10 +182,15 @@ def ingest(
 @app.command(epilog="Example: labelfleet train examples/digits/train.yaml")
 def train(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
     """Train a YOLO-NAS on a COCO-format data set, on this machine."""
-    from pipelines.training.run import train_from_file
+    from pipelines.dispatch.stopping import stopping_on_signals
+    from pipelines.display.console import HarmlessConsole
+    from pipelines.training.config import load_train_config
+    from pipelines.training.run import train as train_model
     from pipelines.training.summary import training_table
 
-    summary = train_from_file(config, tuple(set_ or ()))
+    loaded, console = load_train_config(config, tuple(set_ or ())), HarmlessConsole(stderr=True)
+    with stopping_on_signals() as stopper:
+        summary = train_model(loaded, console=console, stopper=stopper)
     show(training_table(summary), summary.to_json(), json_)
 
 
@@ -185,10 +205,11 @@ def compile_(
     json_: Json = False,
 ) -> None:
     """Make the model ready for its runtime, once; `run` does it too when it was not done."""
+    from pipelines.display.console import say
     from pipelines.models.compile import compile_from_file
     from pipelines.models.view import compiled_table
 
-    summary = compile_from_file(config, tuple(set_ or ()), truth)
+    summary = compile_from_file(config, tuple(set_ or ()), truth, say)
     show(compiled_table(summary), summary.to_json(), json_)
 
 
@@ -216,8 +237,12 @@ def demo(
 ) -> None:
     """Label 300 pages of handwritten digits. Makes them, measures it, writes the report."""
     from pipelines.demo.run import demo_text, run_demo
+    from pipelines.dispatch.progress import watching
+    from pipelines.dispatch.stopping import stopping_on_signals
+    from pipelines.dispatch.tally import Caller
 
-    summary = run_demo(dest)
+    with stopping_on_signals() as stopper, watching() as watcher:
+        summary = run_demo(dest, caller=Caller(watcher, stopper))
     show(demo_text(summary), summary.to_json(), json_)
 
 

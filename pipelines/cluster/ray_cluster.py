@@ -17,7 +17,7 @@ import ray
 from ray._private import ray_constants
 from ray.exceptions import RayError
 
-from pipelines.dispatch.stopping import terminating_like_ctrl_c
+from pipelines.dispatch.stopping import keeping_signal_handlers
 from storage.errors import ConfigError, RayLost
 
 # What Ray needs at least for its object store; pixels never enter it.
@@ -48,7 +48,8 @@ def ray_cluster(address: str | None) -> Iterator[None]:
 def _joined(address: str) -> Iterator[None]:
     _knock(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with keeping_signal_handlers():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, RayError) as exc:
         first_line = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise ConfigError(
@@ -57,7 +58,6 @@ def _joined(address: str) -> Iterator[None]:
             "one; without an address a local Ray is started",
         ) from exc
     try:
-        terminating_like_ctrl_c()
         yield
     finally:
         ray.shutdown()
@@ -105,7 +105,6 @@ def _local() -> Iterator[None]:
     try:
         with _loopback_only():
             _start(folder)
-            terminating_like_ctrl_c()
             yield
     finally:
         ray.shutdown()
@@ -129,7 +128,8 @@ def _private_token() -> None:
 
 def _start(folder: str) -> None:
     try:
-        _init_local(folder)
+        with keeping_signal_handlers():
+            _init_local(folder)
     except Exception as exc:  # Ray says with a bare Exception that it took longer than 30 s
         raise RayLost(
             f"Ray could not be started on this machine: {str(exc).splitlines()[0]}",

@@ -18,13 +18,13 @@ from rich.text import Text
 
 from pipelines.config.run_config import load_config
 from pipelines.demo.digits import Pages, make_pages
-from pipelines.display.console import HarmlessConsole
+from pipelines.dispatch.tally import Caller
 from pipelines.evaluation.evaluate import evaluate_run
 from pipelines.evaluation.result import Evaluation
 from pipelines.ingest.ingest import ingest
 from pipelines.labelling.run import label_run
 from pipelines.labelling.summary import RunSummary
-from pipelines.labelling.view import run_table as render_run
+from pipelines.labelling.view import run_table
 from pipelines.report.page import write_report
 from storage.runs.manifest import Manifest
 
@@ -64,21 +64,28 @@ class DemoSummary:
         return {**own, **self.run.to_json()}
 
 
-def run_demo(dest: Path, *, images: int = IMAGES) -> DemoSummary:
-    """Run the demo below ``dest``, or continue one, on so many image files.
+def run_demo(dest: Path, *, images: int = IMAGES, caller: Caller | None = None) -> DemoSummary:
+    """Run the demo below ``dest``, or continue one.
+
+    Args:
+        dest: a folder for everything it makes.
+        images: how many pages to draw.
+        caller: follows the run, gets a note for each step, and may stop it.
 
     Raises:
         LabelfleetError: as ingest, label_run, evaluate_run and write_report do.
     """
-    began_s = time.monotonic()
-    pages = _pages(dest / "pages", images)
-    _say("packing them into tar shards")
+    began_s, caller = time.monotonic(), caller or Caller()
+    note = caller.watcher.note
+    note(f"drawing {images} pages of handwritten digits, a few of them broken on purpose")
+    pages = make_pages(dest / "pages", images=images)
+    note("packing them into tar shards")
     ingest(str(pages.images), str(dest / "shards"), images_per_shard=IMAGES_PER_SHARD)
     config = _write_config(dest)
-    _say(f"labelling on Ray, as {config} says")
-    run = label_run(load_config(str(config)))
+    note(f"labelling on Ray, as {config} says")
+    run = label_run(load_config(str(config)), caller=caller)
     manifest = Manifest.open(run.output)
-    _say("comparing with the ground truth, and writing the report")
+    note("comparing with the ground truth, and writing the report")
     whole = evaluate_run(manifest, pages.truth)
     parts = [evaluate_run(manifest, truth) for truth in (pages.truth_plain, pages.truth_hard)]
     write_report(manifest, evaluation=whole)
@@ -88,11 +95,6 @@ def run_demo(dest: Path, *, images: int = IMAGES) -> DemoSummary:
 def checkpoint_path() -> Path:
     """The compact YOLO-NAS that ships with labelfleet; see MODEL_CARD.md beside it."""
     return Path(__file__).resolve().parents[1] / "assets" / CHECKPOINT
-
-
-def _pages(folder: Path, images: int) -> Pages:
-    _say(f"drawing {images} pages of handwritten digits, a few of them broken on purpose")
-    return make_pages(folder, images=images)
 
 
 def _write_config(dest: Path) -> Path:
@@ -133,10 +135,6 @@ def _summary(
     )
 
 
-def _say(text: str) -> None:
-    HarmlessConsole(stderr=True, highlight=False).print(f"[dim]demo:[/] {text}")
-
-
 def demo_text(summary: DemoSummary) -> RenderableType:
     """The run's table, how good it is, where everything lies, and what to try next."""
     quality = Table("pages", "mAP", "mAP50", box=None)
@@ -147,7 +145,7 @@ def demo_text(summary: DemoSummary) -> RenderableType:
     for name in ("report", "config", "pages", "truth", "source"):
         places.add_row(name, Text(getattr(summary, name), overflow="fold"))
     places.add_row("annotations", Text(f"{summary.output}/annotations/*.parquet"))
-    return Group(render_run(summary.run), Text(), quality, Text(), places, Text(), _next(summary))
+    return Group(run_table(summary.run), Text(), quality, Text(), places, Text(), _next(summary))
 
 
 def _figure(value: float | None) -> str:

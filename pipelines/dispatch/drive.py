@@ -6,12 +6,12 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from pipelines.dispatch.dispatcher import Dispatcher
 from pipelines.dispatch.limits import Limits, Spent
-from pipelines.dispatch.stopping import Stopper
-from pipelines.dispatch.tally import Tally, Watcher
+from pipelines.dispatch.tally import Caller, Tally
 from storage.errors import (
     AccessDenied,
     BucketNotFound,
@@ -27,7 +27,6 @@ from storage.errors import (
 )
 from storage.records import Shard
 from storage.runs.ledger import LedgerEntry, LedgerWriter
-from storage.runs.manifest import Manifest
 from workers.actors.events import (
     Event,
     ShardDone,
@@ -87,45 +86,71 @@ class _Fixed:
         """Nobody to tell."""
 
 
+class SetsAside(Protocol):
+    """Keeps a record of a shard that failed its last attempt: a Manifest."""
+
+    def set_aside(self, shard: Shard, errors: list[str], invocation: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """Where an invocation's records go.
+
+    Attributes:
+        manifest: takes the quarantine records.
+        ledger: takes the events.
+        invocation: id, for both.
+        wall: seconds since the epoch, for the ledger alone: no decision depends on it.
+    """
+
+    manifest: SetsAside
+    ledger: LedgerWriter
+    invocation: str
+    wall: Callable[[], float] = time.time
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """When an invocation has to end before its work is done.
+
+    Attributes:
+        limits: after which it stops.
+        guard: called every turn; raises when the run must not go on (its lock was lost).
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    guard: Callable[[], None] = lambda: None
+
+
 class Drive:
     """One invocation's loop. Used by one thread.
 
     Args:
-        manifest: where quarantine records go.
-        ledger: where the invocation's record goes.
-        dispatcher, pool: who decides, and who carries it out.
-        watcher: who is told.
-        stopper: who may ask it to end.
-        invocation: id, for quarantine records.
-        limits: after which it stops.
-        guard: called every turn; raises when the run must not go on (its lock was lost).
-        cluster: followed every turn; None: it never changes.
-        wall: seconds since the epoch, for the ledger alone: nothing is decided by it.
+        journal: where its records go.
+        dispatcher: decides which worker gets which shard.
+        pool: carries it out.
+        caller: follows it, and may stop it.
+        terms: when it has to end early.
+        cluster: followed every turn; None: the cluster never changes.
+        total: shards there are to label, for whoever follows.
     """
 
     def __init__(
         self,
-        manifest: Manifest,
-        ledger: LedgerWriter,
+        journal: Journal,
         dispatcher: Dispatcher,
         pool: Pool,
-        watcher: Watcher,
-        stopper: Stopper,
+        caller: Caller,
         *,
-        invocation: str,
-        limits: Limits | None = None,
-        guard: Callable[[], None] = lambda: None,
+        terms: Terms | None = None,
         cluster: Follows | None = None,
-        wall: Callable[[], float] = time.time,
+        total: int = 0,
     ) -> None:
-        self._manifest, self._ledger = manifest, ledger
-        self._dispatcher, self._pool = dispatcher, pool
-        self._watcher, self._stopper = watcher, stopper
-        self._invocation, self._guard = invocation, guard
-        self._limits = limits or Limits()
-        self._cluster, self._wall = cluster or _Fixed(), wall
-        self.tally = Tally()
-        self._spent = Spent(self._limits)
+        self._journal, self._dispatcher, self._pool = journal, dispatcher, pool
+        self._watcher, self._stopper = caller.watcher, caller.stopper
+        self._terms, self._cluster = terms or Terms(), cluster or _Fixed()
+        self.tally = Tally(total=total)
+        self._spent = Spent(self._terms.limits)
         self._beat_s = 0.0
         self._start_failures = 0
         self._outage: set[str] = set()  # shards that failed in a row with what may be an outage
@@ -134,6 +159,7 @@ class Drive:
         self._fresh_quarantined = 0
         self._said: set[str] = set()
         self._worked_s = self._waited_s = time.monotonic()
+        self._ready_s: float | None = None  # when the first worker was
         self._ledger_failed = False
 
     def run(self) -> Outcome:
@@ -143,23 +169,29 @@ class Drive:
             KeyboardInterrupt: on the second request, from wherever the loop was.
             LabelfleetError: the run cannot go on; the message says why.
         """
-        while not self._dispatcher.done:
-            self._guard()
-            self._heed_stop()
-            self._cluster.follow(self.tally.shards + self.tally.quarantined)
-            self._assign()
-            for event in self._pool.events(timeout_s=0.2):
-                self._handle(event)
-            self._await_workers()
-            self._beat()
-            self._watcher.update(self.tally)
+        with self._stopper.heeding():
+            while not self._dispatcher.done:
+                self._turn()
         return "stopped" if self._dispatcher.closed and self._dispatcher.has_more else "done"
 
     # -- one turn
 
+    def _turn(self) -> None:
+        self._terms.guard()
+        self._heed_stop()
+        self._cluster.follow(self.tally.shards + self.tally.quarantined)
+        self._assign()
+        for event in self._pool.events(timeout_s=0.2):
+            self._handle(event)
+        self._await_workers()
+        if self._ready_s is not None:
+            self.tally.working_s = time.monotonic() - self._ready_s
+        self._beat()
+        self._watcher.update(self.tally)
+
     def _assign(self) -> None:
         for given in self._dispatcher.assign(time.monotonic()):
-            attempt = f"{self._invocation}-{given.shard.shard_id}-{secrets.token_hex(4)}"
+            attempt = f"{self._journal.invocation}-{given.shard.shard_id}-{secrets.token_hex(4)}"
             self._attempts[given.worker, given.shard.shard_id] = attempt
             self._pool.submit(given.worker, given.shard, attempt)
 
@@ -177,6 +209,7 @@ class Drive:
         match event:
             case WorkerReady():
                 self._start_failures = 0
+                self._ready_s = self._ready_s or time.monotonic()
                 self._dispatcher.worker_joined(event.worker)
                 self._write("ready", note={"worker": event.worker, "alive": self._pool.alive})
             case ShardDone():
@@ -263,9 +296,9 @@ class Drive:
         now_s = time.monotonic()
         if self._pool.alive:
             self._worked_s = self._waited_s = now_s
-        elif now_s - self._worked_s > self._limits.start_after_s:
+        elif now_s - self._worked_s > self._terms.limits.start_after_s:
             raise WorkerStartFailed(
-                f"no worker was ready for {self._limits.start_after_s:.0f} s",
+                f"no worker was ready for {self._terms.limits.start_after_s:.0f} s",
                 hint="`ray status` shows what the cluster has free; see workers.start_after_s",
             )
         elif now_s - self._waited_s > _WAITING_NOTE_S:
@@ -291,9 +324,10 @@ class Drive:
             raise event.error  # it will not load at the next try either
 
     def _set_aside(self) -> None:
+        journal = self._journal
         for record in self._dispatcher.take_quarantined():
             self.tally.quarantined += 1
-            self._manifest.set_aside(record.shard, list(record.errors), self._invocation)
+            journal.manifest.set_aside(record.shard, list(record.errors), journal.invocation)
             self._watcher.note(f"quarantined {record.shard.key}: {record.errors[-1]}")
             # Those out of quarantine failed before: they say nothing of this run.
             self._fresh_quarantined += record.shard.shard_id not in self._dispatcher.last_chance
@@ -313,7 +347,8 @@ class Drive:
     def _write(self, event: str, **fields: object) -> None:
         """To the ledger: a cache, whose trouble is noted once and ends no run."""
         try:
-            self._ledger.write(LedgerEntry(event=event, at=self._wall(), **fields))  # type: ignore[arg-type]  # the dataclass checks the names
+            entry = LedgerEntry(event=event, at=self._journal.wall(), **fields)  # type: ignore[arg-type]  # the dataclass checks the names
+            self._journal.ledger.write(entry)
             self._ledger_failed = False
         except _ENDS_THE_RUN:
             raise

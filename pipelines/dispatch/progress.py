@@ -29,44 +29,43 @@ log = logging.getLogger("labelfleet")
 
 
 class _Bar:
-    def __init__(self, progress: Progress, total: int) -> None:
+    """Shown from the first figures on: what comes before has nothing to measure."""
+
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._task = progress.add_task("labelling", total=total, said="starting workers")
-        self._began_s = time.monotonic()
+        self._task = progress.add_task("labelling", total=None, said="starting workers")
 
     def update(self, tally: Tally) -> None:
-        rate = tally.images / max(1e-6, time.monotonic() - self._began_s)
-        self._progress.update(
-            self._task, completed=tally.shards + tally.quarantined, said=_said(tally, rate)
-        )
+        self._progress.start()
+        done = tally.shards + tally.quarantined
+        self._progress.update(self._task, total=tally.total, completed=done, said=_said(tally))
 
     def note(self, text: str) -> None:
         self._progress.console.print(Text(text, "yellow"))
 
 
 class _Lines:
-    def __init__(self, console: Console, total: int, clock: Callable[[], float]) -> None:
-        self._console, self._total, self._clock = console, total, clock
-        self._began_s = self._last_s = clock()
+    def __init__(self, console: Console, clock: Callable[[], float]) -> None:
+        self._console, self._clock = console, clock
+        self._last_s = clock()
 
     def update(self, tally: Tally) -> None:
         now_s = self._clock()
         if now_s - self._last_s >= _LINE_EVERY_S:
             self._last_s = now_s
-            rate = tally.images / max(1e-6, now_s - self._began_s)
             done = tally.shards + tally.quarantined
-            self.note(f"{done}/{self._total} shards, {_said(tally, rate)}")
+            self.note(f"{done}/{tally.total} shards, {_said(tally)}")
 
     def note(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
 
 
 class _Logged:
-    """For machines: log lines with figures, in place of a display."""
+    """Log lines with figures, for machines."""
 
-    def __init__(self, total: int, clock: Callable[[], float]) -> None:
-        self._total, self._clock = total, clock
-        self._began_s = self._last_s = clock()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last_s = clock()
 
     def update(self, tally: Tally) -> None:
         now_s = self._clock()
@@ -74,9 +73,9 @@ class _Logged:
             self._last_s = now_s
             figures = {
                 "shards_done": tally.shards + tally.quarantined,
-                "shards_total": self._total,
+                "shards_total": tally.total,
                 "images": tally.images,
-                "images_per_s": round(tally.images / max(1e-6, now_s - self._began_s), 1),
+                "images_per_s": round(tally.images_per_s, 1),
                 "workers": tally.workers_alive,
             }
             log.info("progress", extra=figures)
@@ -85,10 +84,14 @@ class _Logged:
         log.warning("%s", text)
 
 
-def _said(tally: Tally, rate: float) -> str:
+def _said(tally: Tally) -> str:
     if tally.workers_alive == 0 and tally.images == 0:
         return "starting workers"
-    parts = [f"{tally.images} images", f"{rate:.1f}/s", f"{tally.workers_alive} actors"]
+    parts = [
+        f"{tally.images} images",
+        f"{tally.images_per_s:.1f}/s",
+        f"{tally.workers_alive} actors",
+    ]
     bad = tally.images - tally.counts.get("ok", 0)
     if bad:
         parts.append(f"{bad} not ok")
@@ -101,27 +104,25 @@ def _said(tally: Tally, rate: float) -> str:
 
 @contextmanager
 def watching(
-    total_shards: int,
-    *,
-    console: Console | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Watcher]:
-    """A watcher: a bar where the console is a terminal, else a line every ten seconds; log lines
-    where LABELFLEET_LOG asks for JSON.
+    """Yield the command line's watcher.
+
+    It shows a bar where the console is a terminal, a line every ten seconds elsewhere, and log
+    lines where LABELFLEET_LOG asks for JSON.
 
     Args:
-        total_shards: of this invocation.
         console: None: stderr.
         clock: monotonic seconds, for the lines.
     """
     if log_format() == "json":
-        yield _Logged(total_shards, clock)
+        yield _Logged(clock)
         return
     # Not rich's own test, which FORCE_COLOR overrides: a bar makes a mess of a log.
     live = sys.stderr.isatty() if console is None else console.is_terminal
     console = console or HarmlessConsole(stderr=True)
     if not live:
-        yield _Lines(console, total_shards, clock)
+        yield _Lines(console, clock)
         return
     progress = Progress(
         TextColumn("{task.description}"),
@@ -134,5 +135,8 @@ def watching(
         TimeRemainingColumn(),
         console=console,
     )
-    with progress:
-        yield _Bar(progress, total_shards)
+    try:
+        yield _Bar(progress)
+    finally:
+        if progress.live.is_started:
+            progress.stop()

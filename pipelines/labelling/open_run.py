@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -11,7 +12,6 @@ from typing import Any
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, group_shards, listed_objects
 from pipelines.models.requested import existing_record, requested_by
-from pipelines.models.view import say
 from pipelines.truth import coco_classes as coco
 from storage.errors import ModelError, StorageError
 from storage.objects.preflight import check_output
@@ -25,6 +25,8 @@ from workers.spec import INFERENCE_VERSION, ArtefactRef, ModelSpec
 
 UNSTATED = "unstated"
 
+log = logging.getLogger("labelfleet")
+
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
@@ -35,12 +37,13 @@ class OpenRun:
     model: ModelSpec
 
 
-def open_run(config: RunConfig, *, cuda: bool) -> OpenRun:
+def open_run(config: RunConfig, *, cuda: bool, note: Callable[[str], None] = log.info) -> OpenRun:
     """Create the run, or continue the one that is there.
 
     Args:
         config: what is asked for.
         cuda: whether the workers have GPUs; settled when the run is created.
+        note: told of each step that makes the model ready, in a line for people.
 
     Raises:
         LabelfleetError: whatever will not work, before any worker is started.
@@ -53,9 +56,9 @@ def open_run(config: RunConfig, *, cuda: bool) -> OpenRun:
     model = requested_by(config, existing, output, cuda)
     if existing is None:
         _check_output(output)
-        model = _made_ready(config, model)
+        model = _made_ready(config, model, note)
     for remark in model.remarks:
-        say(f"note: {remark}")
+        note(f"note: {remark}")
     manifest = Manifest.create_or_continue(output, _record(config, model))
     return OpenRun(manifest, open_store(config.source.url, options), model)
 
@@ -86,16 +89,16 @@ def refresh_listing(
     return listing, listing.refresh(listed_objects(config), group)
 
 
-def _made_ready(config: RunConfig, model: ModelSpec) -> ModelSpec:
-    """With its artefact; where `runtime: auto` chose one that does not work out, on torch."""
+def _made_ready(config: RunConfig, model: ModelSpec, note: Callable[[str], None]) -> ModelSpec:
+    """Return the model with its artefact, or on torch where the one `runtime: auto` chose fails."""
     from pipelines.models.artefact import with_artefact  # torch, and more
 
     try:
-        return with_artefact(config, model, say=say)
+        return with_artefact(config, model, say=note)
     except ModelError as exc:
         if config.model.runtime != "auto" or model.precision == "int8":
             raise
-        say(f"{model.runtime} does not work out here, so torch is used: {exc.message}")
+        note(f"{model.runtime} does not work out here, so torch is used: {exc.message}")
         return replace(model, runtime="torch")
 
 

@@ -1,4 +1,4 @@
-"""The labelling run: from a config to committed Parquet. This page is the whole of it."""
+"""Entry point of the labelling run: from a config to committed Parquet."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -17,12 +18,11 @@ from pipelines.cluster.sizing import Node, Sizing, size_pool, wanted_actors, wan
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, listed_objects
 from pipelines.dispatch.dispatcher import Dispatcher, DispatchRules
-from pipelines.dispatch.drive import Drive, Outcome
+from pipelines.dispatch.drive import Drive, Journal, Outcome, Terms
 from pipelines.dispatch.limits import Limits
 from pipelines.dispatch.metrics import Measured, RayMetrics, count_review_queue
-from pipelines.dispatch.progress import watching
-from pipelines.dispatch.stopping import stopping_on_signals
-from pipelines.dispatch.tally import Tally, Watcher
+from pipelines.dispatch.tally import Caller, Tally, Watcher
+from pipelines.labelling.exit_codes import exit_code
 from pipelines.labelling.open_run import OpenRun, open_run
 from pipelines.labelling.planned_review import PlannedReview
 from pipelines.labelling.summary import RunSummary, notify, summarise
@@ -31,7 +31,7 @@ from pipelines.runs.status import run_status
 from storage.errors import Interrupted, LabelfleetError, StorageError
 from storage.logs import about, log_format
 from storage.runs.ledger import LedgerEntry, LedgerWriter, new_invocation
-from storage.runs.lock import RunLock, run_lock
+from storage.runs.lock import run_lock
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
 from storage.urls import normalise_url
@@ -42,43 +42,63 @@ log = logging.getLogger("labelfleet")
 
 
 def label_run(
-    config: RunConfig, *, address: str | None = None, limit: int | None = None
+    config: RunConfig,
+    *,
+    address: str | None = None,
+    limit: int | None = None,
+    strict: bool = False,
+    caller: Caller | None = None,
 ) -> RunSummary:
     """Label everything of the source that is not labelled yet.
+
+    Install no signal handler and print nothing; ``caller`` is the way to follow and to stop a run.
 
     Args:
         config: the run.
         address: a Ray cluster's address; None: RAY_ADDRESS, else a local Ray.
         limit: at most this many shards in this invocation.
+        strict: how the summary's exit code counts what was left, see ``exit_codes``.
+        caller: follows the run and may stop it; None: notes go to the log.
 
     Raises:
         LabelfleetError: the run could not start or go on; what is committed stays, and the same
             call continues it.
     """
-    began_s = time.monotonic()
+    began_s, caller = time.monotonic(), caller or Caller()
     check_places(config)
     review = PlannedReview.of(config)
-    next(listed_objects(config))  # a missing source shows before Ray takes seconds to start
+    next(listed_objects(config))  # fail on a missing source before paying for Ray's start
     output = open_store(config.output, config.storage.options())
-    with run_lock(output, f"labelfleet run {config.name}") as lock:
-        with ray_cluster(address):
-            check_shared_folders(normalise_url(config.source.url), output.url)
-            nodes = cluster_nodes()
-            run = open_run(config, cuda=wants_gpu(config.workers, nodes))
-            tally, outcome = label_what_is_left(config, run, nodes, limit, lock)
+    # Ray ends after the lock is released: an end that takes long must not hold up the next run.
+    with ExitStack() as at_the_end, run_lock(output, f"labelfleet run {config.name}") as lock:
+        at_the_end.enter_context(ray_cluster(address))
+        check_shared_folders(normalise_url(config.source.url), output.url)
+        nodes = cluster_nodes()
+        cuda = wants_gpu(config.workers, nodes)
+        run = open_run(config, cuda=cuda, note=caller.watcher.note)
+        tally, outcome = label_what_is_left(config, run, nodes, limit, Side(caller, lock.check))
         # From here on no GPU is held.
         release_quarantine(run.manifest)
         routed = review.route(run.manifest, tally.shards)
         status = run_status(run.manifest)
         summary = summarise(status, tally, outcome, began_s, config, routed)
+    summary = replace(summary, exit_code=exit_code(summary, strict=strict))
     notify(config, summary)
     return summary
 
 
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What the loop gets from outside: its caller, and the check that the lock is still held."""
+
+    caller: Caller
+    guard: Callable[[], None]
+
+
 def label_what_is_left(
-    config: RunConfig, run: OpenRun, nodes: Sequence[Node], limit: int | None, lock: RunLock
+    config: RunConfig, run: OpenRun, nodes: Sequence[Node], limit: int | None, side: Side
 ) -> tuple[Tally, Outcome]:
-    """List, and label what has no commit yet.
+    """List the source, and label what has no commit yet.
 
     Workers load while the listing goes on, as many as shards were found by then, unless the run has
     a ``max_cost``; none is started when nothing is left.
@@ -102,12 +122,12 @@ def label_what_is_left(
         found(work.total)
         actors, sizing = pool()
         actors.resize(min(sizing.count, work.total))
-        return drive(config, run, actors, sizing, work, lock.check)
+        return drive(config, run, actors, sizing, work, side)
 
 
 @contextmanager
 def open_pool(config: RunConfig, run: OpenRun, sizing: Sizing) -> Iterator[LabelPool]:
-    """A pool without any actor yet; those that it gets are killed at the end."""
+    """Yield a pool without actors yet; kill those that it gets at the end."""
     options = LabellerOptions(
         decode_threads=sizing.decode_threads,
         nms_threads=sizing.nms_threads,
@@ -139,67 +159,68 @@ def open_pool(config: RunConfig, run: OpenRun, sizing: Sizing) -> Iterator[Label
 
 
 def drive(
-    config: RunConfig,
-    run: OpenRun,
-    pool: LabelPool,
-    sizing: Sizing,
-    work: Work,
-    guard: Callable[[], None],
+    config: RunConfig, run: OpenRun, pool: LabelPool, sizing: Sizing, work: Work, side: Side
 ) -> tuple[Tally, Outcome]:
-    """Run the loop with its ledger, its progress display and its signal handlers."""
-    invocation = new_invocation()
-    ledger = LedgerWriter(run.manifest.store, invocation)
+    """Run the loop, with its ledger around it and the cluster followed beside it."""
+    journal = Journal(run.manifest, *_ledger(run.manifest))
     rules = DispatchRules(attempts=config.attempts, depth=config.workers.depth)
     dispatcher = Dispatcher(work.shards, rules, last_chance=work.last_chance)
+    watcher = measured(side.caller.watcher, run.manifest, work.total)
+    caller = Caller(watcher, side.caller.stopper)
+    terms = Terms(limits(config, sizing), side.guard)
+    wanted = partial(wanted_actors, config.workers, sizing)
+    _tell(journal.ledger, "start", _pool_facts(sizing, work))  # at once: `status` elsewhere sees it
+    ended = "failed"
+    with (
+        about(run=config.name, invocation=journal.invocation),
+        elastic(pool, wanted, work.total) as cluster,
+    ):
+        try:
+            loop = Drive(
+                journal, dispatcher, pool, caller, terms=terms, cluster=cluster, total=work.total
+            )
+            outcome = loop.run()
+            ended = "quarantined" if loop.tally.quarantined else outcome
+        except KeyboardInterrupt:
+            ended = "interrupted"
+            raise Interrupted(
+                f"stopped at once ({caller.stopper.reason})",
+                hint="what is committed stays; run the same command to continue",
+            ) from None
+        finally:
+            _tell(journal.ledger, "end", {"outcome": ended})
+    return loop.tally, outcome
+
+
+def _ledger(manifest: Manifest) -> tuple[LedgerWriter, str]:
+    invocation = new_invocation()
+    return LedgerWriter(manifest.store, invocation), invocation
+
+
+def _pool_facts(sizing: Sizing, work: Work) -> dict[str, Any]:
     workers = min(sizing.count, work.total)
-    note = {
+    return {
         "workers": workers,
         "gpus": workers * sizing.gpus,
         "decoders": sizing.decode_threads,
         "nms_threads": sizing.nms_threads,
         "shards": work.total,
     }
-    _tell(ledger, "start", note)  # at once: `status` on another machine sees it
-    ended = "failed"
-    wanted = partial(wanted_actors, config.workers, sizing)
-    with (
-        about(run=config.name, invocation=invocation),
-        stopping_on_signals() as stopper,
-        watching(work.total) as display,
-        elastic(pool, wanted, work.total) as cluster,
-    ):
-        try:
-            watcher = measured(display, run.manifest, work.total)
-            loop = Drive(
-                run.manifest, ledger, dispatcher, pool, watcher, stopper, invocation=invocation,
-                limits=limits(config, sizing), guard=guard, cluster=cluster,
-            )  # fmt: skip
-            outcome = loop.run()
-            ended = "quarantined" if loop.tally.quarantined else outcome
-        except KeyboardInterrupt:
-            ended = "interrupted"
-            raise Interrupted(
-                f"stopped at once ({stopper.reason})",
-                hint="what is committed stays; run the same command to continue",
-            ) from None
-        finally:
-            _tell(ledger, "end", {"outcome": ended})
-    return loop.tally, outcome
 
 
-def measured(display: Watcher, manifest: Manifest, shards: int) -> Measured:
-    """The display, and Prometheus beside it; a queue that cannot be read ends no labelling."""
+def measured(watcher: Watcher, manifest: Manifest, shards: int) -> Measured:
+    """Tell Prometheus too; a review queue that cannot be counted does not end the labelling."""
     try:
         queued = count_review_queue(manifest.store)
     except LabelfleetError as exc:
-        display.note(f"the review queue could not be counted: {exc.message}")
+        watcher.note(f"the review queue could not be counted: {exc.message}")
         queued = 0
     sink = RayMetrics(manifest.record.identity.name)
-    return Measured(display, sink, total_shards=shards, review_queue=queued)
+    return Measured(watcher, sink, total_shards=shards, review_queue=queued)
 
 
 def _tell(ledger: LedgerWriter, event: str, note: dict[str, Any]) -> None:
-    """The ledger is a cache: that it cannot be written must not hide why the run ended."""
+    """Write to the ledger: a cache, whose failure must not hide why the run ended."""
     try:
         ledger.write(LedgerEntry(event=event, at=time.time(), note=note))
         ledger.flush()
@@ -208,7 +229,7 @@ def _tell(ledger: LedgerWriter, event: str, note: dict[str, Any]) -> None:
 
 
 def limits(config: RunConfig, sizing: Sizing) -> Limits:
-    """What this invocation may take: max_hours, and max_cost as seconds of one worker."""
+    """Translate max_hours and max_cost into seconds, and seconds of one worker."""
     per_hour = (config.price_per_gpu_hour or 0) * sizing.gpus
     paid = config.max_cost is not None and per_hour > 0
     return Limits(

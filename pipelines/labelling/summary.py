@@ -26,10 +26,14 @@ class RunSummary:
         images, ok, undecodable, too_large, unsupported, missing: rows, all and by status.
         detections: boxes above the score floor.
         shards: committed. ``left``: listed and not yet committed. ``quarantined``: set aside.
-        seconds, images_per_s, new_images, new_shards: of this invocation, start-up included.
+        seconds, new_images, new_shards: of this invocation, start-up included.
+        images_per_s: of this invocation since its first worker was ready, as `status` has it; 0
+            where it labelled nothing.
         routed: images drawn for people to see, in this invocation.
         truncated: tars that ended in the middle, with what was said.
         outcome: ``done``, or ``stopped`` on request with work left.
+        exit_code: of the process, see ``exit_codes``.
+        max_bad_share: the config's, which the exit code depends on.
     """
 
     images: int
@@ -48,8 +52,9 @@ class RunSummary:
     images_per_s: float
     output: str
     outcome: Outcome
-    exit_code: int
+    exit_code: int = 0
     routed: int = 0
+    max_bad_share: float = 1.0
     truncated: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -67,11 +72,9 @@ def summarise(
 ) -> RunSummary:
     """The run as it stands, with what this invocation added."""
     seconds = time.monotonic() - began_s
-    counts, images = status.images, sum(status.images.values())
-    too_bad = images - counts["ok"] > config.max_bad_share * images
-    failed = 3 if status.quarantined or too_bad else 0
+    counts = status.images
     return RunSummary(
-        images=images,
+        images=sum(counts.values()),
         ok=counts["ok"],
         undecodable=counts["undecodable"],
         too_large=counts["too_large"],
@@ -84,13 +87,23 @@ def summarise(
         new_images=tally.images,
         new_shards=tally.shards,
         seconds=round(seconds, 2),
-        images_per_s=round(tally.images / seconds, 2),
+        images_per_s=round(_images_per_s(status, tally), 2),
         output=normalise_url(config.output),
         outcome=outcome,
-        exit_code=130 if outcome == "stopped" else failed,
         routed=routed,
+        max_bad_share=config.max_bad_share,
         truncated=tally.truncated,
     )
+
+
+def _images_per_s(status: RunStatus, tally: Tally) -> float:
+    """The ledger's figure, or the loop's own where the ledger could not be written."""
+    if not tally.images:
+        return 0.0
+    ledger = status.invocation
+    if ledger is None or ledger.images != tally.images:
+        return tally.images_per_s
+    return ledger.images_per_s or tally.images_per_s
 
 
 def notify(config: RunConfig, summary: RunSummary) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +12,6 @@ from typing import Any
 from pipelines.config.run_config import RunConfig
 from pipelines.models.graph import Say, exported_graph, own_facts
 from pipelines.models.int8 import make_int8
-from pipelines.models.view import say
 from storage.coco.truth import Truth
 from storage.objects.protocols import ObjectStore
 from storage.stores.open import open_store
@@ -23,13 +23,21 @@ from workers.spec import ArtefactRef, ModelSpec
 
 FOLDER = "model"
 
+log = logging.getLogger("labelfleet")
+
+
+def logged(text: str) -> None:
+    """Log a step: the default of those that tell theirs."""
+    log.info("%s", text)
+
 
 def with_artefact(
-    config: RunConfig, spec: ModelSpec, *, say: Say = say, truth: Truth | None = None
+    config: RunConfig, spec: ModelSpec, *, say: Say = logged, truth: Truth | None = None
 ) -> ModelSpec:
-    """``spec`` with the artefact that its runtime loads; torch needs none.
+    """Return ``spec`` with the artefact that its runtime loads; torch needs none.
 
     Args:
+        say: told of each step, in a line for people.
         truth: INT8's loss is measured on it; None: by agreement with fp32.
 
     Raises:

@@ -15,14 +15,12 @@ from typing import Any
 
 from pipelines.config.run_config import RunConfig, load_config
 from pipelines.config.source import check_places
-from pipelines.models.artefact import find_artefact, with_artefact
-from pipelines.models.graph import exported_graph
+from pipelines.models.artefact import find_artefact, logged, with_artefact
+from pipelines.models.graph import Say, exported_graph
 from pipelines.models.int8 import Judge
-from pipelines.models.measure import (
-    refuse_unmeasured,
-)
+from pipelines.models.measure import refuse_unmeasured
 from pipelines.models.sample_images import unseen
-from pipelines.models.view import CompileSummary, say
+from pipelines.models.view import CompileSummary
 from storage.coco.truth import Truth, read_truth
 from storage.errors import ArtefactError
 from workers.runtimes.artefacts import Artefact, fetch_artefact
@@ -30,11 +28,14 @@ from workers.runtimes.choose import needs_artefact
 from workers.spec import ModelSpec
 
 
-def compile_model(config: RunConfig, *, cuda: bool, truth: Truth | None = None) -> CompileSummary:
+def compile_model(
+    config: RunConfig, *, cuda: bool, truth: Truth | None = None, say: Say = logged
+) -> CompileSummary:
     """Find or make the artefact of a config's model; with ``truth``, measure it in any case.
 
     Args:
         cuda: whether the workers have GPUs; the run's own record is what counts where there is one.
+        say: told of each step, in a line for people.
 
     Raises:
         ArtefactError: as ``with_artefact``; or one that is there loses more on ``truth`` than
@@ -55,7 +56,7 @@ def compile_model(config: RunConfig, *, cuda: bool, truth: Truth | None = None) 
     artefact = fetch_artefact(spec.artefact, config.storage.options())
     checked = None
     if before and truth is not None and spec.precision == "int8":
-        checked = _check(config, spec, artefact, truth)
+        checked = _check(config, spec, artefact, truth, say)
     ref = spec.artefact
     return CompileSummary(
         spec.runtime, spec.precision, ref.url, ref.sha256, artefact.facts, not before, checked
@@ -63,7 +64,7 @@ def compile_model(config: RunConfig, *, cuda: bool, truth: Truth | None = None) 
 
 
 def _check(
-    config: RunConfig, spec: ModelSpec, artefact: Artefact, truth: Truth
+    config: RunConfig, spec: ModelSpec, artefact: Artefact, truth: Truth, say: Say
 ) -> Mapping[str, Any]:
     """Figures of an INT8 model that was there already; refused when it loses too much.
 
@@ -89,13 +90,16 @@ def _check(
     return judge.figures(loss, config.model.max_loss)
 
 
-def compile_from_file(path: str, overrides: tuple[str, ...], truth: str | None) -> CompileSummary:
+def compile_from_file(
+    path: str, overrides: tuple[str, ...], truth: str | None, say: Say = logged
+) -> CompileSummary:
     """``labelfleet compile``: GPUs are those of this machine, unless ``workers.gpus: 0``."""
     config = load_config(path, overrides)
     check_places(config)
     options = config.storage.options()
     known = read_truth(truth, options) if truth else None
-    return compile_model(config, cuda=config.workers.gpus != 0 and has_gpu(), truth=known)
+    cuda = config.workers.gpus != 0 and has_gpu()
+    return compile_model(config, cuda=cuda, truth=known, say=say)
 
 
 def has_gpu() -> bool:

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
-
-from pipelines.display.console import HarmlessConsole
-from storage.logs import log_format
-
-
-def say(text: str) -> None:
-    """A line for people, on stderr."""
-    if log_format() == "json":
-        logging.getLogger("labelfleet").info("%s", text)
-    else:
-        HarmlessConsole(stderr=True).print(Text(text), soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)

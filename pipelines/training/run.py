@@ -15,9 +15,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from pipelines.dispatch.stopping import stopping_on_signals
-from pipelines.display.console import HarmlessConsole
-from pipelines.training.config import TrainConfig, load_train_config
+from pipelines.dispatch.stopping import Stopper
+from pipelines.training.config import TrainConfig
 from pipelines.training.start import (
     Machine,
     arch_params_of,
@@ -49,23 +48,21 @@ STATE_NAME = "state.pt"
 _SCORE_FLOOR = 0.01  # mAP counts boxes far below any threshold of use
 
 
-def train_from_file(path: str, overrides: tuple[str, ...] = ()) -> TrainSummary:
-    """``labelfleet train``: read the config, train, show progress on stderr."""
-    return train(load_train_config(path, overrides), console=HarmlessConsole(stderr=True))
-
-
-def train(config: TrainConfig, *, console: Console | None = None) -> TrainSummary:
+def train(
+    config: TrainConfig, *, console: Console | None = None, stopper: Stopper | None = None
+) -> TrainSummary:
     """Train, or continue, or return the summary of what is already done.
 
     Args:
         config: see ``pipelines.training.config``.
         console: where progress is shown; None: nowhere.
+        stopper: looked at after every step.
 
     Raises:
         ConfigError: the data cannot be used, or the output holds another training.
         SourceError, SourceEmpty: images are missing, or there is nothing to learn.
         ModelError: the loss is no longer a number, or the network cannot be built.
-        Interrupted: stopped by a signal; the same call continues.
+        Interrupted: stopped on request; the same call continues.
     """
     machine = resolve_machine(config)
     fingerprint = config.fingerprint(precision=machine.precision)
@@ -84,7 +81,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> TrainSummar
         state=config.output / STATE_NAME,
     )
     run = _Run(config, machine, trainer, sets)
-    run.fit(console)
+    run.fit(console, stopper or Stopper())
     return run.finish(fingerprint)
 
 
@@ -105,11 +102,11 @@ class _Run:
         self._best = config.output / f"{config.name}.safetensors"
         self._scores: Scores | None = None
 
-    def fit(self, console: Console | None) -> None:
-        """Run to the last step. Raises Interrupted when a signal stopped it before."""
+    def fit(self, console: Console | None, stopper: Stopper) -> None:
+        """Run to the last step. Raises Interrupted when asked to stop before."""
         trainer, steps = self._trainer, self._trainer.options.steps
         shown = TrainView(console, trainer.progress.step, steps)
-        with shown as view, stopping_on_signals() as stopper:
+        with shown as view, stopper.heeding():
 
             def validate(network: nn.Module) -> float:
                 self._scores = measure(self._averaged(network), self._sets["val"])

@@ -18,9 +18,8 @@ from pipelines.cluster.nodes import NodeWatch, alive_nodes, announce_leaving
 from pipelines.cluster.sizing import Sizing, wanted_actors
 from pipelines.config.run_config import WorkersConfig
 from pipelines.dispatch.dispatcher import Dispatcher
-from pipelines.dispatch.drive import Drive
-from pipelines.dispatch.stopping import Stopper
-from pipelines.dispatch.tally import Tally
+from pipelines.dispatch.drive import Drive, Journal
+from pipelines.dispatch.tally import Caller, Tally
 from pipelines.labelling.open_run import open_run
 from pipelines.labelling.work import Work, find_work
 from storage.runs.ledger import LedgerWriter, read_ledger
@@ -136,9 +135,12 @@ class Run:
         with closing(watch):
             follow = Elastic(pool, watch, wanted, self.work.total, announce=announce_leaving)
             loop = Drive(
-                self.manifest, ledger, Dispatcher(self.work.shards), pool, self, Stopper(),
-                invocation="now", cluster=follow,
-            )  # fmt: skip
+                Journal(self.manifest, ledger, "now"),
+                Dispatcher(self.work.shards),
+                pool,
+                Caller(self),
+                cluster=follow,
+            )
             assert loop.run() == "done"
         ledger.flush()
         return loop.tally

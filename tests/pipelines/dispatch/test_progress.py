@@ -29,18 +29,18 @@ def printed(console: Console) -> str:
     return console.file.getvalue()
 
 
-def tally() -> Tally:
+def tally(working_s: float = 10.0) -> Tally:
     return Tally(
-        shards=3, counts={"ok": 290, "undecodable": 10}, quarantined=1, errors=4,
-        workers_alive=2, workers_lost=1,
+        total=8, shards=3, counts={"ok": 290, "undecodable": 10}, quarantined=1, errors=4,
+        workers_alive=2, workers_lost=1, working_s=working_s,
     )  # fmt: skip
 
 
 def test_a_log_gets_a_plain_line_every_ten_seconds_and_no_control_codes() -> None:
     out, clock = console(terminal=False), Clock()
-    with watching(8, console=out, clock=clock) as watcher:
+    with watching(console=out, clock=clock) as watcher:
         for clock.now_s in (1.0, 5.0, 9.9, 10.0, 15.0, 20.0, 29.0):
-            watcher.update(tally())
+            watcher.update(tally(clock.now_s))
     lines = printed(out).splitlines()
     assert lines == [
         "4/8 shards, 300 images, 30.0/s, 2 actors, 10 not ok, 4 errors, 1 workers lost, "
@@ -53,7 +53,7 @@ def test_a_log_gets_a_plain_line_every_ten_seconds_and_no_control_codes() -> Non
 
 def test_a_terminal_gets_a_bar_with_shards_rate_and_what_went_wrong() -> None:
     out = console(terminal=True)
-    with watching(8, console=out) as watcher:
+    with watching(console=out) as watcher:
         watcher.update(Tally())
         watcher.update(tally())
     shown = printed(out)
@@ -63,7 +63,7 @@ def test_a_terminal_gets_a_bar_with_shards_rate_and_what_went_wrong() -> None:
 
 def test_until_a_worker_is_ready_it_says_so() -> None:
     out, clock = console(terminal=False), Clock()
-    with watching(8, console=out, clock=clock) as watcher:
+    with watching(console=out, clock=clock) as watcher:
         clock.now_s = 11
         watcher.update(Tally())
     assert "starting workers" in printed(out)
@@ -72,20 +72,20 @@ def test_until_a_worker_is_ready_it_says_so() -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_brackets_in_names_are_text_and_no_markup(terminal: bool) -> None:
     out = console(terminal=terminal)
-    with watching(8, console=out) as watcher:
+    with watching(console=out) as watcher:
         watcher.note(HOSTILE)
     assert HOSTILE in printed(out)
 
 
 def test_a_long_note_stays_one_line_in_a_log() -> None:
     out = console(terminal=False)
-    with watching(8, console=out) as watcher:
+    with watching(console=out) as watcher:
         watcher.note("word " * 200)
     assert len(printed(out).splitlines()) == 1
 
 
 def test_by_default_it_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    with watching(8) as watcher:
+    with watching() as watcher:
         watcher.note("lost worker-0")
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "lost worker-0\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import yaml
 
 from pipelines.demo.digits import make_pages
+from pipelines.dispatch.stopping import Stopper
 from pipelines.training.config import TrainConfig
 from storage.errors import CheckpointError, ConfigError, Interrupted
 from storage.objects.protocols import StorageOptions
@@ -95,7 +95,7 @@ def test_the_same_call_again_trains_nothing_and_another_config_is_refused(
         train(config(lr=0.5))
 
 
-def test_ctrl_c_ends_after_the_step_and_the_same_call_continues(
+def test_a_stop_request_ends_after_the_step_and_the_same_call_continues(
     config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipelines.training.run import train
@@ -108,11 +108,12 @@ def test_ctrl_c_ends_after_the_step_and_the_same_call_continues(
         shown(self, report)
         steps.append(report.step)
         if steps == [1, 2, 3]:
-            signal.raise_signal(signal.SIGINT)
+            stopper.request()
 
     monkeypatch.setattr(TrainView, "step", step)
+    stopper = Stopper()
     with pytest.raises(Interrupted, match="step 3 of 4"):
-        train(config())
+        train(config(), stopper=stopper)
     summary = train(config())
     assert steps == [1, 2, 3, 4]
     assert summary.steps == 4

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from pipelines.dispatch.dispatcher import Dispatcher, DispatchRules
-from pipelines.dispatch.drive import Drive, Outcome
+from pipelines.dispatch.drive import Drive, Journal, Outcome, Terms
 from pipelines.dispatch.limits import Limits
 from pipelines.dispatch.stopping import Stopper
-from pipelines.dispatch.tally import Tally
+from pipelines.dispatch.tally import Caller, Tally
 from storage.errors import (
     LabelfleetError,
 )
@@ -152,10 +152,14 @@ class Bench:
         self.shards = [tar_shard(f"{index:03d}.tar") for index in range(shards)]
         self.dispatcher = Dispatcher(iter(self.shards), DispatchRules(attempts=3, depth=depth))
         self.drive = Drive(
-            self.manifest, self.ledger, self.dispatcher, pool, self.notes, self.stopper,
-            invocation="now", limits=limits, guard=guard,
-            cluster=cluster, wall=wall,
-        )  # fmt: skip
+            Journal(self.manifest, self.ledger, "now", wall),
+            self.dispatcher,
+            pool,
+            Caller(self.notes, self.stopper),
+            terms=Terms(limits or Limits(), guard),
+            cluster=cluster,
+            total=shards,
+        )
 
     def run(self) -> Outcome:
         return self.drive.run()
