@@ -57,7 +57,10 @@ def route(
     """Draw what people should see; needs no GPU. Never the same image twice."""
     from dataclasses import asdict
 
-    from pipelines.policy.choose import choose_policy
+    from rich.console import Group
+    from rich.text import Text
+
+    from pipelines.policy.choose import choose_policy, given_meaning
     from pipelines.review.view import render_route
     from pipelines.routing.route import route_run
     from storage.runs.ledger import new_invocation
@@ -70,7 +73,9 @@ def route(
             manifest, budget=budget, policy=chosen, invocation=new_invocation(), seed=seed,
             audit=audit,
         )  # fmt: skip
-    show(render_route(summary), asdict(summary), json_)
+    meaning = given_meaning(chosen, accept, reject)
+    told = Group(render_route(summary), Text(meaning)) if meaning else render_route(summary)
+    show(told, asdict(summary), json_)
 
 
 @review_app.command(epilog="Example: labelfleet review push runs/cells --project blood-cells")
@@ -180,6 +185,13 @@ def fit(
     allow_missing: Annotated[
         bool, typer.Option(help="Leave out truth images that the run has no row for.")
     ] = False,
+    ignore_area: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of the image area that may be ignored, at most."),
+    ] = None,
+    count_bulk: Annotated[
+        bool, typer.Option(help="Predictions accepted in bulk count as audit answers.")
+    ] = False,
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
@@ -187,7 +199,8 @@ def fit(
 
     decide and review route use a policy that lies in the run unless they are given another.
     """
-    from pipelines.policy.fit import Wanted, fit_run
+    from pipelines.policy.curves import Wanted
+    from pipelines.policy.fit import fit_run
     from pipelines.policy.fit_view import fit_table
     from pipelines.policy.policy import POLICY_KEY
     from storage.coco.truth import read_truth
@@ -195,7 +208,10 @@ def fit(
 
     manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)
     known = None if truth is None else read_truth(truth, options)
-    fitted = fit_run(manifest, known, Wanted(precision, lost), allow_missing=allow_missing)
+    fitted = fit_run(
+        manifest, known, Wanted(precision, lost), allow_missing=allow_missing,
+        count_bulk=count_bulk, ignore_area=ignore_area,
+    )  # fmt: skip
     store, key = (manifest.store, POLICY_KEY) if out is None else open_object(out, options)
     store.put(key, fitted.policy.to_yaml().encode())
     written = out or f"{manifest.url}/{POLICY_KEY}"
@@ -221,9 +237,12 @@ def decide(
     from dataclasses import asdict
     from typing import cast
 
+    from rich.console import Group
+    from rich.text import Text
+
     from pipelines.labels.decide import decide_run
     from pipelines.labels.view import render_version
-    from pipelines.policy.choose import choose_policy
+    from pipelines.policy.choose import choose_policy, given_meaning, thresholds_on
     from pipelines.truth.settle import Settling
     from storage.runs.lock import run_lock
 
@@ -232,7 +251,9 @@ def decide(
     chosen = choose_policy(manifest, policy, accept, reject, storage_options(endpoint_url))
     with run_lock(manifest.store, "labelfleet decide"):
         lineage = decide_run(manifest, chosen, answers_from=others, settling=cast(Settling, settle))
-    show(render_version(lineage), asdict(lineage), json_)
+    meaning = given_meaning(chosen, accept, reject)
+    told = Group(render_version(lineage), Text(meaning)) if meaning else render_version(lineage)
+    show(told, {**asdict(lineage), "thresholds_on": thresholds_on(chosen)}, json_)
 
 
 def diff(

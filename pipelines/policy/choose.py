@@ -34,3 +34,21 @@ def _policy_of(manifest: Manifest) -> Policy:
         return fitted
     parts = queue_parts(manifest.store)
     return Policy.from_config(read_head(manifest.store, parts[-1]).policy) if parts else Policy()
+
+
+def thresholds_on(policy: Policy) -> str:
+    """What thresholds of this policy are compared with: ``probability`` or ``score``."""
+    return "score" if policy.calibration is None else "probability"
+
+
+def given_meaning(policy: Policy, accept: float | None, reject: float | None) -> str:
+    """What thresholds given by hand mean under this policy, for people; '' where none is given."""
+    given = " and ".join(
+        f"--{name} {value:g}" for name, value in (("accept", accept), ("reject", reject))
+        if value is not None
+    )  # fmt: skip
+    if not given:
+        return ""
+    if policy.calibration is None:
+        return f"{given} is a raw score of the model: the policy has no calibration"
+    return f"{given} is a probability of being right: the policy is calibrated"

@@ -1,67 +1,73 @@
 """``labelfleet fit``: what scores mean and where thresholds go, from boxes known right or wrong.
 
-A score of YOLO-NAS is no probability. Isotonic regression (Zadrozny and Elkan 2002) of right on
-score, by class where there are enough boxes and over all classes otherwise, makes it one; on the
-probabilities lie the thresholds:
+A score of YOLO-NAS is no probability. Curves by class make it one (see ``curves``), and the
+thresholds lie on the probabilities:
 
-    accept   the lowest from which on the accepted boxes of the class are right in so many cases
-    reject   the highest below which lie at most so many of the class's right boxes
+    accept   the lowest from which the accepted boxes of the class are right as often as asked for
+    reject   the highest below which at most a given share of the class's right boxes lies
 
-Both promise something of boxes like those fitted on. What to expect of others is measured by
-five-fold cross-validation over images, and reported beside it.
+Both describe boxes like those fitted on. What to expect of others is measured by five-fold
+cross-validation over images, and reported beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.policy.policy import Calibration, ClassThresholds, Curve, Policy
-from pipelines.truth.judge import IOU, JudgedBoxes, answered_images, judge, truth_images
+from pipelines.policy.curves import ENOUGH_RIGHT, Wanted, evidence, fit_policy
+from pipelines.policy.ignore_band import JudgedImage, bound_band, ignored_share
+from pipelines.policy.policy import Policy
+from pipelines.truth.bulk import accepted_in_bulk
+from pipelines.truth.judge import JudgedBoxes, answered_images, judge, truth_images
 from storage.coco.truth import Truth
 from storage.errors import ConfigError
 from storage.records import Category
+from storage.review.answers import read_answers, standing
 from storage.runs.manifest import Manifest
 
-_ENOUGH_BOXES = 50  # of a class, for a curve and thresholds of its own
-_ENOUGH_RIGHT = 10
+_ENOUGH_IMAGES = 30  # below, a fit says how thin its evidence is
+_HALF = 0.5  # evidence below which a class leans on the others more than on itself
+_SLACK = 0.02  # of precision, before a missed target is worth a warning
+_MUCH = 0.25  # share of the image area that is worth a warning
 _FOLDS = 5
 _BINS = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the thresholds are for.
+class ClassFit:
+    """One class as it was fitted.
 
     Attributes:
-        precision: share of accepted boxes that are to be right.
-        lost: largest share of the right boxes that may be dropped below ``reject``.
-    """
-
-    precision: float = 0.9
-    lost: float = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class ClassFit:
-    """One class as it was fitted; ``own`` False: too few boxes, the thresholds are the pooled ones.
-
-    ``precision`` and ``recall`` of accepted boxes are cross-validated; None: nothing to divide by.
+        name: of the class.
+        boxes, right, true: predicted boxes, those that are right, true objects (weighted).
+        evidence: share of its curve that its own boxes speak for; all classes speak for the rest.
+        accept, reject: thresholds, probabilities.
+        accepted: boxes from ``accept`` on, cross-validated, as the next two are.
+        precision, recall: of accepted boxes; None: nothing to divide by.
+        met: the precision asked for is reached, up to two points.
     """
 
     name: str
     boxes: int
     right: int
     true: float
-    own: bool
+    evidence: float
     accept: float
     reject: float
+    accepted: int
     precision: float | None
     recall: float | None
+    met: bool
+
+    @property
+    def leans(self) -> bool:
+        """Whether other classes' boxes count for more than its own."""
+        return self.evidence < _HALF
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,8 @@ class Fit:
         precision, recall: of accepted boxes, cross-validated.
         classes: one a class of the run.
         source: what said which boxes are right.
+        ignored_area: mean share of the image area between the thresholds; None: not measured.
+        warnings: what a reader must know before using the policy.
     """
 
     policy: Policy
@@ -87,6 +95,8 @@ class Fit:
     recall: float | None
     classes: tuple[ClassFit, ...]
     source: str
+    ignored_area: float | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """For machines."""
@@ -99,11 +109,22 @@ def fit_run(
     wanted: Wanted | None = None,
     *,
     allow_missing: bool = False,
+    count_bulk: bool = False,
+    ignore_area: float | None = None,
 ) -> Fit:
     """Fit a policy on a run: on ground truth, or on the answers to its audit.
 
     Only audit answers are used, each for as many images as it stands for: what was routed by value
     is no sample of anything.
+
+    Args:
+        manifest: the run.
+        truth: COCO ground truth; None: the audit's answers.
+        wanted: what the thresholds are for.
+        allow_missing: leave out images of the truth that the run has no row for.
+        count_bulk: predictions accepted in bulk count as answers.
+        ignore_area: largest mean share of the image area between the thresholds; ``reject`` is
+            raised until it holds.
 
     Raises:
         ConfigError: hardly anything to fit on.
@@ -112,13 +133,48 @@ def fit_run(
     identity = manifest.record.identity
     if truth is not None:
         rows = truth_images(manifest, truth, allow_missing=allow_missing)
+        known = [(row, true, 1.0) for row, true in rows]
         source = truth.source
-        judged = judge(((r.detections, t, 1.0) for r, t in rows), len(identity.categories))
     else:
-        answered = answered_images(manifest)
+        known = list(answered_images(manifest, count_bulk=count_bulk))
         source = "audit answers"
-        judged = judge(((r.detections, t, w) for r, t, w in answered), len(identity.categories))
-    return fit(judged, identity.categories, wanted or Wanted(), source, identity.model_sha256)
+    judged = judge(((row.detections, t, w) for row, t, w in known), len(identity.categories))
+    found = fit(judged, identity.categories, wanted or Wanted(), source, identity.model_sha256)
+    images = [JudgedImage(r.detections, r.width, r.height, w) for r, _, w in known]
+    bulk = _bulk_warning(manifest, count_bulk) if truth is None else ()
+    return _with_band(found, images, identity.categories, ignore_area, bulk)
+
+
+def _bulk_warning(manifest: Manifest, counted: bool) -> tuple[str, ...]:
+    """What is said of answers that were given in bulk."""
+    n = len({a.sha256 for a in standing(read_answers(manifest.store)) if accepted_in_bulk(a)})
+    if not n:
+        return ()
+    what = f"{n} images were accepted in bulk, with no time spent on them"
+    return (f"{what}; counted as asked" if counted else f"{what}: not counted (--count-bulk)",)
+
+
+def _with_band(
+    found: Fit,
+    images: Sequence[JudgedImage],
+    categories: Sequence[Category],
+    at_most: float | None,
+    warnings: tuple[str, ...],
+) -> Fit:
+    """The fit with its ignore band measured, and bounded where that is asked for."""
+    policy = found.policy
+    if at_most is not None:
+        policy = bound_band(policy, images, categories, at_most)
+    share = ignored_share(images, policy, categories)
+    if share > _MUCH:
+        warnings += (
+            f"boxes between the thresholds cover {share:.0%} of the image area, where training "
+            "learns nothing: bound it with --ignore-area",
+        )
+    rejects = {c.name: policy.of(c.name)[1] for c in categories}
+    classes = tuple(replace(c, reject=rejects[c.name]) for c in found.classes)
+    return replace(found, policy=policy, classes=classes, ignored_area=share,
+                   warnings=(*found.warnings, *warnings))  # fmt: skip
 
 
 def fit(
@@ -134,15 +190,15 @@ def fit(
         ConfigError: boxes in fewer than five images, or fewer than ten right ones.
     """
     with_boxes = len(np.unique(judged.image))
-    if with_boxes < _FOLDS or judged.right.sum() < _ENOUGH_RIGHT:
+    if with_boxes < _FOLDS or judged.right.sum() < ENOUGH_RIGHT:
         raise ConfigError(
             f"{int(judged.right.sum())} right boxes in {with_boxes} images with boxes are known, "
             "too few to fit a policy on",
             hint="give --truth with more images, or have people answer more of the audit",
         )
-    policy = _policy(judged, categories, wanted, np.ones(judged.images, np.bool_), model_sha256)
+    policy = fit_policy(judged, categories, wanted, np.ones(judged.images, np.bool_), model_sha256)
     held_out, accepted = _cross_validated(judged, categories, wanted)
-    classes = [_class_fit(judged, policy, c, accepted) for c in categories]
+    classes = tuple(_class_fit(judged, policy, c, accepted, wanted) for c in categories)
     weight, true = judged.weight, judged.true_by_image.sum()
     return Fit(
         policy=policy,
@@ -152,9 +208,30 @@ def fit(
         error_after=calibration_error(held_out, judged),
         precision=_share(judged.right, accepted, weight),
         recall=_ratio(weight[accepted & judged.right].sum(), true),
-        classes=tuple(classes),
+        classes=classes,
         source=source,
+        warnings=tuple(_warnings(with_boxes, len(judged.scores), classes, wanted)),
     )
+
+
+def _warnings(images: int, boxes: int, classes: Sequence[ClassFit], wanted: Wanted) -> list[str]:
+    """Thin evidence, and classes that miss the precision asked for."""
+    said = []
+    if images < _ENOUGH_IMAGES:
+        said.append(
+            f"only {images} images with {boxes} boxes: the prior counts for "
+            f"{1 - evidence(boxes):.0%} of the curve over all classes; audit more images"
+        )
+    for c in classes:
+        if not c.boxes:
+            said.append(f"{c.name}: no box was judged; it takes the curve of all classes")
+        elif not c.met:
+            share = "none" if c.precision is None else f"{c.precision:.0%}"
+            said.append(
+                f"{c.name}: {wanted.precision:.0%} right is not reached; of {c.accepted:,} "
+                f"accepted boxes (of {c.boxes:,}) {share} are right"
+            )
+    return said
 
 
 def calibration_error(probabilities: NDArray[np.floating[Any]], judged: JudgedBoxes) -> float:
@@ -171,71 +248,6 @@ def calibration_error(probabilities: NDArray[np.floating[Any]], judged: JudgedBo
     return float(np.abs(said - true).sum() / judged.weight.sum())
 
 
-def _policy(
-    judged: JudgedBoxes,
-    categories: Sequence[Category],
-    wanted: Wanted,
-    images: NDArray[np.bool_],
-    model_sha256: str | None = None,
-) -> Policy:
-    """Curves and thresholds from the boxes of these images."""
-    used = images[judged.image]
-    pooled = _curve(judged, used)
-    accept, reject = _thresholds(judged, used, pooled, wanted)
-    curves, thresholds = {}, {}
-    for category in categories:
-        own = used & (judged.category_ids == category.id)
-        if own.sum() >= _ENOUGH_BOXES and judged.right[own].sum() >= _ENOUGH_RIGHT:
-            curve = _curve(judged, own)
-            curves[category.name] = curve
-            pair = _thresholds(judged, own, curve, wanted)
-            thresholds[category.name] = ClassThresholds(accept=pair[0], reject=pair[1])
-    return Policy(
-        accept=accept,
-        reject=reject,
-        classes=thresholds,
-        calibration=Calibration(all=pooled, classes=curves, iou=IOU),
-        model_sha256=model_sha256,
-    )
-
-
-def _curve(judged: JudgedBoxes, used: NDArray[np.bool_]) -> Curve:
-    from sklearn.isotonic import IsotonicRegression
-
-    edge = 0.5 / used.sum()  # nothing is certain: a probability of 1 would pass any threshold
-    fitted = IsotonicRegression(out_of_bounds="clip", y_min=edge, y_max=1 - edge).fit(
-        judged.scores[used].astype(np.float64), judged.right[used], judged.weight[used]
-    )
-    knots = zip(fitted.X_thresholds_, fitted.y_thresholds_, strict=True)
-    scores, probabilities = zip(*((round(float(s), 6), round(float(p), 8)) for s, p in knots),
-                                strict=True)  # fmt: skip
-    return Curve(scores=scores, probabilities=probabilities)
-
-
-def _thresholds(
-    judged: JudgedBoxes, used: NDArray[np.bool_], curve: Curve, wanted: Wanted
-) -> tuple[float, float]:
-    """(accept, reject) on calibrated probabilities, each between two that occur."""
-    p, right, weight = curve(judged.scores[used]), judged.right[used], judged.weight[used]
-    levels, level_of = np.unique(p, return_inverse=True)
-    n = np.bincount(level_of, weights=weight)
-    good = np.bincount(level_of, weights=weight * right)
-    precision = np.cumsum(good[::-1])[::-1] / np.cumsum(n[::-1])[::-1]
-    boxes = np.cumsum(np.bincount(level_of)[::-1])[::-1]
-    enough = np.flatnonzero((precision >= wanted.precision) & (boxes >= _ENOUGH_RIGHT))
-    accept = _between(levels, int(enough[0])) if len(enough) else 1.0
-    lost = np.cumsum(good) - good  # right boxes below each level
-    kept = np.flatnonzero(lost <= wanted.lost * good.sum())
-    reject = _between(levels, int(kept[-1]))
-    return accept, min(accept, reject)
-
-
-def _between(levels: NDArray[np.float64], at: int) -> float:
-    """Just below a level: rounding may then not move a box across."""
-    below = levels[at - 1] if at else 0.0
-    return round(float(below + levels[at]) / 2, 6)
-
-
 def _cross_validated(
     judged: JudgedBoxes, categories: Sequence[Category], wanted: Wanted
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -246,7 +258,7 @@ def _cross_validated(
     held_out = np.zeros(len(judged.scores))
     accepted = np.zeros(len(judged.scores), np.bool_)
     for fold in range(_FOLDS):
-        policy = _policy(judged, categories, wanted, folds != fold)
+        policy = fit_policy(judged, categories, wanted, folds != fold)
         here = (folds == fold)[judged.image]
         thresholds = policy.thresholds(categories)
         ids = judged.category_ids[here].astype(np.int16)
@@ -256,22 +268,29 @@ def _cross_validated(
 
 
 def _class_fit(
-    judged: JudgedBoxes, policy: Policy, category: Category, accepted: NDArray[np.bool_]
+    judged: JudgedBoxes,
+    policy: Policy,
+    category: Category,
+    accepted: NDArray[np.bool_],
+    wanted: Wanted,
 ) -> ClassFit:
     own = judged.category_ids == category.id
     true = float(judged.true_by_image[:, category.id].sum())
     accept, reject = policy.of(category.name)
     weight = judged.weight
+    precision = _share(judged.right, own & accepted, weight)
     return ClassFit(
         name=category.name,
         boxes=int(own.sum()),
         right=int(judged.right[own].sum()),
         true=true,
-        own=category.name in policy.classes,
+        evidence=evidence(int(own.sum())),
         accept=accept,
         reject=reject,
-        precision=_share(judged.right, own & accepted, weight),
+        accepted=int((own & accepted).sum()),
+        precision=precision,
         recall=_ratio(weight[own & accepted & judged.right].sum(), true),
+        met=precision is not None and precision >= wanted.precision - _SLACK,
     )
 
 

@@ -9,7 +9,9 @@ from rich.text import Text
 
 from pipelines.policy.fit import Fit
 
-_HEADINGS = ("class", "boxes", "right", "accept from", "reject below", "precision", "recall")
+_HEADINGS = (
+    "class", "boxes", "right", "accept from", "reject below", "accepted", "precision", "recall",
+)  # fmt: skip
 
 
 def fit_table(found: Fit, written: str) -> RenderableType:
@@ -19,22 +21,27 @@ def fit_table(found: Fit, written: str) -> RenderableType:
     for heading in _HEADINGS:
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for c in found.classes:
-        mark = "" if c.own else " *"
+        mark = " *" if c.leans else ""
         limits = (f"{c.accept:.3f}{mark}", f"{c.reject:.3f}{mark}")
-        figures = (_percent(c.precision), _percent(c.recall))
+        figures = (f"{c.accepted:,}", _percent(c.precision), _percent(c.recall))
         table.add_row(escape(c.name), f"{c.boxes:,}", f"{c.right:,}", *limits, *figures)
     table.add_section()
     right = sum(c.right for c in found.classes)
-    figures = (_percent(found.precision), _percent(found.recall))
+    accepted = sum(c.accepted for c in found.classes)
+    figures = (f"{accepted:,}", _percent(found.precision), _percent(found.recall))
     table.add_row("all", f"{found.boxes:,}", f"{right:,}", "", "", *figures, style="bold")
     lines = [
-        "thresholds are probabilities; precision and recall of accepted boxes are cross-validated",
+        "thresholds are probabilities; accepted, precision and recall are cross-validated",
         f"calibration error: {found.error_before:.3f} of raw scores, {found.error_after:.3f} after",
         f"policy: {written}",
     ]
-    if not all(c.own for c in found.classes):
-        lines.insert(0, "* too few boxes for thresholds of its own: those of all classes")
-    return Group(table, *(Text(line) for line in lines))
+    if found.ignored_area is not None:
+        share = f"between the thresholds lies {_percent(found.ignored_area)} of the image area"
+        lines.insert(2, f"{share}: neither label nor background")
+    if any(c.leans for c in found.classes):
+        lines.insert(0, "* few boxes: leans on the curve of all classes")
+    warnings = (Text(f"note: {warning}", style="yellow") for warning in found.warnings)
+    return Group(table, *(Text(line) for line in lines), *warnings)
 
 
 def _percent(value: float | None) -> str:

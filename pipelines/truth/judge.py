@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.truth.bulk import accepted_in_bulk
 from pipelines.truth.coco_truth import (
     is_ignore_class,
     join_rows,
@@ -139,15 +140,19 @@ def truth_images(
                 yield within(row), _true_of(truth, number, ids, row)
 
 
-def answered_images(manifest: Manifest) -> Iterator[tuple[AnnotationRow, TrueBoxes, float]]:
+def answered_images(
+    manifest: Manifest, *, count_bulk: bool = False
+) -> Iterator[tuple[AnnotationRow, TrueBoxes, float]]:
     """Live rows of the audit that somebody answered: what they left, and one over the inclusion.
 
-    The audit draws images by name: the same pixels under a name that was not drawn are no sample.
+    Predictions that were accepted in bulk are no answers unless ``count_bulk``. The audit draws
+    images by name: the same pixels under a name that was not drawn are no sample.
 
     Raises:
         ReviewError: an answer names a class that the run lacks.
     """
-    book = settle(standing(read_answers(manifest.store)))
+    answers = standing(read_answers(manifest.store))
+    book = settle(a for a in answers if count_bulk or not accepted_in_bulk(a))
     weights = {
         (entry.item.image_id, sha256): 1 / max(entry.item.inclusion, 1e-9)
         for sha256, entries in queue_entries([manifest]).items()

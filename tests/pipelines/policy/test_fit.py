@@ -12,7 +12,9 @@ import pytest
 
 from pipelines.cli.main import main
 from pipelines.policy.choose import choose_policy
-from pipelines.policy.fit import Wanted, fit, fit_run
+from pipelines.policy.curves import Wanted
+from pipelines.policy.fit import fit, fit_run
+from pipelines.policy.ignore_band import JudgedImage, bound_band, ignored_share
 from pipelines.policy.policy import Decision, Policy
 from pipelines.routing.route import route_run
 from pipelines.truth.judge import JudgedBoxes, TrueBoxes, answered_images, judge
@@ -45,7 +47,8 @@ def judged(n: int, seed: int = 0, images: int = 200) -> JudgedBoxes:
 
 def test_probabilities_are_the_share_that_is_right() -> None:
     found = fit(judged(8000), CATEGORIES, Wanted())
-    assert found.error_after < 0.02 < 0.1 < found.error_before
+    # 270 boxes a bin are off by 0.02 by chance alone.
+    assert found.error_after < 0.025 < 0.1 < found.error_before
     fresh = judged(8000, seed=1)
     thresholds = found.policy.thresholds(CATEGORIES)
     p = thresholds.probability(fresh.scores, fresh.category_ids.astype(np.int16))
@@ -69,20 +72,100 @@ def test_thresholds_keep_what_they_promise_on_boxes_never_seen(precision: float)
     assert found.precision == pytest.approx(precision, abs=0.03)
 
 
-def test_thresholds_and_classes_too_rare_for_a_curve() -> None:
-    found = fit(judged(2000), CATEGORIES, Wanted())
-    assert [c.own for c in found.classes] == [True, True, False]
-    assert "Platelets" not in found.policy.classes
-    rbc, wbc = found.policy.of("RBC"), found.policy.of("WBC")
-    assert all(0 <= reject <= accept <= 1 for accept, reject in (rbc, wbc))
-    # What nothing reaches accepts nothing.
-    wrong = judged(2000)
-    hopeless = fit(
-        JudgedBoxes(wrong.images, wrong.scores, wrong.category_ids, wrong.image,
-                    wrong.right & (np.arange(2000) % 3 == 0), wrong.weight, wrong.true_by_image),
-        CATEGORIES, Wanted(precision=0.999),
+def only(source: JudgedBoxes, kept: np.ndarray, right: np.ndarray | None = None) -> JudgedBoxes:
+    """Some of the boxes (bool [N]), or all of them with another verdict."""
+    return JudgedBoxes(
+        source.images, source.scores[kept], source.category_ids[kept], source.image[kept],
+        (source.right if right is None else right)[kept], source.weight[kept],
+        source.true_by_image,
     )  # fmt: skip
-    assert hopeless.precision is None
+
+
+def test_a_class_leans_on_the_others_by_how_little_is_known_of_it() -> None:
+    everything = judged(4000)
+    ids = everything.category_ids
+    alone = fit(only(everything, ids == 0), CATEGORIES, Wanted()).policy
+    seen = {}
+    for n in (0, 3, 30, 300):
+        some = (ids == 0) | ((ids == 1) & (np.cumsum(ids == 1) <= n))
+        found = fit(only(everything, some), CATEGORIES, Wanted())
+        curve = found.policy.thresholds(CATEGORIES)
+        at = curve.probability(np.array([0.3], np.float32), np.array([1], np.int16))[0]
+        seen[n] = float(at)
+        wbc = found.classes[1]
+        assert (wbc.boxes, wbc.leans) == (n, n < 10)
+    assert alone.calibration is not None
+    pooled = float(alone.calibration.all(np.array([0.3]))[0])  # 0.09 of such boxes are right
+    assert seen[0] == pytest.approx(pooled, abs=0.03)
+    assert seen[0] < seen[3] < seen[300]
+    assert abs(seen[3] - pooled) < abs(seen[300] - pooled)
+    assert seen[300] == pytest.approx(0.3**0.5, abs=0.12)  # as the class really is
+
+
+def test_a_class_that_misses_the_precision_is_accepted_where_it_comes_closest() -> None:
+    source = judged(2000)
+    coin = np.random.default_rng(5).random(2000) < 0.6 * source.scores  # at best 6 in 10 are right
+    right = np.where(source.category_ids == 0, coin, source.right)
+    found = fit(only(source, np.ones(2000, np.bool_), right), CATEGORIES, Wanted(precision=0.9))
+    rbc, wbc, platelets = found.classes
+    assert rbc.accepted >= 10
+    assert rbc.precision == pytest.approx(0.55, abs=0.1)
+    assert not rbc.met
+    assert wbc.met
+    assert wbc.precision == pytest.approx(0.9, abs=0.03)
+    decided = found.policy.thresholds(CATEGORIES).decide(
+        np.array([0.98, 0.98, 0.98], np.float32), np.array([0, 1, 2], np.int16)
+    )
+    assert (decided == Decision.ACCEPT).all()  # no class is silenced
+    assert any("RBC: 90% right is not reached" in warning for warning in found.warnings)
+    assert any("Platelets: no box was judged" in warning for warning in found.warnings)
+    assert not any("WBC" in warning for warning in found.warnings)
+    assert not platelets.met
+
+
+def test_thin_evidence_is_drawn_to_the_prior_and_said() -> None:
+    few = fit(judged(30, images=8), CATEGORIES, Wanted())
+    assert any("only 8 images with 30 boxes" in warning for warning in few.warnings)
+    many = fit(judged(4000), CATEGORIES, Wanted())
+    assert not any("only" in warning for warning in many.warnings)
+    # Without a single wrong box among 30, a faint score is still no certainty.
+    source = judged(30, images=8)
+    flawless = fit(only(source, np.ones(30, np.bool_), np.ones(30, np.bool_)), CATEGORIES, Wanted())
+    assert flawless.policy.calibration is not None
+    assert flawless.policy.calibration.all(np.array([0.05]))[0] < 0.9
+
+
+def test_the_ignore_band_is_measured_and_bounded(tmp_path: Path) -> None:
+    manifest, true = some_run(None)
+    truth = read_truth(coco(tmp_path, true))
+    categories = manifest.record.identity.categories
+    wide = Policy(accept=0.99, reject=0.05)
+    half = JudgedImage(boxes([[0, 0, 50, 100]], [0.5], [0]), 100, 100, 3.0)
+    twice = JudgedImage(boxes([[0, 0, 50, 50], [0, 0, 50, 50]], [0.5, 0.3], [0, 0]), 100, 100, 1.0)
+    assert ignored_share([half, twice], wide, categories) == pytest.approx((3 * 0.5 + 0.25) / 4)
+    tight = bound_band(wide, [half, twice], categories, 0.4)
+    assert ignored_share([half, twice], tight, categories) <= 0.4
+    assert tight.accept == wide.accept
+    free = fit_run(manifest, truth, Wanted(precision=1.0, lost=0.0))
+    assert free.ignored_area is not None
+    bound = fit_run(manifest, truth, Wanted(precision=1.0, lost=0.0), ignore_area=0.0)
+    assert bound.ignored_area == 0.0
+    assert [c.accept for c in bound.classes] == [c.accept for c in free.classes]
+
+
+def test_predictions_accepted_in_bulk_are_no_audit_answers_unless_said() -> None:
+    manifest, true = some_run(None)
+    route_run(manifest, budget="40 images", policy=Policy(), invocation="one", audit=1.0)
+    items = list(read_queue(manifest.store))
+    given = [answer(i, true[i.image_id], "RBC") for i in items]
+    append_answers(manifest.store, [replace(a, lead_time_s=None) for a in given[:30]])
+    append_answers(manifest.store, given[30:])
+    assert len(list(answered_images(manifest))) == 10
+    found = fit_run(manifest, None)
+    assert found.images == 10
+    assert any("30 images were accepted in bulk" in warning for warning in found.warnings)
+    counted = fit_run(manifest, None, count_bulk=True)
+    assert counted.images == 40
 
 
 def test_too_little_is_refused() -> None:
@@ -211,6 +294,14 @@ def test_the_command_leaves_a_policy_that_decide_and_route_take_up(
     assert policy.calibration is not None
     manifest = Manifest.open(str(run))
     assert choose_policy(manifest, None, None, None) == policy
+    said = call("decide", str(run), "--accept", "0.7")
+    assert "0.7 is a probability of being right" in " ".join(said.split())
+    plain = tmp_path / "plain.yaml"
+    plain.write_text("{accept: 0.8}")
+    told = json.loads(call("decide", str(run), "--accept", "0.7", "--json").splitlines()[-1])
+    assert told["thresholds_on"] == "probability"
+    said = call("decide", str(run), "--accept", "0.7", "--policy", str(plain))
+    assert "0.7 is a raw score" in " ".join(said.split())
     by_hand = choose_policy(manifest, None, 0.99, None)
     assert by_hand.of("RBC")[0] == 0.99  # for every class, fitted ones too
     assert by_hand.of("RBC")[1] == policy.of("RBC")[1]
