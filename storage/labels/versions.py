@@ -4,6 +4,7 @@
     labels/v0001/part-000000.parquet   rows, one an image, in listing order
     labels/v0001/policy.yaml           the policy that judged the model's boxes
     labels/v0001/answered.jsonl        what the answers say about the model's labels, per image
+    labels/v0001/alternatives.jsonl    boxes that yielded to a likelier box of the same object
     labels/v0001/lineage.json          written last: the version exists when this does
     labels/latest.json                 pointer to the newest version, moved by conditional replace
 
@@ -97,7 +98,8 @@ class LabelVersion:
         settling: how several answers to one image were settled, ``latest`` or ``agreement``.
         answers: answer parts that were read, by run URL.
         counts: images by source, labels, ignored and rejected boxes, images left out by status,
-            answers by what became of them.
+            answers by what became of them. Of the rejected boxes, ``rejected_outside`` have no
+            area in their image and ``rejected_alternative`` yielded to a box of the same object.
         parts: its Parquet objects in order.
     """
 
