@@ -24,7 +24,7 @@ from pipelines.evaluation.intervals import (
     share_estimate,
 )
 from pipelines.truth.compared import AnsweredImage, from_jsonl
-from storage.labels.versions import read_version
+from storage.labels.versions import read_version, read_version_file
 from storage.review.queue import queue_parts, read_head
 from storage.runs.manifest import Manifest
 
@@ -101,7 +101,7 @@ def audit_report(manifest: Manifest, version: str | None = None) -> AuditReport:
         ConfigError: there is no such version.
     """
     lineage = read_version(manifest.store, version)
-    lines = from_jsonl(manifest.store.get(f"{lineage.prefix}answered.jsonl"))
+    lines = from_jsonl(read_version_file(manifest.store, lineage, "answered.jsonl"))
     sizes = {
         stratum.name: stratum.images
         for key in queue_parts(manifest.store)

@@ -72,12 +72,16 @@ def _check_output(output: ObjectStore) -> None:
 
 
 def refresh_listing(
-    run: OpenRun, config: RunConfig, found: Callable[[Shard], None] = lambda shard: None
+    run: OpenRun,
+    config: RunConfig,
+    found: Callable[[Shard], None] = lambda shard: None,
+    guard: Callable[[], None] = lambda: None,
 ) -> tuple[Listing, ListingChange]:
     """List the source again and append what is new, changed or gone.
 
     Args:
         found: told of every new shard, while the listing goes on.
+        guard: called before the listing is committed; raises when the run's lock was lost.
     """
     listing = Listing(run.manifest.store)
 
@@ -86,7 +90,7 @@ def refresh_listing(
             found(shard)
             yield shard
 
-    return listing, listing.refresh(listed_objects(config), group)
+    return listing, listing.refresh(listed_objects(config), group, guard)
 
 
 def _made_ready(config: RunConfig, model: ModelSpec, note: Callable[[str], None]) -> ModelSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -39,6 +39,8 @@ from workers.actors.pool import LabelPool, PoolSize
 from workers.spec import LabellerOptions, WorkerSpec
 
 log = logging.getLogger("labelfleet")
+
+STALL_S = 900.0  # a turn of the loop takes a fraction of a second; with storage down, minutes
 
 
 def label_run(
@@ -76,7 +78,8 @@ def label_run(
         nodes = cluster_nodes()
         cuda = wants_gpu(config.workers, nodes)
         run = open_run(config, cuda=cuda, note=caller.watcher.note)
-        tally, outcome = label_what_is_left(config, run, nodes, limit, Side(caller, lock.check))
+        side = Side(caller, lock.check, partial(lock.needing_progress, STALL_S))
+        tally, outcome = label_what_is_left(config, run, nodes, limit, side)
         # From here on no GPU is held.
         release_quarantine(run.manifest)
         routed = review.route(run.manifest, tally.shards)
@@ -89,10 +92,17 @@ def label_run(
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What the loop gets from outside: its caller, and the check that the lock is still held."""
+    """What the loop gets from outside: its caller, and the lock.
+
+    Attributes:
+        guard: raises when the lock is not held any more; called every turn of the loop.
+        turning: entered while the loop turns; the lock is then renewed only while ``guard`` is
+            called, so that a loop that hangs gives the run to the next one.
+    """
 
     caller: Caller
     guard: Callable[[], None]
+    turning: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def label_what_is_left(
@@ -116,13 +126,14 @@ def label_what_is_left(
                 actors.resize(min(sizing.count, shards))
                 actors.start()
 
-        work = find_work(run, config, limit, found)
+        work = find_work(run, config, limit, found, side.guard)
         if not work.total:
             return Tally(), "done"
         found(work.total)
         actors, sizing = pool()
         actors.resize(min(sizing.count, work.total))
-        return drive(config, run, actors, sizing, work, side)
+        with side.turning():
+            return drive(config, run, actors, sizing, work, side)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ def find_work(
     config: RunConfig,
     limit: int | None,
     found: Callable[[int], None] = lambda shards: None,
+    guard: Callable[[], None] = lambda: None,
 ) -> Work:
     """List the source again; live shards minus committed ones, quarantined ones last.
 
@@ -38,6 +39,7 @@ def find_work(
         found: told how many shards are left by what is known: of earlier listings at first, then
             more and more, while the listing goes on. Not where ``max_cost`` is set: workers that
             wait for a listing are paid for, and it could not count them.
+        guard: called before the listing is committed; raises when the run's lock was lost.
     """
     early = config.max_cost is None
     committed = run.manifest.committed()
@@ -53,7 +55,7 @@ def find_work(
         if early and 0 < left <= at_most:
             found(left)
 
-    listing, change = refresh_listing(run, config, another)
+    listing, change = refresh_listing(run, config, another, guard)
     log.info("listing %d: %d new shards", change.generation, change.shards_added)
     held_back = frozenset(run.manifest.quarantined_ids())
     left = sum(shard_id not in committed for shard_id in listing.live_ids())

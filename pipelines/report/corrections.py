@@ -15,14 +15,13 @@ import supervision as sv
 from numpy.typing import NDArray
 
 from pipelines.display.palette import PALETTE
-from pipelines.policy.box_batch import box_batch
-from pipelines.policy.policy import Policy
+from pipelines.policy.policy import Decision, Policy
 from pipelines.routing.audit_draw import random_key
 from pipelines.truth.compared import from_jsonl
 from pipelines.truth.matching import pair
 from pipelines.truth.settle import Settled, Settling, settle
 from storage.errors import LabelfleetError, StorageError
-from storage.labels.versions import LabelVersion
+from storage.labels.versions import LabelVersion, read_version_file
 from storage.objects.protocols import ObjectStore
 from storage.records import AnnotationRow
 from storage.review.answers import read_answers, standing
@@ -110,39 +109,39 @@ def choose(found: Sequence[Correction], n: int) -> list[Correction]:
 
 def corrections(manifest: Manifest, lineage: LabelVersion) -> list[Correction]:
     """Corrections of images that the version's answers changed, images in a random order."""
-    raw = manifest.store.get(f"{lineage.prefix}answered.jsonl")
+    raw = read_version_file(manifest.store, lineage, "answered.jsonl")
     wrong = {line.image_id for line in from_jsonl(raw) if line.state == "answered" and line.errors}
     order = sorted(wrong, key=lambda image_id: random_key(0, image_id))[:_DEAR]
     settling: Settling = "agreement" if lineage.settling == "agreement" else "latest"
     parts = lineage.answers.get(manifest.url, [])
     book = settle(standing(read_answers(manifest.store, parts)), settling)
     policy = Policy.from_yaml(
-        manifest.store.get(f"{lineage.prefix}policy.yaml"), where=f"{lineage.version}/policy.yaml"
+        read_version_file(manifest.store, lineage, "policy.yaml"),
+        where=f"{lineage.version}/policy.yaml",
     )
     thresholds = policy.thresholds(lineage.categories)
     names = [c.name for c in lineage.categories]
     found = []
-    for row, table in _rows(manifest, set(order)):
+    for row in _rows(manifest, set(order)):
         settled = book.settled.get(row.sha256)
         if settled is not None and row.status == "ok":
-            batch = box_batch(table, thresholds)
+            d = row.detections
+            accepted = thresholds.decide(d.scores, d.category_ids) == Decision.ACCEPT
             before = Labels(
-                batch.boxes[batch.accepted].astype(np.float64),
-                batch.category_ids[batch.accepted].astype(np.int64),
+                d.boxes[accepted].astype(np.float64), d.category_ids[accepted].astype(np.int64)
             )
             found += list(_of_image(row, before, settled, names))
     place = {image_id: i for i, image_id in enumerate(order)}
     return sorted(found, key=lambda c: place[c.row.image_id])
 
 
-def _rows(manifest: Manifest, image_ids: set[str]) -> Iterator[tuple[AnnotationRow, pa.Table]]:
-    """Rows of queued images, each also as a table; only shards that have some are read."""
+def _rows(manifest: Manifest, image_ids: set[str]) -> Iterator[AnnotationRow]:
+    """Rows of queued images: only shards that have some are read."""
     queue = read_queue(manifest.store, hidden=True)
     shards = {item.shard_id for item in queue if item.image_id in image_ids}
     wanted = pa.array(sorted(image_ids), pa.string())
     for _, table in live_tables(manifest, only=shards):
-        chosen = table.filter(pc.is_in(table.column("image_id"), wanted))
-        yield from ((row, chosen.slice(i, 1)) for i, row in enumerate(table_to_rows(chosen)))
+        yield from table_to_rows(table.filter(pc.is_in(table.column("image_id"), wanted)))
 
 
 def _of_image(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,11 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from storage.labels.versions import LABEL_SCHEMA, LABELS, PartFile, part_metadata
 from storage.objects.protocols import SupportsCreate
+from storage.parquet.files import SealedWriter
 from storage.records import Xyxy
 
 ROWS_PER_PART = 100_000
@@ -112,10 +113,10 @@ class LabelWriter:
         rows_per_part: int = ROWS_PER_PART,
     ) -> None:
         self._store, self._version = store, version
-        self._schema = LABEL_SCHEMA.with_metadata(part_metadata({"version": version, **header}))
+        self._header = part_metadata({"version": version, **header})
         self._rows_per_part = rows_per_part
         self._folder = tempfile.TemporaryDirectory(prefix="labelfleet-")
-        self._writer: pq.ParquetWriter | None = None
+        self._writer: SealedWriter | None = None
         self._rows = 0
         self._parts: list[PartFile] = []
 
@@ -129,7 +130,7 @@ class LabelWriter:
         trace: TracebackType | None,
     ) -> None:
         if self._writer is not None:
-            self._writer.close()
+            self._writer.abandon()
         self._folder.cleanup()
 
     def write(self, table: pa.Table) -> None:
@@ -137,28 +138,30 @@ class LabelWriter:
         if not table.num_rows:
             return
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._spool, self._schema, compression="zstd")
-        self._writer.write_table(table.cast(self._schema))
+            self._writer = SealedWriter(self._spool, LABEL_SCHEMA)
+        self._writer.write(table.cast(LABEL_SCHEMA))
         self._rows += table.num_rows
         if self._rows >= self._rows_per_part:
-            self._ship()
+            self._ship(self._writer)
 
     def close(self) -> tuple[PartFile, ...]:
         """Ship what is left. A version without rows has one empty part, so that it has a schema."""
         if self._rows == 0 and not self._parts:
-            self._writer = pq.ParquetWriter(self._spool, self._schema, compression="zstd")
+            self._writer = SealedWriter(self._spool, LABEL_SCHEMA)
         if self._writer is not None:
-            self._ship()
+            self._ship(self._writer)
         return tuple(self._parts)
 
     @property
     def _spool(self) -> Path:
         return Path(self._folder.name) / "part.parquet"
 
-    def _ship(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+    def _ship(self, writer: SealedWriter) -> None:
         key = f"{LABELS}{self._version}/part-{len(self._parts):06d}.parquet"
+        self._writer = None
+        writer.finish({"key": key, **self._header})
         self._store.create(key, self._spool)
-        self._parts.append(PartFile(key, self._rows))
-        self._writer, self._rows = None, 0
+        with self._spool.open("rb") as body:
+            digest = hashlib.file_digest(body, "sha256").hexdigest()
+        self._parts.append(PartFile(key, self._rows, digest))
+        self._rows = 0

@@ -4,7 +4,6 @@
     labels/v0001/part-000000.parquet   rows, one an image, in listing order
     labels/v0001/policy.yaml           the policy that judged the model's boxes
     labels/v0001/answered.jsonl        what the answers say about the model's labels, per image
-    labels/v0001/alternatives.jsonl    boxes that yielded to a likelier box of the same object
     labels/v0001/lineage.json          written last: the version exists when this does
     labels/latest.json                 pointer to the newest version, moved by conditional replace
 
@@ -14,15 +13,14 @@ background. Boxes are xyxy in pixels of the upright image.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from storage.errors import (
     AlreadyExists,
@@ -31,6 +29,7 @@ from storage.errors import (
     ObjectNotFound,
     StorageError,
 )
+from storage.objects.json_records import json_record, parse_record, read_record
 from storage.objects.protocols import (
     SupportsCreate,
     SupportsGet,
@@ -38,12 +37,13 @@ from storage.objects.protocols import (
     SupportsList,
     SupportsReplace,
 )
-from storage.parquet.files import METADATA_KEY
+from storage.parquet.files import metadata_of, opened
 from storage.records import Category
 
 LABELS = "labels/"
 LATEST = "labels/latest.json"
 VERSION = 1
+_ANOTHER = "`labelfleet decide` makes a new version; restore this one from a backup"
 
 LABEL_TYPE = pa.struct(
     [
@@ -78,10 +78,11 @@ LABEL_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class PartFile:
-    """One Parquet object of a version."""
+    """One Parquet object of a version; ``sha256`` is of its bytes, '' in older versions."""
 
     key: str
     rows: int
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +99,9 @@ class LabelVersion:
         settling: how several answers to one image were settled, ``latest`` or ``agreement``.
         answers: answer parts that were read, by run URL.
         counts: images by source, labels, ignored and rejected boxes, images left out by status,
-            answers by what became of them. Of the rejected boxes, ``rejected_outside`` have no
-            area in their image and ``rejected_alternative`` yielded to a box of the same object.
+            answers by what became of them.
         parts: its Parquet objects in order.
+        files: sha256 of its other objects by name; empty in versions of an older labelfleet.
     """
 
     version: str
@@ -113,6 +114,7 @@ class LabelVersion:
     answers: dict[str, list[str]]
     counts: dict[str, int]
     parts: tuple[PartFile, ...] = field(default_factory=tuple)
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:
@@ -121,19 +123,16 @@ class LabelVersion:
 
     def to_json(self) -> bytes:
         """lineage.json."""
-        return json.dumps({"schema_version": VERSION, **asdict(self)}, indent=2).encode()
+        return json_record({"schema_version": VERSION, **asdict(self)})
 
     @staticmethod
-    def from_json(raw: bytes) -> LabelVersion:
-        """The inverse of ``to_json``. Raises StorageError when it is damaged."""
-        try:
-            fields = json.loads(raw)
-            fields.pop("schema_version")
-            categories = tuple(Category(**c) for c in fields.pop("categories"))
-            parts = tuple(PartFile(**p) for p in fields.pop("parts"))
-            return LabelVersion(categories=categories, parts=parts, **fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise StorageError(f"a lineage.json cannot be read: {exc}") from exc
+    def from_fields(fields: dict[str, Any]) -> LabelVersion:
+        """From the fields of lineage.json. Raises ValueError: written by a newer labelfleet."""
+        if fields.pop("schema_version") > VERSION:
+            raise ValueError("written by a newer labelfleet")
+        categories = tuple(Category(**c) for c in fields.pop("categories"))
+        parts = tuple(PartFile(**p) for p in fields.pop("parts"))
+        return LabelVersion(categories=categories, parts=parts, **fields)
 
 
 class SupportsVersions(
@@ -153,10 +152,10 @@ def claim_version(store: SupportsVersions, attempt: str) -> str:
         version = f"v{number:04d}"
         key = f"{LABELS}{version}/claim.json"
         try:
-            store.create(key, json.dumps({"attempt": attempt}).encode())
+            store.create(key, json_record({"version": version, "attempt": attempt}))
             return version
         except AlreadyExists:
-            if json.loads(store.get(key)).get("attempt") == attempt:
+            if read_record(store, key).get("attempt") == attempt:
                 return version  # the reply to our own put was lost
             number += 1
 
@@ -167,7 +166,7 @@ def finish_version(store: SupportsVersions, lineage: LabelVersion) -> None:
     try:
         store.create(key, lineage.to_json())
     except AlreadyExists:
-        if LabelVersion.from_json(store.get(key)).attempt != lineage.attempt:
+        if read_record(store, key, LabelVersion.from_fields).attempt != lineage.attempt:
             raise
     _point_latest(store, lineage.version)
 
@@ -194,7 +193,7 @@ def read_version(store: SupportsReadVersions, version: str | None = None) -> Lab
     wanted = version if version not in (None, "latest") else _latest(store)
     if wanted is not None and re.fullmatch(r"v\d+", wanted):
         try:
-            return LabelVersion.from_json(store.get(f"{LABELS}{wanted}/lineage.json"))
+            return read_lineage(store, wanted)
         except ObjectNotFound:
             pass
     there = versions(store)
@@ -204,25 +203,85 @@ def read_version(store: SupportsReadVersions, version: str | None = None) -> Lab
     )
 
 
+def read_lineage(store: SupportsGet, version: str) -> LabelVersion:
+    """lineage.json of a version.
+
+    Raises:
+        ObjectNotFound: there is no such version.
+        StorageError: it is damaged, or that of another version.
+    """
+    key = f"{LABELS}{version}/lineage.json"
+    lineage = read_record(store, key, LabelVersion.from_fields)
+    if lineage.version != version:
+        raise StorageError(f"{key} is that of version {lineage.version}", hint=_ANOTHER)
+    return lineage
+
+
 def read_label_tables(
     store: SupportsGet, lineage: LabelVersion, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """A version's rows as Arrow tables, a row group at a time, in listing order."""
+    """A version's rows as Arrow tables, a row group at a time, in listing order.
+
+    Raises:
+        ObjectNotFound: a part is missing.
+        StorageError: a part is damaged, or not the one that the lineage names.
+    """
     for part in lineage.parts:
-        file = pq.ParquetFile(pa.BufferReader(store.get(part.key)))
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=list(columns) if columns else None)
+        raw = store.get(part.key)
+        if part.sha256 and hashlib.sha256(raw).hexdigest() != part.sha256:
+            raise StorageError(
+                f"{part.key} is not what {lineage.prefix}lineage.json says: its checksum differs",
+                hint=_ANOTHER,
+            )
+        with opened(raw, part.key, hint=_ANOTHER) as file:
+            metadata_of(file, part.key)
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=list(columns) if columns else None)
 
 
-def part_metadata(lineage_so_far: dict[str, Any]) -> dict[bytes, bytes]:
-    """File metadata of a part: the version, the classes and what boxes mean."""
+def write_version_files(
+    store: SupportsCreate, version: str, files: Mapping[str, bytes]
+) -> dict[str, str]:
+    """Create objects of a version beside its parts; returns their sha256 by name."""
+    for name, body in files.items():
+        store.create(f"{LABELS}{version}/{name}", body)
+    return {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
+
+
+def read_version_file(store: SupportsGet, lineage: LabelVersion, name: str) -> bytes:
+    """An object of a version beside its parts: policy.yaml, answered.jsonl.
+
+    Raises:
+        ObjectNotFound: it is missing.
+        StorageError: it is not the one that the lineage names.
+    """
+    key = f"{lineage.prefix}{name}"
+    raw = store.get(key)
+    wanted = lineage.files.get(name)
+    if wanted is not None and hashlib.sha256(raw).hexdigest() != wanted:
+        raise StorageError(
+            f"{key} is not what {lineage.prefix}lineage.json says: its checksum differs",
+            hint=_ANOTHER,
+        )
+    return raw
+
+
+def part_metadata(lineage_so_far: dict[str, Any]) -> dict[str, Any]:
+    """The JSON in a part's footer: the version, the classes and what boxes mean."""
     header = {"schema_version": VERSION, "box": "xyxy, pixels of the upright image"}
-    return {METADATA_KEY: json.dumps({**header, **lineage_so_far}).encode()}
+    return {**header, **lineage_so_far}
 
 
 def _claimed(store: SupportsList) -> set[str]:
     names = (o.key.removeprefix(LABELS).split("/", 1)[0] for o in store.list(f"{LABELS}v"))
     return {name for name in names if re.fullmatch(r"v\d+", name)}
+
+
+def _version_in(fields: dict[str, Any]) -> str:
+    version = fields["version"]
+    if not re.fullmatch(r"v\d+", version):
+        raise ValueError(f"no version {version!r:.40}")
+    return str(version)
 
 
 def _number(version: str) -> int:
@@ -231,14 +290,14 @@ def _number(version: str) -> int:
 
 def _latest(store: SupportsReadVersions) -> str | None:
     try:
-        return str(json.loads(store.get(LATEST))["version"])
+        return read_record(store, LATEST, _version_in)
     except ObjectNotFound:
         # A writer that died between its lineage and the pointer leaves this to the listing.
         return next(reversed(versions(store)), None)
 
 
 def _point_latest(store: SupportsVersions, version: str) -> None:
-    body = json.dumps({"version": version}).encode()
+    body = json_record({"version": version})
     while True:
         try:
             etag = store.head(LATEST).etag
@@ -249,7 +308,7 @@ def _point_latest(store: SupportsVersions, version: str) -> None:
             except AlreadyExists:
                 continue
         try:
-            there = json.loads(store.get(LATEST, if_match=etag))["version"]
+            there = parse_record(store.get(LATEST, if_match=etag), LATEST, _version_in)
             if _number(there) >= _number(version):
                 return
             store.replace(LATEST, body, if_match=etag)

@@ -1,23 +1,23 @@
 """Append-only Parquet parts: numbered objects below a prefix, each created once, never changed.
 
-Parts are human-sized (a review queue, a day's answers); each carries one JSON in its file metadata
-under the key ``labelfleet``.
+Parts are human-sized (a review queue, a day's answers); each carries one JSON in its footer, which
+says among other things under which key the part was written.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from storage.errors import AlreadyExists, StorageError
+from storage.errors import AlreadyExists
 from storage.objects.protocols import SupportsCreate, SupportsGet, SupportsList
-from storage.parquet.errors import reading_parquet
-from storage.parquet.files import METADATA_KEY
+from storage.parquet.files import SealedWriter, metadata_of, opened
 
+T = TypeVar("T")
 _DIGITS = 6
 
 
@@ -37,19 +37,21 @@ def part_keys(store: SupportsList, prefix: str) -> list[str]:
 
 
 def part_bytes(table: pa.Table, header: dict[str, Any]) -> bytes:
-    """A table as a Parquet file with ``header`` as its metadata JSON."""
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, compression="zstd") as parquet:
-        parquet.write_table(table)
-        parquet.add_key_value_metadata({METADATA_KEY: json.dumps(header)})
-    raw: bytes = sink.getvalue().to_pybytes()
-    return raw
+    """A table as a Parquet file with ``header`` as its footer's JSON."""
+    with tempfile.TemporaryDirectory(prefix="labelfleet-") as folder:
+        path = Path(folder) / "part.parquet"
+        writer = SealedWriter(path, table.schema)
+        writer.write(table)
+        writer.finish(header)
+        return path.read_bytes()
 
 
-def create_part(store: SupportsCreate, prefix: str, number: int, body: bytes) -> str:
-    """Create part ``number`` and return its key. Raises AlreadyExists when somebody else has."""
+def create_part(
+    store: SupportsCreate, prefix: str, number: int, table: pa.Table, header: dict[str, Any]
+) -> str:
+    """Create part ``number`` and return its key. Raises AlreadyExists: another writer has."""
     key = part_key(prefix, number)
-    store.create(key, body)
+    store.create(key, part_bytes(table, {"key": key, **header}))
     return key
 
 
@@ -66,47 +68,43 @@ def append_part(store: SupportsAppend, prefix: str, table: pa.Table, header: dic
 
     A reply lost on the way makes our own part look like a rival's: the bytes tell.
     """
-    body = part_bytes(table, header)
     keys = part_keys(store, prefix)
     number = 0 if not keys else int(keys[-1].removeprefix(prefix).removesuffix(".parquet")) + 1
     while True:
+        key = part_key(prefix, number)
+        body = part_bytes(table, {"key": key, **header})
         try:
-            return create_part(store, prefix, number, body)
+            store.create(key, body)
+            return key
         except AlreadyExists:
-            if store.get(part_key(prefix, number)) == body:
-                return part_key(prefix, number)
+            if store.get(key) == body:
+                return key
             number += 1
 
 
 def read_header(store: SupportsGet, key: str) -> dict[str, Any]:
-    """The metadata JSON of one part. Raises StorageError when it is not one of ours."""
-    raw = store.get(key)
-    with reading_parquet(key):
-        metadata = pq.ParquetFile(pa.BufferReader(raw)).metadata.metadata or {}
-    if METADATA_KEY not in metadata:
-        raise StorageError(
-            f"{key} is a Parquet file, but not one that labelfleet wrote",
-            hint="something else put it there; move it away",
-        )
-    with reading_parquet(key):
-        header: dict[str, Any] = json.loads(metadata[METADATA_KEY])
-    return header
+    """The footer's JSON of one part. Raises StorageError when it is not one of ours."""
+    with opened(store.get(key), key) as file:
+        return metadata_of(file, key)
 
 
 def read_parts(
-    store: SupportsGet, keys: Sequence[str], schema: pa.Schema
-) -> Iterator[dict[str, Any]]:
-    """Rows of the parts as dicts, in order, a row group at a time.
+    store: SupportsGet,
+    keys: Sequence[str],
+    schema: pa.Schema,
+    make: Callable[[dict[str, Any]], T],
+) -> Iterator[T]:
+    """What ``make`` makes of the parts' rows, in order, a row group at a time.
 
     Nullable columns that a part of an older version lacks are null.
     """
     for key in keys:
-        raw = store.get(key)
-        with reading_parquet(key):
-            file = pq.ParquetFile(pa.BufferReader(raw))
+        with opened(store.get(key), key) as file:
+            metadata_of(file, key)
             for group in range(file.num_row_groups):
                 table = with_missing_columns(file.read_row_group(group), schema)
-                yield from table.select(schema.names).cast(schema).to_pylist()
+                for row in table.select(schema.names).cast(schema).to_pylist():
+                    yield make(row)
 
 
 def with_missing_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:

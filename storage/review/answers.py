@@ -145,12 +145,17 @@ def read_answers(store: SupportsParts, keys: Sequence[str] | None = None) -> Ite
 
     For what counts now, see ``standing``.
     """
-    for row in read_parts(store, answer_parts(store) if keys is None else keys, ANSWER_SCHEMA):
-        boxes = tuple(ReviewedBox(**_with_tuple(box)) for box in row.pop("boxes"))
-        deleted = tuple(DeletedBox(**_with_tuple(box)) for box in row.pop("deleted"))
-        unusable = tuple(row.pop("unusable") or ())
-        added: dict[str, Any] = {name: row.pop(name) or "" for name in ("withdrawn", "project")}
-        yield Answer(**row, **added, boxes=boxes, deleted=deleted, unusable=unusable)
+    parts = answer_parts(store) if keys is None else keys
+    yield from read_parts(store, parts, ANSWER_SCHEMA, _answer)
+
+
+def _answer(row: dict[str, Any]) -> Answer:
+    boxes = tuple(ReviewedBox(**_with_tuple(box)) for box in row["boxes"])
+    deleted = tuple(DeletedBox(**_with_tuple(box)) for box in row["deleted"])
+    unusable = tuple(row["unusable"] or ())
+    added = {name: row[name] or "" for name in ("withdrawn", "project")}
+    fields = {**row, **added, "boxes": boxes, "deleted": deleted, "unusable": unusable}
+    return Answer(**fields)
 
 
 def latest_versions(records: Iterable[Answer]) -> dict[tuple[str, int, int], Answer]:

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from storage.objects.protocols import SupportsCreate, SupportsGet
-from storage.parquet.errors import reading_parquet
+from storage.parquet.files import opened
 from storage.parquet.parts import part_bytes
 
 FRAMES = "review/frames/"
@@ -32,15 +31,14 @@ def write_frame(store: SupportsCreate, shards: NDArray[np.uint64]) -> str:
     """Write a frame and return its key; nothing refers to it yet."""
     key = f"{FRAMES}{secrets.token_hex(8)}.parquet"
     table = pa.table([pa.array(np.sort(shards), pa.uint64())], schema=_SCHEMA)
-    store.create(key, part_bytes(table, {"shards": len(shards)}))
+    store.create(key, part_bytes(table, {"key": key, "shards": len(shards)}))
     return key
 
 
 def read_frame(store: SupportsGet, key: str) -> NDArray[np.uint64]:
     """The shards of one frame, sorted."""
-    raw = store.get(key)
-    with reading_parquet(key):
-        table = pq.read_table(pa.BufferReader(raw)).cast(_SCHEMA)
+    with opened(store.get(key), key) as file:
+        table = file.read().cast(_SCHEMA)
         shards: NDArray[np.uint64] = table.column("shard").to_numpy()
     return shards
 

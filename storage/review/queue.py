@@ -23,7 +23,6 @@ from storage.parquet.errors import reading_parquet
 from storage.parquet.parts import (
     SupportsParts,
     create_part,
-    part_bytes,
     part_key,
     part_keys,
     read_header,
@@ -171,9 +170,9 @@ def write_queue(
         ReviewError: somebody else routed meanwhile, so these items may be theirs as well.
     """
     table = pa.Table.from_pylist([asdict(item) for item in items], schema=QUEUE_SCHEMA)
-    body = part_bytes(table, {"schema_version": VERSION, "queue": asdict(head)})
+    header = {"schema_version": VERSION, "queue": asdict(head)}
     try:
-        return create_part(store, QUEUE, number, body)
+        return create_part(store, QUEUE, number, table, header)
     except AlreadyExists as exc:
         raise ReviewError(
             f"{part_key(QUEUE, number)} was written by another routing in the meantime",
@@ -200,10 +199,14 @@ def read_queue(
         keys: parts to read, or None for all.
         hidden: also those with ``show`` False (for estimates; never push them).
     """
-    for row in read_parts(store, queue_parts(store) if keys is None else keys, QUEUE_SCHEMA):
-        if row["show"] or hidden:
-            reasons = tuple(Reason(**r) for r in row.pop("reasons"))
-            yield ReviewItem(**row, reasons=reasons)
+    parts = queue_parts(store) if keys is None else keys
+    for item in read_parts(store, parts, QUEUE_SCHEMA, _item):
+        if item.show or hidden:
+            yield item
+
+
+def _item(row: dict[str, Any]) -> ReviewItem:
+    return ReviewItem(**{**row, "reasons": tuple(Reason(**r) for r in row["reasons"])})
 
 
 IMAGES = "review/images/"

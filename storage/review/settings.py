@@ -6,11 +6,11 @@ options; ``push``, ``pull`` and ``status`` then need only the run.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from storage.errors import ConfigError, ObjectNotFound
+from storage.errors import ConfigError, ObjectNotFound, StorageError
+from storage.objects.json_records import json_record, read_record
 from storage.objects.protocols import SupportsGet, SupportsPut
 
 SETTINGS_KEY = "review/settings.json"
@@ -38,17 +38,23 @@ class SupportsSettings(SupportsGet, SupportsPut, Protocol):
 def read_settings(store: SupportsGet) -> ReviewSettings | None:
     """The settings, or None where nobody gave any. Raises ConfigError when they are damaged."""
     try:
-        fields = json.loads(store.get(SETTINGS_KEY))
-        return ReviewSettings(**fields)
+        return read_record(store, SETTINGS_KEY, _settings)
     except ObjectNotFound:
         return None
-    except (ValueError, TypeError) as exc:
-        raise ConfigError(
-            f"{SETTINGS_KEY} cannot be read: {exc}", hint="delete it; give --url and --project"
-        ) from exc
+    except StorageError as exc:
+        if type(exc) is not StorageError:
+            raise
+        raise ConfigError(exc.message, hint="delete it; give --url and --project") from exc
+
+
+def _settings(fields: dict[str, Any]) -> ReviewSettings:
+    settings = ReviewSettings(**fields)
+    if not (isinstance(settings.url, str) and isinstance(settings.project, str)):
+        raise TypeError("url and project are texts")
+    return settings
 
 
 def write_settings(store: SupportsSettings, settings: ReviewSettings) -> None:
     """Keep the settings, if they are others than those that are there."""
     if read_settings(store) != settings:
-        store.put(SETTINGS_KEY, json.dumps(asdict(settings), indent=2).encode())
+        store.put(SETTINGS_KEY, json_record(asdict(settings)))

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.errors import StorageError
@@ -63,7 +62,7 @@ def check_object(
     ids: list[str] = []
     shard_ids: set[str] = set()
     try:
-        with opened(pa.BufferReader(raw), key) as file:
+        with opened(raw, key) as file:
             metadata = metadata_of(file, key)
             check.footer = ShardFooter(**metadata["shard"])
             check.problems += _about_identity(identity_of(metadata), run)

@@ -9,8 +9,6 @@ in row groups, so that memory does not grow with the shard.
 
 from __future__ import annotations
 
-import io
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from storage.objects.protocols import SupportsGet, SupportsGetRange
 from storage.parquet.errors import reading_parquet
-from storage.parquet.files import METADATA_KEY, SCHEMA_VERSION, metadata_of, opened
+from storage.parquet.files import SCHEMA_VERSION, SealedWriter, metadata_of, opened, read_metadata
 from storage.records import (
     STATUSES,
     AnnotationRow,
@@ -88,8 +85,7 @@ class RowWriter:
         self._warnings: Counter[str] = Counter()
         self._detections = 0
         self._buffered = 0  # detections in the rows that wait for their row group
-        # Checksums, so that a flipped bit at rest is an error and never a box.
-        self._writer = pq.ParquetWriter(spool, SCHEMA, compression="zstd", write_page_checksum=True)
+        self._writer = SealedWriter(spool, SCHEMA)
 
     def write(self, row: AnnotationRow) -> None:
         """Add one row. Raises InvalidRow (see ``validate_row``)."""
@@ -106,7 +102,7 @@ class RowWriter:
         if self._rows:
             table = rows_to_table(self._rows)
             table.validate(full=True)
-            self._writer.write_table(table)
+            self._writer.write(table)
             self._rows.clear()
             self._buffered = 0
 
@@ -132,59 +128,37 @@ class RowWriter:
             "run": asdict(self._run),
             "shard": asdict(footer),
         }
-        self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(metadata)})
-        self._writer.close()
+        self._writer.finish(metadata)
         return footer
 
     def abandon(self) -> None:
         """Close without a footer; the spool file is not to be used."""
         self._rows.clear()
-        self._writer.close()
-
-
-class _RangedFile(io.RawIOBase):
-    """An object as a seekable file, so that pyarrow fetches a footer without the rest."""
-
-    def __init__(self, store: SupportsGetRange, listed: StoredObject) -> None:
-        super().__init__()
-        self._store, self._listed, self._at = store, listed, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._listed.nbytes}[whence]
-        self._at = base + offset
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = max(0, self._listed.nbytes - self._at)
-        size = left if size is None or size < 0 else min(size, left)
-        chunk = self._store.get_range(self._listed.key, self._at, size) if size else b""
-        self._at += len(chunk)
-        return chunk
+        self._writer.abandon()
 
 
 def read_footer(store: SupportsGetRange, listed: StoredObject) -> ShardFooter:
-    """The footer of one annotation object, by ranged reads of its end only.
+    """The footer of one annotation object, by a ranged read of its end only.
 
     Raises:
         StorageError: not a Parquet file, or not one of ours.
     """
-    ranged = pa.PythonFile(_RangedFile(store, listed), mode="r")
-    with opened(ranged, listed.key) as file:
-        return ShardFooter(**metadata_of(file, listed.key)["shard"])
+    metadata, _ = read_metadata(store, listed)
+    return footer_of(metadata, listed.key)
+
+
+def footer_of(metadata: dict[str, Any], key: str) -> ShardFooter:
+    """The footer in an annotation object's JSON. Raises StorageError: it holds none."""
+    with reading_parquet(key):
+        footer = ShardFooter(**metadata["shard"])
+        if sum(footer.counts.values()) < 0 or footer.detections < 0:
+            raise ValueError("negative counts")
+        return footer
 
 
 def read_identity(store: SupportsGet, key: str) -> RunIdentity:
     """The run identity that an annotation object carries. Raises StorageError: not one of ours."""
-    with opened(pa.BufferReader(store.get(key)), key) as file:
+    with opened(store.get(key), key) as file:
         return identity_of(metadata_of(file, key))
 
 
@@ -204,7 +178,7 @@ def read_tables(
         ObjectNotFound: no such object.
         StorageError: not a Parquet file, or not one of ours.
     """
-    with opened(pa.BufferReader(store.get(key)), key) as file:
+    with opened(store.get(key), key) as file:
         metadata_of(file, key)
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=list(columns) if columns else None)

@@ -9,7 +9,6 @@ S3 PutObject bounds a listing. Parts that no generation names are those of a wri
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections import OrderedDict
@@ -25,7 +24,7 @@ import pyarrow.parquet as pq
 
 from storage.errors import AlreadyExists, StorageError
 from storage.objects.protocols import SupportsCreate, SupportsGet, SupportsList
-from storage.parquet.errors import reading_parquet
+from storage.parquet.files import METADATA_KEY, SealedWriter, metadata_of, opened
 from storage.records import Shard, ShardKind, StoredObject
 
 SOURCE = "source/"
@@ -33,7 +32,6 @@ PARTS = "source/parts/"
 PART_NBYTES = 64 << 20
 _CACHED_NBYTES = 64 << 20
 _GROUP_SHARDS, _GROUP_OBJECTS = 4096, 65_536  # in a row group, about
-_METADATA_KEY = b"labelfleet"
 _NAME = re.compile(rf"{SOURCE}(\d+)\.parquet")
 
 Op = Literal["add", "drop"]
@@ -114,7 +112,7 @@ class GenerationWriter:
         self.count += 1
         if len(self._rows) >= _GROUP_SHARDS or self._objects >= _GROUP_OBJECTS:
             self._flush()
-            if self._sink.tell() >= self._part_nbytes:
+            if self._parquet.nbytes >= self._part_nbytes:
                 self._end_part()
 
     def commit(self) -> str:
@@ -124,8 +122,8 @@ class GenerationWriter:
             AlreadyExists: somebody else has written this generation.
         """
         self._flush()
-        self._close({"parts": self._parts})
         key = generation_key(self._number)
+        self._parquet.finish({"key": key, "parts": self._parts})
         try:
             self._store.create(key, self._spool)
         except AlreadyExists:
@@ -134,19 +132,11 @@ class GenerationWriter:
         return key
 
     def _open(self) -> None:
-        self._sink = pa.OSFile(str(self._spool), "wb")
-        self._parquet = pq.ParquetWriter(
-            self._sink, _SCHEMA, compression="zstd", write_page_checksum=True
-        )
-
-    def _close(self, metadata: dict[str, Any]) -> None:
-        self._parquet.add_key_value_metadata({_METADATA_KEY: json.dumps(metadata)})
-        self._parquet.close()
-        self._sink.close()
+        self._parquet = SealedWriter(self._spool, _SCHEMA)
 
     def _end_part(self) -> None:
-        self._close({})
         key = f"{PARTS}{self._number}-{self._token}-{len(self._parts):05d}.parquet"
+        self._parquet.finish({"key": key})
         with suppress(AlreadyExists):  # the token is ours alone: a lost reply
             self._store.create(key, self._spool)
         self._parts.append(key)
@@ -154,7 +144,7 @@ class GenerationWriter:
 
     def _flush(self) -> None:
         if self._rows:
-            self._parquet.write_table(_table(self._rows))
+            self._parquet.write(_table(self._rows))
             self._rows.clear()
             self._objects = 0
 
@@ -191,8 +181,9 @@ class Generations:
         """The objects of a generation in order, ``key`` itself last."""
         if key not in self._named:
             with self._opened(key) as file:
-                raw = (file.metadata.metadata or {}).get(_METADATA_KEY, b"{}")
-                self._named[key] = [*json.loads(raw).get("parts", ()), key]
+                metadata = file.metadata.metadata or {}
+                said = metadata_of(file, key) if METADATA_KEY in metadata else {}
+                self._named[key] = [*said.get("parts", ()), key]
         return self._named[key]
 
     def ids(self, key: str, op: Op) -> Iterator[str]:
@@ -233,8 +224,8 @@ class Generations:
         if raw is None:
             raw = self._store.get(key)
             self._keep(key, raw)
-        with reading_parquet(f"{self._url}/{key}", hint=NO_LISTING):
-            yield pq.ParquetFile(pa.BufferReader(raw), page_checksum_verification=True)
+        with opened(raw, f"{self._url}/{key}", hint=NO_LISTING) as file:
+            yield file
 
     def _keep(self, key: str, raw: bytes) -> None:
         """A run's start reads the same small listings several times."""

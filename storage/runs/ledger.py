@@ -1,12 +1,17 @@
 """The ledger of one invocation: what the driver saw, in numbered JSON-lines parts.
 
+The last line of a part holds the sha256 of the lines before it; a part that does not match it is
+left out, whole. Parts of older versions end without such a line, and are read line by line.
+
 It is a cache for ``status`` and ``report`` (throughput over time, seconds per stage): the truth is
 the annotation objects, and what the ledger lacks is read from their footers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -78,9 +83,12 @@ class LedgerWriter:
         """Write what is buffered as the next part."""
         if not self._buffer:
             return
-        lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in self._buffer)
+        lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in self._buffer).encode()
+        digest = json.dumps({"sha256": hashlib.sha256(lines).hexdigest()}) + "\n"
         # Overwriting: an invocation has one writer, and a put whose reply was lost is put again.
-        self._store.put(f"{LEDGER}{self._invocation}/{self._part:06d}.jsonl", lines.encode())
+        self._store.put(
+            f"{LEDGER}{self._invocation}/{self._part:06d}.jsonl", lines + digest.encode()
+        )
         self._part += 1
         self._buffer.clear()
 
@@ -111,8 +119,37 @@ def _batches(keys: Iterator[str], size: int) -> Iterator[list[str]]:
 _DAMAGED = (ValueError, TypeError, RecursionError)
 
 
+_SEALED = re.compile(rb'\{"sha256": "([0-9a-f]{64})"\}\n')
+
+
+def part_is_whole(part: bytes) -> bool:
+    """Whether a part is as it was written, as far as it says: older ones carry no digest."""
+    lines, digest = _unsealed(part)
+    if digest is None:
+        return all(_is_entry(line) for line in lines.splitlines())
+    return hashlib.sha256(lines).hexdigest() == digest
+
+
+def _unsealed(part: bytes) -> tuple[bytes, str | None]:
+    at = part.rfind(b"\n", 0, -1) + 1
+    if sealed := _SEALED.fullmatch(part, at):
+        return part[:at], sealed[1].decode()
+    return part, None
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        LedgerEntry(**json.loads(line))
+    except _DAMAGED:
+        return False
+    return True
+
+
 def _entries(part: bytes) -> Iterator[LedgerEntry]:
-    lines = part.splitlines()
+    body, digest = _unsealed(part)
+    if digest is not None and hashlib.sha256(body).hexdigest() != digest:
+        return
+    lines = body.splitlines()
     try:  # all lines in one go take half the time
         yield from [LedgerEntry(**fields) for fields in json.loads(b"[%b]" % b",".join(lines))]
         return

@@ -152,12 +152,15 @@ class Listing:
         self,
         listed: Iterable[StoredObject],
         group: Callable[[Iterable[StoredObject]], Iterator[Shard]],
+        guard: Callable[[], None] = lambda: None,
     ) -> ListingChange:
         """Compare a fresh listing with what is known; write the difference as a new generation.
 
         Args:
             listed: every object to label, ordered by key (UTF-8 bytes).
             group: turns objects, in that order, into shards.
+            guard: called before the generation is committed; raises when it must not be, because
+                the run's lock was lost meanwhile.
 
         Returns:
             What changed; ``generation`` is the last one, new only if something changed.
@@ -170,6 +173,7 @@ class Listing:
             change = self._write_difference(writer, number, listed, group)
             if not writer.count:
                 return change
+            guard()
             self.generations().append(writer.commit())
         self._dropped = None
         return change

@@ -3,14 +3,18 @@
 ``lock.json`` names the owner and carries a counter that the owner raises every third of a lease.
 Clocks are never compared across machines: a taker watches the counter, and takes over only after
 it stood still for a whole lease on the taker's own monotonic clock. An owner whose process is gone
-from this very boot of this very host is taken over at once. The conditional put of the commits
-stays the backstop: even two owners could not double a label. (So it is where a server ignores
-If-Match on PutObject; moto, SeaweedFS and AWS honour it.)
+from this very boot of this very host is taken over at once. A lock that cannot be read (damaged, or
+written by another version) is watched in the same way, by its etag. The conditional put of the
+commits stays the backstop: even two owners could not double a label. (It is the only protection
+where a server ignores If-Match on PutObject; moto, SeaweedFS and AWS honour it.)
+
+Object storage has no conditional delete. So a release first marks the lock as released, by a
+conditional put that succeeds only while it is the owner's, and then deletes it at once; a taker
+that sees the mark waits for the delete.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -19,9 +23,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from storage.errors import (
     AlreadyExists,
@@ -29,8 +33,10 @@ from storage.errors import (
     ObjectChanged,
     ObjectNotFound,
     RunLocked,
+    StorageError,
     StorageUnavailable,
 )
+from storage.objects.json_records import json_record, parse_record
 from storage.objects.protocols import SupportsCreate, SupportsDelete, SupportsGet, SupportsHead
 from storage.objects.protocols import SupportsReplace as Replaces
 
@@ -55,16 +61,23 @@ class Owner:
     started: str
     command: str
     counter: int = 0
+    released: bool = False
 
     def describe(self) -> str:
         """For people."""
         return f"`{self.command}` (pid {self.pid} on {self.host})"
 
-    def is_dead_here(self) -> bool:
-        """Certainly gone: this boot of this host knows no such process."""
+    def alive(self) -> bool | None:
+        """Whether the process lives, as far as this host can tell; None: it cannot.
+
+        Another user's process may be hidden in /proc (hidepid): whether it is the owner or a later
+        one with the same pid is then unknown.
+        """
         if (self.host, self.boot) != (socket.gethostname(), _boot_id()):
-            return False
-        return _started(self.pid) != self.started
+            return None
+        if started := _started(self.pid):
+            return started == self.started
+        return None if _is_hidden(self.pid) else False
 
 
 def _boot_id() -> str:
@@ -86,6 +99,24 @@ def _started(pid: int) -> str:
     return "" if state in "ZX" else fields[18]
 
 
+def _is_hidden(pid: int) -> bool:
+    """Whether a process that /proc does not show us lives all the same."""
+    try:
+        Path(f"/proc/{pid}/stat").read_text()
+        return False  # it is shown: it has ended, its parent has not looked yet
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return True  # another user's, with hidepid=1
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's, with hidepid=2
+    return True
+
+
 class RunLock:
     """A held lock; its heartbeat runs until ``release``."""
 
@@ -99,7 +130,8 @@ class RunLock:
     ) -> None:
         self._store, self._owner, self._etag = store, owner, etag
         self._lease_s, self._clock = lease_s, clock
-        self._renewed_s = clock()
+        self._renewed_s = self._progress_s = clock()
+        self._stall_s: float | None = None
         self._lost: LabelfleetError | None = None
         self._renewing = threading.Lock()
         self._released = threading.Event()
@@ -115,26 +147,50 @@ class RunLock:
             RunLocked: another process took it over.
             StorageUnavailable: it could not be renewed in time.
         """
+        self._progress_s = self._clock()
         if self._overdue():
             self._beat()
         if self._lost is not None:
             raise self._lost
 
+    @contextmanager
+    def needing_progress(self, stall_s: float) -> Iterator[None]:
+        """Renew the lock only while ``check`` is called at least every ``stall_s`` seconds.
+
+        A process that hangs then loses the run to the next one, instead of blocking it for good.
+        """
+        before = self._stall_s
+        self._progress_s, self._stall_s = self._clock(), stall_s
+        try:
+            yield
+        finally:
+            self._stall_s = before
+
     def release(self) -> None:
         """Stop the heartbeat; remove the lock if it still is ours."""
         self._released.set()
         self._thread.join(timeout=self._lease_s)
+        if self._lost is not None or not self._renewing.acquire(timeout=self._lease_s):
+            return  # not ours any more, or a beat that hangs
         try:
-            if self._lost is None and _read(self._store)[0].token == self._owner.token:
+            self._renew(released=True)
+            if not self._overdue():  # else a taker may have stopped waiting for the delete
                 self._store.delete(LOCK_KEY)
-        except ObjectNotFound:
-            pass  # it is gone already
+        except (ObjectNotFound, ObjectChanged):
+            pass  # it is gone already, or another process's
         except LabelfleetError as exc:
             log.warning("the run's lock stays behind, to be taken over later: %s", exc.message)
+        finally:
+            self._renewing.release()
 
     def _heartbeat(self) -> None:
         while not self._released.wait(self._lease_s / 3) and self._lost is None:
-            self._beat()
+            if not self._is_stalled():
+                self._beat()
+
+    def _is_stalled(self) -> bool:
+        limit_s = self._stall_s
+        return limit_s is not None and self._clock() - self._progress_s > limit_s
 
     def _overdue(self) -> bool:
         # A taker may act one lease after our last renewal: stop trusting it before.
@@ -156,17 +212,21 @@ class RunLock:
                         hint="what is committed stays; run the same command to continue",
                     )
 
-    def _renew(self) -> None:
+    def _renew(self, *, released: bool = False) -> None:
         began_s = self._clock()
-        owner = replace(self._owner, counter=self._owner.counter + 1)
+        owner = replace(self._owner, counter=self._owner.counter + 1, released=released)
         try:
             self._etag = self._store.replace(LOCK_KEY, _body(owner), if_match=self._etag)
         except ObjectChanged:
             found, etag = _read(self._store)
-            if found.token != owner.token:
+            if found is None or found.token != owner.token:
                 raise
             # Our own renewal, now or an earlier one, whose reply was lost.
-            self._etag, owner = etag, found
+            self._etag = etag
+            if found.released != released:
+                self._etag = self._store.replace(LOCK_KEY, _body(owner), if_match=etag)
+            else:
+                owner = found
         self._owner, self._renewed_s = owner, began_s
 
 
@@ -215,10 +275,10 @@ def _acquire(
             pass
         try:
             holder, etag = _read(store)
-            if holder.token == owner.token:
+            if holder is not None and holder.token == owner.token:
                 return etag  # our own create, its reply lost
-            if not holder.is_dead_here():
-                _wait_until_abandoned(store, holder, lease_s, sleep, clock)
+            if holder is None or holder.alive() is not False:
+                _wait_until_abandoned(store, holder, etag, lease_s, sleep, clock)
             return store.replace(LOCK_KEY, _body(owner), if_match=etag)
         except ObjectNotFound:
             continue  # released in between
@@ -231,29 +291,43 @@ def _acquire(
 
 def _wait_until_abandoned(
     store: LockStore,
-    holder: Owner,
+    holder: Owner | None,
+    etag: str,
     lease_s: float,
     sleep: Callable[[float], None],
     clock: Callable[[], float],
 ) -> None:
-    if (holder.host, holder.boot) != (socket.gethostname(), _boot_id()):
-        log.warning("is %s alive? waiting up to %.0f s to see", holder.describe(), lease_s)
+    """Return once the lock has stood still for a whole lease.
+
+    Raises:
+        RunLocked: it is held by a process that lives.
+        ObjectNotFound: it was released.
+    """
+    who = "the writer of an unreadable lock.json" if holder is None else holder.describe()
+    if holder is None or holder.released or holder.alive() is None:
+        log.warning("is %s alive? waiting up to %.0f s to see", who, lease_s)
         until_s = clock() + lease_s
         while clock() < until_s:
             sleep(min(1.0, lease_s / 10))
-            now, _ = _read(store)
-            if (now.token, now.counter) != (holder.token, holder.counter):
+            if store.head(LOCK_KEY).etag != etag and _moved(_read(store)[0], holder):
                 break
         else:
             return
     raise RunLocked(
-        f"the run is held by {holder.describe()}",
+        f"the run is held by {who}",
         hint="wait for it to end; `labelfleet status` shows how far it is",
     )
 
 
-def _read(store: LockStore) -> tuple[Owner, str]:
-    """Who holds it, and the etag. Raises ObjectNotFound, or RunLocked where that is unreadable."""
+def _moved(now: Owner | None, before: Owner | None) -> bool:
+    """Whether another beat, or another owner, is there."""
+    if now is None or before is None:
+        return True
+    return (now.token, now.counter) != (before.token, before.counter)
+
+
+def _read(store: LockStore) -> tuple[Owner | None, str]:
+    """Who holds it (None: that cannot be read), and the etag. Raises ObjectNotFound."""
     while True:
         listed = store.head(LOCK_KEY)
         try:
@@ -261,13 +335,19 @@ def _read(store: LockStore) -> tuple[Owner, str]:
         except ObjectChanged:
             continue  # renewed in between
         try:
-            return Owner(**json.loads(raw)), listed.etag
-        except (ValueError, TypeError) as exc:
-            raise RunLocked(
-                f"{LOCK_KEY} cannot be read: damaged, or written by another version of labelfleet",
-                hint=f"if nothing works on the run, delete {LOCK_KEY} at its output",
-            ) from exc
+            return parse_record(raw, LOCK_KEY, _owner), listed.etag
+        except StorageError as exc:
+            log.warning("%s", exc.message)
+            return None, listed.etag
+
+
+def _owner(found: dict[str, Any]) -> Owner:
+    known = {f.name: found[f.name] for f in fields(Owner) if f.name in found}
+    owner = Owner(**known)  # a newer version may say more
+    if not (isinstance(owner.pid, int) and isinstance(owner.counter, int)):
+        raise TypeError("pid and counter are numbers")
+    return owner
 
 
 def _body(owner: Owner) -> bytes:
-    return json.dumps(asdict(owner)).encode()
+    return json_record(asdict(owner))

@@ -23,6 +23,7 @@ from storage.errors import (
     RunMismatch,
     StorageError,
 )
+from storage.objects.json_records import json_record, parse_record, read_record
 from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.records import Category, RunIdentity, Shard, StoredObject
 from storage.runs.annotations import ShardFooter, read_footer
@@ -32,6 +33,7 @@ RUN_KEY = "run.json"
 ANNOTATIONS = "annotations/"
 QUARANTINE = "quarantine/"
 _HEX = "0123456789abcdef"
+_REMOVE = "delete it; the next run tries the shard again, and records what fails"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +56,30 @@ class RunRecord:
 
     def to_json(self) -> bytes:
         """Canonical JSON, readable by people."""
-        return json.dumps({"version": 1, **asdict(self)}, indent=2, sort_keys=True).encode()
+        return json_record({"version": 1, **asdict(self)})
 
     @staticmethod
     def from_json(raw: bytes) -> RunRecord:
         """The inverse of ``to_json``. Raises ConfigError when it is not a run.json of ours."""
         try:
-            fields = json.loads(raw)
-            if fields.pop("version") != 1:
-                raise ConfigError("run.json was written by a newer labelfleet", hint="update it")
-            identity = fields.pop("identity")
-            categories = tuple(Category(**c) for c in identity.pop("categories"))
-            remarks = tuple(str(text) for text in fields.pop("remarks", ()))
-            made = RunIdentity(**identity, categories=categories)
-            return RunRecord(identity=made, remarks=remarks, **fields)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            return parse_record(raw, RUN_KEY, _run_record)
+        except StorageError as exc:
             raise ConfigError(
-                f"run.json cannot be read: {exc}",
-                hint="the output is not a labelfleet run, or was damaged; choose another output",
+                exc.message,
+                hint="the output is not a labelfleet run, or its run.json was damaged or edited: "
+                "restore it, or choose another output; an edit that is meant needs its `digest` "
+                "removed",
             ) from exc
+
+
+def _run_record(fields: dict[str, Any]) -> RunRecord:
+    if fields.pop("version") != 1:
+        raise ConfigError("run.json was written by a newer labelfleet", hint="update it")
+    identity = fields.pop("identity")
+    categories = tuple(Category(**c) for c in identity.pop("categories"))
+    remarks = tuple(str(text) for text in fields.pop("remarks", ()))
+    made = RunIdentity(**identity, categories=categories)
+    return RunRecord(identity=made, remarks=remarks, **fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +185,7 @@ class Manifest:
             "errors": errors,
             "invocation": invocation,
         }
-        self.store.put(f"{QUARANTINE}{shard.shard_id}.json", json.dumps(body, indent=2).encode())
+        self.store.put(f"{QUARANTINE}{shard.shard_id}.json", json_record(body))
 
     def quarantined_ids(self) -> set[str]:
         """Shards that are in quarantine, by their keys alone."""
@@ -188,13 +195,25 @@ class Manifest:
     def quarantined(self) -> dict[str, dict[str, Any]]:
         """Quarantine records by shard id. Raises StorageError when one is damaged."""
         return {
-            shard_id: read_json(self.store, f"{QUARANTINE}{shard_id}.json")
+            shard_id: self.quarantine_record(shard_id)
             for shard_id in sorted(self.quarantined_ids())
         }
+
+    def quarantine_record(self, shard_id: str) -> dict[str, Any]:
+        """One quarantine record. Raises ObjectNotFound; StorageError when it is damaged."""
+        key = f"{QUARANTINE}{shard_id}.json"
+        record = read_record(self.store, key, _quarantine_record)
+        if record["shard_id"] != shard_id:
+            raise StorageError(f"{key} is the record of shard {record['shard_id']}", hint=_REMOVE)
+        return record
 
     def release(self, shard_id: str) -> None:
         """Remove a quarantine record: the shard was labelled after all."""
         self.store.delete(f"{QUARANTINE}{shard_id}.json")
+
+
+def _quarantine_record(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: fields[name] for name in ("shard_id", "key", "objects", "errors", "invocation")}
 
 
 def annotation_key(shard_id: str) -> str:
@@ -232,15 +251,6 @@ def _refuse_mismatch(url: str, existing: RunRecord, wanted: RunRecord) -> None:
             f"{url} holds a run that differs in: {'; '.join(differing)}",
             hint="one run never mixes two models or settings: choose another `output`",
         )
-
-
-def read_json(store: ObjectStore, key: str) -> dict[str, Any]:
-    """A JSON object at ``key``. Raises StorageError when it is damaged."""
-    try:
-        loaded: dict[str, Any] = json.loads(store.get(key))
-        return loaded
-    except (ValueError, RecursionError) as exc:
-        raise StorageError(f"{store.url}/{key} is not readable JSON: {exc}") from exc
 
 
 def config_hash(settings: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from storage.errors import (
     RunMismatch,
     SourceEmpty,
 )
+from storage.objects.json_records import json_record
 from storage.records import StoredObject
 from storage.shards.selecting import classify
 from tests.support.samples.synthetic_run import commit_rows, row
@@ -288,7 +289,7 @@ def test_a_run_made_on_gpus_is_not_continued_without(config: Make, tmp_path: Pat
     path = tmp_path / "out/run.json"
     fields = json.loads(path.read_text())
     fields["inference"]["device"] = "cuda"
-    path.write_text(json.dumps(fields))
+    path.write_bytes(json_record(fields))
     assert "created on GPUs" in refused(config(), ConfigError)
 
 

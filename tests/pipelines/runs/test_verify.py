@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from rich.console import Console
 from pipelines.runs.verify import Verification, verify_run
 from pipelines.runs.verify_view import verify_progress, verify_table
 from storage.errors import StorageUnavailable
-from storage.parquet.files import METADATA_KEY
+from storage.objects.json_records import json_record
+from storage.parquet.files import SealedWriter, metadata_of, opened
 from storage.records import Shard
 from storage.runs.annotation_check import check_object
 from storage.runs.listing import Listing
@@ -150,15 +152,16 @@ def test_another_shard_s_object_in_its_place(run: Run) -> None:
 
 
 def rewritten(run: Run, shard: Shard, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Other rows under the same footer."""
+    """Other rows under the same footer, the seal forged as well."""
     key = annotation_key(shard.shard_id)
-    file = pq.ParquetFile(pa.BufferReader(run.output.get(key)))
-    sink = pa.BufferOutputStream()
-    table = change(file.read())
-    with pq.ParquetWriter(sink, table.schema) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({METADATA_KEY: file.metadata.metadata[METADATA_KEY]})
-    run.output.put(key, sink.getvalue().to_pybytes())
+    with opened(run.output.get(key), key) as file:
+        table, footer = change(file.read()), metadata_of(file, key)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "forged.parquet"
+        writer = SealedWriter(path, table.schema)
+        writer.write(table)
+        writer.finish(footer)
+        run.output.put(key, path)
 
 
 def test_a_row_too_few(run: Run) -> None:
@@ -193,7 +196,7 @@ def test_a_box_too_few(run: Run) -> None:
 def test_rows_of_another_model(run: Run) -> None:
     body = json.loads(run.output.get("run.json"))
     body["identity"]["model_sha256"] = "ef" * 32
-    run.output.put("run.json", json.dumps(body).encode())
+    run.output.put("run.json", json_record(body))
     run.manifest = Manifest.open(run.output.url)
     found = run.verify()
     assert found.found == 5
@@ -203,7 +206,7 @@ def test_rows_of_another_model(run: Run) -> None:
 def test_a_newer_labelfleet_that_continued_the_run_is_no_difference(run: Run) -> None:
     body = json.loads(run.output.get("run.json"))
     body["identity"]["code_version"] = "0.0.9"
-    run.output.put("run.json", json.dumps(body).encode())
+    run.output.put("run.json", json_record(body))
     run.manifest = Manifest.open(run.output.url)
     assert run.verify().clean
 

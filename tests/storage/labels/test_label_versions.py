@@ -31,6 +31,7 @@ from storage.labels.versions import (
     read_version,
     versions,
 )
+from storage.objects.json_records import read_record
 from storage.records import Category
 from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
@@ -114,7 +115,7 @@ def test_latest_only_goes_up() -> None:
     store = MemoryStore()
     for version in ("v0002", "v0001", "v10000", "v9999"):
         _finish(store, version)
-    assert json.loads(store.get(LATEST)) == {"version": "v10000"}
+    assert read_record(store, LATEST) == {"version": "v10000"}
     assert versions(store) == ["v0001", "v0002", "v9999", "v10000"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -18,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from storage.errors import ObjectNotFound, RunLocked, StorageUnavailable
+from storage.objects.json_records import json_record, read_record
 from storage.objects.protocols import ObjectStore
-from storage.runs.lock import LOCK_KEY, Owner, run_lock
+from storage.runs.lock import LOCK_KEY, Owner, _read, run_lock
 from storage.stores.faulty import FaultyStore, drop_reply, fail
 from storage.stores.local import LocalStore
 from storage.stores.memory import MemoryStore
@@ -34,7 +34,7 @@ def store() -> MemoryStore:
 
 
 def holder(store: ObjectStore) -> Owner:
-    return Owner(**json.loads(store.get(LOCK_KEY)))
+    return read_record(store, LOCK_KEY, lambda fields: Owner(**fields))
 
 
 def is_free(store: ObjectStore) -> bool:
@@ -60,7 +60,7 @@ def own(store: ObjectStore, **other: object) -> Owner:
 
 def leave(store: ObjectStore, owner: Owner) -> None:
     """The lock as somebody left it behind."""
-    store.put(LOCK_KEY, json.dumps(asdict(owner)).encode())
+    store.put(LOCK_KEY, json_record(asdict(owner)))
 
 
 def acquire(store: ObjectStore, **how: object) -> Owner:
@@ -174,12 +174,60 @@ def test_a_foreign_lock_released_while_watched_is_taken(store: MemoryStore) -> N
     assert clock.now_s < 30
 
 
-def test_an_unreadable_lock_says_what_to_do(store: MemoryStore) -> None:
-    for content in (b"{", b"[]", b'{"token": "x"}', b'{"new": 1}'):
-        store.put(LOCK_KEY, content)
-        with pytest.raises(RunLocked) as caught:
-            acquire(store)
-        assert LOCK_KEY in str(caught.value.hint)
+UNREADABLE = (b"{", b"[]", b'{"token": "x"}', b'{"new": 1}')
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
+def test_an_unreadable_lock_that_stands_still_is_taken_over(
+    store: MemoryStore, content: bytes
+) -> None:
+    store.put(LOCK_KEY, content)
+    clock = Clock()
+    assert acquire(store, lease_s=30, sleep=clock.sleep, clock=clock).pid == os.getpid()
+    assert clock.now_s >= 30
+
+
+def test_an_unreadable_lock_that_is_renewed_has_a_live_holder(store: MemoryStore) -> None:
+    store.put(LOCK_KEY, b'{"beat": 0}')
+    clock = Clock(lambda: store.put(LOCK_KEY, b'{"beat": %d}' % clock.now_s) and None)
+    with pytest.raises(RunLocked, match=r"lock\.json"):
+        acquire(store, lease_s=30, sleep=clock.sleep, clock=clock)
+    assert clock.now_s < 30
+
+
+def test_a_newer_version_s_lock_is_read_by_what_is_known_of_it(store: MemoryStore) -> None:
+    newer = {**asdict(own(store)), "nodes": ["a", "b"]}
+    store.put(LOCK_KEY, json_record(newer))
+    with pytest.raises(RunLocked, match=str(os.getpid())):
+        acquire(store)
+
+
+def test_a_flipped_bit_never_makes_a_live_holder_look_dead(store: MemoryStore) -> None:
+    with run_lock(store, "labelfleet run cells", lease_s=600):
+        raw = store.get(LOCK_KEY)
+        for at in range(len(raw)):
+            store.put(LOCK_KEY, raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+            found, _ = _read(store)
+            assert found is None or found.alive(), raw[:at]
+        store.put(LOCK_KEY, raw)
+
+
+def test_a_process_hidden_in_proc_is_watched_not_taken_for_dead(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As under hidepid=2: another user's process has no entry in /proc, and may not be signalled.
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    left = own(store, pid=2**22 + 7)  # beyond any pid: /proc has no entry for it
+    leave(store, left)
+    monkeypatch.setattr(os, "kill", refuse)
+    assert left.alive() is None
+    clock = Clock(lambda: leave(store, replace(left, counter=int(clock.now_s))))
+    with pytest.raises(RunLocked):
+        acquire(store, lease_s=30, sleep=clock.sleep, clock=clock)
+    monkeypatch.undo()
+    assert left.alive() is False
 
 
 # -- while it is held
@@ -278,6 +326,35 @@ def test_a_release_that_fails_is_no_error(store: MemoryStore) -> None:
     faulty = FaultyStore(store, [fail("delete", error=StorageUnavailable)])
     acquire(faulty)
     assert not is_free(store)
+
+
+def test_a_release_never_deletes_the_lock_of_a_taker(store: MemoryStore) -> None:
+    taker = own(store, host="node-7")
+    with run_lock(store, "labelfleet run cells", lease_s=600):
+        leave(store, taker)  # between the last beat and the release
+    assert holder(store) == taker
+
+
+def test_a_release_s_own_mark_whose_delete_failed_is_taken_over(store: MemoryStore) -> None:
+    faulty = FaultyStore(store, [fail("delete", error=StorageUnavailable)])
+    acquire(faulty)
+    assert holder(store).released
+    clock = Clock()
+    assert acquire(store, sleep=clock.sleep, clock=clock).pid == os.getpid()
+    assert is_free(store)
+
+
+def test_a_holder_that_makes_no_progress_stops_renewing(store: MemoryStore) -> None:
+    with run_lock(store, "labelfleet run cells", lease_s=0.1) as lock:
+        with lock.needing_progress(0.3):
+            until(lambda: lock._is_stalled())  # the main thread hangs
+            time.sleep(0.2)
+            stood = holder(store).counter
+            time.sleep(0.3)
+            assert holder(store).counter == stood
+            lock.check()  # nobody took it: it goes on
+            assert holder(store).counter > stood
+        until(lambda: holder(store).counter > stood + 3)
 
 
 # -- races

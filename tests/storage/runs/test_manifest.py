@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import threading
 from dataclasses import replace
@@ -13,7 +12,7 @@ import pytest
 from storage.errors import AlreadyExists, ConfigError, NotAtomic, ObjectNotFound, RunMismatch
 from storage.objects.protocols import Body
 from storage.runs.annotations import RowWriter, ShardFooter
-from storage.runs.manifest import Manifest, annotation_key, read_json, shard_id_of_key
+from storage.runs.manifest import Manifest, annotation_key, shard_id_of_key
 from storage.stores.faulty import FaultyStore, stale_list
 from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
@@ -224,9 +223,3 @@ def test_a_manifest_can_be_sent_to_another_process(tmp_path: Path) -> None:
     commit_rows(manifest, tar_shard("a.tar"), [])
     sent = pickle.loads(pickle.dumps(manifest))
     assert sent.committed() == manifest.committed() != set()
-
-
-def test_read_json() -> None:
-    store = MemoryStore()
-    store.put("x.json", json.dumps({"a": 1}).encode())
-    assert read_json(store, "x.json") == {"a": 1}

@@ -14,7 +14,7 @@ from storage.objects.protocols import ObjectStore
 from storage.records import ImageRecord, Shard
 from storage.runs.ledger import LedgerEntry, LedgerWriter, new_invocation
 from storage.runs.listing import Listing
-from storage.runs.manifest import Manifest
+from storage.runs.manifest import Manifest, RunRecord
 from storage.shards.reading import read_shard
 from storage.shards.selecting import list_source
 from tests.support.ray.brightness import BrightnessDetector
@@ -40,9 +40,15 @@ def fill(source: ObjectStore, images: int = 6, tars: int = 2) -> None:
         source.put(f"tars/{t:03}.tar", tar_of(*members, ("bad.png", b"no picture")))
 
 
-def label(source: ObjectStore, output: ObjectStore, *, shard_size: int = 2) -> Manifest:
+def label(
+    source: ObjectStore,
+    output: ObjectStore,
+    *,
+    shard_size: int = 2,
+    record_: RunRecord | None = None,
+) -> Manifest:
     """List the source and label what has no commit yet, as one invocation."""
-    manifest = Manifest.create_or_continue(output, record(CLASSES, source.url))
+    manifest = Manifest.create_or_continue(output, record_ or record(CLASSES, source.url))
     listing = Listing(output)
     listing.refresh(list_source(source), lambda objects: group_shards(objects, shard_size))
 

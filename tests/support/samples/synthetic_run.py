@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from storage.records import (
 )
 from storage.runs.annotations import RowWriter
 from storage.runs.listing import Listing
-from storage.runs.manifest import Manifest, RunRecord
+from storage.runs.manifest import Manifest, RunRecord, config_hash
 
 CLASSES = ("RBC", "WBC", "Platelets")
 
@@ -45,11 +46,18 @@ def record(
     """A run.json."""
     settings = {"score_floor": 0.05, "nms_iou": 0.7, **inference}
     return RunRecord(
-        identity=identity(classes),
+        identity=replace(identity(classes), config_hash=config_hash(settings)),
         source={"url": source, "kind": "auto"},
         inference=settings,
         created_at="2026-01-31T12:00:00+00:00",
     )
+
+
+def with_inference(made: RunRecord, **inference: object) -> RunRecord:
+    """A run.json with further settings, and the hash of all of them."""
+    settings = {**made.inference, **inference}
+    named = replace(made.identity, config_hash=config_hash(settings))
+    return replace(made, identity=named, inference=settings)
 
 
 def boxes(

@@ -1,0 +1,83 @@
+"""JSON records: small objects that say something about a run, written and read one way.
+
+A record carries the sha256 of its other fields under ``digest``, over their canonical JSON, so that
+any change of a value is an error. Records of older versions have none, and are read as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, overload
+
+from storage.errors import StorageError
+from storage.objects.protocols import SupportsGet
+
+DIGEST = "digest"
+T = TypeVar("T")
+
+# What a parser raises for fields that are not what it expects.
+_UNREADABLE = (
+    ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError,
+)  # fmt: skip
+_HINT = (
+    "it was damaged, or changed by hand: restore it; a change that is meant needs its "
+    f"`{DIGEST}` removed"
+)
+
+
+def json_record(fields: Mapping[str, Any]) -> bytes:
+    """Fields as a record: indented JSON with its digest."""
+    plain = json.loads(json.dumps(fields))  # as a reader will see them: keys are strings
+    return json.dumps({**plain, DIGEST: digest_of(plain)}, indent=2).encode()
+
+
+def digest_of(fields: Mapping[str, Any]) -> str:
+    """sha256, in hex, of the canonical JSON of ``fields`` without their digest."""
+    rest = {name: value for name, value in fields.items() if name != DIGEST}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@overload
+def parse_record(raw: bytes, key: str) -> dict[str, Any]: ...
+@overload
+def parse_record(raw: bytes, key: str, parse: Callable[[dict[str, Any]], T]) -> T: ...
+def parse_record(raw: bytes, key: str, parse: Callable[[dict[str, Any]], Any] = dict) -> Any:
+    """What ``parse`` makes of a record's fields, once their digest is checked.
+
+    Args:
+        raw: the object.
+        key: its name, for messages.
+        parse: gets the fields without the digest; what it raises for wrong ones is translated.
+
+    Raises:
+        StorageError: not JSON, not an object, changed since it was written, or refused by
+            ``parse``.
+    """
+    try:
+        fields = json.loads(raw)
+        if not isinstance(fields, dict):
+            raise TypeError(f"a JSON object is expected, not {type(fields).__name__}")
+        if DIGEST in fields and fields[DIGEST] != digest_of(fields):
+            raise ValueError("its checksum does not match")
+        fields.pop(DIGEST, None)
+        return parse(fields)
+    except _UNREADABLE as exc:
+        said = " ".join(str(exc).split())[:200] or type(exc).__name__
+        raise StorageError(f"{key} cannot be read: {said}", hint=_HINT) from exc
+
+
+@overload
+def read_record(store: SupportsGet, key: str) -> dict[str, Any]: ...
+@overload
+def read_record(store: SupportsGet, key: str, parse: Callable[[dict[str, Any]], T]) -> T: ...
+def read_record(store: SupportsGet, key: str, parse: Callable[[dict[str, Any]], Any] = dict) -> Any:
+    """The record at ``key``, as ``parse_record`` gives it. Raises ObjectNotFound, StorageError."""
+    return parse_record(store.get(key), key, parse)
+
+
+def has_digest(raw: bytes) -> bool:
+    """Whether a readable record carries its digest."""
+    return DIGEST in json.loads(raw)
