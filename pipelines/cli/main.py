@@ -75,6 +75,10 @@ def run(
         str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a local Ray.")
     ] = None,
     strict: Strict = False,
+    accept_drop: Annotated[
+        bool,
+        typer.Option("--accept-drop", help="Go on where more is gone than source.max_drop."),
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Label a source. Run it again to continue, or to label what was added since."""
@@ -85,7 +89,8 @@ def run(
     from pipelines.labelling.run import label_run
     from pipelines.labelling.view import run_table
 
-    loaded = load_config(config, tuple(set_ or ()))
+    drop = ("source.max_drop=1",) if accept_drop else ()
+    loaded = load_config(config, (*(set_ or ()), *drop))
     with stopping_on_signals() as stopper, watching() as watcher:
         caller = Caller(watcher, stopper)
         summary = label_run(loaded, address=address, limit=limit, strict=strict, caller=caller)

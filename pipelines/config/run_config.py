@@ -32,6 +32,11 @@ class SourceConfig(Part):
     shard_size: int = Field(
         256, ge=1, le=100_000, description="Loose images a virtual shard; one commit each."
     )
+    max_drop: Share = Field(
+        0.1,
+        description="Share of the listed objects that may be gone, and no first-level folder as a "
+        "whole; more needs `--accept-drop`. 1: anything may be gone.",
+    )
 
 
 class ModelConfig(Part):

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 
 from pipelines.config.keys import read_keys
 from pipelines.config.run_config import RunConfig
-from storage.errors import ConfigError, SourceEmpty
+from storage.errors import ConfigError, SourceEmpty, SourceError
 from storage.records import Shard, StoredObject, shard_id_of
+from storage.runs.listing import ListingDrop
 from storage.shards.selecting import classify, group_images, list_source
 from storage.stores.open import open_store
-from storage.urls import normalise_url, overlaps
+from storage.urls import normalise_url, overlaps, shown_url
 
 
 def check_places(config: RunConfig) -> None:
@@ -55,6 +56,32 @@ def listed_objects(config: RunConfig) -> Iterator[StoredObject]:
 
 def _filtered(config: RunConfig) -> bool:
     return bool(config.source.include or config.source.exclude or config.source.keys)
+
+
+def check_drop(config: RunConfig, drop: ListingDrop) -> None:
+    """Refuse a listing that lacks more of the source than ``source.max_drop``, or a whole folder.
+
+    A mount that failed or a prefix that cannot be listed for a night looks like this.
+
+    Raises SourceError.
+    """
+    allowed = config.source.max_drop
+    if allowed >= 1 or not drop.deleted:
+        return
+    what = f"{drop.deleted:,} of {drop.known:,} objects that were listed before"
+    if drop.folders:
+        names = ", ".join(repr(f"{name}/") for name in drop.examples)
+        more = f" and {drop.folders - len(drop.examples):,} more" * (
+            drop.folders > len(drop.examples)
+        )
+        what = f"{what}, with everything in {names}{more},"
+    elif drop.deleted <= allowed * drop.known:
+        return
+    raise SourceError(
+        f"{what} are gone from {shown_url(config.source.url)}; nothing was changed",
+        hint="check that the source is complete (mount, prefix, include/exclude/keys); if they "
+        "were deleted on purpose, run again with --accept-drop",
+    )
 
 
 def group_shards(objects: Iterable[StoredObject], shard_size: int) -> Iterator[Shard]:

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 from pipelines.config.run_config import RunConfig
-from pipelines.config.source import check_places, group_shards, listed_objects
+from pipelines.config.source import check_drop, check_places, group_shards, listed_objects
 from pipelines.models.requested import existing_record, requested_by
 from pipelines.truth import coco_classes as coco
 from storage.errors import ModelError, StorageError
@@ -90,7 +91,10 @@ def refresh_listing(
             found(shard)
             yield shard
 
-    return listing, listing.refresh(listed_objects(config), group, guard)
+    change = listing.refresh(
+        listed_objects(config), group, guard, check_drop=partial(check_drop, config)
+    )
+    return listing, change
 
 
 def _made_ready(config: RunConfig, model: ModelSpec, note: Callable[[str], None]) -> ModelSpec:

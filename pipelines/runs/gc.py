@@ -1,7 +1,8 @@
 """``labelfleet gc``: remove from a run's output what no reader of ours counts.
 
 Every rule below says what it finds and why nobody reads it. What is younger than a day stays, since
-a writer that was thought dead may still be at it; ages are told by the store's own clock, from the
+a writer that was thought dead may still be at it; rows of a shard that was dropped stay for a day
+after the drop, since its images may come back; ages are told by the store's own clock, from the
 lock that gc itself has just written. Listings, ledgers, answers, finished label versions and the
 rows of live shards are never touched, nor anything whose name is not one of ours.
 """
@@ -27,7 +28,7 @@ from storage.objects.preflight import PROBE
 from storage.records import StoredObject
 from storage.review.frames import FRAMES
 from storage.review.queue import IMAGES, queue_parts, read_head, read_queue
-from storage.runs.generations import PARTS
+from storage.runs.generations import PARTS, SOURCE
 from storage.runs.listing import Listing
 from storage.runs.lock import LOCK_KEY, RunLock, run_lock
 from storage.runs.manifest import ANNOTATIONS, QUARANTINE, Manifest
@@ -82,8 +83,8 @@ def collect_garbage(
 
     Args:
         manifest: the run.
-        older_than_s: only objects that were written at least so long ago; 0: all of them, for
-            when certainly nobody writes.
+        older_than_s: only objects that were written, and whose shards were dropped, at least so
+            long ago; 0: all of them, for when certainly no process writes.
         dry_run: only say what would be removed; nothing is written, the lock neither.
 
     Raises:
@@ -94,8 +95,10 @@ def collect_garbage(
     with locked as lock:
         now_s = time.time() if lock is None else manifest.store.head(LOCK_KEY).modified_at
         garbage, young = [], 0
+        dropped_at = _dropped_at(manifest)
         for found, why in find_garbage(manifest):
-            if _age_s(found, now_s) >= older_than_s:
+            since = dropped_at.get(_shard_of(found.key), found)
+            if min(_age_s(found, now_s), _age_s(since, now_s)) >= older_than_s:
                 garbage.append(Garbage(found.key, found.nbytes, why))
             else:
                 young += 1
@@ -170,6 +173,19 @@ def _unread_review(manifest: Manifest) -> Iterator[tuple[StoredObject, str]]:
         named = _COPIED_IMAGE.fullmatch(found.key)
         if named and named[1] not in routed:
             yield found, "a copy of an image that is in no review queue"
+
+
+def _shard_of(key: str) -> str:
+    """The shard that an object with rows or a quarantine record is of; '' for other objects."""
+    named = _ANNOTATION.fullmatch(key) or _QUARANTINED.fullmatch(key)
+    return named[1] if named else ""
+
+
+def _dropped_at(manifest: Manifest) -> dict[str, StoredObject]:
+    """The listing that dropped from a shard last, by shard id: its age is the drop's."""
+    listings = {o.key: o for o in manifest.store.list(SOURCE)}
+    dropped = Listing(manifest.store).dropped_by()
+    return {shard_id: listings[key] for shard_id, key in dropped.items() if key in listings}
 
 
 def _age_s(found: StoredObject, now_s: float | None) -> float:

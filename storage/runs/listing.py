@@ -3,8 +3,8 @@
 ``source/<n>.parquet`` holds what the n-th listing added and dropped. What an earlier listing
 grouped is never regrouped: new images form new shards, a changed image is dropped from its old
 shard and joins a new one, a deleted one is dropped. Live is what was added and not dropped since.
-An image that comes back as it was can make the same shard again: it is then added a second time,
-which takes the drop back, and what was labelled under that id counts again.
+An image that comes back as it was returns to its shard: the shard is added a second time, which
+takes its drops back, and what was labelled under its id counts again.
 
 Both the store's listing and each generation are ordered by key, so a later listing is compared
 with all earlier ones by a merge join, in memory that does not grow with the source.
@@ -30,16 +30,40 @@ from storage.runs.generations import (
     key_bytes,
 )
 
+_EXAMPLES = 3
+
 
 @dataclass(frozen=True, slots=True)
 class ListingChange:
-    """What one listing found against the earlier ones, in objects."""
+    """What one listing found against the earlier ones, in objects.
+
+    ``returned`` counts, of those added and changed, the objects that an earlier listing dropped and
+    that came back as they were: they are in their old shards again, and so are their rows.
+    """
 
     generation: int
     shards_added: int
     added: int
     changed: int
     deleted: int
+    returned: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ListingDrop:
+    """What a listing is about to drop.
+
+    Attributes:
+        known: live objects before it.
+        deleted: those of them that it does not show.
+        folders: how many first-level folders it does not show at all.
+        examples: the first of these folders.
+    """
+
+    known: int
+    deleted: int
+    folders: int
+    examples: tuple[str, ...]
 
 
 class Known(NamedTuple):
@@ -153,6 +177,8 @@ class Listing:
         listed: Iterable[StoredObject],
         group: Callable[[Iterable[StoredObject]], Iterator[Shard]],
         guard: Callable[[], None] = lambda: None,
+        *,
+        check_drop: Callable[[ListingDrop], None] = lambda drop: None,
     ) -> ListingChange:
         """Compare a fresh listing with what is known; write the difference as a new generation.
 
@@ -161,6 +187,7 @@ class Listing:
             group: turns objects, in that order, into shards.
             guard: called before the generation is committed; raises when it must not be, because
                 the run's lock was lost meanwhile.
+            check_drop: sees what would be dropped before anything is committed; may raise.
 
         Returns:
             What changed; ``generation`` is the last one, new only if something changed.
@@ -170,7 +197,9 @@ class Listing:
             writer = GenerationWriter(
                 self._store, number, Path(folder), part_nbytes=self._part_nbytes
             )
-            change = self._write_difference(writer, number, listed, group)
+            drop = _DropCount()
+            change = self._write_difference(writer, number, listed, group, drop)
+            check_drop(drop.result())
             if not writer.count:
                 return change
             guard()
@@ -184,31 +213,84 @@ class Listing:
         number: int,
         listed: Iterable[StoredObject],
         group: Callable[[Iterable[StoredObject]], Iterator[Shard]],
+        drop: _DropCount,
     ) -> ListingChange:
         drops: dict[tuple[str, ShardKind], list[StoredObject]] = {}
+        back: dict[str, set[str]] = {}  # keys by the shard that they return to
+        gone = self._dropped_versions()
         added = changed = deleted = 0
 
         def fresh() -> Iterator[StoredObject]:
             nonlocal added, changed, deleted
             for new, old in self.joined(listed):
-                if old is None:
-                    added += 1
-                elif new is None or not is_same(new, old):
+                drop.see(new, old)
+                if new is not None and old is not None and is_same(new, old):
+                    continue
+                if old is not None:
                     drops.setdefault((old.shard_id, old.kind), []).append(old.listed)
                     deleted += new is None
                     changed += new is not None
-                else:
+                if new is None:
                     continue
-                if new is not None:
+                added += old is None
+                shard_id = gone.get((new.key, new.nbytes, new.etag))
+                if shard_id is None:
                     yield new
+                else:
+                    back.setdefault(shard_id, set()).add(new.key)
 
         for shard in group(fresh()):
             writer.write("add", shard.shard_id, shard.kind, shard.objects)
         shards_added = writer.count
+        self._write_returns(writer, back, drops)
         for (shard_id, kind), objects in drops.items():
             writer.write("drop", shard_id, kind, objects)
         newest = number if writer.count else number - 1
-        return ListingChange(newest, shards_added, added, changed, deleted)
+        returned = sum(len(keys) for keys in back.values())
+        return ListingChange(newest, shards_added, added, changed, deleted, returned)
+
+    def _dropped_versions(self) -> dict[tuple[str, int, str], str]:
+        """Shard ids by (key, size, etag) of what is dropped now."""
+        dropped = self.dropped()
+        if not dropped:
+            return {}
+        return {
+            (o.key, o.nbytes, o.etag): shard.shard_id
+            for key in self.generations()
+            for shard in self._read.shards(key, "drop")
+            for o in shard.objects
+            if o.key in dropped.get(shard.shard_id, ())
+        }
+
+    def _write_returns(
+        self,
+        writer: GenerationWriter,
+        back: dict[str, set[str]],
+        drops: dict[tuple[str, ShardKind], list[StoredObject]],
+    ) -> None:
+        """Add the shards again to which objects return. That makes all of their objects live, so
+        those that stay away are dropped in the same generation."""
+        if not back:
+            return
+        dropped = self.dropped()
+        written: set[str] = set()
+        for key in self.generations():
+            for shard in self._read.shards(key, "add"):
+                keys = back.get(shard.shard_id)
+                if keys is None or shard.shard_id in written:
+                    continue
+                written.add(shard.shard_id)
+                writer.write("add", shard.shard_id, shard.kind, shard.objects)
+                away = dropped.get(shard.shard_id, set()) - keys
+                still = [o for o in shard.objects if o.key in away]
+                if still:
+                    drops.setdefault((shard.shard_id, shard.kind), []).extend(still)
+
+    def dropped_by(self) -> dict[str, str]:
+        """Key of the listing that dropped something from a shard last, by shard id."""
+        return {
+            shard_id: key for key in self.generations() for shard_id in self._read.ids(key, "drop")
+        }
 
     def joined(
         self, listed: Iterable[StoredObject]
@@ -247,6 +329,44 @@ class Listing:
         # Within a generation tars and groups of images interleave; each kind alone is ordered.
         streams = [one(key, kind) for key in self.generations() for kind in SHARD_KINDS]
         yield from heapq.merge(*streams, key=itemgetter(0))
+
+
+class _DropCount:
+    """Counts known and deleted objects, and the first-level folders that a listing lacks.
+
+    It sees both listings ordered by key, so that a folder's objects come together.
+    """
+
+    def __init__(self) -> None:
+        self._known = self._deleted = self._folders = 0
+        self._examples: list[str] = []
+        self._folder: bytes | None = None
+        self._is_known = self._is_there = False
+
+    def see(self, new: StoredObject | None, old: Known | None) -> None:
+        """Count one key."""
+        self._known += old is not None
+        self._deleted += new is None
+        key = old.key if old is not None else b"" if new is None else key_bytes(new)
+        folder = key.partition(b"/")[0] if b"/" in key else None
+        if folder != self._folder:
+            self._end()
+            self._folder = folder
+        self._is_known = self._is_known or old is not None
+        self._is_there = self._is_there or new is not None
+
+    def _end(self) -> None:
+        if self._folder is not None and self._is_known and not self._is_there:
+            self._folders += 1
+            if len(self._examples) < _EXAMPLES:
+                self._examples.append(self._folder.decode("utf-8", "backslashreplace"))
+        self._is_known = self._is_there = False
+
+    def result(self) -> ListingDrop:
+        """After the last key."""
+        self._end()
+        self._folder = None
+        return ListingDrop(self._known, self._deleted, self._folders, tuple(self._examples))
 
 
 def is_same(new: StoredObject, old: Known) -> bool:

@@ -132,6 +132,18 @@ def test_what_is_younger_than_a_day_stays(run: Run) -> None:
     assert set(whys(collect_garbage(run.manifest, older_than_s=3600))) > garbage
 
 
+def test_the_rows_of_a_shard_that_was_dropped_stay_for_a_day_after_the_drop(run: Run) -> None:
+    run.age()
+    dropped = LocalStore(str(run.folder)).head("source/1.parquet").key
+    os.utime(run.folder / dropped)  # the drop is new, the rows are old
+    found = collect_garbage(run.manifest)
+    assert not [g for g in found.garbage if g.why.startswith("rows of a shard")]
+    assert found.young == 1
+    run.age(25)
+    (rows,) = [g for g in collect_garbage(run.manifest).garbage if g.why.startswith("rows")]
+    assert rows.key.startswith("annotations/")
+
+
 def test_zero_leaves_nothing(run: Run) -> None:
     garbage = litter(run)
     summary = collect_garbage(run.manifest, older_than_s=0)

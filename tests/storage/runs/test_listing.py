@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storage.errors import SourceError
 from storage.records import Shard, StoredObject, shard_id_of
-from storage.runs.listing import Listing, ListingChange
+from storage.runs.listing import Listing, ListingChange, ListingDrop
 from storage.stores.memory import MemoryStore
 
 GROUP = 3
@@ -180,3 +181,55 @@ def test_a_refresh_reads_the_source_lazily() -> None:
 
     Listing(MemoryStore()).refresh(slow(), noting)
     assert len(pulled) == 30
+
+
+def test_images_that_come_back_as_they_were_return_to_their_shards() -> None:
+    store = MemoryStore()
+    source = {f"a{n}.jpg": 0 for n in range(5)} | {"b.tar": 0}
+    refresh(store, source)
+    before = {s.shard_id: s.objects for s in Listing(store).live_shards()}
+    refresh(store, {"a0.jpg": 0, "new.jpg": 0})
+    # All but one come back, one of them changed, beside another new one: no old shard is remade.
+    change = refresh(store, source | {"a4.jpg": 1, "new.jpg": 0, "new2.jpg": 0})
+    assert (change.added, change.changed, change.deleted, change.returned) == (6, 0, 0, 4)
+    listing = Listing(store)
+    live = {s.shard_id: s.objects for s in listing.live_shards()}
+    assert before.items() <= live.items()
+    by_key = {key: shard.shard_id for shard in listing.live_shards() for key in
+              {o.key for o in shard.objects} - listing.dropped().get(shard.shard_id, set())}  # fmt: skip
+    old = {o.key: shard_id for shard_id, objects in before.items() for o in objects}
+    same = {"a0.jpg", "a1.jpg", "a2.jpg", "a3.jpg", "b.tar"}
+    assert {key: by_key[key] for key in same} == {key: old[key] for key in same}
+    assert by_key["a4.jpg"] not in before
+
+
+def drop_of(before: dict[str, int], now: dict[str, int]) -> ListingDrop:
+    store = MemoryStore()
+    refresh(store, before)
+    seen: list[ListingDrop] = []
+    Listing(store).refresh(listed(now), group, check_drop=seen.append)
+    (drop,) = seen
+    return drop
+
+
+def test_a_drop_is_counted_and_its_whole_folders_are_named() -> None:
+    before = {f"{folder}/{n}.jpg": 0 for folder in ("a", "b", "c") for n in range(4)} | {"x.jpg": 0}
+    assert drop_of(before, before) == ListingDrop(13, 0, 0, ())
+    gone = {k: v for k, v in before.items() if not k.startswith("b/") and k != "c/0.jpg"}
+    assert drop_of(before, gone) == ListingDrop(13, 5, 1, ("b",))
+    # Other images in a folder are not the folder gone.
+    assert drop_of(before, {**gone, "b/new.jpg": 0}) == ListingDrop(13, 5, 0, ())
+    assert drop_of(before, {"x.jpg": 1}) == ListingDrop(13, 12, 3, ("a", "b", "c"))
+
+
+def test_a_refused_drop_changes_nothing() -> None:
+    store = MemoryStore()
+    refresh(store, {"a.jpg": 0, "b.jpg": 0})
+    objects = {o.key: store.get(o.key) for o in store.list()}
+
+    def refuse(drop: ListingDrop) -> None:
+        raise SourceError(f"{drop.deleted} are gone")
+
+    with pytest.raises(SourceError, match="1 are gone"):
+        Listing(store).refresh(listed({"a.jpg": 0, "c.jpg": 0}), group, check_drop=refuse)
+    assert {o.key: store.get(o.key) for o in store.list()} == objects
