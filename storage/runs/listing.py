@@ -145,6 +145,17 @@ class Listing:
         repeats.add(shard_id)
         return seen
 
+    def _repeats(self) -> dict[str, set[str]]:
+        """Ids of shards that an earlier listing added already, by the listing that repeats them."""
+        self.dropped()
+        seen: set[str] = set()
+        repeats: dict[str, set[str]] = {}
+        for key in self.generations() if self._added_again else ():
+            again = self._added_again.intersection(self._read.ids(key, "add"))
+            repeats[key] = again & seen
+            seen |= again
+        return repeats
+
     def returned(self, shard_id: str) -> bool:
         """Whether a shard was dropped whole once and is live again."""
         self.dropped()
@@ -316,11 +327,13 @@ class Listing:
             before = known.key
 
     def _live_by_key(self) -> Iterator[Known]:
-        """Live objects ordered by key; those of a shard that was added again are repeated."""
+        """Live objects ordered by key. A shard that was added again is read where it was added
+        first: what returns to it is not in the order of the later listing."""
         dropped = self.dropped()
+        repeats = self._repeats()
 
         def one(key: str, kind: ShardKind) -> Iterator[Known]:
-            for shard in self._read.shards(key, "add", kind=kind):
+            for shard in self._read.shards(key, "add", kind=kind, skip=repeats.get(key, set())):
                 gone = dropped.get(shard.shard_id, ())
                 for o in shard.objects:
                     if o.key not in gone:

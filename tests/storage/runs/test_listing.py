@@ -195,12 +195,16 @@ def test_images_that_come_back_as_they_were_return_to_their_shards() -> None:
     listing = Listing(store)
     live = {s.shard_id: s.objects for s in listing.live_shards()}
     assert before.items() <= live.items()
-    by_key = {key: shard.shard_id for shard in listing.live_shards() for key in
-              {o.key for o in shard.objects} - listing.dropped().get(shard.shard_id, set())}  # fmt: skip
+    of_key = {
+        o.key: shard.shard_id
+        for shard in listing.live_shards()
+        for o in shard.objects
+        if o.key not in listing.dropped().get(shard.shard_id, ())
+    }
     old = {o.key: shard_id for shard_id, objects in before.items() for o in objects}
     same = {"a0.jpg", "a1.jpg", "a2.jpg", "a3.jpg", "b.tar"}
-    assert {key: by_key[key] for key in same} == {key: old[key] for key in same}
-    assert by_key["a4.jpg"] not in before
+    assert {key: of_key[key] for key in same} == {key: old[key] for key in same}
+    assert of_key["a4.jpg"] not in before
 
 
 def drop_of(before: dict[str, int], now: dict[str, int]) -> ListingDrop:
