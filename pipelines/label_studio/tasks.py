@@ -92,7 +92,7 @@ def shown_boxes(manifest: Manifest, wanted: Sequence[Queued]) -> dict[str, list[
     by_image = {(q.item.image_id, q.item.sha256): q for q in wanted}
     judges = _Judges(manifest)
     found: dict[str, list[ShownBox]] = {}
-    columns = ["image_id", "sha256", "detections"]
+    columns = ["image_id", "sha256", "width", "height", "detections"]
     shards = {q.item.shard_id for q in wanted}
     for _, table in live_tables(manifest, columns, only=shards):
         ids = zip(*(table.column(name).to_pylist() for name in columns[:2]), strict=True)
@@ -110,7 +110,7 @@ class _Judges:
         self._made: dict[str, Thresholds] = {}
 
     def boxes(self, row: pa.Table, head: QueueHead) -> list[ShownBox]:
-        batch = box_batch(row.column("detections"), self._of(head))
+        batch = box_batch(row, self._of(head))
         names = [c.name for c in self._identity.categories]
         return [
             ShownBox(

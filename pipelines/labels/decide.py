@@ -1,9 +1,10 @@
 """Model, policy and answers become a label version: ``labelfleet decide``. Needs no GPU.
 
 An image that somebody answered takes the answer whole, an empty one included; on every other image
-the policy judges the model's boxes, and those between the thresholds are to be ignored. Answers are
-joined by sha256, so they survive a new checkpoint and never reach other pixels under an old name.
-Rows stream; only answers and queues are held.
+the policy judges the model's boxes, and those between the thresholds are to be ignored. Boxes are
+clipped to their image; of boxes on one object the likeliest stays (``policy.one_object``). Answers
+are joined by sha256, so they survive a new checkpoint and never reach other pixels under an old
+name. Rows stream; only answers and queues are held.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.labels.alternatives import ALTERNATIVES, AlternativesWriter
 from pipelines.policy.box_batch import BoxBatch, box_batch
 from pipelines.policy.policy import Decision, Policy, Thresholds
 from pipelines.truth.compared import AnsweredImage, ModelLabels, QueuePlaces, describe, to_jsonl
 from pipelines.truth.settle import AnswerBook, Settled, Settling, settle
+from storage.boxes import clipped
 from storage.errors import ReviewError
 from storage.labels.rows import (
     ROWS_PER_PART,
@@ -34,12 +37,14 @@ from storage.labels.rows import (
 from storage.labels.versions import (
     LABEL_SCHEMA,
     LabelVersion,
+    PartFile,
     claim_version,
     finish_version,
     new_attempt,
     write_version_files,
 )
-from storage.records import Category
+from storage.objects.protocols import Body
+from storage.records import Category, RunIdentity
 from storage.review.answers import ReviewedBox, answer_parts, read_answers, standing
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
@@ -77,47 +82,57 @@ def decide_run(
     _refuse_unknown_classes(book, identity.categories)
     attempt, now = new_attempt(), datetime.now(UTC)
     version = claim_version(manifest.store, attempt)
-    merge = _Merge(
-        thresholds=thresholds,
-        categories=identity.categories,
-        book=book,
-        places=QueuePlaces(runs),
-        model=identity.model_sha256,
-        policy=policy.digest(),
-        now=now,
-    )
-    header = {"categories": [c.name for c in identity.categories], "policy": merge.policy}
+    with AlternativesWriter([c.name for c in identity.categories]) as alternatives:
+        merge = _Merge(
+            thresholds=thresholds,
+            categories=identity.categories,
+            book=book,
+            places=QueuePlaces(runs),
+            model=identity.model_sha256,
+            policy=policy.digest(),
+            now=now,
+            alternatives=alternatives,
+        )
+        written = _write_rows(manifest, version, merge, rows_per_part)
+        files: dict[str, Body] = {
+            ALTERNATIVES: alternatives.finish(),
+            "policy.yaml": policy.to_yaml().encode(),
+            "answered.jsonl": to_jsonl(merge.answered),
+        }
+        lineage = LabelVersion(
+            version=version,
+            attempt=attempt,
+            created_at=now.isoformat(timespec="seconds"),
+            run=_run_fields(identity),
+            categories=identity.categories,
+            policy=merge.policy,
+            settling=settling,
+            answers={url: keys for url, keys in parts.items() if keys},
+            counts=merge.totals(),
+            parts=written,
+            files=write_version_files(manifest.store, version, files),
+        )
+    finish_version(manifest.store, lineage)
+    return lineage
+
+
+def _write_rows(
+    manifest: Manifest, version: str, merge: _Merge, rows_per_part: int
+) -> tuple[PartFile, ...]:
+    header = {"categories": [c.name for c in merge.categories], "policy": merge.policy}
     with LabelWriter(manifest.store, version, header, rows_per_part=rows_per_part) as writer:
         for _, table in live_tables(manifest, [*_COPIED, "status", "detections"]):
             writer.write(merge.table(table))
-        written = writer.close()
-    lineage = LabelVersion(
-        version=version,
-        attempt=attempt,
-        created_at=now.isoformat(timespec="seconds"),
-        run={
-            "name": identity.name,
-            "model_sha256": identity.model_sha256,
-            "config_hash": identity.config_hash,
-            "licence": identity.licence,
-        },
-        categories=identity.categories,
-        policy=merge.policy,
-        settling=settling,
-        answers={url: keys for url, keys in parts.items() if keys},
-        counts=merge.totals(),
-        parts=written,
-        files=write_version_files(
-            manifest.store,
-            version,
-            {
-                "policy.yaml": policy.to_yaml().encode(),
-                "answered.jsonl": to_jsonl(merge.answered),
-            },
-        ),
-    )
-    finish_version(manifest.store, lineage)
-    return lineage
+        return writer.close()
+
+
+def _run_fields(identity: RunIdentity) -> dict[str, str]:
+    return {
+        "name": identity.name,
+        "model_sha256": identity.model_sha256,
+        "config_hash": identity.config_hash,
+        "licence": identity.licence,
+    }
 
 
 @dataclass(slots=True)
@@ -131,6 +146,7 @@ class _Merge:
     model: str
     policy: str
     now: datetime
+    alternatives: AlternativesWriter
     counts: Counter[str] = field(default_factory=Counter)
     answered: list[AnsweredImage] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
@@ -144,7 +160,7 @@ class _Merge:
                 self.counts[f"left_out_{entry['values']}"] += entry["counts"]
         if not ok.num_rows:
             return LABEL_SCHEMA.empty_table()
-        batch = box_batch(ok.column("detections"), self.thresholds)
+        batch = box_batch(ok, self.thresholds)
         sha256s = ok.column("sha256").to_pylist()
         self._note_answered(ok, batch, sha256s)
         by_people = np.array([s in self.book.settled for s in sha256s], np.bool_)
@@ -158,7 +174,7 @@ class _Merge:
     def totals(self) -> dict[str, int]:
         """Counts for the lineage, zeros included where their absence would be a question."""
         names = ("images_model", "images_human", "images_human_empty", "labels", "ignored",
-                 "rejected")  # fmt: skip
+                 "rejected", "rejected_outside", "rejected_alternative")  # fmt: skip
         return {
             **dict.fromkeys(names, 0),
             **self.counts,
@@ -185,6 +201,11 @@ class _Merge:
         self.counts["labels"] += int((~ignore).sum())
         self.counts["ignored"] += int(ignore.sum())
         self.counts["rejected"] += int(rejected.sum())
+        self.counts["rejected_outside"] += int((judged & batch.outside).sum())
+        self.counts["rejected_alternative"] += int((judged & batch.alternative).sum())
+        self.alternatives.add(
+            batch, judged, ok.column("image_id").to_pylist(), ok.column("sha256").to_pylist()
+        )
         copied = ok.select(list(_COPIED)).filter(pa.array(rows))
         n = len(here)
         added = {
@@ -232,14 +253,10 @@ class _Merge:
         return tuple(label for label in made if _has_area(label))
 
     def _label(self, box: ReviewedBox, ignore: bool, width: int, height: int) -> Label:
-        # A person may draw past the edge; rows never lie outside their image.
-        x1, y1, x2, y2 = box.bbox
-        inside = (
-            min(max(x1, 0.0), width), min(max(y1, 0.0), height),
-            min(max(x2, 0.0), width), min(max(y2, 0.0), height),
-        )  # fmt: skip
+        # A person may draw past the edge; labels never lie outside their image.
+        x1, y1, x2, y2 = clipped(np.array([box.bbox], np.float64), width, height)[0].tolist()
         names = [c.name for c in self.categories]
-        return Label(inside, names.index(box.category), box.score, ignore, box.origin)
+        return Label((x1, y1, x2, y2), names.index(box.category), box.score, ignore, box.origin)
 
     def _note_answered(self, ok: pa.Table, batch: BoxBatch, sha256s: Sequence[str]) -> None:
         ids = ok.column("image_id")

@@ -9,7 +9,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipelines.policy.one_object import winners
 from pipelines.policy.policy import Decision, Thresholds
+from storage.boxes import clipped, has_area
+
+_SIZE = ("width", "height")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +23,17 @@ class BoxBatch:
     Attributes:
         images: M.
         image: int64 [N], which image (0 to M - 1) a box is in.
-        boxes: float32 [N, 4], xyxy, pixels of the upright image.
+        boxes: float32 [N, 4], xyxy, pixels of the upright image, clipped to it.
         scores: float32 [N], raw.
         category_ids: int16 [N].
         topk_scores: float32 [N, K], descending scores of the anchor's best classes.
         box_std: float32 [N, 4], DFL standard deviation per side, pixels.
         box_entropy: float32 [N], DFL entropy, nats, mean over the sides.
-        right: float64 [N], probability that the box is right.
-        decisions: int8 [N], ``Decision`` if a person were asked (band: REVIEW).
+        right: float64 [N], probability that the box is right; 0 outside the image.
+        decisions: int8 [N], ``Decision`` if a person were asked (band: REVIEW); REJECT for boxes
+            outside the image, and for those that yield to a likelier box of the same object.
+        outside: bool [N], boxes without area in their image.
+        winner: int64 [N], index of the box that stands for the same object; -1: it stands itself.
     """
 
     images: int
@@ -39,6 +46,13 @@ class BoxBatch:
     box_entropy: NDArray[np.float32]
     right: NDArray[np.float64]
     decisions: NDArray[np.int8]
+    outside: NDArray[np.bool_]
+    winner: NDArray[np.int64]
+
+    @property
+    def alternative(self) -> NDArray[np.bool_]:
+        """bool [N]: boxes that yield to a likelier box of the same object."""
+        return np.asarray(self.winner >= 0)
 
     @property
     def accepted(self) -> NDArray[np.bool_]:
@@ -60,9 +74,14 @@ class BoxBatch:
         return np.bincount(self.image, weights=amounts, minlength=self.images).astype(np.float64)
 
 
-def box_batch(detections: pa.ChunkedArray, thresholds: Thresholds) -> BoxBatch:
-    """The detections column of an annotation table as flat arrays, judged by a policy."""
-    column = detections.combine_chunks()
+def box_batch(table: pa.Table, thresholds: Thresholds) -> BoxBatch:
+    """The boxes of an annotation table as flat arrays, clipped to their images and judged.
+
+    Args:
+        table: with the columns ``detections``, ``width`` and ``height``.
+        thresholds: the policy for the run's classes.
+    """
+    column = table.column("detections").combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # what pyarrow gives for no rows at all
         column = pa.concat_arrays(column.chunks)
     lengths = column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
@@ -70,18 +89,44 @@ def box_batch(detections: pa.ChunkedArray, thresholds: Thresholds) -> BoxBatch:
     n = len(flat)
     scores = flat.field("score").to_numpy().astype(np.float32)
     category_ids = flat.field("category_id").to_numpy().astype(np.int16)
+    image = np.repeat(np.arange(len(lengths)), lengths)
+    sizes = [table.column(name).to_numpy().astype(np.float32)[image] for name in _SIZE]
+    boxes = clipped(_matrix(flat.field("bbox"), n), *sizes)
+    inside = has_area(boxes)
+    right = np.where(inside, thresholds.probability(scores, category_ids), 0.0)
+    decisions = thresholds.decide(scores, category_ids, queued=True)
+    decisions[~inside] = Decision.REJECT
+    winner = _winners(image, boxes, decisions, right, thresholds.one_object)
+    decisions[winner >= 0] = Decision.REJECT
     return BoxBatch(
         images=len(lengths),
-        image=np.repeat(np.arange(len(lengths)), lengths),
-        boxes=_matrix(flat.field("bbox"), n),
+        image=image,
+        boxes=boxes,
         scores=scores,
         category_ids=category_ids,
         topk_scores=_matrix(flat.field("topk_scores"), n),
         box_std=_matrix(flat.field("box_std"), n),
         box_entropy=flat.field("box_entropy").to_numpy().astype(np.float32),
-        right=thresholds.probability(scores, category_ids),
-        decisions=thresholds.decide(scores, category_ids, queued=True),
+        right=right,
+        decisions=decisions,
+        outside=~inside,
+        winner=winner,
     )
+
+
+def _winners(
+    image: NDArray[np.int64],
+    boxes: NDArray[np.float32],
+    decisions: NDArray[np.int8],
+    right: NDArray[np.float64],
+    iou: float | None,
+) -> NDArray[np.int64]:
+    """See ``BoxBatch.winner``: labels before uncertain boxes, then by probability."""
+    if iou is None:
+        return np.full(len(image), -1, np.int64)
+    rank = np.empty(len(image), np.int64)
+    rank[np.lexsort((-right, -decisions))] = np.arange(len(image))
+    return winners(image, boxes, rank, decisions > Decision.REJECT, iou)
 
 
 def _matrix(values: pa.Array, n: int) -> NDArray[np.float32]:

@@ -97,6 +97,13 @@ class Policy(Part):
     calibration: Calibration | None = Field(
         None, description="Applied to scores before any threshold."
     )
+    one_object: float | None = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="Boxes that overlap with this IoU or more are one object, whatever their "
+        "classes: the likeliest stays; null: all stay.",
+    )
     model_sha256: str | None = Field(
         None, description="The model it was fitted on; other models' scores mean something else."
     )
@@ -170,6 +177,7 @@ class Policy(Part):
         return self.model_dump(mode="json", exclude_defaults=True) | {
             "accept": self.accept,
             "reject": self.reject,
+            "one_object": self.one_object,
         }
 
     def to_yaml(self) -> str:
@@ -197,7 +205,8 @@ class Policy(Part):
             )
         _refuse_unknown(self, [c.name for c in categories])
         pairs = np.array([self.of(c.name) for c in categories], np.float32).reshape(-1, 2)
-        return Thresholds(pairs[:, 0], pairs[:, 1], _curves(self.calibration, categories))
+        curves = _curves(self.calibration, categories)
+        return Thresholds(pairs[:, 0], pairs[:, 1], curves, self.one_object)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +216,13 @@ class Thresholds:
     Attributes:
         accept, reject: float32 [classes], by contiguous category id.
         curves: a calibration by category id, or None: scores stand as they are.
+        one_object: from this IoU on, boxes of one image are one object; None: never.
     """
 
     accept: NDArray[np.float32]
     reject: NDArray[np.float32]
     curves: tuple[Curve, ...] | None
+    one_object: float | None = None
 
     def scores(
         self, scores: NDArray[np.float32], category_ids: NDArray[np.int16]

@@ -15,7 +15,8 @@ import supervision as sv
 from numpy.typing import NDArray
 
 from pipelines.display.palette import PALETTE
-from pipelines.policy.policy import Decision, Policy
+from pipelines.policy.box_batch import box_batch
+from pipelines.policy.policy import Policy
 from pipelines.routing.audit_draw import random_key
 from pipelines.truth.compared import from_jsonl
 from pipelines.truth.matching import pair
@@ -122,26 +123,27 @@ def corrections(manifest: Manifest, lineage: LabelVersion) -> list[Correction]:
     thresholds = policy.thresholds(lineage.categories)
     names = [c.name for c in lineage.categories]
     found = []
-    for row in _rows(manifest, set(order)):
+    for row, table in _rows(manifest, set(order)):
         settled = book.settled.get(row.sha256)
         if settled is not None and row.status == "ok":
-            d = row.detections
-            accepted = thresholds.decide(d.scores, d.category_ids) == Decision.ACCEPT
+            batch = box_batch(table, thresholds)
             before = Labels(
-                d.boxes[accepted].astype(np.float64), d.category_ids[accepted].astype(np.int64)
+                batch.boxes[batch.accepted].astype(np.float64),
+                batch.category_ids[batch.accepted].astype(np.int64),
             )
             found += list(_of_image(row, before, settled, names))
     place = {image_id: i for i, image_id in enumerate(order)}
     return sorted(found, key=lambda c: place[c.row.image_id])
 
 
-def _rows(manifest: Manifest, image_ids: set[str]) -> Iterator[AnnotationRow]:
-    """Rows of queued images: only shards that have some are read."""
+def _rows(manifest: Manifest, image_ids: set[str]) -> Iterator[tuple[AnnotationRow, pa.Table]]:
+    """Rows of queued images, each also as a table; only shards that have some are read."""
     queue = read_queue(manifest.store, hidden=True)
     shards = {item.shard_id for item in queue if item.image_id in image_ids}
     wanted = pa.array(sorted(image_ids), pa.string())
     for _, table in live_tables(manifest, only=shards):
-        yield from table_to_rows(table.filter(pc.is_in(table.column("image_id"), wanted)))
+        chosen = table.filter(pc.is_in(table.column("image_id"), wanted))
+        yield from ((row, chosen.slice(i, 1)) for i, row in enumerate(table_to_rows(chosen)))
 
 
 def _of_image(

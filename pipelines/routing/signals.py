@@ -31,7 +31,13 @@ def doubtful_label(batch: BoxBatch) -> Amounts:
 
 def faint_box(batch: BoxBatch) -> Amounts:
     """Boxes below the reject threshold that may be right all the same: objects missed."""
-    return np.where(batch.shown, 0.0, batch.right)
+    return np.where(batch.shown | batch.alternative, 0.0, batch.right)
+
+
+def contested_class(batch: BoxBatch) -> Amounts:
+    """Boxes that yielded to a box of another class on the same object: the class may be theirs."""
+    other = batch.category_ids != batch.category_ids[batch.winner]
+    return np.where(batch.alternative & other, batch.right, 0.0)
 
 
 def class_margin(batch: BoxBatch) -> Amounts:
@@ -77,6 +83,7 @@ SIGNALS: Mapping[str, Weighted] = {
     "uncertain_band": Weighted(uncertain_band, 1.0, "boxes between the thresholds"),
     "doubtful_label": Weighted(doubtful_label, 1.0, "accepted boxes that may be wrong"),
     "faint_box": Weighted(faint_box, 0.5, "dropped boxes that may be objects"),
+    "contested_class": Weighted(contested_class, 1.0, "one object with boxes of two classes"),
     "class_margin": Weighted(class_margin, 0.25, "two classes nearly alike"),
     "score_entropy": Weighted(score_entropy, 0.25, "boxes the model is undecided about"),
     "box_spread": Weighted(box_spread, 0.25, "edges the model is unsure of"),

@@ -220,7 +220,7 @@ class RunSurvey:
         return self._invocation
 
     def _page(self, table: pa.Table, stratum: str) -> _Page:
-        batch = box_batch(table.column("detections"), self._thresholds)
+        batch = box_batch(table, self._thresholds)
         per_box, amounts = measure(batch, self._options.signals)
         seconds = self._seconds(batch)
         rows = table.select(list(_COLUMNS)).to_pylist()

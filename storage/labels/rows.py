@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from storage.labels.versions import LABEL_SCHEMA, LABELS, PartFile, part_metadata
+from storage.labels.versions import LABEL_SCHEMA, LABELS, PartFile, part_metadata, sha256_of
 from storage.objects.protocols import SupportsCreate
 from storage.parquet.files import SealedWriter
 from storage.records import Xyxy
@@ -161,7 +160,5 @@ class LabelWriter:
         self._writer = None
         writer.finish({"key": key, **self._header})
         self._store.create(key, self._spool)
-        with self._spool.open("rb") as body:
-            digest = hashlib.file_digest(body, "sha256").hexdigest()
-        self._parts.append(PartFile(key, self._rows, digest))
+        self._parts.append(PartFile(key, self._rows, sha256_of(self._spool)))
         self._rows = 0

@@ -4,6 +4,7 @@
     labels/v0001/part-000000.parquet   rows, one an image, in listing order
     labels/v0001/policy.yaml           the policy that judged the model's boxes
     labels/v0001/answered.jsonl        what the answers say about the model's labels, per image
+    labels/v0001/alternatives.jsonl    boxes that yielded to a likelier box of the same object
     labels/v0001/lineage.json          written last: the version exists when this does
     labels/latest.json                 pointer to the newest version, moved by conditional replace
 
@@ -31,6 +32,7 @@ from storage.errors import (
 )
 from storage.objects.json_records import json_record, parse_record, read_record
 from storage.objects.protocols import (
+    Body,
     SupportsCreate,
     SupportsGet,
     SupportsHead,
@@ -99,7 +101,8 @@ class LabelVersion:
         settling: how several answers to one image were settled, ``latest`` or ``agreement``.
         answers: answer parts that were read, by run URL.
         counts: images by source, labels, ignored and rejected boxes, images left out by status,
-            answers by what became of them.
+            answers by what became of them. Of the rejected boxes, ``rejected_outside`` have no
+            area in their image and ``rejected_alternative`` yielded to a box of the same object.
         parts: its Parquet objects in order.
         files: sha256 of its other objects by name; empty in versions of an older labelfleet.
     """
@@ -240,12 +243,20 @@ def read_label_tables(
 
 
 def write_version_files(
-    store: SupportsCreate, version: str, files: Mapping[str, bytes]
+    store: SupportsCreate, version: str, files: Mapping[str, Body]
 ) -> dict[str, str]:
     """Create objects of a version beside its parts; returns their sha256 by name."""
     for name, body in files.items():
         store.create(f"{LABELS}{version}/{name}", body)
-    return {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
+    return {name: sha256_of(body) for name, body in files.items()}
+
+
+def sha256_of(body: Body) -> str:
+    """sha256 of bytes or of a local file, in hex."""
+    if isinstance(body, bytes):
+        return hashlib.sha256(body).hexdigest()
+    with body.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_version_file(store: SupportsGet, lineage: LabelVersion, name: str) -> bytes:

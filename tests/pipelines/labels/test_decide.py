@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipelines.labels.decide import decide_run
 from pipelines.labels.diff import diff_versions
-from pipelines.policy.policy import Policy
+from pipelines.policy.policy import Calibration, Curve, Policy
 from pipelines.routing.route import route_run
 from pipelines.truth.compared import from_jsonl
 from storage.errors import ConfigError, ReviewError
 from storage.labels.rows import LabelRow, label_rows
 from storage.labels.versions import LabelVersion, read_label_tables, read_version, versions
-from storage.records import AnnotationRow
+from storage.records import AnnotationRow, Detections
 from storage.review.answers import Answer, ReviewedBox, append_answers
 from storage.review.queue import read_queue
 from storage.runs.live_rows import live_rows
@@ -342,3 +344,66 @@ def test_a_version_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(ConfigError, match="v0009") as caught:
         diff_versions(manifest, "v0001", "v0009")
     assert "v0001" in str(caught.value.hint)
+
+
+def alternatives_of(manifest: Manifest, version: LabelVersion) -> list[dict[str, Any]]:
+    raw = manifest.store.get(f"{version.prefix}alternatives.jsonl")
+    return [json.loads(line) for line in raw.splitlines()]
+
+
+def one_image(found: Detections) -> Manifest:
+    shard = tar_shard("a.tar")
+    return make_run(MemoryStore(), {shard: [distinct_row("a.tar/0.jpg", shard, found)]})
+
+
+def test_boxes_are_clipped_and_what_lies_outside_is_counted() -> None:
+    manifest = one_image(
+        boxes(
+            [(-9, -4, 30, 40), (600, 400, 700, 490), (650, 5, 700, 50)], [0.9, 0.8, 0.75], [0, 1, 2]
+        )
+    )
+    version = decide_run(manifest, POLICY)
+    (row,) = rows_of(manifest, version)
+    assert [x.bbox for x in row.labels] == [(0, 0, 30, 40), (600, 400, 640, 480)]
+    assert row.rejected == 1
+    assert (version.counts["rejected"], version.counts["rejected_outside"]) == (1, 1)
+
+
+def test_one_object_has_one_label_and_the_loser_is_kept_as_an_alternative() -> None:
+    at = [(10, 10, 110, 110), (12, 10, 110, 110), (300, 10, 400, 110), (302, 10, 402, 110)]
+    manifest = one_image(boxes(at, [0.9, 0.8, 0.75, 0.5], [0, 1, 1, 2]))
+    version = decide_run(manifest, POLICY)
+    (row,) = rows_of(manifest, version)
+    assert [(x.category_id, x.ignore) for x in row.labels] == [(0, False), (1, False)]
+    assert (row.rejected, version.counts["rejected_alternative"]) == (2, 2)
+    first, second = alternatives_of(manifest, version)
+    assert (first["box"]["category"], first["label"]["category"]) == ("WBC", "RBC")
+    assert (second["box"]["category"], second["label"]["category"]) == ("Platelets", "WBC")
+    assert first["image_id"] == "a.tar/0.jpg"
+    assert first["iou"] == pytest.approx(0.98)
+
+
+def test_the_step_can_be_turned_off_and_keeps_objects_that_only_touch() -> None:
+    at = [(10, 10, 110, 110), (12, 10, 110, 110)]
+    manifest = one_image(boxes(at, [0.9, 0.8], [0, 1]))
+    off = decide_run(manifest, Policy(accept=0.7, reject=0.1, one_object=None))
+    assert off.counts["labels"] == 2
+    apart = one_image(boxes([(0, 0, 100, 100), (0, 12, 100, 112)], [0.9, 0.8], [0, 1]))  # IoU 0.79
+    assert decide_run(apart, POLICY).counts["labels"] == 2
+
+
+def test_the_likelier_class_wins_by_calibrated_probability() -> None:
+    low = Curve(scores=(0.0, 1.0), probabilities=(0.0, 0.5))
+    high = Curve(scores=(0.0, 1.0), probabilities=(0.5, 1.0))
+    calibration = Calibration(all=high, classes={"RBC": low}, iou=0.5)
+    manifest = one_image(boxes([(10, 10, 110, 110)] * 2, [0.9, 0.8], [0, 1]))
+    version = decide_run(manifest, Policy(accept=0.4, reject=0.1, calibration=calibration))
+    (row,) = rows_of(manifest, version)
+    assert [x.category_id for x in row.labels] == [1]  # 0.45 against 0.9
+
+
+def test_a_contested_class_is_a_reason_for_review() -> None:
+    manifest = one_image(boxes([(10, 10, 110, 110)] * 2, [0.99, 0.98], [0, 1]))
+    route_run(manifest, budget="1 images", policy=POLICY, invocation="i1", audit=0.0)
+    (item,) = read_queue(manifest.store)
+    assert item.reasons[0].signal == "contested_class"
