@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from storage.errors import ImageError
 from storage.records import AnnotationRow, Detections, ImageRecord, Status
-from workers.images.decode import DecodedImage, decode, probe
+from workers.images.decode import decode, probe
 from workers.images.letterbox import LetterboxTransform, letterbox
 from workers.images.phash import phash
+from workers.images.pixels import DecodedImage
 from workers.images.preprocessing import Preprocessing
 
 

@@ -3,65 +3,168 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import Literal
 
-Format = Literal["JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF"]
+from storage.errors import Undecodable, Unsupported
+
+Format = Literal[
+    "JPEG", "PNG", "WebP", "BMP", "TIFF", "GIF", "AVIF", "JPEG 2000", "PNM", "Photoshop", "TGA",
+    "HEIF", "JPEG XL", "DICOM", "camera RAW",
+]  # fmt: skip
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_STARTS: tuple[tuple[bytes, Format], ...] = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (_PNG, "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),  # BigTIFF
-    (b"MM\0+", "TIFF"),
-    (b"BM", "BMP"),
-)
-_FOREIGN: tuple[tuple[int, bytes, str], ...] = (
+_STARTS: tuple[tuple[int, bytes, Format], ...] = (
+    (0, b"\xff\xd8", "JPEG"),
+    (0, _PNG, "PNG"),
+    (0, b"GIF87a", "GIF"),
+    (0, b"GIF89a", "GIF"),
+    (0, b"II*\0\x10\0\0\0CR", "camera RAW"),  # Canon CR2
+    (0, b"IIRO", "camera RAW"),  # Olympus ORF
+    (0, b"IIRS", "camera RAW"),
+    (0, b"MMOR", "camera RAW"),
+    (0, b"IIU\0", "camera RAW"),  # Panasonic RW2
+    (0, b"FUJIFILMCCD-RAW", "camera RAW"),
+    (0, b"\0MRM", "camera RAW"),  # Minolta MRW
+    (0, b"FOVb", "camera RAW"),  # Sigma X3F
+    (4, b"ftypcrx ", "camera RAW"),  # Canon CR3
+    (0, b"II*\0", "TIFF"),  # or one of the many camera RAW formats inside TIFF; see tiff.py
+    (0, b"MM\0*", "TIFF"),
+    (0, b"II+\0", "TIFF"),  # BigTIFF
+    (0, b"MM\0+", "TIFF"),
+    (0, b"BM", "BMP"),
     (4, b"ftypavi", "AVIF"),
-    (4, b"ftyphei", "HEIC"),
-    (4, b"ftypmif1", "HEIF"),
-    (4, b"ftyp", "MP4 or QuickTime video"),
+    (4, b"ftyphei", "HEIF"),
+    (4, b"ftyphev", "HEIF"),
     (0, b"\xff\x0a", "JPEG XL"),
     (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
     (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
     (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
     (0, b"8BPS", "Photoshop"),
-    (0, b"\0\0\1\0", "icon"),
-    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
     (128, b"DICM", "DICOM"),
+)
+_FOREIGN: tuple[tuple[int, bytes, str], ...] = (
+    (4, b"ftyp", "MP4 or QuickTime video"),
+    (0, b"\0\0\1\0", "icon"),
+    (0, b"\0\0\2\0", "cursor"),
+    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
     (0, b"%PDF", "PDF"),
     (0, b"qoif", "QOI"),
-    (0, b"P5", "PGM"),
-    (0, b"P6", "PPM"),
+    (0, b"P7\n", "PAM"),
     (0, b"<svg", "SVG"),
+    (0, b"icns", "Apple icon"),
+    (0, b"FORM", "IFF"),
+    (0, b"#?RADIANCE", "Radiance HDR"),
+    (0, b"\x0a\x05\x01", "PCX"),
+    (0, b"\x01\xda", "SGI"),
+    (0, b"\x59\xa6\x6a\x95", "Sun raster"),
+    (0, b"PK\3\4", "ZIP"),
+    (0, b"DDS ", "DirectDraw surface"),
 )
 # What the pixels depend on; XMP (an iTXt chunk) and colour profiles are not among it.
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})
 
 
 def format_of(data: bytes) -> Format | None:
-    """The format that labelfleet decodes, or None for everything else."""
-    for start, kind in _STARTS:
-        if data.startswith(start):
+    """Return the format that labelfleet decodes, or None for everything else."""
+    for at, magic, kind in _STARTS:
+        if data.startswith(magic, at):
             return kind
-    return "WebP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"mif1", b"msf1", b"miaf"):
+        # Either codec's; the other brands say which.
+        brands = data[16 : int.from_bytes(data[:4], "big")]
+        return "AVIF" if b"avif" in brands or b"avis" in brands else "HEIF"
+    if data[:1] == b"P" and data[1:2] in b"123456fF" and data[2:3] in b" \t\r\n#":
+        return "PNM"
+    return "TGA" if _is_tga(data) else None
+
+
+def _is_tga(data: bytes) -> bool:
+    """TGA has no signature: a header in which every field is one that the format allows."""
+    if len(data) < 18:
+        return False
+    mapped, kind, depth = data[1], data[2], data[16]
+    width, height = int.from_bytes(data[12:14], "little"), int.from_bytes(data[14:16], "little")
+    if kind not in (1, 2, 3, 9, 10, 11) or not width or not height or data[17] & 0xC0:
+        return False
+    if kind in (1, 9):
+        if mapped != 1 or depth != 8 or data[7] not in (8, 15, 16, 24, 32):
+            return False
+    elif (
+        mapped or any(data[3:8]) or depth not in ((8, 16) if kind in (3, 11) else (15, 16, 24, 32))
+    ):
+        return False
+    mapped_nbytes = int.from_bytes(data[5:7], "little") * ((data[7] + 7) // 8)
+    if kind in (9, 10, 11):
+        return len(data) > 18 + data[0] + mapped_nbytes
+    return len(data) >= 18 + data[0] + mapped_nbytes + width * height * ((depth + 7) // 8)
 
 
 def describe_foreign(data: bytes) -> tuple[bool, str]:
-    """(is it a known format that is not labelled, what to tell a person about these bytes)."""
+    """Return (whether it is a known format that is not labelled, what to tell a person)."""
     for at, magic, name in _FOREIGN:
         if data.startswith(magic, at):
             return True, f"{name} is not a format that is labelled"
     if not data[:4096].strip(b"\0"):
         return False, "not an image: it begins with zeros"
     head = data[:256].lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        return False, "not an image but a Git LFS pointer; fetch the file with `git lfs pull`"
+    if head.startswith((b"<?xml", b"<!doctype svg", b"<!--")) and b"<svg" in data[:4096].lower():
+        return True, "SVG is not a format that is labelled"
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"{")):
         return False, f"not an image but text, beginning {head[:32].decode('ascii', 'replace')!r}"
     return False, f"not an image: it begins with the bytes {data[:8].hex(' ')}"
+
+
+def bmp_masks(data: bytes) -> tuple[int, ...] | None:
+    """Return a BMP's (red, green, blue) bit masks; None where it has none, or Pillow's."""
+    header, bits = int.from_bytes(data[14:18], "little"), int.from_bytes(data[28:30], "little")
+    if header < 40 or bits not in (16, 32) or int.from_bytes(data[30:34], "little") not in (3, 6):
+        return None
+    return struct.unpack_from("<III", data, 54) if len(data) >= 66 else None
+
+
+_PSD_MODES = {
+    0: "bitmap", 1: "grey", 2: "indexed", 3: "RGB", 4: "CMYK", 7: "multichannel", 8: "duotone",
+    9: "Lab",
+}  # fmt: skip
+
+
+def check_psd(data: bytes) -> None:
+    """Raise Unsupported for a Photoshop file whose composite is missing, or not of 8 bits."""
+    if len(data) < 26:
+        raise Undecodable("truncated Photoshop file: no header")
+    version, channels, depth, mode = (
+        int.from_bytes(data[a:b], "big") for a, b in ((4, 6), (12, 14), (22, 24), (24, 26))
+    )
+    kind = _PSD_MODES.get(mode, f"mode {mode}")
+    if version != 1 or mode in (7, 9) or (depth != 8 and (depth, mode) != (1, 0)):
+        raise Unsupported(f"Photoshop version {version}, {kind}, {depth} bits, {channels} channels")
+    # Image resource 1057, version info: whether the composite is a real one.
+    at = data.find(b"8BIM\x04\x21\0\0")
+    if at >= 0 and data[at + 12 + 4 : at + 12 + 5] == b"\0":
+        raise Unsupported("Photoshop file saved without its composite (maximise compatibility)")
+
+
+def png_bits(data: bytes) -> int:
+    """Return a PNG's bits a sample."""
+    return data[24] if len(data) > 24 else 0
+
+
+def bytes_after_end(kind: Format | str, data: bytes) -> int:
+    """Return how many bytes follow the image's own end, for formats that have one."""
+    if kind == "PNG":
+        for name, _, end in _png_chunks(data):
+            if name == b"IEND":
+                return max(0, len(data) - end)
+    if kind == "WebP":
+        nbytes = 8 + int.from_bytes(data[4:8], "little")
+        return max(0, len(data) - nbytes - nbytes % 2)
+    return 0
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
@@ -106,9 +209,23 @@ def png_exif(data: bytes) -> bytes:
     return b""
 
 
+def check_png(data: bytes) -> None:
+    """Raise Undecodable for a wrong checksum of what the pixels are made of; Pillow skips it."""
+    view = memoryview(data)
+    for name, start, end in _png_chunks(data):
+        if name in (b"IHDR", b"PLTE", b"IDAT") and end <= len(data):
+            said = int.from_bytes(view[end - 4 : end], "big")
+            if zlib.crc32(view[start + 4 : end - 4]) != said:
+                raise Undecodable(f"damaged PNG: wrong checksum of its chunk {name.decode()}")
+
+
 def without_metadata(png: bytes) -> bytes:
-    """The same PNG with only the chunks its first frame needs."""
-    kept = [png[start:end] for name, start, end in _png_chunks(png) if name in _PNG_CHUNKS]
+    """The same PNG with only the chunks that its first frame needs, and that are whole."""
+    kept = [
+        png[start:end]
+        for name, start, end in _png_chunks(png)
+        if name in _PNG_CHUNKS and (end <= len(png) or name == b"IDAT")
+    ]
     return b"".join([_PNG, *kept])
 
 

@@ -136,19 +136,20 @@ def test_a_two_picture_jpeg_gives_its_main_one() -> None:
     assert decode(data, max_pixels=MAX_PIXELS).pixels.shape == (37, 53, 3)
 
 
-@pytest.mark.parametrize("samples", ["I", "F", "LAB"])
-def test_samples_without_an_eight_bit_meaning_are_unsupported(samples: str) -> None:
+@pytest.mark.parametrize(
+    ("samples", "said"), [("I", "32 signed bits"), ("F", "32 float bits"), ("LAB", "CIELAB")]
+)
+def test_samples_without_an_eight_bit_meaning_are_unsupported(samples: str, said: str) -> None:
     data = encode(Image.new(samples, (8, 8)), "TIFF")
-    with pytest.raises(Unsupported, match=samples):
+    with pytest.raises(Unsupported, match=said):
         decode(data, max_pixels=MAX_PIXELS)
 
 
 @pytest.mark.parametrize(
     ("start", "name"),
     [
-        (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
-        (b"8BPS\0\1", "Photoshop"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0", "MP4"),
+        (b"\x76\x2f\x31\x01", "OpenEXR"),
         (b"%PDF-1.7", "PDF"),
     ],
 )

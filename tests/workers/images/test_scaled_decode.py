@@ -10,8 +10,9 @@ from PIL import Image
 
 from storage.errors import Undecodable
 from tests.support.samples.image_samples import encode
-from workers.images.decode import DecodedImage, decode
+from workers.images.decode import decode
 from workers.images.letterbox import LetterboxTransform, letterbox
+from workers.images.pixels import DecodedImage
 from workers.images.preprocessing import Preprocessing
 
 MAX = 10**8

@@ -1,0 +1,182 @@
+"""Formats whose decoders are installed on request: HEIF, JPEG XL, DICOM, camera RAW."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import warnings as python_warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from storage.errors import Undecodable, Unsupported
+from workers.images.pixels import (
+    DecodedImage,
+    ValueRange,
+    as_rgb,
+    check_pixels,
+    profile_warning,
+    to_8_bits,
+    upright,
+    whole_image,
+)
+from workers.images.quiet_decoders import silence
+
+# What LibRaw calls flip, as an EXIF orientation.
+_FLIPS = {0: 1, 3: 3, 5: 8, 6: 6}
+
+
+def _package(name: str, extra: str, what: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as exc:
+        raise Unsupported(f"{what}: install labelfleet[{extra}]") from exc
+
+
+def decode_extra(
+    kind: str, data: bytes, max_pixels: int, value_range: ValueRange = "full"
+) -> DecodedImage:
+    """Decode one of them.
+
+    Raises:
+        Unsupported: its decoder is not installed; the message says which extra brings it.
+    """
+    if kind == "HEIF":
+        return _decode_heif(data, max_pixels)
+    if kind == "JPEG XL":
+        return _decode_jpeg_xl(data, max_pixels)
+    if kind == "DICOM":
+        return _decode_dicom(data, max_pixels, value_range)
+    return _decode_camera_raw(data, max_pixels)
+
+
+def probe_extra(kind: str, data: bytes) -> tuple[int, int, int]:
+    """(width, height, orientation) from the header. Raises as ``decode_extra``."""
+    if kind == "HEIF":
+        heif = _package("pillow_heif", "heif", "HEIF")
+        return (*heif.open_heif(data).size, 1)
+    if kind == "JPEG XL":
+        return (*_open_jpeg_xl(data).size, 1)
+    if kind == "DICOM":
+        header = _read_dicom(data)
+        return int(header.Columns), int(header.Rows), 1
+    rawpy = _package("rawpy", "raw", "camera RAW")
+    with rawpy.imread(io.BytesIO(data)) as raw:
+        width, height, orientation = _raw_size(raw)
+        return (height, width, orientation) if orientation >= 5 else (width, height, orientation)
+
+
+def _decode_heif(data: bytes, max_pixels: int) -> DecodedImage:
+    heif = _package("pillow_heif", "heif", "HEIF")
+    silence()
+    try:
+        file = heif.open_heif(data, convert_hdr_to_8bit=True)
+        width, height = file.size
+        check_pixels(width, height, max_pixels)
+        image = file.to_pillow()  # libheif has turned it; the EXIF tag must not turn it again
+    except (ValueError, OSError, RuntimeError, SyntaxError, EOFError) as exc:
+        raise Undecodable(f"damaged HEIF: {exc}") from exc
+    warnings = profile_warning(image.info.get("icc_profile"))
+    return whole_image(np.asarray(image.convert("RGB")), 1, len(file), warnings)
+
+
+def _open_jpeg_xl(data: bytes) -> Image.Image:
+    plugin = _package("pillow_jxl.JpegXLImagePlugin", "jxl", "JPEG XL")
+    silence()
+    image: Image.Image = plugin.JXLImageFile(io.BytesIO(data))
+    return image
+
+
+def _decode_jpeg_xl(data: bytes, max_pixels: int) -> DecodedImage:
+    image = _open_jpeg_xl(data)
+    check_pixels(*image.size, max_pixels)
+    image.load()
+    frames = int(getattr(image, "n_frames", 1))
+    warnings = profile_warning(image.info.get("icc_profile"))
+    return whole_image(np.asarray(image.convert("RGB")), 1, frames, warnings)
+
+
+def _read_dicom(data: bytes) -> Any:
+    pydicom = _package("pydicom", "dicom", "DICOM")
+    with python_warnings.catch_warnings():
+        python_warnings.simplefilter("ignore")
+        return pydicom.dcmread(io.BytesIO(data))
+
+
+def _decode_dicom(data: bytes, max_pixels: int, value_range: ValueRange) -> DecodedImage:
+    """The first frame, windowed as its header says (DICOM PS3.3, C.11.2), else by its range."""
+    dataset = _read_dicom(data)
+    if "PixelData" not in dataset:
+        raise Unsupported("DICOM without an image (no PixelData)")
+    check_pixels(int(dataset.Columns), int(dataset.Rows), max_pixels)
+    pixels = _package("pydicom.pixels", "dicom", "DICOM")
+    with python_warnings.catch_warnings():
+        python_warnings.simplefilter("ignore")
+        try:
+            samples = np.asarray(pixels.pixel_array(dataset, index=0))
+        except (RuntimeError, NotImplementedError, ImportError) as exc:
+            syntax = dataset.file_meta.TransferSyntaxUID.name
+            raise Unsupported(f"DICOM, {syntax}: {' '.join(str(exc).split())[:150]}") from exc
+        warnings: list[str] = []
+        rgb = _windowed(pixels, dataset, samples, value_range, warnings)
+    return whole_image(rgb, 1, int(dataset.get("NumberOfFrames", 1) or 1), warnings)
+
+
+def _windowed(
+    pixels: Any, dataset: Any, samples: NDArray[Any], value_range: ValueRange, warnings: list[str]
+) -> NDArray[np.uint8]:
+    model = dataset.PhotometricInterpretation
+    bits = int(dataset.BitsStored)
+    if model == "PALETTE COLOR":
+        colour = pixels.apply_color_lut(samples, dataset)
+        return as_rgb(to_8_bits(colour, "full", bits=colour.dtype.itemsize * 8, warnings=[]))
+    if model not in ("MONOCHROME1", "MONOCHROME2"):  # pixel_array has made YBR RGB
+        if samples.ndim != 3 or samples.dtype != np.uint8:
+            raise Unsupported(f"DICOM, {model} of {bits} bits")
+        return as_rgb(samples)
+    values = np.asarray(pixels.apply_modality_lut(samples, dataset), np.float64)
+    if value_range == "full" and "WindowWidth" in dataset:
+        low, high = _window(dataset)
+        grey = to_8_bits(values, (low, high), bits=None, warnings=warnings)
+    elif value_range == "full":
+        low = float(-(1 << bits - 1)) if dataset.PixelRepresentation else 0.0
+        shifted = (samples.astype(np.int64) - int(low)).astype(np.uint32)
+        grey = to_8_bits(shifted, "full", bits=bits, warnings=warnings if bits > 8 else [])
+        if bits < 8:
+            grey = (shifted * 255 // ((1 << bits) - 1)).astype(np.uint8)
+    else:
+        grey = to_8_bits(values, value_range, bits=None, warnings=warnings)
+    return as_rgb(255 - grey if model == "MONOCHROME1" else grey)
+
+
+def _window(dataset: Any) -> tuple[float, float]:
+    """The values that the first window shows as black and white."""
+    center, width = dataset.WindowCenter, dataset.WindowWidth
+    if not isinstance(center, (int, float)):
+        center, width = center[0], width[0]
+    center, width = float(center), max(1.0, float(width))
+    return center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
+
+
+def _raw_size(raw: Any) -> tuple[int, int, int]:
+    sizes = raw.sizes
+    return int(sizes.width), int(sizes.height), _FLIPS.get(int(sizes.flip), 1)
+
+
+def _decode_camera_raw(data: bytes, max_pixels: int) -> DecodedImage:
+    """What the sensor saw, developed with the camera's white balance; never the thumbnail."""
+    rawpy = _package("rawpy", "raw", "camera RAW")
+    try:
+        with rawpy.imread(io.BytesIO(data)) as raw:
+            width, height, orientation = _raw_size(raw)
+            check_pixels(width, height, max_pixels)
+            pixels = raw.postprocess(
+                use_camera_wb=True, output_bps=8, user_flip=0, no_auto_bright=False
+            )
+    except rawpy.LibRawFileUnsupportedError as exc:
+        raise Unsupported(f"camera RAW that LibRaw does not know: {exc}") from exc
+    except rawpy.LibRawError as exc:
+        raise Undecodable(f"damaged camera RAW: {exc}") from exc
+    return whole_image(upright(as_rgb(pixels), orientation), orientation, 1, [])

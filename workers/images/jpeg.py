@@ -1,0 +1,232 @@
+"""JPEG: what its markers say (ITU-T T.81, annex B), and its pixels through libjpeg-turbo."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from storage.errors import TooLarge, Undecodable, Unsupported
+from workers.images.letterbox import shrink
+from workers.images.pixels import (
+    DecodedImage,
+    check_pixels,
+    joined,
+    profile_warning,
+    upright,
+)
+from workers.images.preprocessing import Preprocessing
+
+_FRAME_MARKERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # less DHT, JPG, DAC
+_UNREADABLE_FRAMES = {
+    0xC3: "lossless", 0xC5: "hierarchical", 0xC6: "hierarchical", 0xC7: "hierarchical",
+    0xCB: "lossless", 0xCD: "hierarchical", 0xCE: "hierarchical", 0xCF: "hierarchical",
+}  # fmt: skip
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # TEM, RSTn, SOI: no length follows
+# What may stand between two scans: tables, application data, a comment, the next scan, the end.
+_BETWEEN_SCANS = frozenset({0xC4, 0xCC, 0xDB, 0xDC, 0xDD, 0xDA, 0xD9, 0xFE, *range(0xE0, 0xF0)})
+# In entropy-coded data FF is followed by 00 or a restart marker; FF before FF fills.
+_MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_MAX_SCAN_PASSES = 64  # a progressive JPEG may cost that many passes over max_pixels
+_ICC = b"ICC_PROFILE\0"
+
+OrientationOf = Callable[[bytes], int]
+SlowDecoder = Callable[[bytes], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class JpegHeader:
+    """The frame header and what came before it.
+
+    Attributes:
+        width, height: in pixels as stored, before any EXIF orientation.
+        components: 1 grey, 3 YCbCr or RGB, 4 CMYK or YCCK.
+        has_metadata: an APP1 segment (EXIF or XMP) precedes the frame.
+        precision: bits a sample.
+        frame_marker: 0xC0 baseline, 0xC2 progressive, ...
+        icc: the first piece of a colour profile, which holds its name; empty: none.
+    """
+
+    width: int
+    height: int
+    components: int
+    has_metadata: bool
+    precision: int = 8
+    frame_marker: int = 0xC0
+    icc: bytes = b""
+
+
+def read_jpeg_header(data: bytes) -> JpegHeader | None:
+    """Return the header of a JPEG; None when there is no frame header."""
+    at, has_metadata, icc = 2, False, b""
+    while (at := data.find(b"\xff", at)) >= 0:
+        while at < len(data) and data[at] == 0xFF:
+            at += 1
+        if at + 3 > len(data):
+            return None
+        marker = data[at]
+        at += 1
+        if marker == 0 or marker in _STANDALONE:
+            continue
+        if marker in _FRAME_MARKERS:
+            return _frame(marker, data[at : at + 8], has_metadata, icc)
+        if marker in (0xD9, 0xDA):  # the image ends, or begins, without a frame header
+            return None
+        has_metadata = has_metadata or marker == 0xE1
+        nbytes = int.from_bytes(data[at : at + 2], "big")
+        if marker == 0xE2 and not icc and data[at + 2 : at + 14] == _ICC:
+            icc = data[at + 16 : at + nbytes]
+        at += nbytes
+    return None
+
+
+def _frame(marker: int, segment: bytes, has_metadata: bool, icc: bytes) -> JpegHeader | None:
+    if len(segment) < 8:
+        return None
+    height = int.from_bytes(segment[3:5], "big")
+    width = int.from_bytes(segment[5:7], "big")
+    if not width or not height:
+        return None
+    return JpegHeader(width, height, segment[7], has_metadata, segment[2], marker, icc)
+
+
+def find_end(data: bytes) -> tuple[int | None, int]:
+    """Return (where the image's own end marker ends, scans up to there).
+
+    The markers are followed from segment to segment and from scan to scan, so that a thumbnail in
+    front and a second image or a video behind are neither. None where the markers lead past the
+    end of the data.
+    """
+    at, scans = 2, 0
+    while at + 2 <= len(data):
+        if data[at] != 0xFF:  # damaged: as libjpeg does, look for the next marker
+            at = data.find(b"\xff", at)
+            if at < 0:
+                break
+            continue
+        marker = data[at + 1]
+        if marker == 0xD9:
+            return at + 2, scans
+        if marker in (0, 0xFF) or marker in _STANDALONE:
+            at += 1 if marker == 0xFF else 2
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xDA:
+            scans += 1
+            at = _end_of_scan(data, at)
+    return None, scans
+
+
+def _end_of_scan(data: bytes, at: int) -> int:
+    while found := _MARKER_IN_SCAN.search(data, at):
+        at = found.start()
+        if data[at + 1] in _BETWEEN_SCANS:
+            return at
+        at += 2  # damaged
+    return len(data)
+
+
+def own_bytes(data: bytes) -> tuple[bytes, int, list[str]]:
+    """Return (the image without what follows it, its scans, warnings).
+
+    Raises:
+        Undecodable: no end marker follows the last scan.
+    """
+    end, scans = find_end(data)
+    if end is None:
+        # Damage can lead the walk past the end; the marker must still be there.
+        last = data.rfind(b"\xff\xd9")
+        if last <= data.rfind(b"\xff\xda"):
+            raise Undecodable("truncated JPEG: it ends without its end marker")
+        end, scans = last + 2, data.count(b"\xff\xda")
+    behind = len(data) - end
+    warnings = [f"trailing bytes: {behind} after the image's end"] if behind else []
+    return data if not behind else data[:end], scans, warnings
+
+
+def decode_jpeg(
+    data: bytes,
+    max_pixels: int,
+    enough: Preprocessing | None,
+    orientation_of: OrientationOf,
+    slow: SlowDecoder,
+) -> DecodedImage:
+    """Decode a JPEG, at a fraction of its size where ``enough`` allows it.
+
+    Args:
+        orientation_of: reads the EXIF orientation.
+        slow: Pillow's pixels and remarks, for what libjpeg-turbo alone does not settle.
+    """
+    header = read_jpeg_header(data)
+    if header is None:
+        raise Undecodable("damaged JPEG: no frame header")
+    _check_kind(header)
+    check_pixels(header.width, header.height, max_pixels)
+    _check_scans(data.count(b"\xff\xda"), header, max_pixels, data)
+    data, _, warnings = own_bytes(data)
+    orientation = orientation_of(data) if header.has_metadata else 1
+    height, width = header.height, header.width
+    if orientation >= 5:
+        height, width = width, height
+    factor = 1 if enough is None else _dct_factor(height, width, orientation, enough)
+    warnings += profile_warning(header.icc)
+    pixels: NDArray[np.uint8] | None = None
+    if header.components in (1, 3):
+        pixels, remark = _fast_jpeg(data, header, factor)
+        warnings += remark
+    if pixels is None:
+        pixels, factor = slow(data), 1
+    turned = upright(pixels, orientation)
+    return DecodedImage(turned, orientation, (height, width), factor, 1, joined(warnings))
+
+
+def _check_kind(header: JpegHeader) -> None:
+    kind = _UNREADABLE_FRAMES.get(header.frame_marker)
+    if kind is not None or header.precision != 8:
+        name = f"{kind} JPEG" if kind else "JPEG"
+        raise Unsupported(f"{name} of {header.precision} bits, {header.components} components")
+
+
+def _check_scans(most: int, header: JpegHeader, max_pixels: int, data: bytes) -> None:
+    """Refuse a JPEG that costs too many passes; ``most`` also counts what is not its own."""
+    pixels = header.width * header.height
+    if most * pixels <= _MAX_SCAN_PASSES * max_pixels:
+        return
+    scans = find_end(data)[1]
+    if scans * pixels > _MAX_SCAN_PASSES * max_pixels:
+        raise TooLarge(f"{scans} scans over {header.width}×{header.height} pixels")
+
+
+def _dct_factor(height: int, width: int, orientation: int, enough: Preprocessing) -> int:
+    """How much smaller a JPEG may be decoded: 8, 4, 2, or 1: not at all."""
+    most = shrink(height, width, enough)
+    for factor in (8, 4, 2):
+        # A last pixel that is filled up must stay the last: no turning.
+        whole = height % factor == 0 and width % factor == 0
+        if factor <= most and (whole or orientation == 1):
+            return factor
+    return 1
+
+
+def _fast_jpeg(
+    data: bytes, header: JpegHeader, factor: int
+) -> tuple[NDArray[np.uint8] | None, list[str]]:
+    """Pillow's pixels in two thirds of its time; None, and why, where libjpeg remarks on them."""
+    sides = -(-header.height // factor), -(-header.width // factor)
+    smaller = {} if factor == 1 else {"min_height": sides[0], "min_width": sides[1]}
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True, **smaller)
+    except ValueError as exc:
+        return None, [_remark(str(exc))]  # Pillow decides whether the remark is fatal
+    return (pixels if pixels.shape[:2] == sides else None), []
+
+
+def _remark(text: str) -> str:
+    """Return libjpeg's remark on a damaged file as a warning."""
+    text = " ".join(text.split())[:200]
+    premature = "premature end" in text.lower()
+    return f"{'premature end' if premature else 'corrupt data'}: {text}"

@@ -1,0 +1,165 @@
+"""What the decoders of all formats share: the result, limits, orientation, samples to 8 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import TooLarge, Undecodable, Unsupported
+
+ValueRange = Literal["full", "data"] | tuple[float, float]
+"""Which sample values become black and white in images of more than 8 bits a sample: the whole
+range of their type, the least and largest value of the image, or two given values."""
+
+ORIENTATION_TAG = 0x0112
+_NARROW = 1 / 4  # of the range; an image that uses less is nearly flat in 8 bits
+_SRGB_NAMES = ("srgb", "c2")  # c2: the tiny sRGB profile that several sites embed
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """Pixels as a person would see them.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], RGB, upright, C-contiguous; may be read-only.
+        exif_orientation: 1-8, what the file said (1 where it said nothing usable); already
+            applied to ``pixels``.
+        size: (height, width) of the upright image; ``pixels`` may be smaller.
+        factor: 1, 2, 4 or 8: how many pixels of the image, each way, make one of ``pixels``; a
+            last one that is not whole was filled up.
+        frames: pages or animation frames in the file.
+        warning: kinds and details as in ``AnnotationRow.warning``; None: nothing was odd.
+    """
+
+    pixels: NDArray[np.uint8]
+    exif_orientation: int
+    size: tuple[int, int]
+    factor: int = 1
+    frames: int = 1
+    warning: str | None = None
+
+
+def whole_image(
+    pixels: NDArray[np.uint8], orientation: int, frames: int, warnings: list[str]
+) -> DecodedImage:
+    """Return the result for upright pixels of full size."""
+    size = (pixels.shape[0], pixels.shape[1])
+    return DecodedImage(
+        np.ascontiguousarray(pixels), orientation, size, 1, frames, joined(warnings)
+    )
+
+
+def joined(warnings: list[str]) -> str | None:
+    """Return warnings as one text, each kind once; None for none."""
+    by_kind: dict[str, str] = {}
+    for warning in warnings:
+        clean = warning.replace(";", ",")
+        by_kind.setdefault(clean.split(":", 1)[0], clean)
+    return "; ".join(by_kind.values()) or None
+
+
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Raise TooLarge above ``max_pixels``, Undecodable for an empty image."""
+    if width <= 0 or height <= 0:
+        raise Undecodable(f"a size of {width}×{height} pixels")
+    if width * height > max_pixels:
+        raise TooLarge(
+            f"{width}×{height} is {width * height} pixels; this run takes up to {max_pixels}"
+        )
+
+
+def valid_orientation(value: Any) -> int:
+    """Return an EXIF orientation, 1 for anything that is none."""
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Undo the EXIF orientation (JEITA CP-3451, tag 0x0112); [H, W, 3] or [W, H, 3]."""
+    turned: Any = pixels
+    if orientation in (5, 6, 7, 8):
+        turned = cv2.transpose(turned)
+    if orientation in (2, 3, 6, 7):
+        turned = cv2.flip(turned, 1)
+    if orientation in (3, 4, 7, 8):
+        turned = cv2.flip(turned, 0)
+    return np.ascontiguousarray(turned)
+
+
+def as_rgb(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return [H, W], [H, W, 1 or 2] (grey, alpha) or [H, W, 3 or more] as RGB; alpha is dropped."""
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.shape[2] < 3:
+        return np.ascontiguousarray(np.broadcast_to(values[..., :1], (*values.shape[:2], 3)))
+    return np.ascontiguousarray(values[..., :3])
+
+
+def to_8_bits(
+    values: NDArray[Any], value_range: ValueRange, *, bits: int | None, warnings: list[str]
+) -> NDArray[np.uint8]:
+    """Return samples of more than 8 bits as uint8.
+
+    Args:
+        values: integers or floats, any shape.
+        value_range: ``full`` keeps the highest 8 bits, without rounding.
+        bits: the samples' own range is 0 to 2^bits - 1; None: they have none (floats, 32-bit
+            integers, signed values).
+        warnings: a narrow range is added.
+
+    Raises:
+        Unsupported: ``full`` of samples without a range of their own.
+    """
+    low, high = (float(v) for v in _extent(values))
+    if bits is not None and high - low < _NARROW * (2**bits - 1):
+        warnings.append(
+            f"narrow range: values from {low:g} to {high:g} of 0 to {2**bits - 1} "
+            f"(model.range: {value_range if isinstance(value_range, str) else list(value_range)})"
+        )
+    if value_range == "full":
+        if bits is None:
+            raise Unsupported(
+                f"samples of type {values.dtype} have no agreed 8-bit meaning; "
+                "model.range (data, or [lo, hi]) gives them one"
+            )
+        return (values >> max(0, bits - 8)).astype(np.uint8)
+    if value_range != "data":
+        low, high = value_range
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low) if high > low else 0)
+    return np.clip(np.nan_to_num(scaled) + 0.5, 0, 255).astype(np.uint8)
+
+
+def _extent(values: NDArray[Any]) -> tuple[Any, Any]:
+    if values.dtype.kind == "f":
+        values = values[np.isfinite(values)]
+    return (values.min(), values.max()) if values.size else (0, 0)
+
+
+def profile_warning(profile: bytes | None) -> list[str]:
+    """Return the warning for an ICC profile that is not applied; none for sRGB's."""
+    if not profile:
+        return []
+    name = _profile_name(profile)
+    if name.lower().startswith(_SRGB_NAMES) or "srgb" in name.lower():
+        return []
+    return [f"ignored colour profile: {name or 'without a name'}"]
+
+
+def _profile_name(profile: bytes) -> str:
+    """The profile's description tag (ICC.1:2010, 9.2.41), as far as it is there."""
+    count = int.from_bytes(profile[128:132], "big")
+    for at in range(132, 132 + 12 * min(count, 100), 12):
+        if profile[at : at + 4] != b"desc":
+            continue
+        start = int.from_bytes(profile[at + 4 : at + 8], "big")
+        tag = profile[start : start + int.from_bytes(profile[at + 8 : at + 12], "big")]
+        if tag[:4] == b"desc":
+            text = tag[12 : 12 + int.from_bytes(tag[8:12], "big")].decode("latin-1")
+        else:  # multi-localised: the first of its records
+            begin, length = int.from_bytes(tag[24:28], "big"), int.from_bytes(tag[20:24], "big")
+            text = tag[begin : begin + length].decode("utf-16-be", "replace")
+        return "".join(c for c in text if c.isprintable())[:60].strip()
+    return ""

@@ -1,0 +1,343 @@
+"""TIFF: its directories read here, plain pixels by Pillow, everything else by libvips.
+
+Pillow is the oracle for plain images (8 bits, interleaved), as for all other formats. Planar
+samples, 16 bits, palettes, inverted grey, subsampled YCbCr and BigTIFF go to libvips, since Pillow
+reads some of them wrongly and refuses others.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from storage.errors import Undecodable, Unsupported
+from workers.images.pillow_formats import open_with_pillow
+from workers.images.pixels import (
+    DecodedImage,
+    ValueRange,
+    as_rgb,
+    check_pixels,
+    profile_warning,
+    to_8_bits,
+    upright,
+    valid_orientation,
+    whole_image,
+)
+
+_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+_ORIENTATION, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT = 274, 277, 284, 322, 323
+_SUBIFDS, _EXTRA, _SAMPLE_FORMAT, _ICC, _DNG = 330, 338, 339, 34675, 50706
+_TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q",
+          18: "Q"}  # fmt: skip
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
+          16: 8, 17: 8, 18: 8}  # fmt: skip
+_SHORT = 3
+_WANTED = frozenset(
+    {_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR,
+     _TILE_WIDTH, _TILE_HEIGHT, _SUBIFDS, _EXTRA, _SAMPLE_FORMAT, _ICC, _DNG,
+     266, 273, 278, 279, 292, 293, 317, 324, 325}
+)  # fmt: skip
+# Where the pixels lie, one value for each piece of each plane; and how each piece is packed.
+_WHERE = (273, 279, 324, 325)
+_LAYOUT = (_WIDTH, _HEIGHT, _COMPRESSION, 266, 278, 292, 293, 317, _TILE_WIDTH, _TILE_HEIGHT)
+_MAX_PAGES, _MAX_SUBIFDS = 65_535, 64
+_SENSOR = (32803, 34892)  # colour filter array, linear raw: what a camera's sensor saw
+_COMPRESSIONS = {
+    1: "none", 2: "CCITT RLE", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 6: "old JPEG",
+    7: "JPEG", 8: "deflate", 32773: "PackBits", 32946: "deflate", 34887: "LERC", 34925: "LZMA",
+    34712: "JPEG 2000", 34933: "PNG", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL",
+    32809: "ThunderScan", 32766: "NeXT", 34676: "SGI log", 34677: "SGI log 24",
+    33003: "Aperio JPEG 2000 YCbCr", 33005: "Aperio JPEG 2000 RGB", 34934: "JPEG XR",
+}  # fmt: skip
+_PHOTOMETRICS = {
+    0: "inverted grey", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr",
+    8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv",
+}  # fmt: skip
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 3, 5: 4, 6: 3}  # samples that are colour, by photometric
+# In libvips' messages: it has no code for this kind; what is wrong is no matter of the pixels.
+_VIPS_CANNOT = (
+    "not configured", "not supported", "nsupported", "can not handle", "samples_per_pixel",
+    "samples out of range", "not implemented",
+)  # fmt: skip
+_ABOUT_TAGS = ("custom tag", "bad seek", "IFD")
+_READABLE = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000, 50001})
+
+
+@dataclass(frozen=True, slots=True)
+class TiffPage:
+    """One image file directory: integer tags by number, and the type of the orientation."""
+
+    tags: dict[int, tuple[int, ...]]
+    orientation_type: int | None = None
+
+    def first(self, tag: int, otherwise: int) -> int:
+        """Return the first value of a tag, ``otherwise`` where there is none."""
+        return (self.tags.get(tag) or (otherwise,))[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels as stored."""
+        return self.first(_WIDTH, 0), self.first(_HEIGHT, 0)
+
+    @property
+    def orientation(self) -> int:
+        """1-8; the tag may be of any integer type."""
+        return valid_orientation(self.first(_ORIENTATION, 1))
+
+    @property
+    def reduced(self) -> bool:
+        """Whether it is a smaller copy of another page."""
+        return bool(self.first(_SUBFILE, 0) & 1)
+
+    def describe(self) -> str:
+        """Return bits, samples, colour model and compression in words."""
+        bits = "/".join(str(b) for b in dict.fromkeys(self.tags.get(_BITS, (1,))))
+        kind = {2: " signed", 3: " float"}.get(self.first(_SAMPLE_FORMAT, 1), "")
+        colour, compression = self.first(_PHOTOMETRIC, -1), self.first(_COMPRESSION, 1)
+        return (
+            f"TIFF of {self.first(_SAMPLES, 1)} samples of {bits}{kind} bits, "
+            f"{_PHOTOMETRICS.get(colour, f'photometric {colour}')}, "
+            f"compression {_COMPRESSIONS.get(compression, compression)}"
+        )
+
+
+class _Reader:
+    """Directories of a classic TIFF or a BigTIFF, in either byte order."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._order = "<" if data[:2] == b"II" else ">"
+        self._big = data[2:4] in (b"+\0", b"\0+")
+
+    def first(self) -> int:
+        return int(self._int("Q", 8) if self._big else self._int("I", 4))
+
+    def _int(self, code: str, at: int) -> int:
+        return int(struct.unpack_from(self._order + code, self._data, at)[0])
+
+    def page(self, at: int) -> tuple[TiffPage, int]:
+        """(the directory at this offset, the offset of the next; 0: it is the last)."""
+        count_code, entry, inline = ("Q", 20, 8) if self._big else ("H", 12, 4)
+        wide = "Q" if self._big else "I"
+        start = at + struct.calcsize(f"={count_code}")
+        tags: dict[int, tuple[int, ...]] = {}
+        kinds: dict[int, int] = {}
+        end = start + self._int(count_code, at) * entry
+        for here in range(start, min(end, len(self._data) - entry + 1), entry):
+            tag, kind = self._int("H", here), self._int("H", here + 2)
+            if tag not in _WANTED or kind not in _TYPES:
+                continue
+            count, value = self._int(wide, here + 4), here + 4 + inline
+            if count * _SIZES[kind] > inline:
+                value = self._int(wide, value)
+            count = min(count, (len(self._data) - value) // _SIZES[kind])
+            if count > 0:
+                code = f"{self._order}{count}{_TYPES[kind]}"
+                tags[tag] = struct.unpack_from(code, self._data, value)
+                kinds[tag] = kind
+        following = (
+            self._int(wide, end) if end + struct.calcsize(f"={wide}") <= len(self._data) else 0
+        )
+        return TiffPage(tags, kinds.get(_ORIENTATION)), following
+
+
+def read_pages(data: bytes) -> list[TiffPage]:
+    """Return the directories of the main chain; empty where not even the first can be read."""
+    reader = _Reader(data)
+    pages: list[TiffPage] = []
+    seen: set[int] = set()
+    try:
+        at = reader.first()
+        while at and at not in seen and len(pages) < _MAX_PAGES:
+            seen.add(at)
+            page, at = reader.page(at)
+            pages.append(page)
+    except struct.error:  # it points outside of the file
+        pass
+    return pages
+
+
+def is_camera_raw(data: bytes, pages: list[TiffPage]) -> bool:
+    """Whether what the sensor saw is in it, beside or behind a thumbnail."""
+    reader = _Reader(data)
+    candidates = list(pages[:_MAX_SUBIFDS])
+    for page in pages[:1]:
+        for at in page.tags.get(_SUBIFDS, ())[:_MAX_SUBIFDS]:
+            try:
+                candidates.append(reader.page(at)[0])
+            except struct.error:
+                continue
+    return any(_DNG in p.tags or p.first(_PHOTOMETRIC, -1) in _SENSOR for p in candidates)
+
+
+def main_page(pages: list[TiffPage]) -> int:
+    """Return the index of the first page that is not a smaller copy of another."""
+    return next((i for i, page in enumerate(pages) if not page.reduced), 0)
+
+
+def decode_tiff(
+    data: bytes, pages: list[TiffPage], max_pixels: int, value_range: ValueRange
+) -> DecodedImage:
+    """Decode the main page. Raises as ``decode``, or whatever Pillow and libvips raise."""
+    if not pages:
+        raise Undecodable("damaged TIFF: no image directory")
+    index = main_page(pages)
+    page = pages[index]
+    check_pixels(*page.size, max_pixels)
+    # A tile is decoded whole, however small the image that it is cut from.
+    check_pixels(page.first(_TILE_WIDTH, 1), page.first(_TILE_HEIGHT, 1), max_pixels)
+    _check_kind(page)
+    warnings = profile_warning(bytes(v & 255 for v in page.tags.get(_ICC, ())))
+    frames = max(1, sum(not p.reduced for p in pages))
+    if index == 0 and _is_plain(page) and data[2:4] in (b"*\0", b"\0*"):
+        pixels = _by_pillow(data, max_pixels)
+    else:
+        try:
+            planes = page.first(_PLANAR, 1) == 2 and page.first(_SAMPLES, 1) > 1
+            samples = _by_planes(data, page) if planes else _by_vips(data, index, page)
+            pixels = upright(_eight_bits(samples, page, value_range, warnings), page.orientation)
+        except _DamagedTags as exc:
+            if index > 0 or set(page.tags.get(_BITS, (1,))) - {1, 8}:
+                raise Undecodable(f"damaged TIFF: {exc}") from exc
+            warnings.append(f"corrupt data: {exc}")
+            pixels = _by_pillow(data, max_pixels)
+    return whole_image(pixels, page.orientation, frames, warnings)
+
+
+class _DamagedTags(Exception):
+    """libvips stumbled over tags or directories, which the pixels do not depend on."""
+
+
+def _by_pillow(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Upright RGB."""
+    image = open_with_pillow("TIFF", data)
+    check_pixels(*image.size, max_pixels)
+    image.load()
+    return np.ascontiguousarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _by_planes(data: bytes, page: TiffPage) -> NDArray[Any]:
+    """Samples of colour planes that lie one after the other, each read as an image of its own.
+
+    libvips does not read them in tiles, and mixes up two of them in strips.
+    """
+    photometric = page.first(_PHOTOMETRIC, 1)
+    colours = _COLOURS[photometric]
+    planes = [_by_vips(_plane(data, page, k), 0, page) for k in range(colours)]
+    return np.dstack([plane[..., 0] for plane in planes])
+
+
+def _plane(data: bytes, page: TiffPage, index: int) -> bytes:
+    """The same TIFF with a directory behind it that knows one plane alone, as grey."""
+    samples = page.first(_SAMPLES, 1)
+    tags = {tag: page.tags[tag] for tag in _LAYOUT if tag in page.tags}
+    for tag in _WHERE:
+        if values := page.tags.get(tag):
+            share = len(values) // samples
+            tags[tag] = values[index * share : (index + 1) * share]
+    inverted = page.first(_PHOTOMETRIC, 1) == 0
+    tags |= {_BITS: (page.first(_BITS, 1),), _PHOTOMETRIC: (int(not inverted),), _SAMPLES: (1,),
+             _SAMPLE_FORMAT: (page.first(_SAMPLE_FORMAT, 1),)}  # fmt: skip
+    order, big = ("<" if data[:2] == b"II" else ">"), data[2:4] in (b"+\0", b"\0+")
+    wide, kind, entry = ("Q", 16, 20) if big else ("I", 4, 12)
+    size = struct.calcsize(f"={wide}")
+    at = len(data) + len(data) % 2
+    values_at = at + (8 if big else 2) + entry * len(tags) + size
+    directory = struct.pack(order + ("Q" if big else "H"), len(tags))
+    behind = b""
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"{order}{len(values)}{wide}", *values)
+        directory += struct.pack(f"{order}HH{wide}", tag, kind, len(values))
+        if len(values) == 1:
+            directory += packed
+        else:
+            directory += struct.pack(order + wide, values_at + len(behind))
+            behind += packed
+    header = data[:8] if big else data[:4]
+    whole = header + struct.pack(order + wide, at) + data[len(header) + size :]
+    return whole.ljust(at, b"\0") + directory + bytes(size) + behind
+
+
+def _is_plain(page: TiffPage) -> bool:
+    if set(page.tags.get(_BITS, ())) != {8} or page.first(_PLANAR, 1) != 1 or _EXTRA in page.tags:
+        return False
+    if page.orientation_type not in (None, _SHORT) or page.first(_SAMPLE_FORMAT, 1) != 1:
+        return False
+    colour = (page.first(_PHOTOMETRIC, -1), page.first(_SAMPLES, 1))
+    if colour == (6, 3):
+        return page.first(_COMPRESSION, 1) == 7
+    return colour in ((1, 1), (2, 3), (5, 4))
+
+
+def _check_kind(page: TiffPage) -> None:
+    bits = set(page.tags.get(_BITS, (1,)))
+    readable = (
+        page.first(_PHOTOMETRIC, 1) in _COLOURS
+        and page.first(_COMPRESSION, 1) in _READABLE
+        and len(bits) == 1
+        and bits <= {1, 2, 4, 8, 16, 32}
+        and not (page.first(_PLANAR, 1) == 2 and page.first(_SAMPLES, 1) > 1 and _is_coded(page))
+    )
+    if not readable:
+        raise Unsupported(page.describe())
+
+
+def _is_coded(page: TiffPage) -> bool:
+    """Whether a plane alone says nothing: YCbCr, and JPEG, whose tables are shared."""
+    return page.first(_PHOTOMETRIC, 1) in (3, 6) or page.first(_COMPRESSION, 1) in (6, 7)
+
+
+@functools.cache
+def _vips() -> Any:
+    """libvips, with one thread an image: the decode threads are the parallelism."""
+    os.environ.setdefault("VIPS_CONCURRENCY", "1")
+    os.environ.setdefault("VIPS_WARNING", "0")
+    import logging
+
+    import pyvips
+
+    logging.getLogger("pyvips").setLevel(logging.CRITICAL)
+    pyvips.cache_set_max(0)
+    return pyvips
+
+
+def _by_vips(data: bytes, index: int, page: TiffPage) -> NDArray[Any]:
+    """Samples [H, W, channels] as stored, palettes and inverted grey resolved."""
+    vips = _vips()
+    try:
+        image = vips.Image.tiffload_buffer(
+            data, page=index, access="sequential", fail_on="error", memory=True
+        )
+        samples: NDArray[Any] = image.numpy()
+    except vips.Error as exc:
+        reason = " ".join(str(exc).split())[:200]
+        if any(word in reason for word in _VIPS_CANNOT):
+            raise Unsupported(page.describe()) from exc
+        if any(word in reason for word in _ABOUT_TAGS):
+            raise _DamagedTags(reason) from exc
+        raise Undecodable(f"damaged TIFF: {reason}") from exc
+    return samples[..., None] if samples.ndim == 2 else samples
+
+
+def _eight_bits(
+    samples: NDArray[Any], page: TiffPage, value_range: ValueRange, warnings: list[str]
+) -> NDArray[np.uint8]:
+    """Colour samples as RGB; alpha and further channels are dropped."""
+    colours = _COLOURS[page.first(_PHOTOMETRIC, 1)]
+    samples = samples[..., : colours if samples.shape[2] >= colours else 1]
+    if samples.dtype != np.uint8:
+        bits = page.first(_BITS, 1) if samples.dtype == np.uint16 else None
+        try:
+            samples = to_8_bits(samples, value_range, bits=bits, warnings=warnings)
+        except Unsupported as exc:
+            raise Unsupported(f"{page.describe()}: {exc.message}") from exc
+    if colours == 4 and samples.shape[2] == 4:
+        return np.asarray(Image.fromarray(samples, "CMYK").convert("RGB"))
+    return as_rgb(samples)
