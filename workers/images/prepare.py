@@ -26,6 +26,7 @@ class Prepared:
         transform: letterbox geometry; knows the upright image's size.
         exif_orientation: 1–8, as found; the pixels are upright already.
         sha256, phash: of the encoded bytes, and of the upright pixels.
+        frames, warning: as decoded.
     """
 
     image_id: str
@@ -35,6 +36,8 @@ class Prepared:
     sha256: str
     phash: int
     exif_orientation: int
+    frames: int
+    warning: str | None
     transform: LetterboxTransform
 
     def row(self, detections: Detections) -> AnnotationRow:
@@ -52,6 +55,8 @@ class Prepared:
             status="ok",
             error=None,
             detections=self.transform.invert(detections),
+            frames=self.frames,
+            warning=self.warning,
         )
 
 
@@ -87,7 +92,7 @@ class Opened:
             return _skipped(record, self.shard_id, self.sha256, "undecodable", reason)
         return Prepared(
             record.image_id, self.shard_id, record.offset, record.nbytes, self.sha256, self.phash,
-            image.exif_orientation, transform,
+            image.exif_orientation, image.frames, image.warning, transform,
         )  # fmt: skip
 
 

@@ -109,3 +109,17 @@ def test_no_damage_to_the_bytes_ever_raises(seed: int, changes: int) -> None:
         if isinstance(found, Skipped):
             assert found.row.status in ("undecodable", "too_large", "unsupported")
             assert found.row.error
+
+
+def test_frames_and_warnings_reach_the_row() -> None:
+    pages = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
+    animated = encode(pages[0], "GIF", save_all=True, append_images=pages[1:])
+    trailed = encode(pages[0], "JPEG") + b"1234"
+    for data, frames, warning in (
+        (animated, 2, None),
+        (trailed, 1, "trailing bytes: 4 after the image's end"),
+    ):
+        placed, _ = prepare(record_of(data))
+        assert isinstance(placed, Prepared)
+        row = placed.row(boxes([], [], []))
+        assert (row.status, row.frames, row.warning) == ("ok", frames, warning)
