@@ -23,7 +23,7 @@ from benchmarks.detectors import FreeDetector
 from benchmarks.photos import photo_bytes, scratch, write_tars
 from benchmarks.rounds import Report, Rounds, parser, plain
 from benchmarks.worker import identity_of
-from pipelines.cluster.ray_cluster import _loopback_only
+from pipelines.cluster.local_ray import loopback_only
 from pipelines.dispatch.dispatcher import Dispatcher, DispatchRules
 from pipelines.dispatch.drive import Drive, Journal
 from pipelines.dispatch.tally import Caller
@@ -148,7 +148,7 @@ def start_ray(*, cpus: int, gpus: int = 0, object_store_mb: int = 80) -> None:
     root = str(Path(__file__).parent.parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.getenv("PYTHONPATH")])])
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
-    with _loopback_only():
+    with loopback_only():
         ray.init(
             address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False,
             object_store_memory=object_store_mb * 1024 * 1024, log_to_driver=False,

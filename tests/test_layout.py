@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import pipelines
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipelines", "workers", "storage")
 MODULES = {
@@ -70,6 +72,49 @@ def test_there_is_no_import_circle_not_even_a_lazy_one() -> None:
 def test_a_circle_would_be_seen() -> None:
     graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}
     assert circles(graph) == [["b", "c"]]
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Names that a module itself makes, at its top level or below an `if` or `try` there."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def borrowed(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """(module, name) of what is imported from ours."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in MODULES and not node.level:
+            for alias in node.names:
+                if f"{node.module}.{alias.name}" not in MODULES:
+                    yield str(node.module), alias.name
+
+
+def test_every_name_is_imported_from_the_module_that_defines_it() -> None:
+    made = {name: defined(ast.parse(path.read_text())) for name, path in MODULES.items()}
+    made["pipelines"] |= set(pipelines.__all__)  # the face, which alone re-exports
+    places = [p for part in (*PACKAGES, "tests", "benchmarks") for p in (ROOT / part).rglob("*.py")]
+    elsewhere = {
+        f"{path.relative_to(ROOT)}: {name} from {module}"
+        for path in places
+        for module, name in borrowed(ast.parse(path.read_text()))
+        if name not in made[module]
+    }
+    assert elsewhere == set()
+
+
+def test_the_face_alone_re_exports() -> None:
+    lists = {
+        name
+        for name, path in MODULES.items()
+        if "__all__" in defined(ast.parse(path.read_text()))
+        or (path.name == "__init__.py" and len(ast.parse(path.read_text()).body) > 1)
+    }
+    assert lists == {"pipelines"}
 
 
 def test_no_folder_holds_more_than_twelve_modules() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from pipelines.cli.common import Json, show
+from pipelines.cli.common import Json, Strict, show
 from pipelines.display.terminal import harmless
 from storage.errors import ConfigError
 
@@ -36,8 +36,13 @@ def submit(
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option("--env", metavar="KEY=VALUE", help="A variable for the job. No secrets."),
+        typer.Option(
+            "--env",
+            metavar="KEY=VALUE",
+            help="For the job: a known setting, or a path on the nodes.",
+        ),
     ] = None,
+    strict: Strict = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Follow it, and end with its exit code.")
     ] = True,
@@ -50,6 +55,7 @@ def submit(
     overrides, variables = tuple(set_ or ()), _variables(env or [])
     bundle = bundle_run(config, overrides, variables)
     further = ["--limit", str(limit)] if limit is not None else []
+    further += ["--strict"] if strict else []
     if bundle.url is not None:  # else they are in the packed config
         further += [word for override in overrides for word in ("--set", override)]
     submitted = submit_run(
@@ -61,7 +67,9 @@ def submit(
         note=lambda line: print(harmless(line), file=sys.stderr, flush=True),
         # The last line of stdout is for the JSON, if there is one: the job's output goes beside it.
         show=_writer(sys.stderr if json_ else sys.stdout),
-        again=shlex.join(["labelfleet", "submit", config, *given(set_, limit, address, env)]),
+        again=shlex.join(
+            ["labelfleet", "submit", config, *given(set_, limit, address, env, strict)]
+        ),
     )
     state = submitted.status.lower()
     ended = "" if submitted.exit_code is None else f" with exit code {submitted.exit_code}"
@@ -70,12 +78,17 @@ def submit(
 
 
 def given(
-    set_: list[str] | None, limit: int | None, address: str | None, env: list[str] | None
+    set_: list[str] | None,
+    limit: int | None,
+    address: str | None,
+    env: list[str] | None,
+    strict: bool = False,
 ) -> list[str]:
     """The options once more: another name or output would be another run's job."""
     words = [word for text in set_ or () for word in ("--set", text)]
     words += ["--limit", str(limit)] if limit is not None else []
     words += ["--address", address] if address else []
+    words += ["--strict"] if strict else []
     return words + [word for text in env or () for word in ("--env", text)]
 
 

@@ -36,7 +36,8 @@ class Bundle:
         fields: the same as a mapping, paths rewritten: what is written to CONFIG_NAME.
         files: name in the working directory -> local file.
         url: where the job reads its config from itself; None: it is in the working directory.
-        digest: 16 hex of sha256 over the fields: whether two submissions mean the same.
+        digest: 16 hex of sha256 over the fields and the contents of the files: whether two
+            bundles mean the same.
     """
 
     config: RunConfig
@@ -81,9 +82,17 @@ def bundle_run(
     files = {} if remote else _pack(fields)
     if remote:
         _refuse_relative(fields, path)
-    stable = json.dumps(fields, sort_keys=True, default=str).encode()
-    digest = hashlib.sha256(stable).hexdigest()[:16]
-    return Bundle(config, fields, files, normalise_url(path) if remote else None, digest)
+    url = normalise_url(path) if remote else None
+    return Bundle(config, fields, files, url, _digest(fields, files))
+
+
+def _digest(fields: Mapping[str, Any], files: Mapping[str, Path]) -> str:
+    contents = {}
+    for name, path in files.items():
+        with path.open("rb") as file:
+            contents[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    stable = json.dumps([fields, contents], sort_keys=True, default=str).encode()
+    return hashlib.sha256(stable).hexdigest()[:16]
 
 
 def _overridden(overrides: tuple[str, ...]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from storage.errors import ClusterLost, Interrupted, LabelfleetError
+from storage.errors import ClusterLost, Interrupted, LabelfleetError, RunLocked
 
 Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 _ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
@@ -24,7 +24,12 @@ _RACES = 10
 
 @dataclass(frozen=True, slots=True)
 class SubmittedJob:
-    """A job as its server describes it; ``exit_code`` is that of its command, once it has one."""
+    """A job as its server describes it.
+
+    Attributes:
+        exit_code: of its command, once it has one.
+        digest: of what it does; '' where an earlier version submitted it.
+    """
 
     job_id: str
     status: Status
@@ -57,7 +62,7 @@ class JobServer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A run's job; ``attached`` when it ran already, with or without this very config."""
+    """A run's job; ``attached`` when it ran already."""
 
     job: SubmittedJob
     attached: bool
@@ -69,12 +74,18 @@ def job_name(name: str, output: str) -> str:
     return f"labelfleet-{name}-{place}"
 
 
-def submit(server: JobServer, base: str) -> Submission:
+def submit(server: JobServer, base: str, digest: str = "") -> Submission:
     """Start the run's job, or attach to the one that has not ended.
 
     Two submissions at once choose the same id, of which the server takes one: the other attaches.
 
+    Args:
+        server: where it runs.
+        base: the id of the run's first job.
+        digest: of what the job is to do; '' attaches to any, and any attaches to a job without one.
+
     Raises:
+        RunLocked: a job of this run is under way that does something else.
         LabelfleetError: the server refused.
     """
     for _ in range(_RACES):
@@ -82,12 +93,23 @@ def submit(server: JobServer, base: str) -> Submission:
         mine.pop(None, None)
         alive = next((job for job in mine.values() if not job.ended), None)
         if alive is not None:
+            _refuse_another(alive, digest)
             return Submission(alive, attached=True)
         number = max((n for n in mine if n is not None), default=0) + 1
         job_id = base if number == 1 else f"{base}-{number}"
         if server.start(job_id):
             return Submission(server.job(job_id), attached=False)
     raise LabelfleetError(f"{_RACES} ids in a row for {base} were taken by others")
+
+
+def _refuse_another(job: SubmittedJob, digest: str) -> None:
+    if digest and job.digest and job.digest != digest:
+        raise RunLocked(
+            f"{job.job_id} is {job.status.lower()}, with another config, checkpoint or other file, "
+            "--limit, --strict or --env",
+            hint="submit again when it has ended, or stop it first: `ray job stop "
+            f"{job.job_id}`; the new job continues from what is committed",
+        )
 
 
 def _number(job_id: str, base: str) -> int | None:

@@ -34,6 +34,19 @@ _WEBHOOK = re.compile(
 )
 _SIGNED = re.compile(r"sig(nature)?|token|key|secret|passw(or)?d|credential|auth", re.IGNORECASE)
 
+# What a job's environment may say in plain text. An allow-list, since a secret has many names.
+_PLAIN_NAMES = re.compile(
+    r"AWS_(DEFAULT_)?REGION|AWS_ENDPOINT_URL(_S3)?|AWS_PROFILE|AWS_ROLE_SESSION_NAME|AWS_RETRY_MODE"
+    r"|AWS_MAX_ATTEMPTS|AWS_CA_BUNDLE|AWS_REQUEST_CHECKSUM_CALCULATION"
+    r"|LABELFLEET_(LOG|CACHE)|(OMP|MKL|OPENBLAS)_NUM_THREADS|CUDA_VISIBLE_DEVICES|NCCL_DEBUG"
+    r"|(HTTPS?|NO|ALL)_PROXY|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE"
+    r"|TZ|LANG|LC_ALL|TMPDIR|PYTHONPATH|GOOGLE_CLOUD_PROJECT|AZURE_STORAGE_ACCOUNT(_NAME)?"
+    r"|RAY_(?!AUTH_TOKEN\Z)[A-Z0-9_]+",
+    re.IGNORECASE,
+)
+# Any other name may say where a value lies, on the nodes.
+_REFERENCE = re.compile(r"(file:/|/)[^\s=;,@]*|arn:[\w-]+:[^\s=;,]*")
+
 MOUNT_IT = (
     "let the nodes have it: an instance role (IRSA on EKS) for storage, or a mounted secret with "
     "its path in a variable such as X_FILE; docs/scheduling.md shows both"
@@ -62,13 +75,25 @@ def refuse_secrets(config: Mapping[str, Any], environment: Mapping[str, str]) ->
                 else MOUNT_IT,
             )
     for name, text in environment.items():
-        named = _NAME.search(name) and not _PLACE.search(name)
-        kind = "a secret, by its name" if named else secret_in(text)
-        if kind is not None:
-            raise ConfigError(
-                f"--env {name} holds {kind}, which everybody who sees the job could read",
-                hint=MOUNT_IT,
-            )
+        _refuse_variable(name, text)
+
+
+def _refuse_variable(name: str, text: str) -> None:
+    kind = secret_in(text)
+    if _NAME.search(name) and not _PLACE.search(name) and not _REFERENCE.fullmatch(text):
+        kind = "a secret, by its name"
+    if kind is not None:
+        raise ConfigError(
+            f"--env {name} holds {kind}, which everybody who sees the job could read",
+            hint=MOUNT_IT,
+        )
+    if not _PLAIN_NAMES.fullmatch(name) and not _REFERENCE.fullmatch(text):
+        raise ConfigError(
+            f"--env {name} is not one of the variables that may travel in plain text",
+            hint="those are settings of AWS, Ray, proxies, threads and locale, see "
+            "docs/scheduling.md; any other may name a path on the nodes "
+            f"(--env {name}=/run/secrets/x), or be set in their own environment",
+        )
 
 
 def texts_in(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import os
 import queue
@@ -10,6 +12,7 @@ import re
 import shlex
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
 
 from pipelines.cluster.bundle import CONFIG_NAME, Bundle
 from pipelines.cluster.follow import (
@@ -38,6 +41,11 @@ STOP_WAIT_S = 120
 _QUIET_S = 20.0
 _TRIES = 5  # of a question whose connection broke: a busy head drops some
 _HEAD_AWAY = re.compile(r"Request failed with status code (50[234])\b")
+# Said with status 500 while the head's own agent has not come up: on a cold or busy cluster.
+_NO_AGENT = "No available agent"
+_AGENT_WITHIN_S = 300.0
+# Its name in the job's metadata; "digest", of earlier versions, left out files, --limit and --env.
+_DIGEST = "content_digest"
 _NO_SUCH_COMMAND = 127  # a shell's word for it
 # Where Ray itself looks, and where it would overrule an address that was given.
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -88,17 +96,18 @@ def submit_run(
 
     Raises:
         ConfigError: no job server there, or it wants another token.
+        RunLocked: a job of this run is under way that does something else.
         Interrupted: Ctrl-C while following; the job goes on.
         LabelfleetError: the server refused.
     """
     url = job_server_url(address)
     server = RayJobs(url, bundle, command, environment)
     output = normalise_url(bundle.config.output)
-    found = submit(server, job_name(bundle.config.name, output))
+    found = submit(server, job_name(bundle.config.name, output), server.digest)
     job = found.job
     stop = f"ray job stop --address {url} {job.job_id}"
     with detaching(job.job_id, again=again, stop=stop):
-        note(_said(found, bundle, url))
+        note(_said(found, url))
         if wait:
             job = follow(server, job.job_id, show, again=again)
     if wait and job.exit_code is None and job.message:
@@ -109,13 +118,11 @@ def submit_run(
     return Submitted(job.job_id, url, output, found.attached, job.status, code)
 
 
-def _said(found: Submission, bundle: Bundle, url: str) -> str:
+def _said(found: Submission, url: str) -> str:
     job = found.job
     if not found.attached:
         return f"submitted {job.job_id} to {url}"
-    other = job.digest not in ("", bundle.digest)
-    warning = "; it runs with an EARLIER VERSION of this config" if other else ""
-    return f"{job.job_id} is {job.status.lower()} already at {url}: attached to it{warning}"
+    return f"{job.job_id} is {job.status.lower()} already at {url}: attached to it"
 
 
 def job_server_url(address: str | None) -> str:
@@ -154,6 +161,8 @@ class RayJobs:
         self._url, self._bundle = url, bundle
         self._command, self._environment = command, environment
         self._client = self._connect()
+        means = json.dumps([bundle.digest, list(command), sorted(environment.items())])
+        self.digest = hashlib.sha256(means.encode()).hexdigest()[:16]
 
     def jobs(self) -> list[SubmittedJob]:
         """Every job that was submitted to the cluster."""
@@ -177,7 +186,7 @@ class RayJobs:
                         entrypoint=shlex.join(["labelfleet", "run", config, *self._command]),
                         submission_id=job_id,
                         runtime_env={**where, "env_vars": variables},
-                        metadata={"run": self._bundle.config.name, "digest": self._bundle.digest},
+                        metadata={"run": self._bundle.config.name, _DIGEST: self.digest},
                     )
                 )
             except LabelfleetError as exc:
@@ -225,16 +234,8 @@ class RayJobs:
 
     def _ask(self, call: Callable[[], Any]) -> Any:
         """Ask, and ask again when the connection breaks; an id is submitted once in any case."""
-        from requests.exceptions import RequestException
-
-        patient = Retrying(
-            retry=retry_if_exception_type((ConnectionError, RequestException)),
-            stop=stop_after_attempt(_TRIES),
-            wait=wait_exponential(multiplier=0.5, max=5),
-            reraise=True,
-        )
         with self._asking():
-            return patient(call)
+            return patient()(call)
 
     @contextmanager
     def _asking(self, first: bool = False) -> Iterator[None]:
@@ -260,6 +261,28 @@ class RayJobs:
             raise ClusterLost(f"{self._url} does not answer: {type(exc).__name__}") from exc
         except (RuntimeError, ValueError) as exc:  # what Ray makes of every other answer
             raise refusal(self._url, exc) from exc
+
+
+def patient(sleep: Callable[[float], None] = time.sleep) -> Retrying:
+    """Return what asks a few times over a broken connection, and for minutes without an agent."""
+    from requests.exceptions import RequestException
+
+    def worth_it(exc: BaseException) -> bool:
+        return isinstance(exc, ConnectionError | RequestException) or _NO_AGENT in str(exc)
+
+    def enough(state: RetryCallState) -> bool:
+        failed = state.outcome.exception() if state.outcome else None
+        if _NO_AGENT in str(failed):
+            return state.idle_for > _AGENT_WITHIN_S
+        return state.attempt_number >= _TRIES
+
+    return Retrying(
+        retry=retry_if_exception(worth_it),
+        stop=enough,
+        wait=wait_exponential(multiplier=0.5, max=5),
+        sleep=sleep,
+        reraise=True,
+    )
 
 
 def refusal(url: str, exc: Exception) -> LabelfleetError:
@@ -312,5 +335,5 @@ def _job(info: Any) -> SubmittedJob:
         status=info.status.value,
         exit_code=info.driver_exit_code,
         message=info.message or "",
-        digest=metadata.get("digest", ""),
+        digest=metadata.get(_DIGEST, ""),
     )

@@ -118,10 +118,10 @@ def test_a_finished_run_gets_a_new_suffix_and_labels_only_what_changed(place: Pl
     shutil.copy(place.folder / "pages/images" / new, place.folder / "in" / new)
     (place.folder / "in/broken.png").write_bytes(b"no image")
 
-    code, said, err = place.submit("--env", "NOTE=plain")
+    code, said, err = place.submit("--env", "AWS_PROFILE=plain")
     assert said["submission_id"].endswith("-2")
     [job] = [one for one in place.jobs() if one["submission_id"] == said["submission_id"]]
-    assert job["runtime_env"]["env_vars"]["NOTE"] == "plain"
+    assert job["runtime_env"]["env_vars"]["AWS_PROFILE"] == "plain"
     assert not said["attached"]
     assert code == said["exit_code"] == 3, err  # the broken one is more than max_bad_share
     rows = place.run.rows()

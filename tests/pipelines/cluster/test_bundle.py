@@ -104,7 +104,10 @@ def test_a_secret_in_the_config_or_in_what_is_set(here: Path) -> None:
 def test_the_digest_tells_versions_apart(here: Path) -> None:
     path = write(here, fields())
     assert bundle_run(path).digest == bundle_run(path).digest
-    assert bundle_run(path).digest != bundle_run(path, ("attempts=2",)).digest
+    before = bundle_run(path).digest
+    assert before != bundle_run(path, ("attempts=2",)).digest
+    (here / "cells.pth").write_bytes(b"other weights under the same name")
+    assert before != bundle_run(path).digest
 
 
 def test_a_config_at_a_url_is_read_there_and_may_hold_what_must_not_travel(

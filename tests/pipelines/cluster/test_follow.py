@@ -19,7 +19,7 @@ from pipelines.cluster.follow import (
     job_name,
     submit,
 )
-from storage.errors import ClusterLost, Interrupted
+from storage.errors import ClusterLost, Interrupted, RunLocked
 
 BASE = "labelfleet-cells-0123abcd"
 
@@ -70,6 +70,17 @@ def test_the_name_is_the_runs_wherever_it_comes_from() -> None:
 def test_the_first_submission_takes_the_name() -> None:
     found = submit(Server(), BASE)
     assert (found.job.job_id, found.attached) == (BASE, False)
+
+
+def test_one_that_does_something_else_is_not_attached_to() -> None:
+    server = Server({BASE: SubmittedJob(BASE, "RUNNING", digest="one")})
+    assert submit(server, BASE, "one").attached
+    assert submit(server, BASE).attached
+    with pytest.raises(RunLocked, match=f"{BASE} is running, with .*--limit, --strict") as refused:
+        submit(server, BASE, "another")
+    assert refused.value.exit_code == 75
+    server.known[BASE] = SubmittedJob(BASE, "RUNNING")  # of an earlier version
+    assert submit(server, BASE, "another").attached
 
 
 def test_a_running_one_is_attached_to() -> None:

@@ -15,10 +15,21 @@ import pytest
 import yaml
 
 from pipelines.cluster.bundle import Bundle
-from pipelines.cluster.submit import DEFAULT_ADDRESS, RayJobs, auth_headers, job_server_url, refusal
+from pipelines.cluster.submit import (
+    DEFAULT_ADDRESS,
+    RayJobs,
+    auth_headers,
+    job_server_url,
+    patient,
+    refusal,
+)
 from storage.errors import ClusterLost, ConfigError
 from tests.support.samples.tiny_run import run_fields
 from tests.support.servers.s3 import free_ports
+
+COLD = (
+    "Request failed with status code 500: No available agent to submit job, please try again later."
+)
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +93,39 @@ def test_a_proxy_without_a_head_behind_it_is_waited_for(status: int, lost: bool)
 
 
 @pytest.mark.slow
+def test_a_cluster_whose_agent_is_not_up_yet_is_waited_for() -> None:
+    """As the job server of a cold or busy cluster says it, with status 500."""
+    pauses: list[float] = []
+    answers = iter([RuntimeError(COLD)] * 12)
+
+    def ask() -> str:
+        for answer in answers:
+            raise answer
+        return "submitted"
+
+    assert patient(pauses.append)(ask) == "submitted"
+    assert len(pauses) == 12
+
+    def never() -> str:
+        raise RuntimeError(COLD)
+
+    with pytest.raises(RuntimeError, match="No available agent"):
+        patient(pauses.append)(never)
+    assert 300 < sum(pauses) < 700
+
+
+def test_a_refusal_is_not_asked_again() -> None:
+    asked: list[int] = []
+
+    def refuse() -> None:
+        asked.append(1)
+        raise RuntimeError("Request failed with status code 400: no")
+
+    with pytest.raises(RuntimeError):
+        patient(lambda s: None)(refuse)
+    assert asked == [1]
+
+
 def test_a_job_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     config = tmp_path / "cells.yaml"
     (tmp_path / "cells.pth").write_text("weights")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pipelines.cluster.local_ray import start_patiently
 from pipelines.cluster.ray_cluster import ray_cluster
-from storage.errors import ConfigError
+from storage.errors import ConfigError, RayLost
+
+ROOT = Path(__file__).resolve().parents[3]
 
 LISTENING = """
 import os, sys
@@ -70,6 +74,95 @@ def test_a_local_ray_listens_on_loopback_only(tmp_path: Path) -> None:
     bound = done.stdout.split()
     assert len(bound) >= 5, "the sockets of Ray's processes were not found"
     assert set(bound) <= LOOPBACK
+
+
+MODES = """
+import os, signal, stat, sys, time
+from pathlib import Path
+import ray
+from pipelines.cluster.ray_cluster import ray_cluster
+
+handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+with ray_cluster(None):
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    ours = next(p for p in session.parents if p.parent == Path("/tmp"))
+    print("mode", oct(stat.S_IMODE(ours.stat().st_mode)), ours.stat().st_uid == os.getuid())
+    print("token", oct(stat.S_IMODE(Path(os.environ["RAY_AUTH_TOKEN_PATH"]).stat().st_mode)))
+print("gone", not ours.exists())
+"""
+
+
+STOPPED = """
+import os, signal, time
+import ray
+from pipelines.cluster.ray_cluster import ray_cluster
+
+with ray_cluster(None):
+    node = ray._private.worker._global_node
+    raylet = node.all_processes["raylet"][0].process.pid
+    os.kill(raylet, signal.SIGSTOP)
+    began_s = time.monotonic()
+print("ended", time.monotonic() - began_s < 120)
+"""
+
+
+@pytest.mark.slow
+def test_while_a_run_is_going_no_other_user_may_enter_rays_folder(tmp_path: Path) -> None:
+    """Nor is there a home folder to put a token into."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+    } | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "none")}
+    done = subprocess.run(
+        [sys.executable, "-c", MODES], capture_output=True, text=True, check=False,
+        env=environment, timeout=560,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["mode 0o700 True", "token 0o600", "gone True"], done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_raylet_that_stands_still_does_not_keep_the_driver(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=560,
+    )  # fmt: skip
+    assert done.stdout == "ended True\n", done.stderr
+    assert done.returncode == 0
+    assert "left to itself" in done.stderr
+
+
+def test_a_ray_that_does_not_start_is_tried_again_and_the_last_error_is_told() -> None:
+    tried: list[int] = []
+    pauses: list[float] = []
+
+    def third_time() -> None:
+        tried.append(1)
+        if len(tried) < 3:
+            raise Exception("The current node timed out during startup.\nMore of it")
+
+    start_patiently(third_time, sleep=pauses.append)
+    assert len(tried) == 3
+    assert pauses == sorted(pauses)
+    assert pauses[0] > 0
+
+    def never() -> None:
+        raise Exception("The current node timed out during startup.\nMore of it")
+
+    with pytest.raises(RayLost, match=r"machine: The current node timed out during startup\.$"):
+        start_patiently(never, sleep=pauses.append, within_s=0)
+
+
+def test_what_time_does_not_change_is_told_at_once() -> None:
+    tried: list[int] = []
+
+    def full() -> None:
+        tried.append(1)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RayLost, match="No space left"):
+        start_patiently(full)
+    assert tried == [1]
 
 
 @pytest.mark.slow

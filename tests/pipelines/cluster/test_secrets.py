@@ -45,14 +45,14 @@ def test_a_secret_is_seen_wherever_it_stands(text: str) -> None:
     with pytest.raises(ConfigError) as refused:
         refuse_secrets({"model": {"classes": ["a", text]}}, {})
     assert refused.value.message.startswith("model.classes[1] holds ")
-    with pytest.raises(ConfigError, match="--env PLAIN holds") as refused:
-        refuse_secrets({}, {"PLAIN": text})
+    with pytest.raises(ConfigError, match="--env AWS_PROFILE holds") as refused:
+        refuse_secrets({}, {"AWS_PROFILE": text})
     assert text not in str(refused.value)
 
 
 @pytest.mark.parametrize("text", PLAIN)
 def test_what_is_none_travels(text: str) -> None:
-    refuse_secrets({"source": {"url": text}}, {"PLAIN": text})
+    refuse_secrets({"source": {"url": text}}, {"AWS_PROFILE": text})
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,27 @@ def test_a_webhook_is_told_where_to_go(hook: str) -> None:
         refuse_secrets(config, {})
     assert "submit that URL" in str(refused.value)
     assert "xyz" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("DB_PASS", "hunter2"),
+        (
+            "AZURE_STORAGE_CONNECTION_STRING",
+            "EndpointSuffix=a;AccountKey=aHVudGVyMg==",
+        ),
+        ("PGSERVICE", "hunter2"),
+        ("DSN", "/x;AccountKey=hunter2"),
+        ("DSN", "/x?password=hunter2"),
+        ("NOTE", "plain"),
+        ("MY_AWS_REGION", "eu-west-1"),
+        ("RAY_AUTH_TOKEN", "hunter2"),
+    ],
+)
+def test_what_is_no_known_setting_travels_by_reference_only(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--env {name} ") as refused:
+        refuse_secrets({}, {name: text})
+    assert text not in str(refused.value)
+    refuse_secrets({}, {name: "/run/secrets/one"})
+    refuse_secrets({}, {name: "arn:aws:secretsmanager:eu-west-1:123456789012:secret:one"})

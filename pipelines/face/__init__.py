@@ -1,0 +1,1 @@
+"""What other programs call: a Run to read, and the steps on it; see docs/python.md."""

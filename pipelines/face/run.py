@@ -1,0 +1,89 @@
+"""A run to read: its rows, its label versions and the bytes of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import pyarrow as pa
+
+from pipelines.runs.status import RunStatus, run_status
+from storage.errors import LabelfleetError
+from storage.labels.rows import LabelRow, label_rows
+from storage.labels.versions import read_label_tables, read_version, versions
+from storage.objects.protocols import StorageOptions
+from storage.records import AnnotationRow
+from storage.runs.image_bytes import Placed, read_images
+from storage.runs.live_rows import live_rows, live_tables
+from storage.runs.manifest import Manifest
+from storage.stores.open import open_store
+
+P = TypeVar("P", bound=Placed)
+
+
+class Run:
+    """A run at its output URL. Everything streams: nothing is read before it is asked for.
+
+    Args:
+        url: the run's output.
+        endpoint_url: S3-compatible server; None: AWS_ENDPOINT_URL or AWS.
+
+    Raises:
+        ConfigError: there is no run at that URL.
+    """
+
+    def __init__(self, url: str, *, endpoint_url: str | None = None) -> None:
+        self.options = StorageOptions(endpoint_url=endpoint_url)
+        self.manifest = Manifest.open(url, self.options)
+
+    @property
+    def url(self) -> str:
+        """The run's output."""
+        return self.manifest.url
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; ``category_id`` is the position."""
+        return tuple(c.name for c in self.manifest.record.identity.categories)
+
+    def status(self) -> RunStatus:
+        """Return counts, and how the last invocation went."""
+        return run_status(self.manifest)
+
+    def rows(self) -> Iterator[AnnotationRow]:
+        """Yield what the model said of each image, in listing order."""
+        return live_rows(self.manifest)
+
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the same as Arrow tables, a row group at a time.
+
+        Args:
+            columns: names from the annotation schema (docs/annotations.md); None: all.
+        """
+        return (table for _, table in live_tables(self.manifest, columns))
+
+    def label_versions(self) -> list[str]:
+        """Return the names of the label versions, oldest first."""
+        return versions(self.manifest.store)
+
+    def labels(self, version: str | None = None) -> Iterator[LabelRow]:
+        """Yield the labels of each image.
+
+        Args:
+            version: a name; None: the latest.
+
+        Raises:
+            LabelfleetError: there is no such version.
+        """
+        lineage = read_version(self.manifest.store, version)
+        for table in read_label_tables(self.manifest.store, lineage):
+            yield from label_rows(table)
+
+    def images(self, rows: Sequence[P]) -> Iterator[tuple[P, bytes | LabelfleetError]]:
+        """Yield each row with its image file's bytes, or with the reason why it has none.
+
+        Args:
+            rows: annotation or label rows, read from the source in an order of its own.
+        """
+        source = open_store(self.manifest.record.source["url"], self.options)
+        return read_images(self.manifest, source, rows)

@@ -1,0 +1,92 @@
+"""The steps on a run that the commands of the same names take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipelines.face.run import Run
+from pipelines.labels.decide import decide_run
+from pipelines.labels.export import ExportFormat, ExportSummary, export_version
+from pipelines.labels.images import ImageMode
+from pipelines.policy.choose import choose_policy
+from pipelines.policy.fit import Fit, Wanted, fit_run
+from pipelines.policy.policy import POLICY_KEY, Policy
+from pipelines.truth.coco_truth import read_truth
+from pipelines.truth.settle import Settling
+from storage.labels.versions import LabelVersion
+from storage.runs.lock import run_lock
+
+
+def fit(
+    run: Run,
+    truth: str | None = None,
+    *,
+    precision: float = 0.9,
+    lost: float = 0.02,
+    allow_missing: bool = False,
+) -> Fit:
+    """Fit calibration and thresholds, and leave the policy with the run.
+
+    Args:
+        run: the run whose scores are to mean something.
+        truth: COCO ground truth, any URL; None: the answers to the run's audit.
+        precision: share of accepted boxes that is to be right.
+        lost: share of right boxes that may be dropped, at most.
+        allow_missing: leave out truth images that the run has no row for.
+
+    Raises:
+        LabelfleetError: as ``pipelines.policy.fit.fit_run``.
+    """
+    known = None if truth is None else read_truth(truth, run.options)
+    fitted = fit_run(run.manifest, known, Wanted(precision, lost), allow_missing=allow_missing)
+    run.manifest.store.put(POLICY_KEY, fitted.policy.to_yaml().encode())
+    return fitted
+
+
+def decide(
+    run: Run,
+    policy: Policy | None = None,
+    *,
+    answers_from: Sequence[Run] = (),
+    settling: Settling = "latest",
+) -> LabelVersion:
+    """Merge model, policy and answers into a new label version. Takes the run's lock.
+
+    Args:
+        run: the run whose live rows become labels.
+        policy: None: what ``fit`` left with the run, else the last routing's, else the default.
+        answers_from: other runs whose answers count too.
+        settling: how several answers to one image become one.
+
+    Raises:
+        RunLocked: another process writes to the run.
+    """
+    chosen = policy or choose_policy(run.manifest, None, None, None, run.options)
+    others = [other.manifest for other in answers_from]
+    with run_lock(run.manifest.store, "labelfleet decide"):
+        return decide_run(run.manifest, chosen, answers_from=others, settling=settling)
+
+
+def export(
+    run: Run,
+    dest: str,
+    format: ExportFormat,
+    *,
+    version: str | None = None,
+    images: ImageMode = "none",
+) -> ExportSummary:
+    """Write a label version as a data set that trainers read.
+
+    Args:
+        run: the run.
+        dest: an empty folder or URL.
+        format: ``coco``, ``yolo`` or ``hf``.
+        version: a label version; None: the latest.
+        images: ``copy``, ``link`` or ``none``.
+
+    Raises:
+        LabelfleetError: as ``pipelines.labels.export.export_version``.
+    """
+    return export_version(
+        run.manifest, dest, format, version=version, images=images, options=run.options
+    )
