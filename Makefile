@@ -22,8 +22,8 @@ SPREAD := --dist loadscope --no-loadscope-reorder
 # Several targets at once, each shown when it is done.
 TOGETHER := $(MAKE) --no-print-directory -j4 --output-sync=target
 
-.PHONY: help setup demo check fast lint ruff mypy imports docs test chromium label-studio review-demo \
-	review-demo-stop gpu chaos chaos-review fuzz audit clean
+.PHONY: help setup demo check fast lint ruff mypy imports odd docs test chromium label-studio \
+	review-demo review-demo-stop gpu chaos chaos-review fuzz audit clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -89,6 +89,10 @@ check:  ## lint and the fast tests, side by side: before every commit
 test:  ## everything: real Ray, S3 servers, Label Studio and browser
 	@LABELFLEET_HYPOTHESIS=thorough $(TOGETHER) fast lint chromium label-studio
 	$(BIN)/pytest -q -m slow -n $$(( $(CORES) + 1 )) $(SPREAD)
+
+odd: $(READY)  ## what must work with LANG=C and any HOME: the fast tests, a notebook's two runs
+	$(BIN)/pytest -q -m "not slow" -n $(CORES) $(SPREAD)
+	$(BIN)/pytest -q tests/pipelines/face tests/pipelines/cluster/test_ray_cluster.py
 
 chromium:  ## Debian's Chromium for the browser tests, if it can be had
 	@command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \

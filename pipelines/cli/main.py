@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pipelines.cli import init as cli_init
 from pipelines.cli import review as cli_review
 from pipelines.cli import submit as cli_submit
 from pipelines.cli import upkeep as cli_upkeep
@@ -47,7 +48,6 @@ app = typer.Typer(
     name="labelfleet",
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich draws panels, and takes three times as long as all the rest
     context_settings={"max_content_width": 100},
@@ -56,6 +56,25 @@ app = typer.Typer(
     epilog="Add --debug to any command for the traceback behind an error, --log-format json for "
     "machine-readable logs.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"labelfleet {version('labelfleet')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Options before any command; the program's help stands above."""
+
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run config: YAML, any URL.")]
 Sets = Annotated[
@@ -251,6 +270,7 @@ def demo(
     show(demo_text(summary), summary.to_json(), json_)
 
 
+cli_init.register(app)
 cli_submit.register(app)
 cli_review.register(app)
 cli_upkeep.register(app)

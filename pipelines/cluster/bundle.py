@@ -53,7 +53,7 @@ class Bundle:
         for name, path in self.files.items():
             shutil.copyfile(path, folder / name)
         text = yaml.safe_dump(dict(self.fields), sort_keys=False, allow_unicode=True)
-        (folder / CONFIG_NAME).write_text(text)
+        (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
 
 
 def bundle_run(

@@ -161,8 +161,12 @@ class RayJobs:
         self._url, self._bundle = url, bundle
         self._command, self._environment = command, environment
         self._client = self._connect()
-        means = json.dumps([bundle.digest, list(command), sorted(environment.items())])
-        self.digest = hashlib.sha256(means.encode()).hexdigest()[:16]
+
+    @property
+    def digest(self) -> str:
+        """16 hex of sha256 over all that the job is to do: bundle, command and environment."""
+        means = [self._bundle.digest, list(self._command), sorted(self._environment.items())]
+        return hashlib.sha256(json.dumps(means).encode()).hexdigest()[:16]
 
     def jobs(self) -> list[SubmittedJob]:
         """Every job that was submitted to the cluster."""

@@ -105,7 +105,7 @@ def _write_config(dest: Path) -> Path:
         "model": {"checkpoint": str(checkpoint_path()), "licence": "Apache-2.0"},
     }
     path = dest / "demo.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
 
 

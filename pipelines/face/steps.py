@@ -11,8 +11,8 @@ from pipelines.labels.images import ImageMode
 from pipelines.policy.choose import choose_policy
 from pipelines.policy.fit import Fit, Wanted, fit_run
 from pipelines.policy.policy import POLICY_KEY, Policy
-from pipelines.truth.coco_truth import read_truth
 from pipelines.truth.settle import Settling
+from storage.coco.truth import read_truth
 from storage.labels.versions import LabelVersion
 from storage.runs.lock import run_lock
 

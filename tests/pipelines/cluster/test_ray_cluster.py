@@ -149,7 +149,7 @@ def test_a_ray_that_does_not_start_is_tried_again_and_the_last_error_is_told() -
     def never() -> None:
         raise Exception("The current node timed out during startup.\nMore of it")
 
-    with pytest.raises(RayLost, match=r"machine: The current node timed out during startup\.$"):
+    with pytest.raises(RayLost, match=r"machine: The current node timed out during startup\."):
         start_patiently(never, sleep=pauses.append, within_s=0)
 
 

@@ -96,7 +96,7 @@ def test_a_webhook_is_told_where_to_go(hook: str) -> None:
         ("PGSERVICE", "hunter2"),
         ("DSN", "/x;AccountKey=hunter2"),
         ("DSN", "/x?password=hunter2"),
-        ("NOTE", "plain"),
+        ("NOTE", "hunter2"),
         ("MY_AWS_REGION", "eu-west-1"),
         ("RAY_AUTH_TOKEN", "hunter2"),
     ],

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from pipelines.config import reference as config_reference
 from pipelines.config.messages import section_in
-from pipelines.config.run_config import Part, RunConfig, load_config
+from pipelines.config.part import Part
+from pipelines.config.run_config import RunConfig, load_config
 from pipelines.config.yaml_files import parse_config
 from storage.errors import ConfigError
 

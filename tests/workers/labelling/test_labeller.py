@@ -385,7 +385,7 @@ shard = bench.tar("a.tar", ("1.png", grey(1)), ("2.jpg", b"no image"))
 with bench.labeller() as labeller:
     before = set(sys.modules)
     labeller.label(shard, "1")
-    print(sorted(set(sys.modules) - before), file=sys.__stdout__)
+    print(sorted(set(sys.modules) - before), file=sys.__stdout__, flush=True)
 """
 
 

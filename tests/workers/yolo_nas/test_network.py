@@ -308,7 +308,7 @@ shapes = [(k, tuple(v.shape)) for k, v in network.state_dict().items()]
 digest = hashlib.sha256(repr(shapes).encode())
 for tensor in [*network.state_dict().values(), boxes, scores]:
     digest.update(tensor.numpy().tobytes())
-print(digest.hexdigest(), file=sys.__stdout__)
+print(digest.hexdigest(), file=sys.__stdout__, flush=True)
 """
 
 

@@ -1,0 +1,246 @@
+"""A first config for a source: look at what is there, and write what a run of it needs."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.config.run_config import RunConfig
+from pipelines.config.yaml_files import load_yaml, parse_config
+from storage.coco.truth import read_truth
+from storage.errors import ConfigError, SourceEmpty
+from storage.objects.protocols import ObjectStore, StorageOptions
+from storage.records import printable
+from storage.shards.selecting import classify
+from storage.stores.open import open_store
+from storage.urls import normalise_url, parse_url
+
+SCHEMA_NAME = "labelfleet-run.schema.json"
+FILL_IN = "FILL-IN.pth"
+_AT_MOST = 100_000  # objects that are looked at
+_COCO = re.compile(r"(.*/)?(_annotations\.coco|instances[^/]*)\.json|(.*/)?annotations/[^/]+\.json")
+_YOLO = re.compile(r"(.*/)?(data|dataset)\.ya?ml")
+_MOST_YAML_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class Survey:
+    """What a source holds, as far as it was looked at.
+
+    Attributes:
+        url: normalised.
+        suffixes: image files by suffix.
+        tars: tar shards.
+        others: files that are neither.
+        more: whether there are objects that were not looked at.
+        coco, yolo: keys of files that look like COCO ground truth, or like a YOLO data set's YAML.
+        classes: names, from the ground truth given, or else from a YOLO data set's YAML.
+    """
+
+    url: str
+    suffixes: Counter[str] = field(default_factory=Counter)
+    tars: int = 0
+    others: int = 0
+    more: bool = False
+    coco: list[str] = field(default_factory=list)
+    yolo: list[str] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> int:
+        """Loose image files."""
+        return self.suffixes.total()
+
+    def sentence(self) -> str:
+        """Describe it for people."""
+        kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in self.suffixes.most_common(5))
+        parts = [f"{self.images:,} images ({kinds})"] if self.images else []
+        parts += [f"{self.tars:,} tar shards"] if self.tars else []
+        parts += [f"{self.others:,} other files"] if self.others else []
+        return ("at least " if self.more else "") + ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstConfig:
+    """A config as text, and what is left to do before it runs; ``missing`` empty: nothing."""
+
+    name: str
+    text: str
+    found: str
+    missing: tuple[str, ...]
+
+
+def first_config(
+    source: str,
+    *,
+    checkpoint: str | None = None,
+    truth: str | None = None,
+    options: StorageOptions | None = None,
+) -> FirstConfig:
+    """Look at a source, a checkpoint and ground truth, and write a config that labels the source.
+
+    Args:
+        source: a folder or a URL prefix.
+        checkpoint: of the model, any URL; None: the config names a file that is to be filled in.
+        truth: COCO ground truth, any URL, for class names and a command that measures the run.
+        options: how S3 is reached.
+
+    Raises:
+        SourceEmpty: the source holds no image and no tar.
+        LabelfleetError: source, checkpoint or truth cannot be read.
+    """
+    options = options or StorageOptions()
+    survey = survey_source(source, options)
+    if truth is not None:
+        categories = read_truth(truth, options).categories
+        survey.classes = tuple(categories[key] for key in sorted(categories))
+    model, missing = _model(checkpoint, survey, options)
+    name = _name_of(survey.url)
+    fields: dict[str, Any] = {
+        "name": name,
+        "source": {"url": _written(source, survey.url)},
+        "output": _output(survey.url, name),
+        "model": model,
+    }
+    if options.endpoint_url is not None:
+        fields["storage"] = {"endpoint_url": options.endpoint_url}
+    text = "\n".join(_lines(fields, survey, missing, truth)) + "\n"
+    parse_config(RunConfig, load_yaml(text.encode(), name), where="the config that was written")
+    return FirstConfig(name, text, survey.sentence(), tuple(missing))
+
+
+def survey_source(source: str, options: StorageOptions) -> Survey:
+    """Count what lies at a source, up to 100,000 objects; nothing is opened but a data.yaml."""
+    store = open_store(source, options)
+    survey = Survey(normalise_url(source))
+    objects = store.list()
+    for listed in itertools.islice(objects, _AT_MOST):
+        kind, key = classify(listed.key), printable(listed.key)
+        if kind == "tar":
+            survey.tars += 1
+        elif kind == "image":
+            survey.suffixes[key.rpartition(".")[2].lower()] += 1
+        else:
+            survey.others += 1
+            survey.coco += [key] if _COCO.fullmatch(key) else []
+            survey.yolo += [key] if _YOLO.fullmatch(key) else []
+    survey.more = next(iter(objects), None) is not None
+    if not survey.images and not survey.tars:
+        there = f"; there are {survey.others:,} other files" if survey.others else ""
+        raise SourceEmpty(
+            f"no image and no tar shard at {survey.url}{there}",
+            hint="name the folder or prefix that holds them",
+        )
+    if survey.yolo:
+        survey.classes = _yolo_names(store, survey.yolo[0])
+    return survey
+
+
+def _yolo_names(store: ObjectStore, key: str) -> tuple[str, ...]:
+    """Class names of a Roboflow or Ultralytics data set; () where the file is something else."""
+    if store.head(key).nbytes > _MOST_YAML_BYTES:
+        return ()
+    try:
+        said = load_yaml(store.get(key), key)
+    except ConfigError:
+        return ()
+    names = said.get("names") if isinstance(said, dict) else None
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names, key=_position)]
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()
+
+
+def _position(key: object) -> int:
+    return int(str(key)) if str(key).isdigit() else 0
+
+
+def _model(
+    checkpoint: str | None, survey: Survey, options: StorageOptions
+) -> tuple[dict[str, Any], list[str]]:
+    """The model's section, and what has to be filled in by hand."""
+    if checkpoint is None:
+        return {"checkpoint": FILL_IN}, ["model.checkpoint: your YOLO-NAS weights, a path or URL"]
+    from workers.checkpoints.cache import fetch_checkpoint  # torch
+    from workers.checkpoints.file import read_checkpoint
+
+    known = read_checkpoint(fetch_checkpoint(checkpoint, options))
+    model: dict[str, Any] = {"checkpoint": _written(checkpoint, normalise_url(checkpoint))}
+    if known.classes is not None:
+        return model, []
+    if len(survey.classes) == known.num_classes:
+        return {**model, "classes": list(survey.classes)}, []
+    if known.num_classes == 80:
+        return {**model, "classes": "coco"}, []
+    names = f"its {known.num_classes} class names, in the order of training"
+    return model, [f"model.classes: {names}"]
+
+
+def _name_of(url: str) -> str:
+    last = next((part for part in reversed(parse_url(url).path.split("/")) if part), "labels")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")
+    return name[:100] or "labels"
+
+
+def _output(url: str, name: str) -> str:
+    """A place that does not overlap the source."""
+    if parse_url(url).scheme != "file":
+        above, _, last = url.rstrip("/").rpartition("/")
+        return f"{above}/{last}-labels" if above.count("/") > 2 else f"runs/{name}"
+    source = Path(parse_url(url).path)
+    inside = Path.cwd() == source or source in Path.cwd().parents
+    return str(source.parent / f"{source.name or name}-labels") if inside else f"runs/{name}"
+
+
+def _written(given: str, url: str) -> str:
+    """As it was given, but absolute for a path that is only right from this folder."""
+    return parse_url(url).path if given.startswith(".") and "://" not in given else given
+
+
+def _lines(
+    fields: dict[str, Any], survey: Survey, missing: Sequence[str], truth: str | None
+) -> Iterator[str]:
+    name = fields["name"]
+    yield f"# yaml-language-server: $schema={SCHEMA_NAME}"
+    yield f"# Made by `labelfleet init`. Look first: labelfleet plan {name}.yaml"
+    yield f"# Then:                                 labelfleet run {name}.yaml"
+    yield "# Every field is described in docs/configuration.md."
+    yield from (f"# TO DO: {what}" for what in missing)
+    yield from ("", *_entry("name", name), "", f"# {survey.sentence()}")
+    yield from ("source:", *_entry("url", fields["source"]["url"], 1))
+    yield from ("", "# Parquet annotations and label versions; may not lie inside the source.")
+    yield from _entry("output", fields["output"])
+    yield from ("", "model:")
+    for key, value in fields["model"].items():
+        yield from _entry(key, value, 1)
+    yield "  # licence: proprietary      # recorded on the run and in every file it writes"
+    if survey.classes and "classes" not in fields["model"]:
+        yield f"  # the data set names {len(survey.classes)} classes: " + _flow(survey.classes[:20])
+    if "storage" in fields:
+        yield from ("", "storage:", *_entry("endpoint_url", fields["storage"]["endpoint_url"], 1))
+    yield from ("", "# workers: {count: auto, gpus: auto, batch_size: auto}")
+    yield from ("", "# What people see in Label Studio; without it nothing is routed to them:")
+    yield f"# review: {{url: http://localhost:8080, project: {name}, budget: 500 images}}"
+    for found in [truth] if truth else [f"{survey.url}/{key}" for key in survey.coco[:3]]:
+        where = printable(found).replace("\n", " ")
+        yield from ("", "# Measure the run against this ground truth:")
+        yield f"#   labelfleet evaluate {fields['output']} --truth {where} --allow-missing"
+
+
+def _entry(key: str, value: Any, depth: int = 0) -> list[str]:
+    if isinstance(value, list):
+        return [f"{'  ' * depth}{key}: {_flow(value)}"]
+    dumped = yaml.safe_dump({key: value}, allow_unicode=True, width=10_000)
+    return ["  " * depth + line for line in dumped.splitlines()]
+
+
+def _flow(names: Sequence[str]) -> str:
+    return yaml.safe_dump(
+        list(names), default_flow_style=True, allow_unicode=True, width=10_000
+    ).strip()

@@ -1,0 +1,140 @@
+"""The first five minutes: --version, completion, init, and the schema that it names."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.cli.init import schema_of
+from pipelines.cli.main import main
+from pipelines.config.run_config import RunConfig, load_config
+from pipelines.labelling.first_config import FILL_IN, SCHEMA_NAME
+from tests.support.samples.tiny_run import fill_folder
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    fill_folder(tmp_path / "my photos", 3)
+    return folder
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    return int(left.value.code or 0), said.out, said.err
+
+
+def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "--version") == (0, f"labelfleet {version('labelfleet')}\n", "")
+
+
+def test_the_shell_completes_commands() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli.main"], capture_output=True, text=True, check=False,
+        env={**os.environ, "_LABELFLEET_COMPLETE": "complete_bash", "COMP_WORDS": "labelfleet ver",
+             "COMP_CWORD": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.split() == ["verify"], done.stderr
+
+
+def test_a_folder_and_a_checkpoint_give_a_config_that_loads(
+    here: Path, nano_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(capsys, "init", "../my photos", "--checkpoint", nano_checkpoint)
+    assert (code, err) == (0, "")
+    assert "3 images (3 png)" in out
+    text = (here / "my-photos.yaml").read_text()
+    assert text.splitlines()[0] == f"# yaml-language-server: $schema={SCHEMA_NAME}"
+    assert "TO DO" not in text
+    config = load_config("my-photos.yaml")
+    assert config.source.url == str(here.parent / "my photos")
+    assert config.model.checkpoint == str(nano_checkpoint)
+    assert config.output == "runs/my-photos"
+    schema = json.loads((here / SCHEMA_NAME).read_text())
+    assert set(RunConfig.model_fields) == set(schema["properties"])
+    code, _, err = call(capsys, "init", "../my photos", "--checkpoint", nano_checkpoint)
+    assert code == 2
+    assert "is there already" in err
+    code, out, _ = call(capsys, "plan", "my-photos.yaml", "--json")
+    assert code == 0
+    assert json.loads(out)["images"] == 3
+
+
+def test_without_a_checkpoint_it_says_what_to_fill_in(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call(capsys, "init", here.parent / "my photos", "--json")
+    said = json.loads(out)
+    assert code == 0
+    assert said["missing"] == ["model.checkpoint: your YOLO-NAS weights, a path or URL"]
+    assert load_config(said["config"]).model.checkpoint == FILL_IN
+
+
+def test_classes_come_from_a_roboflow_export_and_truth_is_pointed_at(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = here.parent / "my photos"
+    (photos / "data.yaml").write_text("names: ['red: cell', 'no']\nnc: 2\n")
+    (photos / "_annotations.coco.json").write_text("{}")
+    assert call(capsys, "init", photos)[0] == 0
+    text = (here / "my-photos.yaml").read_text()
+    assert "names 2 classes: ['red: cell', 'no']" in text
+    assert "_annotations.coco.json" in text
+
+
+def test_a_source_around_this_folder_gets_an_output_beside_it(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill_folder(here, 1)
+    assert call(capsys, "init", ".", "--out", here.parent / "a.yaml")[0] == 0
+    config = load_config(str(here.parent / "a.yaml"))
+    assert config.output == str(here.parent / "work-labels")
+    assert config.source.url == str(here)
+
+
+@pytest.mark.parametrize("there", ["empty", "nothing", "notes"])
+def test_a_source_without_images_is_told(
+    here: Path, capsys: pytest.CaptureFixture[str], there: str
+) -> None:
+    if there != "nothing":
+        (here / there).mkdir()
+    if there == "notes":
+        (here / there / "a.txt").write_text("x")
+    code, _, err = call(capsys, "init", there)
+    assert code in (1, 2)
+    assert "error:" in err
+    assert list(here.glob("*.yaml")) == []
+    assert ("1 other files" in err) == (there == "notes")
+
+
+@pytest.mark.parametrize("kind", ["run", "train"])
+def test_the_schema_knows_every_field_and_refuses_others(kind: str) -> None:
+    schema: dict[str, Any] = json.loads(schema_of(kind))
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["name"]["description"]
+    assert (ROOT / "docs" / "schemas" / f"{kind}.schema.json").read_text() == schema_of(kind)
+
+
+def test_the_schema_takes_what_the_demo_writes() -> None:
+    """Checked by hand where no validator is installed: required fields and sections."""
+    jsonschema = pytest.importorskip("jsonschema")
+    whole = yaml.safe_load(
+        "name: a\nsource: {url: in}\noutput: out\nmodel: {checkpoint: c.pth, classes: coco}\n"
+    )
+    jsonschema.validate(whole, json.loads(schema_of("run")))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**whole, "modle": {}}, json.loads(schema_of("run")))
