@@ -32,8 +32,15 @@ def _sweep(parent: Path, prefix: str) -> None:
 
 
 def cache_folder() -> Path:
-    """LABELFLEET_CACHE, else labelfleet in XDG_CACHE_HOME, else in ~/.cache."""
+    """Return LABELFLEET_CACHE, else labelfleet in XDG_CACHE_HOME, else in ~/.cache.
+
+    A user without a home (a container's unknown user id) has it among the temporary files.
+    """
     if own := os.environ.get("LABELFLEET_CACHE"):
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "labelfleet"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "labelfleet"
+    try:
+        return Path.home() / ".cache" / "labelfleet"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"labelfleet-cache-{os.getuid()}"

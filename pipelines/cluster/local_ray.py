@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._private import ray_constants
@@ -148,9 +149,10 @@ def _shut_down() -> None:
 
 def _own_processes() -> list[int]:
     """Process ids of the Ray that this process started; empty where it joined one."""
-    node = ray_worker._global_node
-    started = node.all_processes.values() if node is not None else ()
-    return [info.process.pid for infos in started for info in infos]
+    node: Any = ray_worker._global_node
+    if node is None:
+        return []
+    return [info.process.pid for infos in node.all_processes.values() for info in infos]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ second demo in the same folder continues the first: what is there is not made ag
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,8 +60,8 @@ class DemoSummary:
     total_seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """For machines: the run's fields, with the demo's own beside them."""
-        own = {k.rstrip("_"): v for k, v in asdict(self).items() if k != "run"}
+        """Return the run's fields, with the demo's own beside them: mAP, plain_mAP50, …"""
+        own = {re.sub(r"map_?", "mAP", k): v for k, v in asdict(self).items() if k != "run"}
         return {**own, **self.run.to_json()}
 
 

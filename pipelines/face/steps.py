@@ -9,7 +9,8 @@ from pipelines.labels.decide import decide_run
 from pipelines.labels.export import ExportFormat, ExportSummary, export_version
 from pipelines.labels.images import ImageMode
 from pipelines.policy.choose import choose_policy
-from pipelines.policy.fit import Fit, Wanted, fit_run
+from pipelines.policy.curves import Wanted
+from pipelines.policy.fit import Fit, fit_run
 from pipelines.policy.policy import POLICY_KEY, Policy
 from pipelines.truth.settle import Settling
 from storage.coco.truth import read_truth

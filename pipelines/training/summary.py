@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from pipelines.training.validation import Scores
 from storage.errors import ConfigError
 
 FILE_NAME = "summary.json"
+
+
+_JSON_NAMES = {"map_": "mAP", "map50": "mAP50", "map75": "mAP75", "ar": "AR"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +55,31 @@ class TrainSummary:
     fingerprint: str
 
     def to_json(self) -> dict[str, Any]:
-        """For machines."""
-        return asdict(self)
+        """Return plain values, under COCO's customary names (mAP, mAP50, mAP75, AR)."""
+        plain = asdict(self)
+        plain["val"] = _renamed(plain["val"], _JSON_NAMES)
+        plain["test"] = {name: _renamed(s, _JSON_NAMES) for name, s in plain["test"].items()}
+        return plain
 
     @staticmethod
     def from_json(fields: dict[str, Any]) -> TrainSummary:
-        """The inverse of ``to_json``. Raises KeyError, TypeError or ValueError otherwise."""
+        """Read what ``to_json`` gave, in this version or earlier ones (``map_``, ``map50``, …).
+
+        Raises KeyError, TypeError or ValueError for anything else.
+        """
+        fields_of = {shown: name for name, shown in _JSON_NAMES.items()}
         fields = dict(fields)
         fields["classes"] = tuple(fields["classes"])
-        fields["val"] = Scores(**fields["val"])
-        fields["test"] = {name: Scores(**scores) for name, scores in fields["test"].items()}
+        fields["val"] = Scores(**_renamed(fields["val"], fields_of))
+        fields["test"] = {
+            name: Scores(**_renamed(scores, fields_of)) for name, scores in fields["test"].items()
+        }
         fields["history"] = [tuple(entry) for entry in fields["history"]]
         return TrainSummary(**fields)
+
+
+def _renamed(fields: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in fields.items()}
 
 
 def read_finished(output: Path, fingerprint: str) -> TrainSummary | None:

@@ -31,6 +31,7 @@ from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
 from tests.chaos.schedule import Blow
+from tests.support.patience import patient
 from tests.support.samples.tar_samples import tar_of
 from tests.support.samples.tiny_run import run_config
 from tests.support.servers.proxy import FaultyProxy, faulty_proxy
@@ -88,7 +89,7 @@ class LastingPool:
 
     def settle(self) -> None:
         """Wait until no worker has anything to do any more."""
-        limit = time.monotonic() + _QUIET_S
+        limit = time.monotonic() + patient(_QUIET_S)
         while self._held:
             assert time.monotonic() < limit, f"workers do not end: {self._held}"
             self._hear(0.2)
@@ -170,7 +171,7 @@ class World:
     def quiet(self) -> None:
         """Wait until nothing of this run is on its way any more."""
         self.pool.settle()
-        limit = time.monotonic() + _QUIET_S
+        limit = time.monotonic() + patient(_QUIET_S)
         while self.proxy.late:
             assert time.monotonic() < limit
             time.sleep(0.05)

@@ -21,6 +21,7 @@ from storage.objects.protocols import StorageOptions
 from storage.records import AnnotationRow
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
+from tests.support.patience import patient
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DIGITS = ROOT / "pipelines" / "assets" / "digits_nano.safetensors"
@@ -103,7 +104,7 @@ class Job:
 
 def wait_until(true: Callable[[], bool], timeout_s: float = 240) -> None:
     """Poll until something is so."""
-    limit = time.monotonic() + timeout_s
+    limit = time.monotonic() + patient(timeout_s)
     while not true():
         assert time.monotonic() < limit, "it did not happen in time"
         time.sleep(0.05)

@@ -25,6 +25,7 @@ from pipelines.labelling.work import Work, find_work
 from storage.runs.ledger import LedgerWriter, read_ledger
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
+from tests.support.patience import patient
 from tests.support.ray.bright_actor import bright_actor
 from tests.support.samples.tiny_run import fill_folder, run_config
 from tests.support.servers.metadata import metadata_server
@@ -160,7 +161,7 @@ class Run:
 
 
 def wait_for(true: Callable[[], bool]) -> None:
-    limit = time.monotonic() + _LIMIT_S
+    limit = time.monotonic() + patient(_LIMIT_S)
     while not true():
         assert time.monotonic() < limit
         time.sleep(0.1)
@@ -173,7 +174,7 @@ def test_two_actors_share_a_gpu_and_none_has_parts_of_two(
     run = Run(tmp_path, nano_checkpoint, images=8)
     with run.workers(4, pause_s=0) as pool:
         facts = []
-        limit = time.monotonic() + _LIMIT_S
+        limit = time.monotonic() + patient(_LIMIT_S)
         while len(facts) < 4:
             assert time.monotonic() < limit
             facts += [event.facts for event in pool.events(0.2)]

@@ -16,6 +16,7 @@ import pytest
 
 from pipelines.demo.digits import make_pages
 from tests.e2e.jobs import SLOW_MODEL, SLOW_WORKERS, Job, wait_until
+from tests.support.patience import patient
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,7 @@ def test_ctrl_c_lets_shards_in_flight_finish_and_the_next_run_continues(
         seen = status_from_elsewhere(job, tmp_path)
         driver.send_signal(signal.SIGINT)
         driver.send_signal(signal.SIGCONT)
-        out, err = driver.communicate(timeout=200)
+        out, err = driver.communicate(timeout=patient(200))
     assert seen["invocation"]["state"] == "running"
     assert 1 <= seen["committed"] <= seen["listed"] == PAGES // 8
     assert driver.returncode == 130, err
@@ -111,7 +112,7 @@ def test_a_second_driver_is_told_who_holds_the_run(
         assert code == 75
         assert f"pid {first.pid}" in said["error"]
         first.send_signal(signal.SIGCONT)
-        _, err = first.communicate(timeout=200)
+        _, err = first.communicate(timeout=patient(200))
     assert first.returncode == 0, err
     assert len(job.rows()) == PAGES
 

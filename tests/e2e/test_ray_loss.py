@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 
 from pipelines.demo.digits import make_pages
 from tests.e2e.jobs import SLOW_MODEL, SLOW_WORKERS, Job, wait_until
+from tests.support.patience import patient
+from tests.support.samples.tiny_run import fill_folder, run_fields
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +88,7 @@ def test_without_its_raylet_or_its_head_a_run_ends_in_words_and_the_next_one_con
             wait_until(lambda: commits(job) > there[-1] or driver.poll() is not None)
             assert driver.poll() is None, driver.communicate()
             with killed(driver, part):
-                out, err = driver.communicate(timeout=120)
+                out, err = driver.communicate(timeout=patient(120))
         assert driver.returncode == 1, err
         assert says in out
         assert "Traceback" not in err
@@ -94,3 +98,52 @@ def test_without_its_raylet_or_its_head_a_run_ends_in_words_and_the_next_one_con
     assert code == 0, err
     assert summary["images"] == len(job.rows()) == PAGES
     assert summary["quarantined"] == 0
+
+
+LOCK_FIRST = """
+import json, os, signal, sys, threading, time
+from pathlib import Path
+
+import ray
+
+from pipelines import label_run, load_config
+from pipelines.dispatch.tally import Caller, Unwatched
+
+config = load_config(sys.argv[1])
+lock = Path(config.output) / "lock.json"
+gone = []
+
+
+class Stops(Unwatched):
+    def update(self, tally):
+        if tally.shards == tally.total and not gone:
+            node = ray._private.worker._global_node
+            os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGSTOP)
+            threading.Thread(target=watch, daemon=True).start()
+
+
+def watch():
+    while lock.exists():
+        time.sleep(0.1)
+    gone.append(time.monotonic())
+
+
+summary = label_run(config, caller=Caller(Stops()))
+print(json.dumps([summary.images, summary.exit_code, time.monotonic() - gone[0]]))
+"""
+
+
+def test_the_lock_is_released_before_a_ray_that_hangs_is_ended(
+    tmp_path: Path, nano_checkpoint: Path
+) -> None:
+    fill_folder(tmp_path / "in", 4)
+    fields = run_fields(tmp_path / "in", tmp_path / "out", nano_checkpoint, workers={"count": 1})
+    (tmp_path / "run.yaml").write_text(json.dumps(fields))
+    done = subprocess.run(
+        [sys.executable, "-c", LOCK_FIRST, tmp_path / "run.yaml"], capture_output=True, text=True,
+        check=False, timeout=560, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    images, code, before_s = json.loads(done.stdout)
+    assert (images, code) == (4, 0)
+    assert before_s > 20, "Ray's end, which takes 30 s here, came first"

@@ -30,6 +30,7 @@ from storage.review.answers import read_answers
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
+from tests.support.patience import patient
 from tests.support.samples.review_samples import committed_run, routed
 from tests.support.samples.synthetic_run import boxes, row
 from tests.support.servers.label_studio import ROOT, LabelStudioServer
@@ -224,7 +225,7 @@ def submit(browser: webdriver.Chrome) -> None:
 
 
 def until(so: Callable[[], Any]) -> None:
-    limit = time.monotonic() + _WAIT_S
+    limit = time.monotonic() + patient(_WAIT_S)
     while not so():
         assert time.monotonic() < limit, "it did not happen in time"
         time.sleep(0.5)

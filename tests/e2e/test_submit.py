@@ -22,6 +22,7 @@ from pipelines.demo.digits import make_pages
 from storage.runs.lock import run_lock
 from storage.stores.local import LocalStore
 from tests.e2e.jobs import DIGITS, LABELFLEET, Job, wait_until
+from tests.support.patience import patient
 from tests.support.ray.ray_head import RayHead, ray_head
 
 pytestmark = pytest.mark.slow
@@ -51,7 +52,7 @@ class Place:
     def submit(self, *arguments: str, **variables: str) -> tuple[int, dict[str, Any], str]:
         """Exit code, the JSON of the last line, stderr."""
         with self.start("--json", *arguments, **variables) as process:
-            out, err = process.communicate(timeout=250)
+            out, err = process.communicate(timeout=patient(250))
         return process.returncode, json.loads(out.splitlines()[-1]), err
 
     def jobs(self) -> list[dict[str, Any]]:
@@ -92,7 +93,7 @@ def test_ctrl_c_detaches_the_job_goes_on_and_submitting_again_attaches(place: Pl
     assert first.stderr is not None
     assert "submitted labelfleet-cells-" in first.stderr.readline()
     first.send_signal(signal.SIGINT)
-    _, err = first.communicate(timeout=60)
+    _, err = first.communicate(timeout=patient(60))
     assert first.returncode == 130
     assert "detached from labelfleet-cells-" in err
     assert f"labelfleet submit cells.yaml --address {place.head.jobs}" in err

@@ -12,3 +12,4 @@ def test_the_command_that_attaches_again_is_of_the_same_run() -> None:
         "--address", "http://head:8265", "--env", "A=1",
     ]  # fmt: skip
     assert given(None, None, None, None) == []
+    assert given(None, None, None, None, strict=True) == ["--strict"]

@@ -45,6 +45,7 @@ second = label_run(load_config(str(folder / "run.yaml")))
 found["second"] = [second.images, second.new_images, second.exit_code]
 
 run = Run(second.output)
+found["rates"] = [second.images_per_s, round(run.status().invocation.images_per_s, 2)]
 rows = list(run.rows())
 found["rows"] = len({row.image_id for row in rows})
 found["arrow"] = sum(table.num_rows for table in run.tables(["status"]))
@@ -113,6 +114,7 @@ def test_a_notebook_labels_twice_reads_fits_decides_and_exports(
     assert found["first"] == [12, 0, 0, 12]
     assert found["second"] == [16, 4, 0]
     assert (found["rows"], found["arrow"], found["bytes"]) == (16, 16, 16)
+    assert found["rates"][0] == found["rates"][1] > 0  # one definition
     assert found["labels"] == [["v0001"], 16]
     assert found["exported"]
     assert found["after"] == found["before"]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.patience import patient
 from tests.support.servers.s3 import end_with_parent
 
 BIN = Path(sys.executable).parent
@@ -108,7 +109,7 @@ def _started(folder: str, ports: Sequence[int], environment: Mapping[str, str]) 
 
 
 def _until_ready(head: RayHead) -> None:
-    limit_s = time.monotonic() + 120
+    limit_s = time.monotonic() + patient(120)
     headers = {"Authorization": f"Bearer {head.token}"}
     while True:
         try:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.patience import patient
 from tests.support.servers.s3 import end_with_parent
 
 
@@ -23,14 +24,14 @@ def ray_server(env: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """
     process, said = _start(env)
     if not said:  # on a busy machine Ray gives up waiting for its own node
-        process.wait(timeout=60)
+        process.wait(timeout=patient(60))
         process, said = _start(env)
     try:
         yield json.loads(said)
     finally:
         assert process.stdin is not None
         process.stdin.close()
-        process.wait(timeout=60)
+        process.wait(timeout=patient(60))
 
 
 def _start(env: Mapping[str, str]) -> tuple[subprocess.Popen[str], str]:

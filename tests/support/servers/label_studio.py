@@ -22,6 +22,7 @@ import httpx
 from pipelines.label_studio.client import LabelStudio
 from pipelines.label_studio.http import LabelStudioHttp
 from pipelines.label_studio.token import Token
+from tests.support.patience import patient
 from tests.support.servers.s3 import end_with_parent, free_ports
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -158,7 +159,7 @@ def _keep_migrated(database: Path) -> None:
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    limit = time.monotonic() + _READY_TIMEOUT_S
+    limit = time.monotonic() + patient(_READY_TIMEOUT_S)
     while True:
         try:
             with urllib.request.urlopen(url, timeout=5):

@@ -29,6 +29,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.stores.open import open_store
+from tests.support.patience import patient
 
 ACCESS_KEY = "labelfleet-test"
 SECRET_KEY = "labelfleet-test-secret"
@@ -195,7 +196,7 @@ def end_with_parent() -> None:
 
 
 def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], name: str) -> None:
-    limit = time.monotonic() + _READY_TIMEOUT_S
+    limit = time.monotonic() + patient(_READY_TIMEOUT_S)
     while not ready():
         if process.poll() is not None:
             raise RuntimeError(f"{name} ended with {process.returncode} before it was ready")

@@ -23,6 +23,7 @@ from storage.records import Shard, StoredObject
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
 from storage.shards.selecting import tar_shards
+from tests.support.patience import patient
 from tests.support.ray.bright_actor import bright_actor
 from tests.support.samples.image_samples import encode
 from tests.support.samples.tiny_run import fill_folder, run_config
@@ -78,7 +79,7 @@ class Loop:
         self.seen: list[Event] = []
 
     def until(self, done: Callable[[], bool]) -> None:
-        limit = time.monotonic() + _LIMIT_S
+        limit = time.monotonic() + patient(_LIMIT_S)
         while not done():
             assert time.monotonic() < limit, f"waited {_LIMIT_S} s; seen: {self.seen}"
             self.seen.extend(self.pool.events(timeout_s=0.2))
@@ -116,7 +117,7 @@ def gone(pid: int) -> bool:
 
 
 def wait_until_gone(pid: int) -> None:
-    limit = time.monotonic() + _LIMIT_S
+    limit = time.monotonic() + patient(_LIMIT_S)
     while not gone(pid):
         assert time.monotonic() < limit, f"process {pid} still lives"
         time.sleep(0.1)
@@ -232,7 +233,7 @@ def test_a_pool_grows_and_withdraws_only_what_is_not_ready(bench: Bench) -> None
 
 
 def test_a_worker_that_stands_still_is_replaced(bench: Bench) -> None:
-    with bench.pool(hang_after_s=6, actor=bright_actor()) as loop:
+    with bench.pool(hang_after_s=patient(6), actor=bright_actor()) as loop:
         (ready,) = loop.ready()
         os.kill(ready.facts.pid, signal.SIGSTOP)
         try:

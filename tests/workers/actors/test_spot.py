@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import patient
 from tests.support.servers.metadata import MetadataServer, metadata_server
 from workers.actors.spot import EC2_METADATA_URL, SpotNotice, SpotWatch, metadata_url
 
@@ -30,7 +31,7 @@ def watch(server: MetadataServer) -> Iterator[SpotWatch]:
 
 
 def until(true: Callable[[], object]) -> None:
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + patient(20)
     while not true():
         assert time.monotonic() < limit
         time.sleep(0.005)
