@@ -184,6 +184,13 @@ def ingest(
     dest: Annotated[str, typer.Argument(help="Where the tar shards go: any URL.")],
     shard_size: Annotated[int, typer.Option(min=1, help="Images a shard, at most.")] = 1000,
     shard_mib: Annotated[int, typer.Option(min=1, help="MiB a shard, at most.")] = 256,
+    skip_unreachable: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unreachable",
+            help="Set aside what no server answers for; tried again next time.",
+        ),
+    ] = False,
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
@@ -198,9 +205,11 @@ def ingest(
             options=storage_options(endpoint_url),
             images_per_shard=shard_size,
             shard_bytes=shard_mib * 1024 * 1024,
+            skip_unreachable=skip_unreachable,
             progress=progress,
         )
     show(ingest_table(summary), summary.to_json(), json_)
+    raise typer.Exit(summary.exit_code)
 
 
 @app.command(epilog="Example: labelfleet train examples/digits/train.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from storage.errors import AlreadyExists, ConfigError, ObjectNotFound, SourceErr
 from storage.objects.protocols import ObjectStore
 
 FORMAT = 1
+_AGAIN = re.compile(r"(\d{6,})\.(\d+)\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class ShardRecord:
         image_nbytes: of these images.
         tar_nbytes, tar_sha256: of the tar.
         failures: the rest of the entries.
+        entries: of a shard made of entries that failed before, their numbers; it covers no others,
+            so ``first`` and ``last`` are equal.
     """
 
     index: int
@@ -46,6 +50,7 @@ class ShardRecord:
     tar_nbytes: int
     tar_sha256: str
     failures: tuple[Failure, ...]
+    entries: tuple[int, ...] | None = None
 
 
 class IngestBook:
@@ -61,12 +66,18 @@ class IngestBook:
         self._name = name
         self._index = 0
         self._entry = 0
+        self._again: dict[int, int] = {}  # how often a record was replaced, by its index
 
     def open(self, identity: Mapping[str, Any]) -> None:
         """Begin an ingest, or see that the one begun here is the same.
 
         Raises ConfigError naming what differs.
         """
+        for listed in self._store.list(self._key("")):
+            again = _AGAIN.fullmatch(listed.key.removeprefix(self._key("")))
+            if again:
+                index, times = int(again[1]), int(again[2])
+                self._again[index] = max(times, self._again.get(index, 0))
         wanted = {"format": FORMAT, **identity}
         key = self._key("source.json")
         try:
@@ -115,7 +126,7 @@ class IngestBook:
         if record.images and self._tar_exists(record.index):
             raise self._foreign(record.index)
         try:
-            self._store.create(self._record_key(record.index), _pretty(asdict(record)))
+            self._store.create(self._record_key(record.index), _pretty(_fields(record)))
         except AlreadyExists:
             if self._read(record.index) != record:  # else our own, its reply was lost
                 raise SourceError(
@@ -123,6 +134,13 @@ class IngestBook:
                     hint="wait for it to end, then run this one again",
                 ) from None
         self._advance(record)
+
+    def replace_record(self, record: ShardRecord) -> None:
+        """Announce other contents for a shard that has a record and no tar: entries that it names
+        cannot be read any more."""
+        times = self._again.get(record.index, 0) + 1
+        self._store.create(self._key(f"{record.index:06}.{times}.json"), _pretty(_fields(record)))
+        self._again[record.index] = times
 
     def write_tar(self, record: ShardRecord, spool: Path) -> None:
         """Create a record's tar from the spool file.
@@ -146,14 +164,21 @@ class IngestBook:
             if not self._same(record):
                 raise self._foreign(record.index) from None
 
-    def write_errors(self) -> str:
-        """Collect all failures, one JSON a line; returns the URL."""
-        lines: list[str] = []
+    def failures(self) -> dict[int, Failure]:
+        """The entries that are in no shard, by number, after all records so far."""
+        failed: dict[int, Failure] = {}
         for index in range(self._index):
             record = self._read(index)
             assert record is not None  # noqa: S101  written or read by this object before
-            lines += [json.dumps(asdict(failure)) for failure in record.failures]
-        self._store.put(self._key("errors.jsonl"), ("\n".join(lines) + "\n").encode())
+            failed.update((failure.entry, failure) for failure in record.failures)
+            for entry in record.entries or ():
+                failed.pop(entry, None)
+        return failed
+
+    def write_errors(self) -> str:
+        """Collect all failures, one JSON a line; returns the URL."""
+        lines = [json.dumps(asdict(failure)) for _, failure in sorted(self.failures().items())]
+        self._store.put(self._key("errors.jsonl"), "".join(f"{o}\n" for o in lines).encode())
         return f"{self._store.url}/{self._key('errors.jsonl')}"
 
     def _advance(self, record: ShardRecord) -> None:
@@ -161,11 +186,16 @@ class IngestBook:
 
     def _read(self, index: int) -> ShardRecord | None:
         try:
-            fields = json.loads(self._store.get(self._record_key(index)))
+            times = self._again.get(index)
+            key = self._key(f"{index:06}.{times}.json") if times else self._record_key(index)
+            fields = json.loads(self._store.get(key))
         except ObjectNotFound:
             return None
         failures = tuple(Failure(**failure) for failure in fields.pop("failures"))
-        return ShardRecord(**fields, failures=failures)
+        entries = fields.pop("entries", None)
+        return ShardRecord(
+            **fields, failures=failures, entries=None if entries is None else tuple(entries)
+        )
 
     def _tar_exists(self, index: int) -> bool:
         try:
@@ -195,6 +225,13 @@ class IngestBook:
 
     def _tar_key(self, index: int) -> str:
         return f"{self._name}-{index:06}.tar"
+
+
+def _fields(record: ShardRecord) -> dict[str, Any]:
+    fields = asdict(record)
+    if record.entries is None:
+        del fields["entries"]
+    return fields
 
 
 def _pretty(fields: Mapping[str, Any]) -> bytes:

@@ -20,6 +20,10 @@ _SUFFIX_OF = {
 }  # fmt: skip
 
 
+class Unreachable(Undecodable):
+    """An entry whose server did not answer, or was overloaded: not the image's fault."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One image of a source, not read yet.
@@ -55,6 +59,10 @@ class Source(Protocol):
 
     def entries(self) -> Iterator[Entry]:
         """All images, in a fixed order; what is no image by its name is passed over."""
+        ...
+
+    def remarks(self) -> list[str]:
+        """What a person should know of how the source was read."""
         ...
 
 

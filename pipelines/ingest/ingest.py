@@ -3,29 +3,33 @@
     <dest>/<name>-000000.tar            a shard: PAX tar, every time stamp 0, same input same bytes
     <dest>/<name>.ingest/source.json    what is ingested, how; created first, compared on a re-run
     <dest>/<name>.ingest/000000.json    which entries went into shard 0, and which could not
+    <dest>/<name>.ingest/000000.1.json  replaces a record whose tar could not be made any more
     <dest>/<name>.ingest/errors.jsonl   all entries that could not be read, written at the end
 
-A shard's record is created before its tar, so that after a kill the same entries make the same
-tar. Everything but errors.jsonl is written by atomic create and never again: nothing that lies
-in ``dest`` already is overwritten, and nothing is deleted. A source that changed since its first
-ingest is refused, since its entries would no longer be those of the records.
+A shard's record is created before its tar, so that after a kill the same entries make the same tar.
+Entries that could not be read are tried again by the next call, which puts them into shards of
+their own. A server that does not answer is not the fault of its images: after some in a row the
+ingest stops, and the same command continues it. Everything but errors.jsonl is written by atomic
+create and never again: nothing that lies in ``dest`` already is overwritten, and nothing is
+deleted. A source that changed since its first ingest is refused, since its entries would no longer
+be those of the records.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from pipelines.ingest.book import IngestBook, ShardRecord
+from pipelines.ingest.book import Failure, IngestBook, ShardRecord
 from pipelines.ingest.entries import Entry, Source, survey
 from pipelines.ingest.shard import Fetched, ShardInMaking, fetch
 from pipelines.ingest.sources import open_source
-from storage.errors import ConfigError, SourceEmpty, SourceError
+from storage.errors import ConfigError, SourceEmpty, SourceError, StorageUnavailable
 from storage.objects.prefetch import in_order
 from storage.objects.preflight import check_output
 from storage.objects.protocols import ObjectStore, StorageOptions
@@ -35,6 +39,7 @@ from storage.urls import overlaps, shown_url
 IMAGES_PER_SHARD = 1000
 SHARD_BYTES = 256 << 20
 MAX_IMAGE_BYTES = 512 << 20
+_OUTAGE = 20  # unreachable entries in a row that are an outage
 _HOPELESS = 20  # when so many entries fail in a row from the start, the cause is not theirs
 
 
@@ -45,6 +50,10 @@ class Sizes:
     images_per_shard: int = IMAGES_PER_SHARD
     shard_bytes: int = SHARD_BYTES
     max_image_bytes: int = MAX_IMAGE_BYTES
+
+    def room_in(self, shard: ShardInMaking, fetched: Fetched) -> bool:
+        """Whether a shard stays within them with one more entry."""
+        return shard.has_room(fetched, self.images_per_shard, self.shard_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,7 @@ class IngestSummary:
         shards: tars at ``output``; ``kept`` of them were there before this invocation.
         nbytes: of the images.
         errors_url: lists the entries that could not be read; None: there were none.
+        remarks: what a person should know of how the source was read.
     """
 
     source: str
@@ -80,10 +90,16 @@ class IngestSummary:
     nbytes: int
     seconds: float
     errors_url: str | None
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """3 where an entry is in no shard."""
+        return 3 if self.errors else 0
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        return asdict(self)
+        return asdict(self) | {"exit_code": self.exit_code}
 
 
 Progress = Callable[[IngestProgress], None]
@@ -98,6 +114,7 @@ def ingest(
     images_per_shard: int = IMAGES_PER_SHARD,
     shard_bytes: int = SHARD_BYTES,
     max_image_bytes: int = MAX_IMAGE_BYTES,
+    skip_unreachable: bool = False,
     progress: Progress | None = None,
 ) -> IngestSummary:
     """Pack a source's images into tar shards; run it again to continue where it stopped.
@@ -109,6 +126,8 @@ def ingest(
         images_per_shard, shard_bytes: a shard is closed before it exceeds either; an image
             larger than ``shard_bytes`` has a shard for itself.
         max_image_bytes: larger images are recorded as errors.
+        skip_unreachable: set entries aside whose servers do not answer, instead of stopping when
+            many in a row do not; the next call tries them again.
         progress: called after every entry and shard.
 
     Raises:
@@ -127,7 +146,14 @@ def ingest(
     opened = open_source(source, options, max_image_bytes=max_image_bytes)
     store = open_store(dest, options)
     sizes = Sizes(images_per_shard, shard_bytes, max_image_bytes)
-    return pack(opened, store, name or shard_name(source), sizes, progress)
+    return pack(
+        opened,
+        store,
+        name or shard_name(source),
+        sizes,
+        progress,
+        skip_unreachable=skip_unreachable,
+    )
 
 
 def pack(
@@ -136,6 +162,8 @@ def pack(
     name: str,
     sizes: Sizes,
     progress: Progress | None = None,
+    *,
+    skip_unreachable: bool = False,
 ) -> IngestSummary:
     """``ingest`` with source and store already open."""
     began = time.monotonic()
@@ -149,8 +177,12 @@ def pack(
     total = _Total(IngestProgress(0, surveyed.entries, 0, 0, 0, 0, 0), progress)
     entries = source.entries()
     _keep_or_rebuild(book, source, entries, total)
-    _pack_the_rest(book, source, entries, sizes, total)
+    failed = book.failures() if total.now.errors else {}
+    _pack_the_rest(book, source, entries, sizes, total, skip_unreachable)
+    if failed:
+        _try_again(book, source, failed, sizes, total)
     done = total.now
+    errors_url = book.write_errors() if done.errors or failed else None
     return IngestSummary(
         source=source.url,
         output=store.url,
@@ -160,7 +192,8 @@ def pack(
         kept=done.kept,
         nbytes=done.nbytes,
         seconds=time.monotonic() - began,
-        errors_url=book.write_errors() if done.errors else None,
+        errors_url=errors_url if done.errors else None,
+        remarks=source.remarks(),
     )
 
 
@@ -189,7 +222,7 @@ class _Total:
             now,
             entries=record.last,
             images=now.images + record.images,
-            errors=now.errors + len(record.failures),
+            errors=now.errors + len(record.failures) - len(record.entries or ()),
             shards=now.shards + (record.images > 0),
             kept=now.kept + (kept and record.images > 0),
             nbytes=now.nbytes + record.image_nbytes,
@@ -203,25 +236,51 @@ def _keep_or_rebuild(
 ) -> None:
     """Walk the records that are there: pass over finished shards, make unfinished ones again."""
     for record in book.records():
-        covered = islice(entries, record.last - record.first)
-        if book.has_tar(record):
-            for _ in covered:
-                pass
-            total.shard(record, kept=True)
-            continue
-        failed = {failure.entry for failure in record.failures}
-        wanted = (e for n, e in enumerate(covered, record.first) if n not in failed)
-        with ShardInMaking(record.index, record.first) as shard:
-            for fetched in _fetch(source, wanted):
-                if fetched.error is not None:
-                    raise SourceError(
-                        f"{fetched.entry.where} could be read once and now cannot: {fetched.error}",
-                        hint="mend it and run ingest again, or ingest into another folder",
-                    )
-                shard.add(fetched)
-                total.entry()
-            book.write_tar(record, shard.close())
-        total.shard(record, kept=False)
+        covered = list(islice(entries, record.last - record.first))
+        finished = book.has_tar(record)
+        if not finished:
+            failed = {failure.entry for failure in record.failures}
+            numbered: Iterator[tuple[int, Entry]] = enumerate(covered, record.first)
+            if record.entries is not None:
+                numbered = _numbered(source, record.entries)
+            wanted = [(n, entry) for n, entry in numbered if n not in failed]
+            record = _rebuild(book, source, record, wanted, total)
+        total.shard(record, kept=finished)
+
+
+def _numbered(source: Source, numbers: Iterable[int]) -> Iterator[tuple[int, Entry]]:
+    wanted = set(numbers)
+    return ((n, entry) for n, entry in enumerate(source.entries()) if n in wanted)
+
+
+def _rebuild(
+    book: IngestBook,
+    source: Source,
+    record: ShardRecord,
+    wanted: Sequence[tuple[int, Entry]],
+    total: _Total,
+) -> ShardRecord:
+    """Make the tar of a record. Where entries cannot be read any more, the record is replaced by
+    one that has them among its failures."""
+    with ShardInMaking(record.index, record.first) as shard:
+        fetched_entries = _fetch(source, (entry for _, entry in wanted))
+        for (number, _), fetched in zip(wanted, fetched_entries, strict=True):
+            shard.add(fetched, number)
+            total.entry()
+        spool = shard.close()
+        if shard.failures:
+            lost = {failure.entry for failure in shard.failures}
+            failures = sorted((*record.failures, *shard.failures), key=lambda f: f.entry)
+            made = shard.record(spool)
+            kept = None
+            if record.entries is not None:  # those lost are failures of an earlier record
+                failures, kept = [], tuple(n for n in record.entries if n not in lost)
+            record = replace(
+                made, first=record.first, last=record.last, failures=tuple(failures), entries=kept
+            )
+            book.replace_record(record)
+        book.write_tar(record, spool)
+    return record
 
 
 def _pack_the_rest(
@@ -230,16 +289,17 @@ def _pack_the_rest(
     entries: Iterator[Entry],
     sizes: Sizes,
     total: _Total,
+    skip_unreachable: bool,
 ) -> None:
     fetched_entries = _fetch(source, entries)
+    if not skip_unreachable:
+        fetched_entries = _stopping_at_an_outage(source, fetched_entries)
     with closing(fetched_entries):
         held = next(fetched_entries, None)
         while held is not None:
             first = book.next_entry()
             with ShardInMaking(book.next_index(), first) as shard:
-                while held is not None and shard.has_room(
-                    held, sizes.images_per_shard, sizes.shard_bytes
-                ):
+                while held is not None and sizes.room_in(shard, held):
                     shard.add(held)
                     total.entry()
                     if first == 0 and shard.hopeless(_HOPELESS):
@@ -254,6 +314,63 @@ def _pack_the_rest(
                 book.write_record(record)
                 book.write_tar(record, spool)
             total.shard(record, kept=False)
+
+
+def _stopping_at_an_outage(
+    source: Source, fetched_entries: Iterator[Fetched]
+) -> Generator[Fetched, None, None]:
+    """Raises StorageUnavailable before entries are recorded that a server is to blame for."""
+    waiting: list[Fetched] = []  # unreachable ones, until another one is read
+    read = False
+    for fetched in fetched_entries:
+        if not fetched.unreachable:
+            yield from waiting
+            waiting.clear()
+            read = True
+            yield fetched
+            continue
+        waiting.append(fetched)
+        if len(waiting) >= _OUTAGE:
+            break
+    if waiting and (len(waiting) >= _OUTAGE or not read):
+        last = waiting[-1]
+        raise StorageUnavailable(
+            f"{len(waiting)} entries of {source.url} in a row cannot be fetched; the last one: "
+            f"{last.entry.where}: {last.error}",
+            hint="what was packed stays: run the same command again when the server answers, or "
+            "with --skip-unreachable to set them aside",
+        )
+    yield from waiting
+
+
+def _try_again(
+    book: IngestBook,
+    source: Source,
+    failed: Mapping[int, Failure],
+    sizes: Sizes,
+    total: _Total,
+) -> None:
+    """Put what failed in earlier calls and can be read now into shards of its own."""
+    wanted = list(_numbered(source, failed))
+    fetched_entries = _fetch(source, (entry for _, entry in wanted))
+    read = (
+        (number, fetched)
+        for (number, _), fetched in zip(wanted, fetched_entries, strict=True)
+        if fetched.error is None
+    )
+    held = next(read, None)
+    while held is not None:
+        index, first, numbers = book.next_index(), book.next_entry(), []
+        with ShardInMaking(index, first) as shard:
+            while held is not None and sizes.room_in(shard, held[1]):
+                shard.add(held[1])
+                numbers.append(held[0])
+                held = next(read, None)
+            spool = shard.close()
+            record = replace(shard.record(spool), last=first, entries=tuple(numbers))
+            book.write_record(record)
+            book.write_tar(record, spool)
+        total.shard(record, kept=False)
 
 
 def _fetch(source: Source, entries: Iterator[Entry]) -> Generator[Fetched, None, None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.ingest.book import Failure, ShardRecord
-from pipelines.ingest.entries import Entry, with_image_suffix
+from pipelines.ingest.entries import Entry, Unreachable, with_image_suffix
 from storage.errors import ImageError
 from storage.objects.os_errors import translating_os_errors
 from storage.shards.tar_writer import TarWriter
@@ -15,12 +15,16 @@ from storage.shards.tar_writer import TarWriter
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An entry that was read: its body and member name; or ``error``, why it could not be."""
+    """An entry that was read: its body and member name; or ``error``, why it could not be.
+
+    ``unreachable``: the error is the server's, so that a later try may succeed.
+    """
 
     entry: Entry
     body: bytes
     member: str
     error: str | None
+    unreachable: bool = False
 
 
 def fetch(entry: Entry) -> Fetched:
@@ -29,7 +33,7 @@ def fetch(entry: Entry) -> Fetched:
         body = entry.read()
         return Fetched(entry, body, with_image_suffix(entry.name, body), None)
     except ImageError as exc:
-        return Fetched(entry, b"", "", exc.message)
+        return Fetched(entry, b"", "", exc.message, isinstance(exc, Unreachable))
 
 
 class ShardInMaking:
@@ -64,8 +68,16 @@ class ShardInMaking:
         fits = self._tar.nbytes_with(fetched.member, len(fetched.body)) <= shard_bytes
         return self._images < images_per_shard and fits
 
-    def add(self, fetched: Fetched) -> None:
-        """Append an image, or note a failure. Raises StorageFull when the spool disk is."""
+    def add(self, fetched: Fetched, number: int | None = None) -> None:
+        """Append an image, or note a failure.
+
+        Args:
+            number: the entry's, where entries between this one and the last are left out.
+
+        Raises StorageFull when the spool disk is.
+        """
+        if number is not None:
+            self._last = number
         if fetched.error is not None:
             failure = Failure(self._last, fetched.entry.name, fetched.entry.where, fetched.error)
             self._failures.append(failure)
@@ -85,6 +97,11 @@ class ShardInMaking:
         with translating_os_errors("the spool file of a shard"):
             self._tar.close()
         return self._path
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """The entries that could not be read so far."""
+        return tuple(self._failures)
 
     def record(self, spool: Path) -> ShardRecord:
         """What went in, after ``close``."""

@@ -8,10 +8,12 @@ import struct
 import threading
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 
 from pipelines.ingest.entries import Entry, Source, check_size, member_name
 from pipelines.ingest.url_list import ListSource
+from pipelines.ingest.zip_names import zip_name
 from storage.errors import (
     ConfigError,
     ObjectChanged,
@@ -77,6 +79,9 @@ class FolderSource:
                 functools.partial(self._read, listed),
             )
 
+    def remarks(self) -> list[str]:
+        return []
+
     def _read(self, listed: StoredObject) -> bytes:
         if listed.etag == LINK_ETAG:
             raise Unsupported("a symbolic link; links are not followed")
@@ -118,14 +123,24 @@ class ZipSource:
 
     def entries(self) -> Iterator[Entry]:
         for member in self._zip.infolist():
-            if not member.is_dir() and classify(member.filename) == "image":
+            name = zip_name(member).text
+            if not name.endswith("/") and classify(name) == "image":
                 yield Entry(
-                    member_name(member.filename),
-                    f"{self.url}#{member.filename}",
+                    member_name(name),
+                    f"{self.url}#{name}",
                     member.file_size,
                     f"{member.CRC:08x}",
                     functools.partial(self._read, member),
                 )
+
+    def remarks(self) -> list[str]:
+        """How many names were guessed, by code page."""
+        guessed = Counter(zip_name(member).encoding for member in self._zip.infolist())
+        return [
+            f"{guessed[encoding]:,} names do not say their encoding; read as {encoding}"
+            for encoding in ("utf-8", "cp932", "cp437")
+            if guessed[encoding]
+        ]
 
     def _read(self, member: zipfile.ZipInfo) -> bytes:
         if member.flag_bits & 0x1:

@@ -6,15 +6,26 @@ import csv
 import functools
 import hashlib
 import io
+import threading
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote
 
-from pipelines.ingest.entries import Entry, check_size, member_name
-from storage.errors import ConfigError, SourceError, StorageError, Undecodable
+from pipelines.ingest.entries import Entry, Unreachable, check_size, member_name
+from storage.errors import (
+    ConfigError,
+    ShortRead,
+    SourceError,
+    StorageError,
+    StorageUnavailable,
+    Undecodable,
+)
 from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.stores.open import open_object, open_store
 from storage.urls import parse_url, shown_url, split_url
+
+if TYPE_CHECKING:
+    from storage.stores.web_get import WebGet
 
 _URL_COLUMNS = ("url", "uri", "image_url", "coco_url", "path", "file_name", "filename", "image")
 _UNKNOWN_NBYTES = 8 << 20
@@ -44,6 +55,8 @@ class ListSource:
             raise SourceError(f"{self.url} is not UTF-8 text: {exc}") from exc
         is_csv = key.partition("?")[0].lower().endswith(".csv")
         self._items = _csv_items(text) if is_csv else _text_items(text)
+        self._opening = threading.Lock()
+        self._web: WebGet | None = None
         # Opening a store costs a client; entries of one bucket or folder share it.
         self._open = functools.lru_cache(maxsize=256)(self._open_root)
 
@@ -58,6 +71,9 @@ class ListSource:
                 functools.partial(self._read, url),
             )
 
+    def remarks(self) -> list[str]:
+        return []
+
     def _absolute(self, item: str) -> str:
         return item if "://" in item or item.startswith(("/", "~")) else f"{self._root}/{item}"
 
@@ -67,6 +83,8 @@ class ListSource:
     def _read(self, url: str) -> bytes:
         try:
             place = parse_url(url)
+            if place.scheme in ("http", "https"):
+                return self._from_web(url)
             if place.scheme in ("file", "memory") and place.scheme != self._scheme:
                 raise ConfigError("a list from elsewhere may not name files of this machine")
             if place.scheme == "s3":  # one client a bucket
@@ -76,8 +94,18 @@ class ListSource:
                 store = self._open(root)
             with store.stream(key) as file:
                 return _read_all(file, self._limit)
+        except (StorageUnavailable, ShortRead) as exc:
+            raise Unreachable(f"cannot be fetched now: {exc.message}") from exc
         except (StorageError, ConfigError) as exc:
             raise Undecodable(f"cannot be fetched: {exc.message}") from exc
+
+    def _from_web(self, url: str) -> bytes:
+        with self._opening:
+            if self._web is None:
+                from storage.stores.web_get import WebGet  # aiohttp, for those who need it
+
+                self._web = WebGet(self._options.attempts)
+        return self._web.get(url, self._limit)
 
 
 def _read_all(file: BinaryIO, limit: int) -> bytes:

@@ -69,7 +69,8 @@ def ingest_table(summary: IngestSummary) -> RenderableType:
     table.add_row("shards", f"{summary.shards:,}{kept}")
     table.add_row("MiB", f"{summary.nbytes / 2**20:,.1f}")
     table.add_row("seconds", f"{summary.seconds:.1f}")
-    remarks = [Text(f"shards: {summary.output}")]
+    remarks = [Text(said, style="yellow") for said in summary.remarks]
+    remarks.append(Text(f"shards: {summary.output}"))
     if summary.errors_url is not None:
         told = f"{summary.errors:,} could not be read, see {summary.errors_url}"
         remarks.insert(0, Text(told, style="yellow"))

@@ -7,14 +7,17 @@ import io
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.ingest.entries import Entry
 from pipelines.ingest.ingest import IngestProgress, Sizes, ingest, pack
 from pipelines.ingest.sources import open_source
-from storage.errors import ConfigError, NotAtomic, SourceEmpty, SourceError, StorageError
+from storage.errors import ConfigError, NotAtomic, SourceEmpty, StorageError, Undecodable
 from storage.objects.protocols import StorageOptions
 from storage.shards.reading import read_shard
 from storage.shards.selecting import list_source, tar_shards
@@ -187,25 +190,51 @@ def test_unreadable_entries_are_recorded_and_the_rest_goes_on(tmp_path: Path) ->
     assert summary.errors_url == f"{summary.output}/in.ingest/errors.jsonl"
 
 
-def test_an_image_that_goes_between_two_tries_stops_the_second_in_words(tmp_path: Path) -> None:
+def test_images_that_go_between_two_tries_are_errors_and_come_back_later(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     source = open_source(str(folder), OPTIONS, max_image_bytes=LIMIT)
     store = MemoryStore()
     with pytest.raises(StorageError):
         pack(source, FaultyStore(store, [fail("create", "in-000001.tar")]), "in", Sizes(5))
-
-    class Gone:
-        url, readers = source.url, source.readers
-
-        def entries(self) -> Any:
-            for path in folder.rglob("*.jpg"):
-                path.write_bytes(b"changed meanwhile")
-            return listed.__iter__()
-
     listed = list(source.entries())
-    gone = Gone()
-    with pytest.raises((SourceError, ConfigError)):
-        pack(gone, store, "in", Sizes(5))
+    gone = {5, 6, 20}  # two of the record without a tar, one of those that have no record
+
+    def missing() -> bytes:
+        raise Undecodable("deleted since it was listed")
+
+    class Changed:
+        url, readers = source.url, source.readers
+        lost = gone
+
+        def remarks(self) -> list[str]:
+            return []
+
+        def entries(self) -> Iterator[Entry]:
+            for n, entry in enumerate(listed):
+                yield replace(entry, read=missing) if n in self.lost else entry
+
+    changed = Changed()
+    second = pack(changed, store, "in", Sizes(5))
+    assert (second.images, second.errors, second.exit_code) == (len(listed) - 3, 3, 3)
+    third = pack(changed, store, "in", Sizes(5))
+    assert (third.images, third.errors, third.shards) == (len(listed) - 3, 3, second.shards)
+    changed.lost = {6}
+    fourth = pack(changed, store, "in", Sizes(5))
+    assert (fourth.images, fourth.errors) == (len(listed) - 1, 1)
+    changed.lost = set()
+    fifth = pack(changed, store, "in", Sizes(5))
+    assert (fifth.images, fifth.errors, fifth.exit_code) == (len(listed), 0, 0)
+    assert store.get("in.ingest/errors.jsonl") == b""
+    before = contents(store)
+    sixth = pack(changed, store, "in", Sizes(5))
+    assert contents(store) == before
+    assert (sixth.images, sixth.shards, sixth.kept) == (len(listed), fifth.shards, fifth.shards)
+    bodies = Counter(
+        r.data
+        for shard in tar_shards(list_source(store))
+        for r in read_shard(store, shard, max_image_bytes=LIMIT)
+    )
+    assert bodies == Counter(entry.read() for entry in listed)
 
 
 @pytest.mark.parametrize("where", ["in", "in/below", "."])
