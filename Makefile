@@ -70,8 +70,11 @@ mypy: $(READY)
 imports: $(READY)
 	$(BIN)/lint-imports
 
-docs: .venv-docs/.ready  ## the documentation site, in build/site; a broken link fails
+docs: .venv-docs/.ready $(READY)  ## the documentation site, in build/site; a broken link fails
 	.venv-docs/bin/sphinx-build -q -E -n -W --keep-going -b html docs build/site
+	mkdir -p build/site/schemas
+	for kind in run train; do \
+		$(BIN)/labelfleet schema $$kind > build/site/schemas/$$kind.schema.json || exit; done
 
 # --no-config: the project's overrides drop Sphinx, which super-gradients asks for.
 .venv-docs/.ready: Makefile | $(BIN)/uv

@@ -21,7 +21,7 @@ Endpoint = Annotated[
 
 
 def storage_options(endpoint_url: str | None) -> Any:
-    """StorageOptions for a command's --endpoint-url."""
+    """Return the StorageOptions for a command's --endpoint-url."""
     from storage.errors import ConfigError
     from storage.objects.protocols import StorageOptions
     from storage.urls import has_credentials
@@ -35,14 +35,14 @@ def storage_options(endpoint_url: str | None) -> Any:
 
 
 def open_manifest(run: str, endpoint_url: str | None) -> Any:
-    """The run at a URL. Raises ConfigError when there is none."""
+    """Open the run at a URL. Raises ConfigError when there is none."""
     from storage.runs.manifest import Manifest
 
     return Manifest.open(run, storage_options(endpoint_url))
 
 
 def show(rendered: Any, fields: dict[str, Any], as_json: bool) -> None:
-    """For machines one line on stdout; for people the rendered view."""
+    """Print one JSON line on stdout, or the rendered view for people."""
     if as_json:
         sys.stdout.write(json.dumps(fields) + "\n")
         sys.stdout.flush()
@@ -51,5 +51,5 @@ def show(rendered: Any, fields: dict[str, Any], as_json: bool) -> None:
             HarmlessConsole,  # half of what `--help` would wait for
         )
 
-        # A bare string is text: brackets in a URL are no markup.
+        # A bare string is plain text: brackets in a URL are not markup.
         HarmlessConsole().print(rendered, markup=not isinstance(rendered, str))

@@ -1,4 +1,4 @@
-"""The command line: parse, load the config, call. No logic, and nothing heavy at import."""
+"""The command line: parse, load the config, call. No logic, and no heavy import at start."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from workers.local_folders import cache_folder
 
 
 class _Commands(TyperGroup):
-    """Typer would turn Ctrl-C into a silent exit code; people are told how to go on."""
+    """Tell people how to go on after Ctrl-C, which Typer would turn into a silent exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -292,7 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = _take_log_format([argument for argument in given if argument != "--debug"])
     set_up_logging(log_format(), clean=harmless)
     # supervision imports matplotlib, which would make a folder in the user's configuration.
-    with suppress(RuntimeError):  # nobody's home: it will have to do without
+    with suppress(RuntimeError):  # a user without a home folder
         os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
     if debug:  # ours only: botocore and httpx would log credentials and whole webhook URLs
         logging.getLogger("labelfleet").setLevel(logging.DEBUG)
@@ -313,7 +313,7 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             logging.exception("the traceback behind the error")
         hint = "this is a bug of labelfleet: run again with --debug and report the traceback"
-        # Nobody of us wrote this message: a client's may hold a signed URL.
+        # A foreign client's message may hold a signed URL.
         _fail(unsigned(f"{type(exc).__name__}: {exc}"), hint, 1, given)
 
 
@@ -332,7 +332,7 @@ def _take_log_format(given: list[str]) -> list[str]:
 
 
 def _usage(exc: typer.TyperException, given: list[str]) -> None:
-    """A wrong command, option or argument; without any arguments, the help."""
+    """Report a wrong command, option or argument; print the help where there are none."""
     message = exc.format_message()
     if message.startswith("Usage: "):  # called without arguments: it is the help
         sys.stdout.write(message + "\n")

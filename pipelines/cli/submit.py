@@ -84,7 +84,7 @@ def given(
     env: list[str] | None,
     strict: bool = False,
 ) -> list[str]:
-    """The options once more: another name or output would be another run's job."""
+    """Repeat the options: another name or output would be another run's job."""
     words = [word for text in set_ or () for word in ("--set", text)]
     words += ["--limit", str(limit)] if limit is not None else []
     words += ["--address", address] if address else []

@@ -1,4 +1,4 @@
-"""Looking after a run on the command line: verify, gc."""
+"""Maintaining a run on the command line: verify, gc."""
 
 from __future__ import annotations
 

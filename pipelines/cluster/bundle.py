@@ -1,4 +1,4 @@
-"""What travels with a submitted run: its config, the local files it names, and nothing else."""
+"""What travels with a submitted run: its config and the local files that it names."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def bundle_run(
     Args:
         path: of the config: a local one is packed, one at a URL is read again by the job.
         overrides: ``key=value`` texts of --set.
-        environment: variables the job shall get; only looked at.
+        environment: variables of the job, only checked here.
 
     Raises:
         ConfigError: it cannot be used, holds a secret, or names files that cannot travel.
@@ -103,7 +103,7 @@ def _overridden(overrides: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _pack(fields: dict[str, Any]) -> dict[str, Path]:
-    """Local files by their name in the working directory; ``fields`` then name that, in place."""
+    """Return local files by their name in the job's folder, and rewrite ``fields`` to name that."""
     files: dict[str, Path] = {}
     for key in _FILES:
         path = _local(fields, key)
@@ -114,7 +114,9 @@ def _pack(fields: dict[str, Any]) -> dict[str, Path]:
             files[name] = path
             _set(fields, key, name)
         elif not _is_absolute(str(_get(fields, key))):
-            raise ConfigError(f"{key}: there is no file {path}", hint="it is looked for from here")
+            raise ConfigError(
+                f"{key}: there is no file {path}", hint="it is looked for in this folder"
+            )
     for key in _FOLDERS:
         if _local(fields, key) is not None:
             _set(fields, key, normalise_url(str(_get(fields, key))))
@@ -141,7 +143,7 @@ def _refuse_relative(fields: dict[str, Any], path: str) -> None:
 
 
 def _local(fields: dict[str, Any], key: str) -> Path | None:
-    """The local path that a key names; None: it names a URL, or nothing."""
+    """Return the local path that a key names; None for a URL, or for no value."""
     value = _get(fields, key)
     if not isinstance(value, str):
         return None

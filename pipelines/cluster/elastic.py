@@ -1,4 +1,4 @@
-"""Elastic: keeps the pool in step with a cluster whose nodes come and go while the run is on."""
+"""Elastic: keeps the pool in step with a cluster whose nodes come and go during a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipelines.cluster.nodes import ClusterNode, NodeWatch, announce_leaving, th
 from pipelines.cluster.sizing import Node
 from storage.errors import RayLost
 
-# Ray ends a driver without a word so long after its head was last heard of: say it before.
+# Ray ends the driver silently this long after its head last answered: report it earlier.
 _RAY_PATIENCE, _RAY_PATIENCE_S = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0
 
 
 class Resizable(Protocol):
-    """What is asked of a LabelPool."""
+    """What Elastic needs of a LabelPool."""
 
     def places(self) -> dict[str, str]: ...
 
@@ -28,7 +28,7 @@ class Resizable(Protocol):
 
 
 class Nodes(Protocol):
-    """What is asked of a NodeWatch."""
+    """What Elastic needs of a NodeWatch."""
 
     nodes: list[ClusterNode] | None
 
@@ -40,11 +40,11 @@ class Elastic:
 
     Args:
         pool: resized and drained.
-        watch: what nodes there are.
+        watch: lists the nodes.
         wanted: how many actors these nodes are good for.
-        shards: how many the run has to do: no more actors than are left of them.
+        shards: how many the run has to label; there are never more actors than shards left.
         announce: tells the cluster that a node is leaving (its id, why, within how many seconds).
-        home: the node this process is on: without it nothing can be placed any more.
+        home: the node this process is on; without it nothing can be placed.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Elastic:
         self._pool, self._watch, self._wanted = pool, watch, wanted
         self._shards, self._announce, self._home = shards, announce, home
         patience_s = float(os.environ.get(_RAY_PATIENCE, _RAY_PATIENCE_S))
-        self._silent_s = 0.5 * patience_s  # ending takes time, too: 12 s where nobody answers
+        self._silent_s = 0.5 * patience_s  # ending takes time, too: 12 s without an answer
         self._seen: list[ClusterNode] | None = None
         self._absent: set[str] = set()  # nodes of workers that the last look did not show
         self._announced: set[str] = set()
 
     def follow(self, ended: int) -> None:
-        """Act on what the last look at the cluster showed; cheap where nothing is new.
+        """Act on the latest list of nodes; cheap when it has not changed.
 
         Args:
             ended: shards that are done or set aside.
@@ -86,7 +86,7 @@ class Elastic:
         self._pool.resize(min(max(1, self._shards - ended), self._wanted(staying)))
 
     def leaving(self, worker: str, reason: str, within_s: float | None) -> None:
-        """A worker says that its node is going: Ray, and through it all who look, shall know."""
+        """Pass a worker's notice that its node is going on to Ray, for every job on the cluster."""
         node_id = self._pool.places().get(worker)
         known = {node.node_id for node in self._seen or () if node.leaving} | self._announced
         if node_id and node_id not in known:
@@ -100,7 +100,7 @@ class Elastic:
                 self._pool.drain(worker, "its node drains", leaving[node_id])
 
     def _replace_lost(self, nodes: Sequence[ClusterNode]) -> None:
-        """Ray's calls fail when it knows of a node's death; should one not, this does."""
+        """Replace workers on nodes that have gone, in case Ray does not fail their calls."""
         alive = {node.node_id for node in nodes}
         if self._home in self._absent - alive:
             raise _lost("Ray's own process on this machine (its raylet) has died")
@@ -119,7 +119,7 @@ def _lost(message: str) -> RayLost:
 def elastic(
     pool: Resizable, wanted: Callable[[Sequence[Node]], int], shards: int
 ) -> Iterator[Elastic]:
-    """An Elastic on the cluster that this process is connected to."""
+    """Yield an Elastic on the cluster that this process is connected to."""
     watch = NodeWatch()
     try:
         yield Elastic(pool, watch, wanted, shards, announce=announce_leaving, home=this_node())

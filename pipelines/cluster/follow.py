@@ -1,4 +1,4 @@
-"""One job a run: which id it gets, attaching to the one that is there, following it to its end.
+"""One job per run: choosing its id, attaching to a running one, following it to its end.
 
 Nothing here knows Ray: the job server is a Protocol, and pipelines/cluster/submit.py has Ray's.
 """
@@ -17,7 +17,7 @@ from storage.errors import ClusterLost, Interrupted, LabelfleetError, RunLocked
 
 Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 _ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
-# A head that is being replaced, or a laptop that slept, is no reason to give up at once.
+# Do not give up at once when a head is being replaced or a laptop slept.
 _SILENCE_S = 300.0
 _RACES = 10
 
@@ -39,7 +39,7 @@ class SubmittedJob:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the job has ended."""
         return self.status in _ENDED
 
 
@@ -51,10 +51,10 @@ class JobServer(Protocol):
     def job(self, job_id: str) -> SubmittedJob: ...
 
     def start(self, job_id: str) -> bool:
-        """False when somebody else's submission took the id in between."""
+        """Return False when another submission took the id in between."""
 
     def log(self, job_id: str) -> Iterator[str]:
-        """Pieces of its output from the beginning, until it ends; '' while it is quiet.
+        """Yield pieces of its output from the beginning to its end; '' while it is quiet.
 
         Raises ClusterLost when the connection breaks.
         """
@@ -69,7 +69,7 @@ class Submission:
 
 
 def job_name(name: str, output: str) -> str:
-    """The id of a run's first job: the same run has the same, wherever it is submitted from."""
+    """Return the id of a run's first job, which does not depend on where it is submitted from."""
     place = hashlib.sha256(output.encode()).hexdigest()[:8]
     return f"labelfleet-{name}-{place}"
 
@@ -113,7 +113,7 @@ def _refuse_another(job: SubmittedJob, digest: str) -> None:
 
 
 def _number(job_id: str, base: str) -> int | None:
-    """Which job of this run an id is, counted from 1; None: of another run."""
+    """Return an id's position among this run's jobs, from 1; None for another run's."""
     found = re.fullmatch(re.escape(base) + r"(?:-([1-9]\d*))?", job_id)
     return None if found is None else int(found[1] or 1)
 
@@ -161,7 +161,7 @@ def follow(
 
 @contextmanager
 def detaching(job_id: str, *, again: str, stop: str) -> Iterator[None]:
-    """Ctrl-C from here on leaves the job alone. Raises Interrupted, with the two commands."""
+    """Make Ctrl-C leave the job alone. Raises Interrupted, naming the commands for going on."""
     try:
         yield
     except KeyboardInterrupt:
@@ -172,7 +172,7 @@ def detaching(job_id: str, *, again: str, stop: str) -> Iterator[None]:
 
 
 def _unseen(pieces: Iterator[str], seen: int) -> Iterator[str]:
-    """What comes after the first ``seen`` characters: a log is always told from its beginning."""
+    """Yield what follows the first ``seen`` characters: a log always starts at its beginning."""
     for piece in pieces:
         if piece and seen >= len(piece):
             seen -= len(piece)
@@ -184,7 +184,7 @@ def _unseen(pieces: Iterator[str], seen: int) -> Iterator[str]:
 
 
 def exit_code(job: SubmittedJob) -> int:
-    """What a shell would have seen had the run been started from it."""
+    """Return the exit code that a shell would have seen, had it started the run."""
     if job.status == "SUCCEEDED":
         return 0
     if job.status == "STOPPED":

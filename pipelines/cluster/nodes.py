@@ -1,4 +1,4 @@
-"""The cluster's nodes as they come and go: which are there, which are about to leave.
+"""The cluster's nodes as they come and go: which are alive, which are about to leave.
 
 Ray tells of draining nodes through private calls only; they are all on this page.
 """
@@ -43,7 +43,7 @@ class ClusterNode:
 
 
 def alive_nodes() -> list[ClusterNode]:
-    """The alive nodes of the cluster this process is connected to."""
+    """Return the alive nodes of the cluster that this process is connected to."""
     draining = ray_state.state.get_draining_nodes()
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has none
     return [_node(node, draining) for node in found if node["Alive"]]
@@ -58,12 +58,12 @@ def _node(node: dict[str, Any], draining: dict[str, int]) -> ClusterNode:
 
 
 def this_node() -> str:
-    """The id of the node this process is connected to."""
+    """Return the id of the node that this process is connected to."""
     return str(ray.get_runtime_context().get_node_id())
 
 
 def announce_leaving(node_id: str, reason: str, within_s: float | None) -> None:
-    """Tell Ray that a node is being preempted: it places nothing there any more, for anybody."""
+    """Tell Ray that a node is being preempted, so that no job places anything there."""
     deadline_ms = 0 if within_s is None else int((time.time() + within_s) * 1000)
     reasons: Any = autoscaler_pb2.DrainNodeReason  # type: ignore[attr-defined]  # generated
     preemption = reasons.Value("DRAIN_NODE_REASON_PREEMPTION")
@@ -75,11 +75,11 @@ def announce_leaving(node_id: str, reason: str, within_s: float | None) -> None:
 
 
 class NodeWatch:
-    """Looks at the nodes every two seconds, in a thread of its own: a head that does not answer
-    must not stop the loop that has to notice.
+    """Lists the nodes every two seconds, in a thread of its own: a head that does not answer must
+    not block the loop that has to notice it.
 
     Args:
-        look: what there is.
+        look: lists the nodes.
         clock: monotonic seconds.
     """
 
@@ -98,8 +98,8 @@ class NodeWatch:
         self._thread.start()
 
     def silent_s(self) -> float:
-        """Seconds since Ray's head last answered; time in which this process itself stood still
-        does not count. To be called every second or so."""
+        """Return the seconds since Ray's head last answered, without time in which this process
+        itself was stopped. Call it every second or so."""
         now_s = self._clock()
         if now_s - self._asked_s > _STOOD_STILL_S:
             self._answered_s = max(self._answered_s, now_s)
@@ -107,7 +107,7 @@ class NodeWatch:
         return now_s - self._answered_s
 
     def close(self) -> None:
-        """End the thread, unless it waits for an answer: it is a daemon."""
+        """End the thread. One that waits for an answer is left: it is a daemon."""
         self._closed.set()
 
     def _watch(self) -> None:
@@ -121,7 +121,7 @@ class NodeWatch:
 
 
 def cluster_nodes() -> list[Node]:
-    """The alive nodes of the cluster this process is connected to."""
+    """Return the alive nodes of the cluster that this process is connected to."""
     return [
         Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
         for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray has none

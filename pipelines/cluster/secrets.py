@@ -58,7 +58,7 @@ def refuse_secrets(config: Mapping[str, Any], environment: Mapping[str, str]) ->
 
     Args:
         config: the run's config as a mapping.
-        environment: variables that the job shall get.
+        environment: variables of the job.
 
     Raises:
         ConfigError: with what to do instead.
@@ -97,7 +97,7 @@ def _refuse_variable(name: str, text: str) -> None:
 
 
 def texts_in(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every text of a nested config with its path, such as ``model.checkpoint``."""
+    """Yield every text of a nested config with its path, such as ``model.checkpoint``."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, Mapping):
@@ -109,7 +109,7 @@ def texts_in(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def secret_in(text: str) -> str | None:
-    """What kind of secret a text looks like; None: like none."""
+    """Return the kind of secret that a text looks like, or None."""
     for kind, pattern in _VALUES.items():
         if pattern.search(text):
             return kind

@@ -1,4 +1,4 @@
-"""Does every node see the folders that a run needs?"""
+"""Check that every node sees the folders that a run needs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from storage.urls import parse_url
 
 
 def check_shared_folders(source: str, output: str) -> None:
-    """Refuse a folder that not every node of the cluster sees.
+    """Refuse a folder that some node of the cluster does not see.
 
     Args:
-        source, output: normalised URLs; those that are no file:// URLs are passed over. The
+        source, output: normalised URLs; those other than file:// are skipped. The
             output exists already; a file is put there for a moment. The source is only looked for.
 
     Raises:

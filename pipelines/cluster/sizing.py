@@ -1,4 +1,4 @@
-"""How many actors, and what each gets: from the config and from what the machines have."""
+"""The number of actors and each one's share, from the config and the machines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from storage.errors import ConfigError
 
 CORES_PER_CPU_ACTOR = 4  # more threads an actor scale badly, fewer cost memory: measured
 DECODERS_MAX = 8
-AWAITED_CPUS = 4  # an actor's cores, unless said, where there is no node to look at yet
+AWAITED_CPUS = 4  # an actor's cores, unless configured, while the cluster has no node yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Sizing:
 
 
 def wants_gpu(config: WorkersConfig, nodes: Sequence[Node]) -> bool:
-    """Whether the run labels on GPUs: when there are any, unless ``workers.gpus: 0``."""
+    """Return whether the run labels on GPUs: if there are any, unless ``workers.gpus: 0``."""
     return config.gpus != 0 and (any(node.gpus > 0 for node in nodes) or awaited(config, nodes))
 
 
 def awaited(config: WorkersConfig, nodes: Sequence[Node]) -> bool:
-    """Whether the run asks for workers that are all yet to come.
+    """Return whether all the nodes that the run needs are yet to come.
 
     So it does on a cluster that starts nodes when they are asked for, and has none that works:
     when the config says how many actors, and with how many GPUs.
@@ -84,7 +84,7 @@ def size_pool(config: WorkersConfig, nodes: Sequence[Node], *, cuda: bool) -> Si
 
 
 def batch_sizes(*, cuda: bool) -> tuple[int, int]:
-    """Where ``auto`` begins, and how far a worker may go when it finds larger ones faster.
+    """Return where ``auto`` begins, and how far a worker may raise it while that is faster.
 
     A worker halves its batches by itself where they do not fit the device's memory. On CPUs 16
     images were not reliably faster than 8, and took torch 320 MB more.
@@ -93,7 +93,7 @@ def batch_sizes(*, cuda: bool) -> tuple[int, int]:
 
 
 def _fitting(hosts: Sequence[Node], gpus: float, cpus: float) -> int:
-    """How many actors have room on these nodes. Raises ConfigError when not one has."""
+    """Count the actors that fit on these nodes. Raises ConfigError when none does."""
     fitting = sum(_actors_on(node, gpus, cpus) for node in hosts)
     if not fitting:
         most = max(node.cpus for node in hosts)
@@ -105,7 +105,7 @@ def _fitting(hosts: Sequence[Node], gpus: float, cpus: float) -> int:
 
 
 def wanted_actors(config: WorkersConfig, sizing: Sizing, nodes: Sequence[Node]) -> int:
-    """How many actors the run wants now that the cluster has these nodes.
+    """Return the number of actors for the nodes that the cluster has now.
 
     With ``count: auto`` as many as fit, and never fewer than it began with: those without room
     wait for it, which an autoscaler sees.
@@ -116,7 +116,7 @@ def wanted_actors(config: WorkersConfig, sizing: Sizing, nodes: Sequence[Node]) 
 
 
 def _hosts(nodes: Sequence[Node], gpus: float) -> list[Node]:
-    """The nodes that have room for an actor's GPUs, or on CPUs for a core."""
+    """Return the nodes with room for an actor's GPUs, or on CPUs for a core."""
     hosts = [node for node in nodes if (node.gpus >= gpus if gpus else node.cpus >= 1)]
     if all(node.cpus < 1 for node in nodes):
         raise ConfigError(

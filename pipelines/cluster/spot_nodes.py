@@ -1,4 +1,4 @@
-"""AWS instances for Ray's autoscaler: spot where there is any, of several types, on demand last.
+"""AWS instances for Ray's autoscaler: spot of several types first, on demand last.
 
 Ray asks its provider for one instance type at a time, and when EC2 has none of it asks for the
 same one again (an allocation that fails lowers nothing; only one that times out does). So the
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def choices(node_config: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], int | None]]:
-    """The instance descriptions to try in turn, each with its AtMost."""
+    """Return the instance descriptions to try in turn, each with its AtMost."""
     first = {key: value for key, value in node_config.items() if key != "Otherwise"}
     yield first, None
     for change in node_config.get("Otherwise", ()):
@@ -76,7 +76,7 @@ class SpotFirstNodeProvider(AWSNodeProvider):
         return created
 
     def _on_demand(self) -> int:
-        """How many workers run at the full price."""
+        """Count the workers that run at the full price."""
         provider: Any = super()  # Ray has no types
         workers = provider.non_terminated_nodes({TAG_RAY_NODE_KIND: NODE_KIND_WORKER})
         return sum(provider._get_cached_node(w).instance_lifecycle != "spot" for w in workers)

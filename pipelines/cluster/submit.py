@@ -1,4 +1,4 @@
-"""Submit a run to a Ray cluster's job server: ``labelfleet run`` there, in a job of its own."""
+"""Submit a run to a Ray cluster's job server, which starts ``labelfleet run`` as a job."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _HOW_TO_SIGN_IN = (
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """What came of a submission; ``exit_code`` is None while the job goes on."""
+    """The result of a submission; ``exit_code`` is None while the job runs."""
 
     submission_id: str
     address: str
@@ -67,7 +67,7 @@ class Submitted:
     exit_code: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
@@ -82,7 +82,7 @@ def submit_run(
     show: Callable[[str], None],
     again: str,
 ) -> Submitted:
-    """Have a cluster do a run, or attach to the job that does it already.
+    """Start a run's job on a cluster, or attach to the one that is running.
 
     Args:
         bundle: the run, from ``bundle_run``.
@@ -126,7 +126,7 @@ def _said(found: Submission, url: str) -> str:
 
 
 def job_server_url(address: str | None) -> str:
-    """The job server's URL, which is not the address that ``run --address`` takes.
+    """Return the job server's URL, which is not the address that ``run --address`` takes.
 
     Raises:
         ConfigError: RAY_ADDRESS names a cluster but not its job server.
@@ -146,7 +146,7 @@ def job_server_url(address: str | None) -> str:
 
 
 class RayJobs:
-    """Ray's job server, as ``submit`` and ``follow`` want it.
+    """Ray's job server, as a ``JobServer``.
 
     Args:
         url: where it answers.
@@ -169,15 +169,15 @@ class RayJobs:
         return hashlib.sha256(json.dumps(means).encode()).hexdigest()[:16]
 
     def jobs(self) -> list[SubmittedJob]:
-        """Every job that was submitted to the cluster."""
+        """Return every job that was submitted to the cluster."""
         return [_job(info) for info in self._ask(self._client.list_jobs) if info.submission_id]
 
     def job(self, job_id: str) -> SubmittedJob:
-        """One of them."""
+        """Return one of them."""
         return _job(self._ask(partial(self._client.get_job_info, job_id)))
 
     def start(self, job_id: str) -> bool:
-        """Submit the bundle under this id; False when the id is taken."""
+        """Submit the bundle under this id; return False when the id is taken."""
         config = self._bundle.url or CONFIG_NAME
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **self._environment}
         with tempfile.TemporaryDirectory(prefix="labelfleet-submit-") as folder:
@@ -200,9 +200,9 @@ class RayJobs:
         return True
 
     def log(self, job_id: str) -> Iterator[str]:
-        """Its output from the beginning; '' after every 20 quiet seconds."""
+        """Yield its output from the beginning; '' after every 20 quiet seconds."""
         heard: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
-        # Of its own thread, so that Ctrl-C and silence are seen here at once.
+        # In a thread of its own, so that Ctrl-C and silence are noticed at once.
         threading.Thread(target=self._tail, args=(job_id, heard.put), daemon=True).start()
         while True:
             try:
@@ -237,13 +237,13 @@ class RayJobs:
             return JobSubmissionClient(self._url, headers=headers)
 
     def _ask(self, call: Callable[[], Any]) -> Any:
-        """Ask, and ask again when the connection breaks; an id is submitted once in any case."""
+        """Ask, and retry when the connection breaks; an id is submitted only once in any case."""
         with self._asking():
             return patient()(call)
 
     @contextmanager
     def _asking(self, first: bool = False) -> Iterator[None]:
-        """Ray's and requests' errors as ours."""
+        """Translate Ray's and requests' errors."""
         from ray.exceptions import AuthenticationError
         from requests.exceptions import RequestException
 
@@ -268,7 +268,7 @@ class RayJobs:
 
 
 def patient(sleep: Callable[[float], None] = time.sleep) -> Retrying:
-    """Return what asks a few times over a broken connection, and for minutes without an agent."""
+    """Return the retries: a few over a broken connection, five minutes' worth without an agent."""
     from requests.exceptions import RequestException
 
     def worth_it(exc: BaseException) -> bool:
@@ -290,7 +290,7 @@ def patient(sleep: Callable[[float], None] = time.sleep) -> Retrying:
 
 
 def refusal(url: str, exc: Exception) -> LabelfleetError:
-    """What Ray's client raised, as ours; a proxy whose head is being replaced is no refusal."""
+    """Translate an error of Ray's client; a proxy without its head (50x) is a lost cluster."""
     if away := _HEAD_AWAY.match(str(exc)):
         return ClusterLost(f"{url} does not answer: HTTP {away[1]}")
     lines = str(exc).strip().splitlines() or [type(exc).__name__]
@@ -299,7 +299,7 @@ def refusal(url: str, exc: Exception) -> LabelfleetError:
 
 @contextmanager
 def _address_settled() -> Iterator[None]:
-    """The address that was given counts: Ray would let the environment overrule it."""
+    """Hide the environment's addresses: Ray would let them overrule the one that was given."""
     hidden = {name: os.environ.pop(name) for name in _ADDRESSES if name in os.environ}
     try:
         yield
@@ -308,7 +308,7 @@ def _address_settled() -> Iterator[None]:
 
 
 def auth_headers() -> dict[str, str]:
-    """The token that Ray would use here, as a header; none where there is none.
+    """Return the token that Ray would use here as a header, or no header without a token.
 
     Read by us, since Ray settles whether to send it once, when it is imported, and then ignores a
     token whose mode is not set.

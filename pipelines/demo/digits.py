@@ -1,4 +1,4 @@
-"""Makes the demo's input: a folder of pages with handwritten digits and their ground truth.
+"""The demo's input: a folder of pages with handwritten digits, and their ground truth.
 
 ``python -m pipelines.demo.digits DEST --split train --images 2000`` writes ``DEST/images/`` and
 ``DEST/truth.json`` (COCO, upright pixels); the same arguments give the same bytes. ``hard`` pages
@@ -56,7 +56,7 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class _Sheet:
-    """One file of the folder: what it is called, how it is encoded, and what is on it."""
+    """One file of the folder: its name, encoding and content."""
 
     name: str
     kind: str
@@ -111,7 +111,7 @@ def _write_once(path: Path, encoded: bytes) -> None:
 
 
 def _kinds(images: int, seed: int) -> dict[int, str]:
-    """Which page numbers become odd or broken files, spread over the folder."""
+    """Choose the page numbers that become odd or broken files, spread over the folder."""
     names = [*ODD, *BROKEN]
     rng = np.random.default_rng([seed, 1])
     chosen = rng.choice(images, size=min(len(names), images), replace=False)

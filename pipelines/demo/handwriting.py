@@ -66,7 +66,7 @@ class Style:
 
 
 def load_samples(split: Split) -> Samples:
-    """The split's handwriting. Reads the copy inside scikit-learn; nothing is downloaded."""
+    """Return the split's handwriting from the copy inside scikit-learn; nothing is downloaded."""
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
@@ -76,7 +76,7 @@ def load_samples(split: Split) -> Samples:
 
 
 def draw_page(samples: Samples, rng: np.random.Generator, *, hard: bool = False) -> Page:
-    """One page. ``hard`` pages look unlike ordinary ones: dark, faint, noisy, blurred or turned."""
+    """Draw one page. ``hard`` pages are dark, faint, noisy, blurred or turned."""
     width, height = _PAGE_SIZES[rng.integers(len(_PAGE_SIZES))]
     style = _hard_style(rng) if hard else _plain_style(rng)
     pixels = _paper(rng, width, height, style)
@@ -136,7 +136,7 @@ def _tinted(rng: np.random.Generator, level: float, spread: float) -> NDArray[np
 
 
 def _paper(rng: np.random.Generator, width: int, height: int, style: Style) -> NDArray[np.float32]:
-    """Paper with uneven light, fibres, and lines: float32 [H, W, 3]."""
+    """Draw paper with uneven light, fibres and lines: float32 [H, W, 3]."""
     light = cv2.resize(
         rng.normal(0, 7, (3, 4)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
     )
@@ -174,7 +174,7 @@ def _stain(pixels: NDArray[np.float32], rng: np.random.Generator) -> None:
 
 
 def _glyph(stroke: NDArray[np.float32], rng: np.random.Generator, rotation_deg: float) -> Mask:
-    """One digit as ink coverage float32 [h, w] in [0, 1], cut tight around its ink."""
+    """Draw one digit as ink coverage float32 [h, w] in [0, 1], cut tight around its ink."""
     side = float(np.exp(rng.uniform(np.log(26), np.log(104))))
     padded = np.pad(stroke, 2)
     large = cv2.resize(padded, (_GLYPH_PX, _GLYPH_PX), interpolation=cv2.INTER_CUBIC)
@@ -202,7 +202,7 @@ def _free_corner(
     page: tuple[int, int],
     taken: list[tuple[int, int, int, int]],
 ) -> tuple[int, int] | None:
-    """Top-left (x, y) where the glyph fits and hardly overlaps a neighbour; None: no room."""
+    """Find the top-left (x, y) where the glyph hardly overlaps a neighbour; None without room."""
     for _ in range(20):
         x = int(rng.integers(2, page[1] - glyph[1] - 2))
         y = int(rng.integers(2, page[0] - glyph[0] - 2))
@@ -229,7 +229,7 @@ def _stamp(
     style: Style,
     rng: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-    """Ink the glyph onto the page; its box, xyxy."""
+    """Ink the glyph onto the page and return its box, xyxy."""
     x, y = corner
     height, width = glyph.shape
     under = pixels[y : y + height, x : x + width]
@@ -240,7 +240,7 @@ def _stamp(
 
 
 def _photographed(pixels: NDArray[np.float32], style: Style, rng: np.random.Generator) -> Image:
-    """Blur and sensor noise, as uint8."""
+    """Add blur and sensor noise; return uint8."""
     if style.blur_px > 0.2:
         cv2.GaussianBlur(pixels, (0, 0), style.blur_px, dst=pixels)
     noisy = pixels + rng.normal(0, style.noise, pixels.shape).astype(np.float32)

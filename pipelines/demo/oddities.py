@@ -1,4 +1,4 @@
-"""Image files as collections really hold them: unusual ones that must be labelled, and broken ones.
+"""Image files as real collections hold them: unusual ones to be labelled, and broken ones.
 
 ``ODD`` encodes a page so that it is readable in an unusual way; ``BROKEN`` spoils it. Each maps a
 kind's name to (file ending, pixels → bytes).
@@ -22,12 +22,12 @@ _EXIF_ORIENTATION = 0x0112
 
 
 def jpeg(pixels: Pixels, quality: int = 85) -> bytes:
-    """A plain baseline JPEG."""
+    """Encode as a plain baseline JPEG."""
     return _saved(Image.fromarray(pixels), "JPEG", quality=quality)
 
 
 def png(pixels: Pixels) -> bytes:
-    """A plain RGB PNG."""
+    """Encode as a plain RGB PNG."""
     return _saved(Image.fromarray(pixels), "PNG", compress_level=1)
 
 
@@ -38,7 +38,7 @@ def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def _exif_rotated(pixels: Pixels) -> bytes:
-    """Stored lying on its side, with the EXIF orientation that turns it upright."""
+    """Encode lying on its side, with the EXIF orientation that turns it upright."""
     exif = Image.Exif()
     exif[_EXIF_ORIENTATION] = 6  # viewers turn it a quarter clockwise
     return _saved(Image.fromarray(np.rot90(pixels).copy()), "JPEG", quality=85, exif=exif)

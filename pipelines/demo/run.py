@@ -1,4 +1,4 @@
-"""The whole job on input it makes itself: pages → shards → labels on Ray → mAP → report.
+"""The whole job on generated input: pages → shards → labels on Ray → mAP → report.
 
 Everything lies below one folder, and the config it writes there works with ``labelfleet run``. A
 second demo in the same folder continues the first: what is there is not made again.
@@ -36,7 +36,7 @@ CHECKPOINT = "digits_nano.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class DemoSummary:
-    """What the demo did.
+    """The result of the demo.
 
     Attributes:
         run: the labelling run's summary.
@@ -94,7 +94,7 @@ def run_demo(dest: Path, *, images: int = IMAGES, caller: Caller | None = None) 
 
 
 def checkpoint_path() -> Path:
-    """The compact YOLO-NAS that ships with labelfleet; see MODEL_CARD.md beside it."""
+    """Return the path of the compact YOLO-NAS that ships with labelfleet; see its MODEL_CARD.md."""
     return Path(__file__).resolve().parents[1] / "assets" / CHECKPOINT
 
 
@@ -137,7 +137,7 @@ def _summary(
 
 
 def demo_text(summary: DemoSummary) -> RenderableType:
-    """The run's table, how good it is, where everything lies, and what to try next."""
+    """Render the run's table, its mAP, where everything lies, and what to try next."""
     quality = Table("pages", "mAP", "mAP50", box=None)
     quality.add_row("all", _figure(summary.map_), _figure(summary.map50), style="bold")
     quality.add_row("plain", "", _figure(summary.plain_map50))

@@ -1,4 +1,4 @@
-"""Dispatcher: which shard goes to which worker next. A pure state machine: no Ray, no clock.
+"""Dispatcher: which shard goes to which worker next. A pure state machine without Ray or a clock.
 
     queued ──assign──> in flight ──completed──> done
       ^                   │ failed / worker lost
@@ -45,7 +45,7 @@ class DispatchRules:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Give this shard to this worker; ``attempt`` counts from 1, ``copy`` marks speculation."""
+    """An order to give a shard to a worker; ``attempt`` counts from 1, ``copy`` is speculative."""
 
     worker: str
     shard: Shard
@@ -55,7 +55,7 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """A shard that used up its attempts, and what each of them said."""
+    """A shard that used up its attempts, and the error of each."""
 
     shard: Shard
     errors: tuple[str, ...]
@@ -114,22 +114,22 @@ class Dispatcher:
 
     @property
     def done(self) -> bool:
-        """Nothing queued, nothing in flight."""
+        """Whether nothing is queued or in flight."""
         return not self._copies and not self._has_queued()
 
     @property
     def closed(self) -> bool:
-        """Nothing new is handed out any more."""
+        """Whether handing out has stopped."""
         return self._closed
 
     @property
     def has_more(self) -> bool:
-        """Whether something is queued still, closed or not."""
+        """Whether anything is still queued, closed or not."""
         return bool(self._alone) or self._pull()
 
     @property
     def in_flight(self) -> int:
-        """Distinct shards that some worker has."""
+        """Distinct shards that workers have."""
         return len(self._copies)
 
     def workers(self) -> list[str]:
@@ -137,7 +137,7 @@ class Dispatcher:
         return list(self._workers)
 
     def holds(self, worker: str) -> list[str]:
-        """Shard ids that a worker has in flight; none where the worker is not known."""
+        """Return the shard ids that a worker has in flight; empty for an unknown worker."""
         state = self._workers.get(worker)
         return list(state.flights) if state else []
 
@@ -157,18 +157,18 @@ class Dispatcher:
     # -- what the caller reports
 
     def worker_joined(self, worker: str) -> None:
-        """A worker is ready for shards."""
+        """Register a worker that is ready for shards."""
         self._workers.setdefault(worker, _Worker())
         self._place(worker)
 
     def worker_draining(self, worker: str) -> None:
-        """A worker's node is going away: it gets nothing more, what it has may still finish."""
+        """Stop feeding a worker whose node is going away; what it has may still finish."""
         if worker in self._workers:
             self._workers[worker].draining = True
             self._place(worker)
 
     def worker_lost(self, worker: str, *, reason: str, blameless: bool = False) -> None:
-        """A worker is gone; its shards go back to the front of the queue.
+        """Return the shards of a worker that is gone to the front of the queue.
 
         Args:
             worker: its name; unknown ones are ignored.
@@ -190,7 +190,7 @@ class Dispatcher:
                 self._requeue(flight.shard)
 
     def completed(self, worker: str, shard_id: str, now_s: float) -> bool:
-        """A worker finished a shard.
+        """Record that a worker finished a shard.
 
         Returns:
             False when another copy was first (or the worker is not known to have it): the caller
@@ -201,14 +201,14 @@ class Dispatcher:
             return False
         self._durations_s.append(now_s - flight.started_s)
         self._forget(shard_id)
-        # The slower copies run on, but nobody waits for them or counts them.
+        # The slower copies run on, but are neither awaited nor counted.
         for other in list(self._copies.get(shard_id, ())):
             self._finish(other, shard_id)
         self.completed_count += 1
         return True
 
     def failed(self, worker: str, shard_id: str, error: str) -> Quarantined | None:
-        """An attempt failed with an error that names the shard.
+        """Record an attempt that failed with an error naming the shard.
 
         Returns:
             The quarantine record, when that was its last attempt.
@@ -220,11 +220,11 @@ class Dispatcher:
         return self._charge(flight.shard, error)
 
     def close(self) -> None:
-        """Hand out nothing more: what is in flight may finish, what is queued stays for later."""
+        """Stop handing out: what is in flight may finish, what is queued stays for later."""
         self._closed = True
 
     def take_quarantined(self) -> list[Quarantined]:
-        """Quarantine records since the last call."""
+        """Return the quarantine records since the last call."""
         new, self._taken = self.quarantined[self._taken :], len(self.quarantined)
         return new
 
@@ -234,7 +234,7 @@ class Dispatcher:
         return not self._closed and self.has_more
 
     def _pull(self) -> bool:
-        """Whether a shard waits that need not run alone; the next one is pulled where none did."""
+        """Return whether a shard waits that need not run alone, pulling the next one if needed."""
         if not self._requeued and not self._exhausted:
             shard = next(self._shards, None)
             if shard is None:
@@ -249,7 +249,7 @@ class Dispatcher:
         return next((w for level in self._open for w in level if w not in passed), None)
 
     def _place(self, worker: str) -> None:
-        """Put a worker where its load says, or nowhere when it takes nothing."""
+        """Put a worker into the bin of its load, or into none when it takes nothing."""
         for level in self._open:
             level.pop(worker, None)
         state = self._workers.get(worker)

@@ -1,4 +1,4 @@
-"""Drive: the loop between Dispatcher and LabelPool, and what each event means for the run."""
+"""Drive: the loop between Dispatcher and LabelPool, which decides what each event means."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ log = logging.getLogger("labelfleet.drive")
 
 Outcome = Literal["done", "stopped"]
 
-# Never one shard's fault: retrying it on the others would only fail them too.
+# Never one shard's fault: the others would fail the same way.
 _ENDS_THE_RUN = (StorageFull, BucketNotFound, NotAtomic)
-# One shard's fault or everybody's; several shards in a row tell which.
+# One shard's fault or an outage; several shards in a row tell which.
 _MAYBE_OUTAGE = (AccessDenied, StorageUnavailable)
 _OUTAGE_SHARDS = 3
-# So many shards failing in a row on one worker, while others succeed: it is the worker.
+# This many shards failing in a row on one worker, while others succeed: it is the worker.
 _FAILING_SHARDS = 3
 _START_FAILURES = 5
-# So many set aside and none committed: something is wrong with all of them.
+# This many set aside and none committed: something is wrong with all of them.
 _SYSTEMATIC = 20
 _BEAT_S = 5.0
 _WAITING_NOTE_S = 60.0
@@ -69,7 +69,7 @@ class Pool(Protocol):
 
 
 class Follows(Protocol):
-    """Who keeps the pool in step with the cluster: an Elastic."""
+    """Keeps the pool in step with the cluster: an Elastic."""
 
     def follow(self, ended: int) -> None: ...
 
@@ -80,10 +80,10 @@ class _Fixed:
     """A cluster that never changes."""
 
     def follow(self, ended: int) -> None:
-        """Nothing to follow."""
+        """Do nothing."""
 
     def leaving(self, worker: str, reason: str, within_s: float | None) -> None:
-        """Nobody to tell."""
+        """Do nothing."""
 
 
 class SetsAside(Protocol):
@@ -284,7 +284,7 @@ class Drive:
         self._replace_if_failing(event.worker, event.shard_id)
 
     def _replace_if_failing(self, worker: str, shard_id: str) -> None:
-        """A worker that fails everything while others work is itself what is wrong."""
+        """Replace a worker on which everything fails while others succeed."""
         failing = self._failing.setdefault(worker, set())
         failing.add(shard_id)
         if len(failing) >= _FAILING_SHARDS and self._pool.alive > 1 and self.tally.shards:
@@ -292,7 +292,7 @@ class Drive:
             self._pool.replace(worker, f"{len(failing)} shards in a row failed on it")
 
     def _await_workers(self) -> None:
-        """Say that none is there yet; after too long, that none will come."""
+        """Note that no worker is ready; after ``start_after_s``, raise."""
         now_s = time.monotonic()
         if self._pool.alive:
             self._worked_s = self._waited_s = now_s
@@ -335,7 +335,7 @@ class Drive:
                 raise ShardFailed(
                     f"{_SYSTEMATIC} shards failed every attempt and none succeeded; "
                     f"the last one: {record.errors[-1]}",
-                    hint="mend the cause and run the same command: each of them is tried again",
+                    hint="fix the cause and run the same command: each of them is tried again",
                 )
 
     def _beat(self) -> None:
@@ -345,7 +345,7 @@ class Drive:
             self._write("beat", note={"alive": self._pool.alive, "images": self.tally.images})
 
     def _write(self, event: str, **fields: object) -> None:
-        """To the ledger: a cache, whose trouble is noted once and ends no run."""
+        """Write to the ledger: a cache, whose failure is noted once and does not end the run."""
         try:
             entry = LedgerEntry(event=event, at=self._journal.wall(), **fields)  # type: ignore[arg-type]  # the dataclass checks the names
             self._journal.ledger.write(entry)

@@ -1,4 +1,4 @@
-"""What an invocation may take, in hours and in money, and how much of it is used up."""
+"""The hours and the money an invocation may take, and how much of them is used up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an invocation may take.
+    """The most that an invocation may take.
 
     Attributes:
         seconds: after which it stops, resumable; None: never.
@@ -23,7 +23,7 @@ class Limits:
 
 
 class Spent:
-    """Time and worker time since it was made, held against the limits.
+    """Time and worker time since its creation, compared with the limits.
 
     Workers come and go, so their time is summed turn by turn.
     """
@@ -34,7 +34,7 @@ class Spent:
         self._worker_seconds = 0.0
 
     def used_up(self, workers: int) -> bool:
-        """Whether a limit is reached; ``workers`` were ready since the last call."""
+        """Return whether a limit is reached; ``workers`` were ready since the last call."""
         now_s = self._clock()
         self._worker_seconds += workers * (now_s - self._turned_s)
         self._turned_s = now_s

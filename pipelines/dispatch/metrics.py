@@ -1,4 +1,4 @@
-"""What a run tells Prometheus, through Ray: the table of metrics, and the watcher that feeds them.
+"""The metrics that a run exports to Prometheus through Ray, and the watcher that feeds them.
 
 Ray exports each of them on a node's metrics port, with ``ray_`` before its name (a dashboard asks
 for ``ray_labelfleet_images_total``). Only the driver records: workers report to it, by footers.
@@ -62,7 +62,7 @@ METRICS: Mapping[str, Metric] = {
 
 
 def exported_name(name: str) -> str:
-    """As Prometheus sees it."""
+    """Return the name as Prometheus sees it."""
     return f"ray_{name}"
 
 
@@ -75,14 +75,14 @@ class Sink(Protocol):
 
 
 class RayMetrics:
-    """Ray's metrics, each made when it is first told something. Needs a connected Ray."""
+    """Ray's metrics, each created on first use. Needs a connected Ray."""
 
     def __init__(self, run: str) -> None:
         self._run = {RUN: run}
         self._made: dict[str, Counter | Gauge] = {}
 
     def add(self, name: str, amount: float, **tags: str) -> None:
-        """Raise a counter; Ray refuses to raise one by nothing."""
+        """Raise a counter; skip a zero, which Ray refuses."""
         counter = self._metric(name)
         if isinstance(counter, Counter) and amount > 0:
             counter.inc(amount, tags={**self._run, **tags})
@@ -102,7 +102,7 @@ class RayMetrics:
 
 
 class Measured:
-    """A watcher that tells a sink what it is told, and passes it on to another watcher.
+    """A watcher that exports the figures to a sink and passes them on to another watcher.
 
     Args:
         watcher: the one people look at.
@@ -119,7 +119,7 @@ class Measured:
         self._told: dict[tuple[str, str], float] = {}
 
     def update(self, tally: Tally) -> None:
-        """Several times a second."""
+        """Export and pass on the figures."""
         self._watcher.update(tally)
         for status in STATUSES:
             self._reached("labelfleet_images_total", tally.counts.get(status, 0), status=status)
@@ -136,11 +136,11 @@ class Measured:
         self._sink.set("labelfleet_review_queue", self._review_queue)
 
     def note(self, text: str) -> None:
-        """For people alone."""
+        """Pass the note on; it is for people only."""
         self._watcher.note(text)
 
     def _reached(self, name: str, value: float, **tags: str) -> None:
-        """Counters take differences, a tally has sums."""
+        """Turn a sum into the increment that a counter takes."""
         key = (name, "".join(tags.values()))
         before = self._told.get(key, 0)
         if value > before:
@@ -149,6 +149,6 @@ class Measured:
 
 
 def count_review_queue(store: SupportsQueue) -> int:
-    """Images that were routed to people and have no answer yet; counted by their pixels."""
+    """Count routed images without an answer, equal pixels once."""
     routed = {item.sha256 for item in read_queue(store)}
     return len(routed - {a.sha256 for a in standing(read_answers(store))}) if routed else 0

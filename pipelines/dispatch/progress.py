@@ -1,4 +1,4 @@
-"""What people see while a run is going: a live bar on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a live bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The console that everything for people is printed on; see ``terminal.harmless``."""
+"""The console on which everything for people is printed; see ``terminal.harmless``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from storage.logs import log_format
 
 
 class HarmlessConsole(Console):
-    """rich's console; what was printed on it holds no control character but rich's own."""
+    """rich's console, which escapes every control character except rich's own."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

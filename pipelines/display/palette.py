@@ -10,5 +10,5 @@ PALETTE = (
 
 
 def color_of(category_id: int) -> str:
-    """The colour of a class, '#rrggbb'."""
+    """Return the colour of a class, '#rrggbb'."""
     return PALETTE[category_id % len(PALETTE)]

@@ -1,4 +1,4 @@
-"""Text from outside on a terminal: nothing in it may move the cursor, recolour or reorder."""
+"""Untrusted text on a terminal: it must not move the cursor, recolour or reorder."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ _ESCAPED = {code: ascii(chr(code))[1:-1] for code in _COMMANDS}
 
 
 def harmless(text: str) -> str:
-    """The text with every character that a terminal would obey as its escape, ``\\x1b``."""
+    """Escape every character that a terminal would obey, such as ``\\x1b``."""
     return text if text.isprintable() else text.translate(_ESCAPED)

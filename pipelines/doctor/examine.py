@@ -39,17 +39,17 @@ _SPOOL_BYTES = 2 * 1024**3
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All of it."""
+    """All findings."""
 
     findings: tuple[Finding, ...]
 
     @property
     def healthy(self) -> bool:
-        """No problem among them."""
+        """Whether there is no problem among them."""
         return all(finding.level != "problem" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         return {"healthy": self.healthy, "findings": [asdict(f) for f in self.findings]}
 
 
@@ -143,7 +143,7 @@ def _s3_credentials() -> Finding:
 
         credentials = boto3.Session().get_credentials()
     except Exception as exc:  # noqa: BLE001 - a damaged profile, an unreachable role
-        return Finding("problem", "s3 credentials", f"{type(exc).__name__}: {exc}", "mend ~/.aws")
+        return Finding("problem", "s3 credentials", f"{type(exc).__name__}: {exc}", "fix ~/.aws")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
     if credentials is None:
         advice = "for s3:// URLs: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
@@ -223,7 +223,7 @@ _MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]prob
 
 
 def findings_table(findings: Findings) -> RenderableType:
-    """For people."""
+    """Render the findings for people."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for finding in findings.findings:
         said = escape(finding.found)

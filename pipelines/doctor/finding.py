@@ -10,7 +10,7 @@ Level = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, what was found, and what to do (empty when nothing)."""
+    """The thing examined, the result, and what to do about it (empty for nothing)."""
 
     level: Level
     subject: str

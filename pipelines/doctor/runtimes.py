@@ -1,4 +1,4 @@
-"""What `doctor` says of the runtimes beside torch: which are here, and what this CPU does fast."""
+"""`doctor` on the runtimes beside torch: which are installed, and what this CPU does fast."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from storage.errors import LabelfleetError
 
 
 def runtime_findings() -> Iterator[Finding]:
-    """A line a runtime; a missing one is a note, since there is always another."""
+    """Report each runtime on a line; a missing one is only a note, since torch is always there."""
     yield _onnx()
     yield _openvino()
     yield _tensorrt()

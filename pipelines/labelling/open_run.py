@@ -31,7 +31,7 @@ log = logging.getLogger("labelfleet")
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """A run that is there, and what its workers must load."""
+    """An existing run, and what its workers must load."""
 
     manifest: Manifest
     source: ObjectStore
@@ -39,18 +39,18 @@ class OpenRun:
 
 
 def open_run(config: RunConfig, *, cuda: bool, note: Callable[[str], None] = log.info) -> OpenRun:
-    """Create the run, or continue the one that is there.
+    """Create the run, or continue the existing one.
 
     Args:
         config: what is asked for.
-        cuda: whether the workers have GPUs; settled when the run is created.
+        cuda: whether the workers have GPUs; fixed when the run is created.
         note: told of each step that makes the model ready, in a line for people.
 
     Raises:
         LabelfleetError: whatever will not work, before any worker is started.
     """
     check_places(config)
-    next(iter(listed_objects(config)))  # nothing is created for a source that is not there
+    next(iter(listed_objects(config)))  # create nothing for a missing source
     options = config.storage.options()
     output = open_store(config.output, options)
     existing = existing_record(output)
@@ -81,7 +81,7 @@ def refresh_listing(
     """List the source again and append what is new, changed or gone.
 
     Args:
-        found: told of every new shard, while the listing goes on.
+        found: called with every new shard, while the listing goes on.
         guard: called before the listing is committed; raises when the run's lock was lost.
     """
     listing = Listing(run.manifest.store)
@@ -111,14 +111,14 @@ def _made_ready(config: RunConfig, model: ModelSpec, note: Callable[[str], None]
 
 
 def _artefact_settings(ref: ArtefactRef, output: str) -> dict[str, str]:
-    """By key where it lies below the output, so that a run can be moved as a whole."""
+    """Name the artefact by key where it lies below the output: the run can then be moved."""
     inside = ref.url.removeprefix(f"{output}/")
     place = {"url": ref.url} if inside == ref.url else {"key": inside}
     return {**place, "sha256": ref.sha256}
 
 
 def inference_settings(config: RunConfig, model: ModelSpec) -> dict[str, Any]:
-    """Every setting that moves a box or a status; where the weights lie is not one of them."""
+    """Return every setting that changes a box or a status; the place of the weights does not."""
     settings = asdict(model)
     settings.pop("checkpoint")
     settings.pop("artefact")

@@ -1,4 +1,4 @@
-"""What a run would do, and what is left of it. Reads listings, a few tars, the ledger."""
+"""Estimate what a run would do and what is left of it, from listings, a few tars and the ledger."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class _Count:
 
 
 class _Sample:
-    """Some tars, drawn evenly from all (reservoir sampling), and the images counted in them."""
+    """A uniform sample of the tars (reservoir sampling), and the images counted in them."""
 
     def __init__(self) -> None:
         self.tars: list[Shard] = []
@@ -103,7 +103,7 @@ class _Sample:
         self._images = [_count_images(source, tar, max_image_bytes) for tar in self.tars]
 
     def estimate(self, tar_nbytes: int, *, without: Set[str] = frozenset()) -> int:
-        """Images in tars of so many bytes: exact in the sampled ones, at their density beyond."""
+        """Estimate the images in tars of this size: exact where sampled, by density elsewhere."""
         nbytes = sum(tar.nbytes for tar in self.tars)
         per_byte = sum(self._images) / nbytes if nbytes else 0.0
         counted = [(t, n) for t, n in zip(self.tars, self._images, strict=True)
@@ -113,7 +113,7 @@ class _Sample:
 
 
 class _Survey:
-    """Adds up shards; a group of loose images may come in pieces, an image at a time."""
+    """Adds up shards; a group of loose images may arrive one image at a time."""
 
     def __init__(self, committed: set[str]) -> None:
         self.committed = committed
@@ -204,7 +204,7 @@ def _survey(config: RunConfig, manifest: Manifest | None) -> _Survey:
 def _fresh(
     listed: Iterator[StoredObject], manifest: Manifest, survey: _Survey
 ) -> Iterator[StoredObject]:
-    """Objects that are new or changed; those that stay are told to the survey on the way."""
+    """Yield new and changed objects; add the unchanged ones to the survey."""
     for new, known in Listing(manifest.store).joined(listed):
         if new is None:
             continue  # gone since: not labelled any more
@@ -225,7 +225,7 @@ def _count_images(source: SupportsShards, tar: Shard, max_image_bytes: int) -> i
 
 
 def _measured_pace(manifest: Manifest) -> _Pace | None:
-    """Of the newest invocation that labelled anything, from its first ready worker on."""
+    """Measure the newest invocation that labelled anything, since its first ready worker."""
     for invocation in reversed(invocations(manifest.store)):
         entries = list(read_ledger(manifest.store, invocation))
         start = next((e for e in entries if e.event == "start"), None)

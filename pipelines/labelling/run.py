@@ -110,8 +110,8 @@ def label_what_is_left(
 ) -> tuple[Tally, Outcome]:
     """List the source, and label what has no commit yet.
 
-    Workers load while the listing goes on, as many as shards were found by then, unless the run has
-    a ``max_cost``; none is started when nothing is left.
+    Workers load while the listing goes on, at most one for each shard found so far, unless the run
+    has a ``max_cost``. No worker is started when nothing is left.
     """
     with ExitStack() as stack:
 

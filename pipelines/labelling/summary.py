@@ -20,7 +20,7 @@ log = logging.getLogger("labelfleet")
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """How a run stands after one invocation; counts are the whole run's unless said otherwise.
+    """The state of a run after one invocation; counts cover the whole run unless noted.
 
     Attributes:
         images, ok, undecodable, too_large, unsupported, missing: rows, all and by status.
@@ -30,7 +30,7 @@ class RunSummary:
         images_per_s: of this invocation since its first worker was ready, as `status` has it; 0
             where it labelled nothing.
         routed: images drawn for people to see, in this invocation.
-        truncated: tars that ended in the middle, with what was said.
+        truncated: tars that ended in the middle, with the reason.
         outcome: ``done``, or ``stopped`` on request with work left.
         exit_code: of the process, see ``exit_codes``.
         max_bad_share: the config's, which the exit code depends on.
@@ -58,7 +58,7 @@ class RunSummary:
     truncated: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -70,7 +70,7 @@ def summarise(
     config: RunConfig,
     routed: int = 0,
 ) -> RunSummary:
-    """The run as it stands, with what this invocation added."""
+    """Sum up the run, with what this invocation added."""
     seconds = time.monotonic() - began_s
     counts = status.images
     return RunSummary(
@@ -107,7 +107,7 @@ def _images_per_s(status: RunStatus, tally: Tally) -> float:
 
 
 def notify(config: RunConfig, summary: RunSummary) -> None:
-    """Tell the webhook, if there is one; that it does not answer is no reason to fail."""
+    """Post the summary to the webhook, if any; its failure is logged and does not fail the run."""
     if config.notify is None:
         return
     try:

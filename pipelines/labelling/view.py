@@ -1,4 +1,4 @@
-"""A run's summary as people see it."""
+"""A run's summary, rendered for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STATUSES = ("ok", "undecodable", "too_large", "unsupported", "missing")
 
 
 def run_table(summary: RunSummary) -> RenderableType:
-    """The final table, and below it what needs a person's eye."""
+    """Render the final table, and below it what needs attention."""
     table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")

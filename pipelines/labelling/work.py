@@ -18,7 +18,7 @@ log = logging.getLogger("labelfleet")
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is left: shards, lazily; how many; and which of them are out of quarantine."""
+    """The shards left to label, lazily; their number; and which of them come out of quarantine."""
 
     shards: Iterator[Shard]
     total: int
@@ -32,13 +32,13 @@ def find_work(
     found: Callable[[int], None] = lambda shards: None,
     guard: Callable[[], None] = lambda: None,
 ) -> Work:
-    """List the source again; live shards minus committed ones, quarantined ones last.
+    """List the source again and return the live shards without a commit, quarantined ones last.
 
     Args:
-        limit: at most so many shards.
-        found: told how many shards are left by what is known: of earlier listings at first, then
-            more and more, while the listing goes on. Not where ``max_cost`` is set: workers that
-            wait for a listing are paid for, and it could not count them.
+        limit: at most this many shards.
+        found: called with the number of shards left, as far as it is known: from earlier listings
+            first, then growing while the listing goes on. Not called where ``max_cost`` is set:
+            workers that wait for a listing are paid for, and the limit could not count them.
         guard: called before the listing is committed; raises when the run's lock was lost.
     """
     early = config.max_cost is None
@@ -67,7 +67,7 @@ def find_work(
 def shards_to_do(
     listing: Listing, committed: set[str], held_back: frozenset[str]
 ) -> Iterator[Shard]:
-    """Live shards that are not committed; those in quarantine come last."""
+    """Yield the live shards that are not committed, those in quarantine last."""
     for quarantined in (False, True):
         for shard in listing.live_shards(skip=committed) if held_back or not quarantined else ():
             if (shard.shard_id in held_back) == quarantined:

@@ -27,7 +27,7 @@ log = logging.getLogger("labelfleet.worker")
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """What a started worker says about itself; ``node_id`` is Ray's."""
+    """A started worker's description of itself; ``node_id`` is Ray's."""
 
     host: str
     pid: int
@@ -38,7 +38,7 @@ class WorkerFacts:
 
 @dataclass(frozen=True, slots=True)
 class WorkerProgress:
-    """How far a worker is: images that became rows, and whether its node is about to go."""
+    """A worker's progress: images that became rows, and whether its node is about to go."""
 
     images_done: int
     notice: SpotNotice | None = None
@@ -69,7 +69,7 @@ class LabelActor:
         )
 
     def open(self) -> ShardLabeller:
-        """The labeller around the spec's model."""
+        """Create the labeller around the spec's model."""
         from workers.labelling.assemble import open_labeller  # heavy: torch and super-gradients
 
         return open_labeller(self._spec)
@@ -88,7 +88,7 @@ class LabelActor:
             return commit
 
     def progress(self) -> WorkerProgress:
-        """How far it is; answered by a thread of its own, whatever the others do."""
+        """Return the progress; a thread of its own answers while the others are busy."""
         return WorkerProgress(self._labeller.images_done, self._spot.notice)
 
     def close(self) -> None:

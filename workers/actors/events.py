@@ -1,4 +1,4 @@
-"""What a pool of workers reports: one small record for everything that can happen to them."""
+"""The events that a pool of workers reports, one small record each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workers.actors.actor import WorkerFacts
 
 @dataclass(frozen=True, slots=True)
 class WorkerReady:
-    """A worker takes shards from now on."""
+    """A worker is ready for shards."""
 
     worker: str
     facts: WorkerFacts
@@ -19,7 +19,7 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerGone:
-    """A worker is gone and being replaced; ``blameless``: its node went, no shard did it."""
+    """A worker is gone and being replaced; ``blameless``: the cause was its node, not a shard."""
 
     worker: str
     reason: str
@@ -47,7 +47,7 @@ class StartFailed:
 
 @dataclass(frozen=True, slots=True)
 class ShardDone:
-    """A shard is committed, by this attempt or by a rival's."""
+    """A shard is committed, by this attempt or by a rival."""
 
     worker: str
     shard_id: str

@@ -44,7 +44,7 @@ _START_PAUSE_S, _START_PAUSE_MAX_S = 1.0, 120.0
 
 @dataclass(frozen=True, slots=True)
 class PoolSize:
-    """How many actors, and what each reserves of its node."""
+    """The number of actors, and what each reserves of its node."""
 
     count: int
     gpus: float
@@ -112,15 +112,15 @@ class LabelPool:
 
     @property
     def count(self) -> int:
-        """Workers wanted: those that are there, load, or wait for room."""
+        """Workers wanted: ready, loading, or waiting for room."""
         return self._count
 
     def places(self) -> dict[str, str]:
-        """The node of each ready worker, by Ray's id."""
+        """Return the node of each ready worker, by Ray's id."""
         return {name: member.node_id for name, member in self._members.items() if member.ready}
 
     def start(self) -> None:
-        """Create the actors; each one's WorkerReady comes with ``events``."""
+        """Create the actors; ``events`` reports WorkerReady for each."""
         self._fill()
 
     def resize(self, count: int) -> None:
@@ -145,7 +145,7 @@ class LabelPool:
         self._said.append(WorkerDraining(worker, reason, within_s))
 
     def submit(self, worker: str, shard: Shard, attempt: str) -> None:
-        """Give a shard to a worker; ShardDone or ShardError comes with ``events``."""
+        """Give a shard to a worker; ``events`` reports ShardDone or ShardError."""
         member = self._members[worker]
         if not member.shards:
             member.moved_s = self._clock()
@@ -154,7 +154,7 @@ class LabelPool:
         self._calls[ref] = _Call("label", worker, shard.shard_id)
 
     def events(self, timeout_s: float) -> list[Event]:
-        """What happened since the last call; waits up to ``timeout_s`` for something to happen."""
+        """Return the events since the last call; wait up to ``timeout_s`` for the first."""
         self._watch()
         refs = list(self._calls)
         if not refs:
@@ -169,7 +169,7 @@ class LabelPool:
         return said
 
     def replace(self, worker: str, reason: str) -> None:
-        """Kill a worker and create another; WorkerGone (blameless) comes with ``events``."""
+        """Kill a worker and create another; ``events`` reports WorkerGone (blameless)."""
         if worker in self._members:
             self._said.extend(self._replace(worker, reason, blameless=True))
 
@@ -191,7 +191,7 @@ class LabelPool:
     # -- how it works
 
     def _staying(self) -> int:
-        """Workers that are there or on their way, without those whose node is going."""
+        """Count the workers that are ready or starting, without those whose node is going."""
         return sum(not m.leaving for m in self._members.values()) + len(self._create_at_s)
 
     def _fill(self) -> None:
@@ -215,7 +215,7 @@ class LabelPool:
         self._calls[handle.start.remote()] = _Call("start", worker)
 
     def _answer(self, ref: Any) -> tuple[_Call, Any]:
-        """A finished call and its value, or the exception in its place."""
+        """Return the value of a finished call, or its exception."""
         call = self._calls.pop(ref)
         try:
             return call, ray.get(ref)
@@ -268,7 +268,7 @@ class LabelPool:
             yield from self._replace(call.worker, reason, blameless=node_went(exc))
 
     def _could_not_start(self, worker: str, error: LabelfleetError) -> Iterator[Event]:
-        """Try another one, later each time: a broken node would fail every few seconds for ever."""
+        """Try another one after a growing pause: a broken node would fail every few seconds."""
         self._forget(worker)
         yield StartFailed(error)
         pause_s = min(_START_PAUSE_S * 2**self._start_failures, _START_PAUSE_MAX_S)
@@ -287,7 +287,7 @@ class LabelPool:
             ray.kill(member.handle, no_restart=True)
 
     def _watch(self) -> None:
-        """Create what is missing, let go of what is leaving, replace what stands still."""
+        """Create missing workers, release leaving ones, replace hanging ones."""
         now_s = self._clock()
         self._create_at_s = [at_s for at_s in self._create_at_s if at_s > now_s]
         self._fill()
@@ -305,13 +305,13 @@ class LabelPool:
                 self._ask(worker, member, now_s)
 
     def _ask(self, worker: str, member: _Member, now_s: float) -> None:
-        """How far it is, one question at a time; an idle one too, for its node may be going."""
+        """Ask a worker for its progress, once at a time; an idle one too: its node may be going."""
         if not member.asking and now_s - member.asked_s > min(_ASK_S, self._hang_after_s / 4):
             member.asking, member.asked_s = True, now_s
             self._calls[member.handle.progress.remote()] = _Call("progress", worker)
 
 
 def _thread_environment(threads: int) -> dict[str, str]:
-    """Thread pools that are sized when a library loads must know their share before."""
+    """Set the variables that size thread pools when a library is loaded."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return dict.fromkeys(names, str(threads))

@@ -29,7 +29,7 @@ def first_line(exc: Exception) -> str:
 
 
 def node_went(exc: Exception) -> bool:
-    """Whether the node died or was taken, rather than the process."""
+    """Return whether the node died or was taken, rather than the process."""
     if isinstance(exc, ray_errors.NodeDiedError) or getattr(exc, "preempted", False):
         return True
     text = str(exc).lower()

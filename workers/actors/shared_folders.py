@@ -1,4 +1,4 @@
-"""Whether this node sees a run's folders: one that joins late was not there when the run began."""
+"""Check that this node, which may have joined late, sees a run's folders."""
 
 from __future__ import annotations
 

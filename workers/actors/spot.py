@@ -1,4 +1,4 @@
-"""Spot notices: the two minutes' warning that AWS gives on the instance it is about to take.
+"""Spot notices: the two-minute warning that AWS gives on an instance it is about to take.
 
 The notice stands in the instance's own metadata (IMDSv2: a token by PUT, then
 ``/latest/meta-data/spot/instance-action``, which is 404 until there is one:
@@ -29,7 +29,7 @@ _SILENT_POLL_S = 300.0  # a container that the metadata service does not answer:
 
 @dataclass(frozen=True, slots=True)
 class SpotNotice:
-    """The node is going.
+    """A notice that the node is going.
 
     Attributes:
         action: terminate, stop or hibernate.
@@ -41,7 +41,7 @@ class SpotNotice:
 
 
 def metadata_url(environment: Mapping[str, str], dmi: Path = Path("/sys/class/dmi/id")) -> str:
-    """Where this machine's metadata service is; empty where it is no EC2 instance.
+    """Return the URL of this machine's metadata service; empty outside EC2.
 
     ``AWS_EC2_METADATA_SERVICE_ENDPOINT`` and ``AWS_EC2_METADATA_DISABLED`` mean what they mean to
     the AWS SDKs.
@@ -58,7 +58,7 @@ def metadata_url(environment: Mapping[str, str], dmi: Path = Path("/sys/class/dm
 
 
 class SpotWatch:
-    """Looks for a notice every few seconds, in a daemon thread that ends with the first one.
+    """Polls for a notice every few seconds, in a daemon thread that ends with the first one.
 
     Args:
         url: of the metadata service; empty: nothing is ever asked.
@@ -77,7 +77,7 @@ class SpotWatch:
 
     @property
     def notice(self) -> SpotNotice | None:
-        """The notice, once there is one."""
+        """Return the notice, once there is one."""
         return self._notice
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class SpotWatch:
                     return
 
     def _ask(self, client: httpx.Client, token: str) -> tuple[str, SpotNotice | None]:
-        """The token to use from now on, and the notice if there is one."""
+        """Return the token to use from now on, and the notice if there is one."""
         if not token:
             lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_S)}
             token = client.put("/latest/api/token", headers=lifetime).raise_for_status().text
@@ -126,5 +126,5 @@ class SpotWatch:
 
 
 def watch_this_machine() -> SpotWatch:
-    """A watch that asks on EC2, and does nothing anywhere else."""
+    """Return a watch that polls on EC2 and does nothing elsewhere."""
     return SpotWatch(metadata_url(os.environ))
