@@ -117,6 +117,49 @@ def test_the_face_alone_re_exports() -> None:
     assert lists == {"pipelines"}
 
 
+# Who may write to the terminal: the command line, what renders for it, and two scripts.
+SPEAKERS = {"pipelines.config.reference", "pipelines.demo.digits", "pipelines.dispatch.progress"}
+
+
+def speaks(tree: ast.Module) -> bool:
+    """Whether a module prints, or writes to this process's own streams, or makes a console."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id in ("print", "HarmlessConsole"):
+                return True
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and (node.value.id, node.attr) in (("sys", "stdout"), ("sys", "stderr"))
+        ):
+            return True
+    return False
+
+
+def test_no_pipeline_prints() -> None:
+    found = {name for name, path in MODULES.items() if speaks(ast.parse(path.read_text()))}
+    others = {
+        name
+        for name in found - SPEAKERS
+        if not name.startswith(("pipelines.cli.", "pipelines.display."))
+        and not name.endswith("view")
+    }
+    # storage.logs is where Python's log goes.
+    assert others == {"storage.logs"}
+
+
+def test_handlers_of_signals_are_installed_for_the_command_line_alone() -> None:
+    installs = {
+        name
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and (node.value.id, node.attr) == ("signal", "signal")
+    }
+    assert installs == {"pipelines.cli.main", "pipelines.dispatch.stopping"}
+
+
 def test_no_folder_holds_more_than_twelve_modules() -> None:
     crowded = {
         str(folder.relative_to(ROOT)): count

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -326,9 +326,8 @@ def auth_headers() -> dict[str, str]:
             raise ConfigError(
                 f"RAY_AUTH_TOKEN_PATH names no readable file: {place}", hint=_HOW_TO_SIGN_IN
             ) from exc
-    default = Path.home() / ".ray" / "auth_token"
-    if not token and default.is_file():
-        token = default.read_text()
+    with suppress(OSError, RuntimeError, UnicodeDecodeError):  # no home, or nothing to read there
+        token = token or (Path.home() / ".ray" / "auth_token").read_text()
     return {"Authorization": f"Bearer {token.strip()}"} if token and token.strip() else {}
 
 
