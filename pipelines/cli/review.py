@@ -277,13 +277,21 @@ def export(
     format_: Annotated[str, typer.Option("--format", help="coco, yolo or hf.")],
     version: Annotated[str | None, typer.Option(help="Label version; default: the latest.")] = None,
     images: Annotated[str, typer.Option(help="copy, link or none.")] = "none",
+    ignore_boxes: Annotated[
+        str | None,
+        typer.Option(help="`in` or `out` of the labels; default: in for coco, else out."),
+    ] = None,
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Write a label version as COCO, YOLO or Hugging Face data set."""
+    """Write a label version as COCO, YOLO or Hugging Face data set.
+
+    A stopped export is continued by the same command. Exits 3 when images were left out.
+    """
     from typing import cast
 
     from pipelines.labels.export import ExportFormat, export_version
+    from pipelines.labels.formats import IgnoreBoxes
     from pipelines.labels.images import ImageMode
 
     summary = export_version(
@@ -292,8 +300,10 @@ def export(
         cast(ExportFormat, format_),
         version=version,
         images=cast(ImageMode, images),
+        ignore_boxes=cast(IgnoreBoxes | None, ignore_boxes),
         options=storage_options(endpoint_url),
     )
     fields = summary.to_fields()
     told = "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in fields.items())
     show(told, fields, json_)
+    raise typer.Exit(3 if summary.left_out else 0)

@@ -1,8 +1,9 @@
 """COCO JSON: official category ids, empty images kept, ignore boxes twice over.
 
-Evaluators ignore crowds, so ignore boxes are annotations with ``iscrowd: 1``; trainers drop crowds,
-after which the object would be background, so the same boxes are also in a top-level list
-``ignore`` that a trainer can mask out.
+Evaluators ignore crowds, so ignore boxes are annotations with ``iscrowd: 1`` (unless they are to be
+left out); trainers drop crowds, after which the object would be background, so the same boxes are
+also in a top-level list ``ignore`` that a trainer can mask out. Each annotation has its box as a
+polygon: pycocotools and several viewers fail without a ``segmentation``, or with an empty one.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipelines.labels.formats import ExportedImage, provenance
-from pipelines.labels.images import make_link
+from pipelines.labels.formats import ExportedImage, IgnoreBoxes, provenance, split_labels
+from pipelines.labels.place import ExportPlace
 from storage.labels.rows import Label
 from storage.labels.versions import LabelVersion
-from storage.objects.protocols import ObjectStore
 
 ANNOTATIONS = "annotations.json"
 IMAGES = "images/"
@@ -26,8 +26,10 @@ IMAGES = "images/"
 class CocoExporter:
     """Writes images/ and annotations.json. The JSON is spooled: memory does not grow."""
 
-    def __init__(self, store: ObjectStore, lineage: LabelVersion) -> None:
-        self._store, self._lineage = store, lineage
+    def __init__(
+        self, place: ExportPlace, lineage: LabelVersion, ignore_boxes: IgnoreBoxes
+    ) -> None:
+        self._place, self._lineage, self._ignore_boxes = place, lineage, ignore_boxes
         self._official = [c.official_id for c in lineage.categories]
         self._images = self._annotations = self._ignored = 0
 
@@ -51,20 +53,32 @@ class CocoExporter:
         """One image with its labels."""
         row = image.row
         if image.raw is not None:
-            self._store.create(f"{IMAGES}{image.name}", image.raw)
+            self._place.write(f"{IMAGES}{image.name}", image.raw)
         elif image.link is not None:
-            make_link(self._store, f"{IMAGES}{image.name}", image.link)
+            self._place.link(f"{IMAGES}{image.name}", image.link)
         self._images += 1
         entry = {
             "id": self._images,
             "file_name": image.name,
             "width": row.width,
             "height": row.height,
-            "labelfleet": {"image_id": row.image_id, "sha256": row.sha256, "source": row.source},
+            "labelfleet": {
+                "image_id": row.image_id,
+                "sha256": row.sha256,
+                "source": row.source,
+                "annotator": row.annotator,
+                "labelled_at": row.labelled_at.isoformat(),
+            },
         }
         self._write("images", self._images, entry)
-        for label in row.labels:
-            self._add_label(label)
+        kept, ignored = split_labels(row.labels, self._ignore_boxes)
+        for label in kept:
+            self._annotations += 1
+            annotation = self._annotation(label, self._annotations)
+            self._write("annotations", self._annotations, annotation | _outline(annotation))
+        for label in ignored:
+            self._ignored += 1
+            self._write("ignore", self._ignored, self._annotation(label, self._ignored))
 
     def close(self) -> None:
         """Put the lists together as annotations.json."""
@@ -84,15 +98,7 @@ class CocoExporter:
                         out.write(line)
                 out.write("\n]")
             out.write("}\n")
-        self._store.create(ANNOTATIONS, whole)
-
-    def _add_label(self, label: Label) -> None:
-        self._annotations += 1
-        annotation = self._annotation(label, self._annotations)
-        self._write("annotations", self._annotations, annotation)
-        if label.ignore:
-            self._ignored += 1
-            self._write("ignore", self._ignored, {**annotation, "id": self._ignored})
+        self._place.write(ANNOTATIONS, whole)
 
     def _annotation(self, label: Label, number: int) -> dict[str, Any]:
         x1, y1, x2, y2 = (round(float(v), 3) for v in label.bbox)
@@ -113,3 +119,10 @@ class CocoExporter:
 
     def _path(self, name: str) -> Path:
         return Path(self._folder.name) / f"{name}.json"
+
+
+def _outline(annotation: dict[str, Any]) -> dict[str, Any]:
+    """The box as a polygon, clockwise from the top left."""
+    x, y, w, h = annotation["bbox"]
+    right, bottom = round(x + w, 3), round(y + h, 3)
+    return {"segmentation": [[x, y, right, y, right, bottom, x, bottom]]}

@@ -6,21 +6,24 @@ empty image teaches what background is. Boxes to ignore go where the format has 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any, Literal, get_args
 
-from pipelines.labels.formats import ExportedImage, Exporter
-from pipelines.labels.images import ImageMode, Images, open_images
-from storage.errors import BucketNotFound, ConfigError
+from pipelines.labels.card import CARD, data_card
+from pipelines.labels.formats import ExportedImage, Exporter, IgnoreBoxes
+from pipelines.labels.images import ImageMode, Images, check_images, open_images
+from pipelines.labels.place import ExportPlace, open_place
+from storage.errors import ConfigError
 from storage.labels.rows import LabelRow, label_rows
 from storage.labels.versions import LabelVersion, read_label_tables, read_version
-from storage.objects.protocols import ObjectStore, StorageOptions
+from storage.objects.protocols import StorageOptions
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
-from storage.urls import overlaps
+from storage.urls import shown_url
 
 ExportFormat = Literal["coco", "yolo", "hf"]
 
@@ -34,6 +37,8 @@ class ExportSummary:
         images: exported; ``empty`` of them without a label.
         labels, ignored: boxes.
         left_out: images whose bytes could not be had any more, and why for the first of them.
+        turned_upright: copies whose pixels were turned as their EXIF orientation says.
+        copied_before: copies that an earlier attempt had made.
     """
 
     dest: str
@@ -45,6 +50,8 @@ class ExportSummary:
     ignored: int
     left_out: int
     first_problem: str | None = None
+    turned_upright: int = 0
+    copied_before: int = 0
 
     def to_fields(self) -> dict[str, Any]:
         """For machines."""
@@ -58,37 +65,63 @@ def export_version(
     *,
     version: str | None = None,
     images: ImageMode = "none",
+    ignore_boxes: IgnoreBoxes | None = None,
     options: StorageOptions | None = None,
 ) -> ExportSummary:
     """Write a label version in a trainer's format.
 
     Args:
         manifest: the run.
-        dest: folder or URL; empty, and neither inside the run nor inside its source.
+        dest: folder or URL, neither inside the run nor inside its source; empty, or where this
+            very export was stopped: it is continued.
         format: ``coco``: annotations.json (official category ids; ignore boxes as crowds and in
             a list of their own). ``yolo``: images/, labels/, ignore/, data.yaml. ``hf``: Parquet
             with Hugging Face features (image, objects).
         version: None: the latest.
-        images: ``copy`` them by ranged reads, ``link`` to local loose files, or ``none``.
+        images: ``copy`` them by ranged reads, turned ones upright; ``link`` to local loose files;
+            or ``none``.
+        ignore_boxes: ``in``: among the labels too (COCO: as crowds); ``out``: only in the list of
+            their own. None: in for COCO, out for the others.
         options: how to reach the source's and the destination's storage.
 
     Raises:
-        ConfigError: no such version, format or mode; ``dest`` is not empty or overlaps; ``link``
-            where there are no local files.
+        ConfigError: no such version, format or mode; ``dest`` overlaps or holds anything else;
+            ``link`` where there are no local files.
     """
-    if format not in get_args(ExportFormat):
-        raise ConfigError(f"no export format {format!r}", hint="one of coco, yolo, hf")
+    for what, value, allowed in (
+        ("export format", format, get_args(ExportFormat)),
+        ("way to treat ignore boxes", ignore_boxes, (None, *get_args(IgnoreBoxes))),
+    ):
+        if value not in allowed:
+            known = ", ".join(one for one in allowed if one)
+            raise ConfigError(f"no {what} {value!r}", hint=f"one of {known}")
+    kept: IgnoreBoxes = ignore_boxes or ("in" if format == "coco" else "out")
     lineage = read_version(manifest.store, version)
     store = open_store(dest, options)
-    _refuse_place(manifest, dest, store)
-    pictures = open_images(manifest, images, store, flat=format == "yolo", options=options)
-    tally = _Tally()
-    with _exporter(format, store, lineage) as exporter:
+    check_images(manifest, images, store, options=options)
+    request = {
+        "run": shown_url(manifest.url),
+        "version": lineage.version,
+        "attempt": lineage.attempt,
+        "format": format,
+        "images": images,
+        "ignore_boxes": kept,
+    }
+    place = open_place(store, manifest, request)
+    pictures = open_images(
+        manifest,
+        images,
+        flat=format == "yolo",
+        options=options,
+        there=(lambda name: place.has(f"images/{name}")) if format != "hf" else None,
+    )
+    tally = _Tally([c.name for c in lineage.categories])
+    with _exporter(format, place, lineage, kept) as exporter:
         for image in _exported(manifest, lineage, pictures, tally):
             exporter.add(image)
             tally.count(image.row)
         exporter.close()
-    return ExportSummary(
+    summary = ExportSummary(
         dest=store.url,
         format=format,
         version=lineage.version,
@@ -98,20 +131,46 @@ def export_version(
         ignored=tally.ignored,
         left_out=tally.left_out,
         first_problem=tally.first_problem,
+        turned_upright=pictures.turned,
+        copied_before=pictures.kept,
     )
+    _write_card(place, manifest, lineage, summary, tally)
+    place.finish(summary.to_fields())
+    return summary
+
+
+def _write_card(
+    place: ExportPlace,
+    manifest: Manifest,
+    lineage: LabelVersion,
+    summary: ExportSummary,
+    tally: _Tally,
+) -> None:
+    policy = manifest.store.get(f"{lineage.prefix}policy.yaml").decode()
+    names = ("images", "empty", "labels", "ignored", "left_out", "turned_upright")
+    counts = {name.replace("_", " "): getattr(summary, name) for name in names}
+    card = data_card(lineage, summary.format, policy, counts, tally.by_class())
+    place.write(CARD, card.encode())
 
 
 @dataclass(slots=True)
 class _Tally:
+    names: list[str]
     images: int = 0
     empty: int = 0
     labels: int = 0
     ignored: int = 0
     left_out: int = 0
     first_problem: str | None = None
+    classes: Counter[int] = field(default_factory=Counter)
+
+    def by_class(self) -> dict[str, int]:
+        """Labels by class name."""
+        return {name: self.classes[i] for i, name in enumerate(self.names)}
 
     def count(self, row: LabelRow) -> None:
         accepted = len(row.accepted)
+        self.classes.update(label.category_id for label in row.accepted)
         self.images += 1
         self.empty += accepted == 0
         self.labels += accepted
@@ -138,34 +197,17 @@ def _exported(
 
 
 def _exporter(
-    format: ExportFormat, store: ObjectStore, lineage: LabelVersion
+    format: ExportFormat, place: ExportPlace, lineage: LabelVersion, ignore_boxes: IgnoreBoxes
 ) -> AbstractContextManager[Exporter]:
     # Each format is loaded only when it is asked for.
     if format == "coco":
         from pipelines.labels.coco import CocoExporter
 
-        return CocoExporter(store, lineage)
+        return CocoExporter(place, lineage, ignore_boxes)
     if format == "yolo":
         from pipelines.labels.yolo import YoloExporter
 
-        return YoloExporter(store, lineage)
+        return YoloExporter(place, lineage, ignore_boxes)
     from pipelines.labels.hugging_face import HfExporter
 
-    return HfExporter(store, lineage)
-
-
-def _refuse_place(manifest: Manifest, dest: str, store: ObjectStore) -> None:
-    for what, url in (("run", manifest.url), ("source", str(manifest.record.source["url"]))):
-        if overlaps(dest, url):
-            raise ConfigError(
-                f"the export's place {dest} overlaps the {what} {url}", hint="choose another place"
-            )
-    try:
-        there = next(store.list(), None)
-    except BucketNotFound:
-        return  # a folder that does not exist yet is empty
-    if there is not None:
-        raise ConfigError(
-            f"{dest} is not empty: it holds {there.key}",
-            hint="an export never mixes with other files; choose an empty place",
-        )
+    return HfExporter(place, lineage, ignore_boxes)

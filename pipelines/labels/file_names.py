@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import re
 
-_SUFFIX = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?)(#\d+)?$", re.IGNORECASE)
+from storage.shards.selecting import IMAGE_SUFFIXES
+
+_KNOWN = "|".join(re.escape(suffix.removeprefix(".")) for suffix in IMAGE_SUFFIXES)
+_SUFFIX = re.compile(rf"\.({_KNOWN})(#\d+)?$", re.IGNORECASE)
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\#%\u2028\u2029\ud800-\udfff]')
 _RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 _MAX_BYTES = 120  # of one path component; file systems allow 255

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from storage.labels.rows import LabelRow
+from storage.labels.rows import Label, LabelRow
 from storage.labels.versions import LabelVersion
+
+IgnoreBoxes = Literal["in", "out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,15 @@ class ExportedImage:
     name: str
     raw: bytes | None = None
     link: Path | None = None
+
+
+def split_labels(
+    labels: Iterable[Label], ignore_boxes: IgnoreBoxes
+) -> tuple[list[Label], list[Label]]:
+    """What stands among the labels of an export, and the ignore boxes in a list of their own."""
+    every = list(labels)
+    kept = [label for label in every if ignore_boxes == "in" or not label.ignore]
+    return kept, [label for label in every if label.ignore]
 
 
 class Exporter(Protocol):

@@ -2,7 +2,8 @@
 
 ``load_dataset("parquet", data_files="DEST/data/*.parquet")`` gives decoded images (where they were
 copied or linked) and class names; pandas, DuckDB and Polars read the same files. Boxes are COCO's
-``[x, y, width, height]`` in pixels, the convention of the hub's detection sets.
+``[x, y, width, height]`` in pixels, the convention of the hub's detection sets. Ignore boxes are in
+``ignored``, and among ``objects`` only where that is asked for.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.labels.formats import ExportedImage, provenance
+from pipelines.labels.formats import ExportedImage, IgnoreBoxes, provenance, split_labels
+from pipelines.labels.place import ExportPlace
+from storage.labels.rows import Label
 from storage.labels.versions import LabelVersion
-from storage.objects.protocols import ObjectStore
 
 _BUFFERED_BYTES = 64 * 1024 * 1024
 _PART_BYTES = 512 * 1024 * 1024
@@ -38,15 +40,20 @@ _FIELDS = [
     pa.field("width", pa.int32()),
     pa.field("height", pa.int32()),
     pa.field("source", pa.string()),
+    pa.field("annotator", pa.string()),
+    pa.field("labelled_at", pa.timestamp("us", tz="UTC")),
     pa.field("objects", _OBJECTS),
+    pa.field("ignored", _OBJECTS),
 ]
 
 
 class HfExporter:
     """Writes data/part-<n>.parquet; at most one row group of images is in memory."""
 
-    def __init__(self, store: ObjectStore, lineage: LabelVersion) -> None:
-        self._store, self._lineage = store, lineage
+    def __init__(
+        self, place: ExportPlace, lineage: LabelVersion, ignore_boxes: IgnoreBoxes
+    ) -> None:
+        self._place, self._lineage, self._ignore_boxes = place, lineage, ignore_boxes
         features = _features([c.name for c in lineage.categories])
         self._schema = pa.schema(_FIELDS).with_metadata(
             {
@@ -60,6 +67,7 @@ class HfExporter:
 
     def __enter__(self) -> HfExporter:
         self._folder = tempfile.TemporaryDirectory(prefix="labelfleet-")
+        self._place.clear("data/")  # images come in an order of their own: parts never continue
         return self
 
     def __exit__(
@@ -74,7 +82,7 @@ class HfExporter:
 
     def add(self, image: ExportedImage) -> None:
         """One image with its labels."""
-        self._rows.append(_row(image))
+        self._rows.append(_row(image, self._ignore_boxes))
         self._buffered += _ROW_BYTES + len(image.raw or b"")
         if self._buffered >= _BUFFERED_BYTES:
             self._flush()
@@ -98,7 +106,7 @@ class HfExporter:
         if self._writer is None:
             return
         self._writer.close()
-        self._store.create(f"data/part-{self._parts:05d}.parquet", self._spool)
+        self._place.write(f"data/part-{self._parts:05d}.parquet", self._spool)
         self._parts += 1
         self._writer, self._in_part = None, 0
 
@@ -107,8 +115,9 @@ class HfExporter:
         return Path(self._folder.name) / "part.parquet"
 
 
-def _row(image: ExportedImage) -> dict[str, Any]:
+def _row(image: ExportedImage, ignore_boxes: IgnoreBoxes) -> dict[str, Any]:
     row = image.row
+    kept, ignored = split_labels(row.labels, ignore_boxes)
     if image.raw is None and image.link is None:
         picture = None
     else:
@@ -120,12 +129,19 @@ def _row(image: ExportedImage) -> dict[str, Any]:
         "width": row.width,
         "height": row.height,
         "source": row.source,
-        "objects": {
-            "bbox": [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in (x.bbox for x in row.labels)],
-            "category": [x.category_id for x in row.labels],
-            "score": [x.score for x in row.labels],
-            "ignore": [x.ignore for x in row.labels],
-        },
+        "annotator": row.annotator,
+        "labelled_at": row.labelled_at,
+        "objects": _objects(kept),
+        "ignored": _objects(ignored),
+    }
+
+
+def _objects(labels: list[Label]) -> dict[str, Any]:
+    return {
+        "bbox": [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in (x.bbox for x in labels)],
+        "category": [x.category_id for x in labels],
+        "score": [x.score for x in labels],
+        "ignore": [x.ignore for x in labels],
     }
 
 
@@ -136,16 +152,20 @@ def _features(names: list[str]) -> dict[str, Any]:
     def sequence(feature: dict[str, Any], length: int = -1) -> dict[str, Any]:
         return {"feature": feature, "length": length, "_type": "Sequence"}
 
+    objects = {
+        "bbox": sequence(sequence(value("float32"), 4)),
+        "category": sequence({"names": names, "_type": "ClassLabel"}),
+        "score": sequence(value("float32")),
+        "ignore": sequence(value("bool")),
+    }
     return {
         "image": {"_type": "Image"},
         "image_id": value("string"),
         "width": value("int32"),
         "height": value("int32"),
         "source": value("string"),
-        "objects": {
-            "bbox": sequence(sequence(value("float32"), 4)),
-            "category": sequence({"names": names, "_type": "ClassLabel"}),
-            "score": sequence(value("float32")),
-            "ignore": sequence(value("bool")),
-        },
+        "annotator": value("string"),
+        "labelled_at": value("timestamp[us, tz=UTC]"),
+        "objects": objects,
+        "ignored": objects,
     }

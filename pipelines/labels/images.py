@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from pipelines.labels.file_names import FileNames
-from storage.errors import ConfigError, ObjectNotFound
+from pipelines.labels.upright import upright
+from storage.errors import ConfigError, LabelfleetError, ObjectChanged, ObjectNotFound
 from storage.labels.rows import LabelRow
 from storage.objects.protocols import ObjectStore, StorageOptions
-from storage.records import printable
+from storage.records import StoredObject, printable
 from storage.runs.image_bytes import read_images
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
-from storage.stores.local_files import open_folder
 from storage.stores.open import open_store
-from storage.urls import check_key, parse_url
+from storage.urls import parse_url
 
 ImageMode = Literal["copy", "link", "none"]
 Found = bytes | Path | None | Exception
 
 
+@dataclass(frozen=True, slots=True)
+class _LinkedFile:
+    """A loose image of a local source, as it was listed."""
+
+    path: Path
+    listed: StoredObject
+
+
 class Images:
-    """Gives rows their file names and, as the mode says, their bytes or the file to link to."""
+    """Gives rows their file names and, as the mode says, their bytes or the file to link to.
+
+    Attributes:
+        turned: images that were copied upright because their file was not.
+        kept: images that an earlier attempt had copied.
+    """
 
     def __init__(
-        self, manifest: Manifest, mode: ImageMode, source: ObjectStore | None, *, flat: bool
+        self,
+        manifest: Manifest,
+        mode: ImageMode,
+        source: ObjectStore | None,
+        *,
+        flat: bool,
+        there: Callable[[str], bool] | None = None,
     ) -> None:
         self._manifest, self._mode, self._source = manifest, mode, source
         self._names = FileNames(flat=flat)
         self._files = _local_files(manifest) if mode == "link" else {}
+        self._there = there
+        self.turned = self.kept = 0
 
     def of(self, rows: Sequence[LabelRow]) -> Iterator[tuple[LabelRow, str, Found]]:
         """Every row with its name and its image, or with why the image cannot be had.
@@ -39,57 +61,92 @@ class Images:
         Names are given in the order of ``rows``; what is copied comes in an order of its own.
         """
         names = {row.image_id: self._names.name(row.image_id) for row in rows}
-        if self._source is not None:
-            for row, found in read_images(self._manifest, self._source, rows):
-                yield row, names[row.image_id], found
+        if self._mode == "copy" and self._source is not None:
+            copied = [row for row in rows if self._there and self._there(names[row.image_id])]
+            self.kept += len(copied)
+            yield from ((row, names[row.image_id], None) for row in copied)
+            done = {row.image_id for row in copied}
+            left = [row for row in rows if row.image_id not in done]
+            for row, found in read_images(self._manifest, self._source, left):
+                yield row, names[row.image_id], self._upright(found)
             return
         for row in rows:
             linked = self._link(row) if self._mode == "link" else None
             yield row, names[row.image_id], linked
 
+    def _upright(self, found: bytes | LabelfleetError) -> bytes | LabelfleetError:
+        if not isinstance(found, bytes):
+            return found
+        try:
+            turned = upright(found)
+        except LabelfleetError as exc:
+            return exc
+        self.turned += turned is not None
+        return found if turned is None else turned
+
     def _link(self, row: LabelRow) -> Path | Exception:
         file = self._files.get(row.image_id)
         # Where a link stands now, or one on the way, it may lead anywhere: realpath tells.
-        if file is None or not file.is_file() or os.path.realpath(file) != str(file):
+        if (
+            file is None
+            or self._source is None
+            or not file.path.is_file()
+            or os.path.realpath(file.path) != str(file.path)
+        ):
             return ObjectNotFound(f"{row.image_id!r} is no file of the source any more")
-        return file
+        try:
+            now = self._source.head(file.listed.key)
+        except LabelfleetError as exc:
+            return exc
+        if (now.nbytes, now.etag) != (file.listed.nbytes, file.listed.etag):
+            return ObjectChanged(f"{row.image_id!r} is another file than the one that was labelled")
+        return file.path
+
+
+def check_images(
+    manifest: Manifest, mode: ImageMode, dest: ObjectStore, *, options: StorageOptions | None
+) -> None:
+    """Refuse a mode that cannot be.
+
+    Raises:
+        ConfigError: no such mode, or ``link`` where either side is not local loose files.
+    """
+    if mode not in get_args(ImageMode):
+        raise ConfigError(f"no way {mode!r} to export images", hint="one of copy, link, none")
+    if mode != "link":
+        return
+    source = open_store(str(manifest.record.source["url"]), options).url
+    for what, place in (("source", source), ("destination", dest.url)):
+        if parse_url(place).scheme != "file":
+            raise ConfigError(
+                f"the {what} {place} is not a local folder, so there is nothing to link",
+                hint="export with --images copy",
+            )
+    _local_files(manifest)
 
 
 def open_images(
     manifest: Manifest,
     mode: ImageMode,
-    dest: ObjectStore,
     *,
     flat: bool,
     options: StorageOptions | None,
+    there: Callable[[str], bool] | None = None,
 ) -> Images:
-    """The images of a run for an export to ``dest``.
+    """The images of a run for an export that ``check_images`` allowed.
 
-    Raises:
-        ConfigError: no such mode, or ``link`` where either side is not local files.
+    Args:
+        manifest, mode: the run; ``copy``, ``link`` or ``none``.
+        flat: as ``FileNames`` has it.
+        options: how to reach the source.
+        there: whether an image of that name was copied by an earlier attempt; None: no.
     """
-    if mode not in get_args(ImageMode):
-        raise ConfigError(f"no way {mode!r} to export images", hint="one of copy, link, none")
     url = str(manifest.record.source["url"])
-    if mode == "link":
-        for what, place in (("source", open_store(url, options).url), ("destination", dest.url)):
-            if parse_url(place).scheme != "file":
-                raise ConfigError(
-                    f"the {what} {place} is not a local folder, so there is nothing to link",
-                    hint="export with --images copy",
-                )
-    source = open_store(url, options) if mode == "copy" else None
-    return Images(manifest, mode, source, flat=flat)
+    source = open_store(url, options) if mode != "none" else None
+    return Images(manifest, mode, source, flat=flat, there=there)
 
 
-def make_link(dest: ObjectStore, key: str, file: Path) -> None:
-    """A symbolic link at ``key`` of a local store."""
-    *folders, name = check_key(key).split("/")
-    with open_folder(parse_url(dest.url).path, folders, create=True) as folder:
-        os.symlink(file, name, dir_fd=folder)
-
-
-def _local_files(manifest: Manifest) -> dict[str, Path]:
+def _local_files(manifest: Manifest) -> dict[str, _LinkedFile]:
     """Loose images of a local source by image id. Raises ConfigError when there is a tar."""
     root = local_root(str(manifest.record.source["url"]))
     files = {}
@@ -100,7 +157,8 @@ def _local_files(manifest: Manifest) -> dict[str, Path]:
                 hint="export with --images copy",
             )
         for listed in shard.objects:
-            files[printable(listed.key)] = Path(os.path.realpath(root)) / listed.key
+            path = Path(os.path.realpath(root)) / listed.key
+            files[printable(listed.key)] = _LinkedFile(path, listed)
     return files
 
 

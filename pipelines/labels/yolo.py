@@ -1,8 +1,9 @@
 """YOLO: images/, labels/<stem>.txt with normalised boxes, data.yaml; class ids are contiguous.
 
 An empty image has an empty text file. The format has no place for boxes to ignore: they are in
-ignore/<stem>.txt, in the same form, for trainers that mask them. names.jsonl says which image each
-file is.
+ignore/<stem>.txt, in the same form, for trainers that mask them, and among the labels only where
+that is asked for. names.jsonl says which image each file is. data.yaml has no ``path``: loaders
+then take its own folder, wherever that is.
 """
 
 from __future__ import annotations
@@ -14,18 +15,25 @@ from types import TracebackType
 
 import yaml
 
-from pipelines.labels.formats import ExportedImage, json_line, provenance
-from pipelines.labels.images import make_link
+from pipelines.labels.formats import (
+    ExportedImage,
+    IgnoreBoxes,
+    json_line,
+    provenance,
+    split_labels,
+)
+from pipelines.labels.place import ExportPlace
 from storage.labels.rows import Label
 from storage.labels.versions import LabelVersion
-from storage.objects.protocols import ObjectStore
 
 
 class YoloExporter:
     """Writes one text file an image, and data.yaml at the end."""
 
-    def __init__(self, store: ObjectStore, lineage: LabelVersion) -> None:
-        self._store, self._lineage = store, lineage
+    def __init__(
+        self, place: ExportPlace, lineage: LabelVersion, ignore_boxes: IgnoreBoxes
+    ) -> None:
+        self._place, self._lineage, self._ignore_boxes = place, lineage, ignore_boxes
 
     def __enter__(self) -> YoloExporter:
         self._folder = tempfile.TemporaryDirectory(prefix="labelfleet-")
@@ -45,15 +53,14 @@ class YoloExporter:
         """One image with its labels."""
         row = image.row
         if image.raw is not None:
-            self._store.create(f"images/{image.name}", image.raw)
+            self._place.write(f"images/{image.name}", image.raw)
         elif image.link is not None:
-            make_link(self._store, f"images/{image.name}", image.link)
+            self._place.link(f"images/{image.name}", image.link)
         stem = image.name.rsplit(".", 1)[0]
-        labels = _lines(row.accepted, row.width, row.height)
-        self._store.create(f"labels/{stem}.txt", labels)
-        ignored = _lines((x for x in row.labels if x.ignore), row.width, row.height)
+        kept, ignored = split_labels(row.labels, self._ignore_boxes)
+        self._place.write(f"labels/{stem}.txt", _lines(kept, row.width, row.height))
         if ignored:
-            self._store.create(f"ignore/{stem}.txt", ignored)
+            self._place.write(f"ignore/{stem}.txt", _lines(ignored, row.width, row.height))
         self._names.write(
             json_line({"file": image.name, "image_id": row.image_id, "sha256": row.sha256})
         )
@@ -61,15 +68,14 @@ class YoloExporter:
     def close(self) -> None:
         """data.yaml, last."""
         self._names.close()
-        self._store.create("names.jsonl", Path(self._names.name))
+        self._place.write("names.jsonl", Path(self._names.name))
         described = {
-            "path": ".",
             "train": "images",
             "val": "images",
             "names": {c.id: c.name for c in self._lineage.categories},
             "labelfleet": provenance(self._lineage),
         }
-        self._store.create("data.yaml", yaml.safe_dump(described, sort_keys=False).encode())
+        self._place.write("data.yaml", yaml.safe_dump(described, sort_keys=False).encode())
 
 
 def _lines(labels: Iterable[Label], width: int, height: int) -> bytes:

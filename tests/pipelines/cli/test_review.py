@@ -60,6 +60,18 @@ def test_from_a_run_to_a_data_set_without_anybody_answering(
     assert (dest / "annotations.json").exists()
 
 
+def test_an_export_that_leaves_images_out_exits_with_3(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(capsys, "decide", run)
+    gone = sorted(path for path in (tmp_path / "in").rglob("*") if path.is_file())[0]
+    gone.unlink()
+    arguments = ("export", run, str(tmp_path / "out"), "--format", "yolo", "--images", "copy")
+    said, _ = call(capsys, *arguments, "--json", code=3)
+    assert (said["images"], said["left_out"]) == (9, 1)
+    assert gone.name in said["first_problem"]
+
+
 def test_people_see_tables(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (
         ("review", "route", run, "--budget", "5 minutes"),

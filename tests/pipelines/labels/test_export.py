@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +17,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
 from pipelines.labels.decide import decide_run
 from pipelines.labels.export import ExportFormat, ExportSummary, export_version
+from pipelines.labels.file_names import FileNames
+from pipelines.labels.place import ExportPlace
 from pipelines.policy.policy import Policy
 from storage.coco.truth import read_truth
 from storage.errors import ConfigError
@@ -28,7 +33,8 @@ from storage.review.answers import Answer, ReviewedBox, append_answers
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
 from storage.shards.reading import read_shard
-from storage.shards.selecting import group_images, tar_shards
+from storage.shards.selecting import IMAGE_SUFFIXES, group_images, tar_shards
+from storage.stores.local_files import LOCK_NAME
 from storage.stores.open import open_store
 from tests.support.samples.review_runs import distinct_row
 from tests.support.samples.synthetic_run import boxes, commit_rows, make_run
@@ -173,9 +179,10 @@ def _yolo_boxes(path: Path, ignore: bool) -> Exported:
 def _from_hf(dest: Path) -> dict[str, Exported]:
     found: dict[str, Exported] = {}
     for row in pq.read_table(dest / "data").to_pylist():
-        o = row["objects"]
+        assert not any(row["objects"]["ignore"])
         found[row["image_id"]] = [
             ((x, y, x + w, y + h), label, ignore)
+            for o in (row["objects"], row["ignored"])
             for (x, y, w, h), label, ignore in zip(
                 o["bbox"], o["category"], o["ignore"], strict=True
             )
@@ -332,6 +339,7 @@ def test_coco_tools_load_and_evaluate_the_export(loose: Labelled, tmp_path: Path
 def test_yolo_says_its_classes_and_keeps_the_empty_image(loose: Labelled, tmp_path: Path) -> None:
     _export(loose, tmp_path / "out", "yolo", "copy")
     described = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
+    assert "path" not in described  # a loader then takes the folder that data.yaml lies in
     assert described["names"] == {0: "RBC", 1: "WBC", 2: "Platelets"}
     assert (tmp_path / "out" / "labels" / "b.txt").read_text() == ""
     images = {p.stem for p in (tmp_path / "out" / "images").iterdir()}
@@ -393,3 +401,229 @@ def test_super_gradients_own_classes_load_the_exports(loose: Labelled, tmp_path:
     largest = max((t for t in from_yolo if len(t) == 2), key=len)
     assert np.abs(largest[:, :4] - FOUND.boxes[:2]).max() < 0.05
     assert largest[:, 4].tolist() == [0, 2]
+
+
+def test_a_picture_that_replaced_the_labelled_one_is_not_linked(
+    loose: Labelled, tmp_path: Path
+) -> None:
+    (tmp_path / "source" / "a.jpg").write_bytes(jpeg(200) + b" ")
+    for mode in ("copy", "link"):
+        summary = _export(loose, tmp_path / mode, "coco", mode)
+        assert (summary.images, summary.left_out) == (3, 1)
+        assert "'a.jpg'" in str(summary.first_problem)
+
+
+def test_a_rewrite_of_the_same_size_is_not_linked_either(loose: Labelled, tmp_path: Path) -> None:
+    path = tmp_path / "source" / "a.jpg"
+    path.write_bytes(b"x" * path.stat().st_size)
+    assert _export(loose, tmp_path / "out", "yolo", "link").left_out == 1
+
+
+def test_ignore_boxes_can_be_left_in_or_out(loose: Labelled, tmp_path: Path) -> None:
+    def export(format: ExportFormat, keep: str) -> Path:
+        dest = tmp_path / f"{format}-{keep}"
+        export_version(loose.manifest, str(dest), format, ignore_boxes=keep)  # type: ignore[arg-type]
+        return dest
+
+    crowds = {
+        keep: [
+            a["iscrowd"]
+            for a in json.loads((export("coco", keep) / "annotations.json").read_text())[
+                "annotations"
+            ]
+        ]
+        for keep in ("in", "out")
+    }
+    assert (sum(crowds["in"]), sum(crowds["out"])) == (2, 0)
+    assert len(crowds["in"]) - len(crowds["out"]) == 2
+    lines = {
+        keep: sum(
+            len(p.read_text().splitlines()) for p in (export("yolo", keep) / "labels").iterdir()
+        )
+        for keep in ("in", "out")
+    }
+    assert lines == {"in": 7, "out": 5}
+    rows = pq.read_table(export("hf", "in") / "data").to_pylist()
+    assert sum(sum(row["objects"]["ignore"]) for row in rows) == 2
+    assert sum(len(row["ignored"]["bbox"]) for row in rows) == 2
+    with pytest.raises(ConfigError, match="ignore boxes 'maybe'"):
+        export("coco", "maybe")
+
+
+def test_gifs_and_every_other_suffix_of_a_source_are_kept() -> None:
+    for suffix in IMAGE_SUFFIXES:
+        assert FileNames(flat=True).name(f"sub/a.b{suffix}") == f"sub_a.b{suffix}"
+        assert FileNames(flat=True).name(f"a{suffix}#2").endswith(suffix)
+
+
+def test_coco_says_who_labelled_and_when(loose: Labelled, tmp_path: Path) -> None:
+    _export(loose, tmp_path / "out", "coco")
+    images = json.loads((tmp_path / "out" / "annotations.json").read_text())["images"]
+    said = {i["labelfleet"]["source"]: i["labelfleet"] for i in images}
+    assert said["human"]["annotator"] == "ann"
+    assert said["human"]["labelled_at"] == "2026-01-01T00:00:00+00:00"
+    assert said["model"]["annotator"] is None
+    (row,) = [r for r in pq.read_table(_hf(loose, tmp_path)).to_pylist() if r["source"] == "human"]
+    assert (row["annotator"], row["labelled_at"]) == ("ann", datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def _hf(labelled: Labelled, tmp_path: Path) -> Path:
+    _export(labelled, tmp_path / "hf", "hf")
+    return tmp_path / "hf" / "data"
+
+
+def test_pycocotools_and_supervision_read_every_box(loose: Labelled, tmp_path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import supervision as sv
+    from pycocotools.coco import COCO
+
+    dest = tmp_path / "out"
+    _export(loose, dest, "coco", "copy")
+    known = COCO(str(dest / "annotations.json"))
+    for annotation in known.anns.values():
+        *_, w, h = annotation["bbox"]
+        assert known.annToMask(annotation).sum() == pytest.approx(w * h, rel=0.2)
+    for image in known.imgs:
+        known.showAnns(known.loadAnns(known.getAnnIds(image)))
+    data = sv.DetectionDataset.from_coco(str(dest / "images"), str(dest / "annotations.json"))
+    assert data.classes == ["RBC", "WBC", "Platelets"]
+    assert sum(len(found) for _, _, found in data) == 7
+    yolo = tmp_path / "yolo"
+    _export(loose, yolo, "yolo", "copy")
+    data = sv.DetectionDataset.from_yolo(
+        str(yolo / "images"), str(yolo / "labels"), str(yolo / "data.yaml")
+    )
+    assert sum(len(found) for _, _, found in data) == 5
+
+
+def test_a_turned_image_is_copied_upright(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    folder = tmp_path / "source"
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    stored = np.zeros((64, 48, 3), np.uint8)
+    stored[:20] = (250, 0, 0)  # the top as stored is the right side upright
+    for name in ("a.jpg", "b.png", "c.webp"):
+        quality = {"lossless": True} if name == "c.webp" else {"quality": 95}
+        Image.fromarray(stored).save(folder / name, exif=exif, **quality)
+    (folder / "d.jpg").write_bytes(jpeg(9))
+    (shard,) = group_images(list(open_store(str(folder)).list()), 100)
+    labelled = _labelled(tmp_path, shard)
+    dest = tmp_path / "out"
+    summary = _export(labelled, dest, "coco", "copy")
+    assert (summary.turned_upright, summary.left_out) == (3, 0)
+    for name in ("a.jpg", "b.png", "c.webp"):
+        with Image.open(dest / "images" / name) as opened:
+            assert opened.format == {"j": "JPEG", "p": "PNG", "w": "WEBP"}[name[2]]
+            assert 0x0112 not in opened.getexif()
+            pixels = np.asarray(opened.convert("RGB"), np.int64)
+        assert pixels.shape == (48, 64, 3)
+        assert pixels[24, 55, 0] > 240
+        assert pixels[24, 20, 0] < 10
+    assert (dest / "images" / "d.jpg").read_bytes() == jpeg(9)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_card_says_what_the_export_is(
+    loose: Labelled, tmp_path: Path, format: ExportFormat
+) -> None:
+    _export(loose, tmp_path / "out", format)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# cells, label version v0001" in card
+    assert "| Licence of the model | MIT |" in card
+    assert "| images | 4 |" in card
+    assert "| labels | 5 |" in card
+    assert "| Platelets | 2 |" in card
+    assert "accept: 0.7" in card
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("mode", ["none", "copy", "link"])
+def test_a_killed_export_continues_and_ends_as_if_it_had_not_been(
+    loose: Labelled, tmp_path: Path, format: ExportFormat, mode: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    whole, dest = tmp_path / "whole", tmp_path / "out"
+    _export(loose, whole, format, mode)
+    write, link, done = ExportPlace.write, ExportPlace.link, [0]
+
+    def killed_after_three(step: Callable[..., None]) -> Callable[..., None]:
+        def act(*args: object) -> None:
+            done[0] += 1
+            if done[0] > 3:
+                raise Killed
+            step(*args)
+
+        return act
+
+    if format == "hf":
+        monkeypatch.setattr(ExportPlace, "finish", killed_after_three(ExportPlace.finish))
+        done[0] = 9
+    else:
+        monkeypatch.setattr(ExportPlace, "write", killed_after_three(write))
+        monkeypatch.setattr(ExportPlace, "link", killed_after_three(link))
+        if mode == "none" and format == "coco":
+            done[0] = 9
+    with pytest.raises(Killed):
+        _export(loose, dest, format, mode)
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="unfinished export that differs in images"):
+        _export(loose, dest, format, "copy" if mode == "none" else "none")
+    summary = _export(loose, dest, format, mode)
+    assert summary.left_out == 0
+    assert _tree(dest) == _tree(whole)
+    with pytest.raises(ConfigError, match="complete export of v0001 already"):
+        _export(loose, dest, format, mode)
+
+
+def _tree(folder: Path) -> dict[str, object]:
+    return {
+        str(p.relative_to(folder)): pq.read_table(p).to_pylist()
+        if p.suffix == ".parquet"
+        else p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name not in ("export.json", LOCK_NAME)
+    }
+
+
+def test_copies_of_an_earlier_attempt_are_not_read_again(
+    loose: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_card(*args: object) -> None:
+        raise Killed
+
+    dest = tmp_path / "out"
+    monkeypatch.setattr(ExportPlace, "finish", no_card)
+    with pytest.raises(Killed):
+        _export(loose, dest, "yolo", "copy")
+    monkeypatch.undo()
+    for path in (tmp_path / "source").rglob("*.*"):
+        path.unlink()
+    summary = _export(loose, dest, "yolo", "copy")
+    assert (summary.images, summary.copied_before, summary.left_out) == (4, 4, 0)
+
+
+def test_the_splits_of_the_documentation_work(
+    loose: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "export.md").read_text()
+    for_coco, for_yolo = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for kind, code in (("coco", for_coco), ("yolo", for_yolo)):
+        dest = tmp_path / kind
+        _export(loose, dest, kind)  # type: ignore[arg-type]
+        monkeypatch.chdir(dest)
+        exec(code.replace("0.1", "0.5"), {})
+    parts = [json.loads((tmp_path / "coco" / f"{p}.json").read_text()) for p in ("train", "val")]
+    assert sum(len(part["images"]) for part in parts) == 4
+    assert sum(len(part["annotations"]) for part in parts) == 7
+    lists = [(tmp_path / "yolo" / f"{p}.txt").read_text().split() for p in ("train", "val")]
+    assert len(lists[0]) + len(lists[1]) == 4
+    assert not set(lists[0]) & set(lists[1])
+    assert [len(part["images"]) for part in parts] == [len(one) for one in lists]

@@ -1,0 +1,137 @@
+"""Where an export is written: claimed first, continued after a stop, marked done last.
+
+``unfinished-export.json`` is the first object and says what is being written; the same export
+started again continues, and takes the images that lie there as they are. Everything else is written
+anew, so the result is the same as in one go. At the end ``export.json`` takes its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from storage.errors import BucketNotFound, ConfigError
+from storage.objects.protocols import Body, ObjectStore
+from storage.runs.manifest import Manifest
+from storage.stores.local_files import open_folder
+from storage.urls import check_key, overlaps, parse_url
+
+STARTED = "unfinished-export.json"
+DONE = "export.json"
+
+
+class ExportPlace:
+    """The destination of one export.
+
+    Attributes:
+        continued: an earlier attempt at the same export began here.
+    """
+
+    def __init__(self, store: ObjectStore, request: dict[str, Any], there: Iterable[str]) -> None:
+        self._store, self._request = store, request
+        self._there = frozenset(there)
+        self.continued = bool(self._there)
+
+    @property
+    def url(self) -> str:
+        """Where it lies."""
+        return self._store.url
+
+    def has(self, key: str) -> bool:
+        """Whether an earlier attempt wrote this object; objects appear whole or not at all."""
+        return key in self._there
+
+    def write(self, key: str, body: Body) -> None:
+        """Write an object; one of an earlier attempt is replaced."""
+        if not self.has(key):
+            self._store.create(key, body)
+        elif not isinstance(body, bytes) or self._store.get(key) != body:
+            self._store.put(key, body)
+
+    def link(self, key: str, file: Path) -> None:
+        """Write a symbolic link to ``file`` at ``key`` of a local store."""
+        *folders, name = check_key(key).split("/")
+        with open_folder(parse_url(self.url).path, folders, create=True) as folder:
+            if self.continued and _is_link(name, folder):
+                os.unlink(name, dir_fd=folder)
+            os.symlink(file, name, dir_fd=folder)
+
+    def clear(self, prefix: str) -> None:
+        """Delete what an earlier attempt wrote below ``prefix``."""
+        gone = {key for key in self._there if key.startswith(prefix)}
+        for key in sorted(gone):
+            self._store.delete(key)
+        self._there -= gone
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Mark the export as complete."""
+        self.write(DONE, json.dumps({**self._request, "summary": summary}, indent=2).encode())
+        self._store.delete(STARTED)
+
+
+def open_place(store: ObjectStore, manifest: Manifest, request: dict[str, Any]) -> ExportPlace:
+    """Claim an empty place, or continue what the same request began there.
+
+    Args:
+        store: the destination.
+        manifest: the run.
+        request: what is exported and how, plain values.
+
+    Raises:
+        ConfigError: the place overlaps the run or its source, or holds anything else.
+    """
+    for what, url in (("run", manifest.url), ("source", str(manifest.record.source["url"]))):
+        if overlaps(store.url, url):
+            raise ConfigError(
+                f"the export's place {store.url} overlaps the {what} {url}",
+                hint="choose another place",
+            )
+    there = _keys(store)
+    if there:
+        _refuse_other(store, there, request)
+    else:
+        store.create(STARTED, json.dumps(request, indent=2).encode())
+    return ExportPlace(store, request, there)
+
+
+def _keys(store: ObjectStore) -> list[str]:
+    try:
+        return [listed.key for listed in store.list()]
+    except BucketNotFound:
+        return []  # a folder that does not exist yet is empty
+
+
+def _refuse_other(store: ObjectStore, there: list[str], request: dict[str, Any]) -> None:
+    marker = next((key for key in (STARTED, DONE) if key in there), None)
+    if marker is None:
+        raise ConfigError(
+            f"{store.url} is not empty: it holds {there[0]}",
+            hint="an export never mixes with other files; choose an empty place",
+        )
+    try:
+        found = json.loads(store.get(marker))
+        begun = {key: found.get(key) for key in request}
+    except (ValueError, AttributeError) as exc:
+        raise ConfigError(f"{store.url}/{marker} cannot be read: {exc}") from exc
+    if marker == DONE:
+        raise ConfigError(
+            f"{store.url} holds a complete export of {begun['version']} already",
+            hint="choose an empty place",
+        )
+    if begun != request:
+        differing = ", ".join(key for key in request if begun[key] != request[key])
+        raise ConfigError(
+            f"{store.url} holds an unfinished export that differs in {differing}",
+            hint=f"repeat that export to continue it, or delete it: it began as {begun}",
+        )
+
+
+def _is_link(name: str, folder: int) -> bool:
+    try:
+        os.readlink(name, dir_fd=folder)
+    except OSError:
+        return False
+    return True
