@@ -64,7 +64,7 @@ def test_an_export_that_leaves_images_out_exits_with_3(
     run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call(capsys, "decide", run)
-    gone = sorted(path for path in (tmp_path / "in").rglob("*") if path.is_file())[0]
+    gone = sorted(path for path in (tmp_path / "in").rglob("*.jpg"))[0]
     gone.unlink()
     arguments = ("export", run, str(tmp_path / "out"), "--format", "yolo", "--images", "copy")
     said, _ = call(capsys, *arguments, "--json", code=3)
