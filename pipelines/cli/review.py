@@ -290,9 +290,9 @@ def export(
     """
     from typing import cast
 
-    from pipelines.labels.export import ExportFormat, export_version
-    from pipelines.labels.formats import IgnoreBoxes
-    from pipelines.labels.images import ImageMode
+    from pipelines.exports.export import ExportFormat, export_version
+    from pipelines.exports.formats import IgnoreBoxes
+    from pipelines.exports.images import ImageMode
 
     summary = export_version(
         open_manifest(run, endpoint_url),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipelines.exports.export import ExportFormat, ExportSummary, export_version
+from pipelines.exports.images import ImageMode
 from pipelines.face.run import Run
 from pipelines.labels.decide import decide_run
-from pipelines.labels.export import ExportFormat, ExportSummary, export_version
-from pipelines.labels.images import ImageMode
 from pipelines.policy.choose import choose_policy
 from pipelines.policy.curves import Wanted
 from pipelines.policy.fit import Fit, fit_run
@@ -86,7 +86,7 @@ def export(
         images: ``copy``, ``link`` or ``none``.
 
     Raises:
-        LabelfleetError: as ``pipelines.labels.export.export_version``.
+        LabelfleetError: as ``pipelines.exports.export.export_version``.
     """
     return export_version(
         run.manifest, dest, format, version=version, images=images, options=run.options

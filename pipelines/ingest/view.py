@@ -2,58 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console, Group, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.display.console import HarmlessConsole
+from pipelines.display.progress_bar import progress_bar
 from pipelines.ingest.ingest import IngestProgress, IngestSummary
 from pipelines.ingest.ingest import Progress as Tell
-
-_LINE_EVERY_S = 10.0
 
 
 @contextmanager
 def ingest_progress() -> Iterator[Tell]:
-    """A function to tell progress to: a bar on a terminal's stderr, else a line now and then."""
-    console = HarmlessConsole(stderr=True)
-    if not sys.stderr.isatty():
-        yield _lines(console)
-        return
-    columns = (
-        TextColumn("ingesting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None, said="")
-        yield lambda now: bar.update(task, completed=now.entries, total=now.total, said=_said(now))
-
-
-def _lines(console: Console) -> Tell:
-    last_s = time.monotonic()
-
-    def tell(now: IngestProgress) -> None:
-        nonlocal last_s
-        if time.monotonic() - last_s >= _LINE_EVERY_S:
-            last_s = time.monotonic()
-            console.print(f"{now.entries}/{now.total} images, {_said(now)}", markup=False)
-
-    return tell
+    """Yield a function to tell progress to."""
+    with progress_bar("ingesting", "images") as bar:
+        yield lambda now: bar.update(now.entries, now.total, _said(now))
 
 
 def _said(now: IngestProgress) -> str:

@@ -1,1 +1,1 @@
-"""Label versions: made, compared, exported."""
+"""Label versions made and compared."""

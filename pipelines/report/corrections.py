@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ from numpy.typing import NDArray
 from pipelines.display.palette import PALETTE
 from pipelines.policy.box_batch import box_batch
 from pipelines.policy.policy import Policy
+from pipelines.report.pictures import jpeg_uri
 from pipelines.routing.audit_draw import random_key
 from pipelines.truth.compared import from_jsonl
 from pipelines.truth.matching import pair
 from pipelines.truth.settle import Settled, Settling, settle
-from storage.errors import LabelfleetError, StorageError
+from storage.errors import LabelfleetError
 from storage.labels.versions import LabelVersion, read_version_file
 from storage.objects.protocols import ObjectStore
 from storage.records import AnnotationRow
@@ -181,8 +181,8 @@ def _picture(c: Correction, raw: bytes | LabelfleetError, names: Sequence[str]) 
         if isinstance(raw, LabelfleetError):
             raise raw
         pixels = decode(raw, max_pixels=_MAX_PIXELS).pixels
-        before = _data_uri(crop(pixels, c, c.before, c.was))
-        after = _data_uri(crop(pixels, c, c.after, c.now))
+        before = jpeg_uri(crop(pixels, c, c.before, c.was), _QUALITY)
+        after = jpeg_uri(crop(pixels, c, c.after, c.now), _QUALITY)
     except LabelfleetError as exc:
         return Picture(c.row.image_id, c.annotator, says, "", "", exc.message)
     return Picture(c.row.image_id, c.annotator, says, before, after)
@@ -231,10 +231,3 @@ def view(c: Correction, width: int, height: int) -> tuple[int, int, int, int]:
     x1, y1 = max(0, int(x - half_w)), max(0, int(y - half_h))
     x2, y2 = min(width, max(x1 + 1, int(x + half_w))), min(height, max(y1 + 1, int(y + half_h)))
     return x1, y1, x2, y2
-
-
-def _data_uri(pixels: NDArray[np.uint8]) -> str:
-    ok, jpeg = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    if not ok:
-        raise StorageError("the picture could not be encoded")
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import ImageFont
 
 from pipelines.display.palette import PALETTE, color_of
+from pipelines.report.pictures import jpeg_uri
 from pipelines.report.scan import SHOWN_SCORE, Pick
-from storage.errors import LabelfleetError, StorageError
+from storage.errors import LabelfleetError
 from storage.objects.protocols import ObjectStore
 from storage.records import Detections
 from storage.runs.image_bytes import fetch_images
@@ -62,7 +62,7 @@ def draw_tiles(manifest: Manifest, source: ObjectStore, picks: Sequence[Pick]) -
             if isinstance(raw, LabelfleetError):
                 raise raw
             pixels = decode(raw, max_pixels=_MAX_PIXELS).pixels
-            return Tile(pick, shown, _data_uri(draw(pixels, d, names)), None)
+            return Tile(pick, shown, jpeg_uri(draw(pixels, d, names), _JPEG_QUALITY), None)
         except LabelfleetError as exc:
             return Tile(pick, shown, None, exc.message)
 
@@ -167,13 +167,6 @@ def _label_place(
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _data_uri(pixels: NDArray[np.uint8]) -> str:
-    ok, jpeg = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    if not ok:
-        raise StorageError("the thumbnail could not be encoded")
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()
 
 
 def legend(classes: Iterable[int], names: Sequence[str]) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from pipelines.display.durations import shown_duration
 from pipelines.display.palette import color_of
 from pipelines.evaluation.intervals import Estimate
 from pipelines.evaluation.result import Evaluation, remarks
@@ -100,7 +101,7 @@ def _environment() -> jinja2.Environment:
         "count": lambda n: f"{n:,}",
         "percent": lambda v: "–" if v is None else f"{100 * v:.1f}",
         "rate": lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.1f}",
-        "duration": _duration,
+        "duration": shown_duration,
         "moment": lambda at: datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "estimate": _estimate,
         "file_name": lambda path: path.rsplit("/", 1)[-1] or path,
@@ -113,14 +114,6 @@ def _estimate(estimate: Estimate, times: float = 1.0) -> str:
         return "unknown"
     value, low, high = (times * v for v in (estimate.value, estimate.low, estimate.high))
     return f"{value:.3g} [{low:.3g}, {'∞' if high == float('inf') else f'{high:.3g}'}]"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _overview(manifest: Manifest, found: Scan, now: float) -> dict[str, Any]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from pipelines.display.console import HarmlessConsole
+from pipelines.display.progress_bar import ProgressBar, progress_bar
 from pipelines.display.tables import MOST_NAMED, summary_table
 from pipelines.evaluation.audit import AuditReport
 from pipelines.evaluation.intervals import Estimate
@@ -20,29 +18,25 @@ from pipelines.review.status import ReviewStatus
 from pipelines.routing.route import RouteSummary
 
 
-class _Bar(PushWatcher):
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("", total=None)
+class _Watcher(PushWatcher):
+    def __init__(self, bar: ProgressBar) -> None:
+        self._bar = bar
+        self._name, self._done, self._total = "", 0, 0
 
     def stage(self, name: str, total: int) -> None:
-        self._progress.reset(self._task, description=name, total=total)
+        self._name, self._done, self._total = name, 0, total
+        self.advance(0)
 
     def advance(self, count: int) -> None:
-        self._progress.advance(self._task, count)
+        self._done += count
+        self._bar.update(self._done, self._total, self._name)
 
 
 @contextmanager
 def push_progress() -> Iterator[PushWatcher]:
-    """A bar on a terminal's stderr, elsewhere silence."""
-    if not sys.stderr.isatty():
-        yield PushWatcher()
-        return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=HarmlessConsole(stderr=True), transient=True) as progress:
-        yield _Bar(progress)
+    """Yield a watcher that shows each stage of a push."""
+    with progress_bar("pushing", "images") as bar:
+        yield _Watcher(bar)
 
 
 def render_route(summary: RouteSummary) -> RenderableType:

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.display.durations import shown_duration
 from pipelines.runs.bottleneck import WorkerTime
 from storage.records import STATUSES, warning_kinds
 from storage.runs.ledger import LedgerEntry, invocations, read_ledger
@@ -297,27 +298,19 @@ def _sentence(i: InvocationStatus | None) -> str:
         return "none has left a ledger"
     pace = f", {i.images_per_s:,.1f} images/s" if i.images_per_s else ""
     workers = f" on {i.workers} workers" if i.workers is not None else ""
-    done = f"{i.images:,} images in {_duration(i.seconds)}{pace}"
+    done = f"{i.images:,} images in {shown_duration(i.seconds)}{pace}"
     if i.state == "ended":
-        return f"{escape(i.outcome or 'ended')}: {done}, ended {_duration(i.silent_s)} ago"
+        return f"{escape(i.outcome or 'ended')}: {done}, ended {shown_duration(i.silent_s)} ago"
     if i.state == "silent":
         return (
-            f"[yellow]silent for {_duration(i.silent_s)}[/yellow], so it has most likely died: "
-            f"{done}. The same `labelfleet run` continues it"
+            f"[yellow]silent for {shown_duration(i.silent_s)}[/yellow], so it has most likely "
+            f"died: {done}. The same `labelfleet run` continues it"
         )
-    eta = f", about {_duration(i.eta_s)} to go" if i.eta_s is not None else ""
+    eta = f", about {shown_duration(i.eta_s)} to go" if i.eta_s is not None else ""
     return f"[green]running[/green]{workers}: {done}{eta}"
 
 
 def _stages(i: InvocationStatus) -> str:
-    seconds = ", ".join(f"{stage} {_duration(s)}" for stage, s in i.stages.items() if s)
+    seconds = ", ".join(f"{stage} {shown_duration(s)}" for stage, s in i.stages.items() if s)
     fill = ", ".join(f"{queue} {100 * share:.0f} %" for queue, share in i.fill.items())
     return f"{seconds}; queues: {fill}" if fill else seconds
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

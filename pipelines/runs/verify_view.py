@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.display.console import HarmlessConsole
+from pipelines.display.progress_bar import progress_bar
 from pipelines.runs.verify import Verification
 
-_LINE_EVERY_S = 10.0
 _SHOWN = 30
 
 Tell = Callable[[int, int], None]
@@ -24,33 +20,9 @@ Tell = Callable[[int, int], None]
 
 @contextmanager
 def verify_progress() -> Iterator[Tell]:
-    """Takes (shards done, of how many): a bar on a terminal's stderr, else a line now and then."""
-    console = HarmlessConsole(stderr=True)
-    if not sys.stderr.isatty():
-        yield _lines(console)
-        return
-    columns = (
-        TextColumn("verifying"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("shards"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, of: bar.update(task, completed=done, total=of)
-
-
-def _lines(console: Console) -> Tell:
-    last_s = time.monotonic()
-
-    def tell(done: int, of: int) -> None:
-        nonlocal last_s
-        if time.monotonic() - last_s >= _LINE_EVERY_S:
-            last_s = time.monotonic()
-            console.print(f"verified {done}/{of} shards", markup=False)
-
-    return tell
+    """Yield a function that takes (shards done, of how many)."""
+    with progress_bar("verifying", "shards") as bar:
+        yield bar.update
 
 
 def verify_table(found: Verification) -> RenderableType:

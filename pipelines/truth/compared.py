@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.truth.matching import compare, iou_matrix
+from pipelines.truth.matching import Corrections, compare, iou_matrix
 from pipelines.truth.settle import AnswerBook, Settled
 from storage.errors import StorageError
 from storage.review.queue import ReviewItem, queue_parts, read_head, read_queue
@@ -36,9 +36,11 @@ class QueueEntry:
     run: str
 
 
-@dataclass(frozen=True, slots=True)
-class AnsweredImage:
-    """One image, its place in the queue, and how the model's labels compare with the answer.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnsweredImage(Corrections):
+    """One image, its place in the queue, and the corrections that the model's labels needed.
+
+    Corrections are those of accepted boxes against the answer; 0 unless answered.
 
     Attributes:
         image_id, sha256: the image in this version.
@@ -48,8 +50,6 @@ class AnsweredImage:
         state: ``answered``, ``skipped`` or ``open``.
         blind: the person saw no predictions.
         lead_time_s: seconds the person took, where known.
-        right, wrong_class, misplaced, spurious, missed: accepted boxes of the model against the
-            answer, see ``matching.Corrections``; 0 unless answered.
         missed_ignored: of the missed, those that an ignore box covers with IoU >= 0.5.
     """
 
@@ -64,27 +64,7 @@ class AnsweredImage:
     state: str
     blind: bool = False
     lead_time_s: float | None = None
-    right: int = 0
-    wrong_class: int = 0
-    misplaced: int = 0
-    spurious: int = 0
-    missed: int = 0
     missed_ignored: int = 0
-
-    @property
-    def errors(self) -> int:
-        """Corrections that the model's labels needed."""
-        return self.wrong_class + self.misplaced + self.spurious + self.missed
-
-    @property
-    def predicted(self) -> int:
-        """Accepted boxes of the model."""
-        return self.right + self.wrong_class + self.misplaced + self.spurious
-
-    @property
-    def true(self) -> int:
-        """Boxes of the answer."""
-        return self.right + self.wrong_class + self.misplaced + self.missed
 
 
 def queue_entries(runs: Iterable[Manifest]) -> dict[str, list[QueueEntry]]:
@@ -192,7 +172,17 @@ def _covered(boxes: NDArray[Any], by: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _line(image_id: str, sha256: str, place: QueueEntry | None, state: str) -> AnsweredImage:
     if place is None:
-        return AnsweredImage(image_id, sha256, "other", "", "", 0, -1, 0.0, state)
+        return AnsweredImage(
+            image_id=image_id,
+            sha256=sha256,
+            part="other",
+            run="",
+            stratum="",
+            stratum_images=0,
+            audit_rank=-1,
+            expected_s=0.0,
+            state=state,
+        )
     item = place.item
     return AnsweredImage(
         image_id=image_id,

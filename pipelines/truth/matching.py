@@ -46,7 +46,7 @@ class Corrections:
         return self.right + self.wrong_class + self.misplaced + self.missed
 
     def __add__(self, other: Corrections) -> Corrections:
-        sums = (getattr(self, f.name) + getattr(other, f.name) for f in fields(self))
+        sums = (getattr(self, f.name) + getattr(other, f.name) for f in fields(Corrections))
         return Corrections(*sums)
 
 

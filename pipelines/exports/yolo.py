@@ -15,14 +15,14 @@ from types import TracebackType
 
 import yaml
 
-from pipelines.labels.formats import (
+from pipelines.exports.formats import (
     ExportedImage,
     IgnoreBoxes,
     json_line,
     provenance,
     split_labels,
 )
-from pipelines.labels.place import ExportPlace
+from pipelines.exports.place import ExportPlace
 from storage.labels.rows import Label
 from storage.labels.versions import LabelVersion
 

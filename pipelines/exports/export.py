@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any, Literal, get_args
 
-from pipelines.labels.card import CARD, data_card
-from pipelines.labels.formats import ExportedImage, Exporter, IgnoreBoxes
-from pipelines.labels.images import ImageMode, Images, check_images, open_images
-from pipelines.labels.place import ExportPlace, open_place
+from pipelines.exports.card import CARD, data_card
+from pipelines.exports.formats import ExportedImage, Exporter, IgnoreBoxes
+from pipelines.exports.images import ImageMode, Images, check_images, open_images
+from pipelines.exports.place import ExportPlace, open_place
 from storage.errors import ConfigError
 from storage.labels.rows import LabelRow, label_rows
 from storage.labels.versions import LabelVersion, read_label_tables, read_version
@@ -201,13 +201,13 @@ def _exporter(
 ) -> AbstractContextManager[Exporter]:
     # Each format is loaded only when it is asked for.
     if format == "coco":
-        from pipelines.labels.coco import CocoExporter
+        from pipelines.exports.coco import CocoExporter
 
         return CocoExporter(place, lineage, ignore_boxes)
     if format == "yolo":
-        from pipelines.labels.yolo import YoloExporter
+        from pipelines.exports.yolo import YoloExporter
 
         return YoloExporter(place, lineage, ignore_boxes)
-    from pipelines.labels.hugging_face import HfExporter
+    from pipelines.exports.hugging_face import HfExporter
 
     return HfExporter(place, lineage, ignore_boxes)

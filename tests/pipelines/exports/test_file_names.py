@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given
 
-from pipelines.labels.file_names import FileNames
+from pipelines.exports.file_names import FileNames
 from storage.urls import check_key
 
 hostile = st.lists(

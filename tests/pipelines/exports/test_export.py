@@ -19,10 +19,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from pipelines.exports.export import ExportFormat, ExportSummary, export_version
+from pipelines.exports.file_names import FileNames
+from pipelines.exports.place import ExportPlace
 from pipelines.labels.decide import decide_run
-from pipelines.labels.export import ExportFormat, ExportSummary, export_version
-from pipelines.labels.file_names import FileNames
-from pipelines.labels.place import ExportPlace
 from pipelines.policy.policy import Policy
 from storage.coco.truth import read_truth
 from storage.errors import ConfigError

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from pipelines.labels.file_names import FileNames
-from pipelines.labels.upright import upright
+from pipelines.exports.file_names import FileNames
+from pipelines.exports.upright import upright
 from storage.errors import ConfigError, LabelfleetError, ObjectChanged, ObjectNotFound
 from storage.labels.rows import LabelRow
 from storage.objects.protocols import ObjectStore, StorageOptions

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.labels.formats import ExportedImage, IgnoreBoxes, provenance, split_labels
-from pipelines.labels.place import ExportPlace
+from pipelines.exports.formats import ExportedImage, IgnoreBoxes, provenance, split_labels
+from pipelines.exports.place import ExportPlace
 from storage.labels.rows import Label
 from storage.labels.versions import LabelVersion
 

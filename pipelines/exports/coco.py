@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipelines.labels.formats import ExportedImage, IgnoreBoxes, provenance, split_labels
-from pipelines.labels.place import ExportPlace
+from pipelines.exports.formats import ExportedImage, IgnoreBoxes, provenance, split_labels
+from pipelines.exports.place import ExportPlace
 from storage.labels.rows import Label
 from storage.labels.versions import LabelVersion
 

@@ -1,0 +1,1 @@
+"""Label versions written for trainers: COCO, YOLO, Hugging Face."""
