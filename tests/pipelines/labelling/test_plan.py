@@ -138,10 +138,11 @@ def test_new_changed_and_deleted_images_count_as_the_next_run_would_see_them(ben
     fill_folder(bench.folder / "in", 3, first=8)
     (bench.folder / "in" / keys[0]).unlink()
     (bench.folder / "in" / keys[1]).write_bytes((bench.folder / "in" / keys[2]).read_bytes())
-    planned = plan_run(bench.config())
+    config = bench.config(source={"max_drop": 1})  # one is gone on purpose
+    planned = plan_run(config)
     assert (planned.images, planned.images_left) == (10, 4)
-    run = open_run(bench.config(), cuda=False)
-    listing, change = refresh_listing(run, bench.config())
+    run = open_run(config, cuda=False)
+    listing, change = refresh_listing(run, config)
     assert change.shards_added == planned.shards_left
     committed = manifest.committed()
     new = [s for s in listing.live_shards() if s.shard_id not in committed]
