@@ -109,7 +109,8 @@ class Detections:
         box_std: float32 [N, 4], standard deviation of the DFL distribution per side
             (left, top, right, bottom), in the pixels that ``boxes`` are in.
         box_entropy: float32 [N], entropy of the DFL distribution in nats, mean over the sides.
-        anchor: int32 [N], index of the anchor point the box came from.
+        anchor: int32 [N], index of the anchor point the box came from. This and the two before it
+            are None from detectors of other families than YOLO-NAS.
     """
 
     boxes: NDArray[np.float32]
@@ -117,9 +118,9 @@ class Detections:
     category_ids: NDArray[np.int16]
     topk_ids: NDArray[np.int16]
     topk_scores: NDArray[np.float32]
-    box_std: NDArray[np.float32]
-    box_entropy: NDArray[np.float32]
-    anchor: NDArray[np.int32]
+    box_std: NDArray[np.float32] | None
+    box_entropy: NDArray[np.float32] | None
+    anchor: NDArray[np.int32] | None
 
     def __len__(self) -> int:
         return int(self.scores.shape[0])

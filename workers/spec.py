@@ -27,6 +27,40 @@ class ArtefactRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Convention:
+    """What the outputs of an ONNX graph mean, for detectors of other families than YOLO-NAS.
+
+    Attributes:
+        layout: ``joined`` [B, N, 4 + objectness + C] · ``joined_transposed``, its last two axes
+            swapped · ``separate`` boxes [B, N, 4] and scores [B, N, C] · ``labelled`` labels
+            [B, N], boxes [B, N, 4] and scores [B, N] · ``rows`` [B, N, 6]: box, score, label.
+        boxes: ``xyxy``, ``xywh`` (top-left corner), ``cxcywh``, or ``grid``: YOLOX's offsets and
+            log sizes, to be decoded on the cells of ``strides``.
+        units: of boxes: pixels of the network input, or shares of its sides.
+        scores: ``probabilities``, or ``logits`` for a sigmoid, or ``softmax_logits``.
+        objectness: a column before the classes that multiplies their scores.
+        background: which of the class columns stands for "no object".
+        slots: what class columns and labels are numbered by: ``contiguous``, as ``classes`` are
+            listed, or ``coco``, COCO's official ids.
+        nms: whether boxes of one object are still to be merged.
+        size_input: a second input, int64 [B, 2], that takes the size of the network input in this
+            order, so that boxes come back in its pixels.
+        strides: of the grid, in the order in which its cells come.
+    """
+
+    layout: Literal["joined", "joined_transposed", "separate", "labelled", "rows"]
+    boxes: Literal["xyxy", "xywh", "cxcywh", "grid"]
+    units: Literal["pixels", "shares"]
+    scores: Literal["probabilities", "logits", "softmax_logits"]
+    objectness: bool = False
+    background: Literal["none", "first", "last"] = "none"
+    slots: Literal["contiguous", "coco"] = "contiguous"
+    nms: bool = True
+    size_input: Literal["width_height", "height_width"] | None = None
+    strides: tuple[int, ...] = (8, 16, 32)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRequest:
     """The model as the config asks for it; None and ``auto`` mean: from the checkpoint, or found.
 
@@ -43,6 +77,9 @@ class ModelRequest:
             checkpoint says, else what the COCO weights need.
         keep: subset of class names whose detections are kept, or None: all.
         nms_iou: boxes of one class that overlap more are merged; None: the checkpoint's, else 0.7.
+        family: the name of the detector's family; all but yolo_nas are read from ONNX.
+        convention: of the family's graph; None: YOLO-NAS. ``preprocessing`` is then its input
+            without a size that counts, where ``size_stated`` is False.
     """
 
     checkpoint: str
@@ -58,6 +95,9 @@ class ModelRequest:
     score_floor: float = 0.05
     nms_iou: float | None = None
     max_detections: int = 300
+    family: str = "yolo_nas"
+    convention: Convention | None = None
+    size_stated: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +115,8 @@ class ModelSpec:
         licence: as the checkpoint states it; None when it does not.
         official_ids: the training set's own ids of the classes; None: it has none, or they are
             not known.
+        convention: what the graph's outputs mean; None: YOLO-NAS, by whatever runs it. ``name`` is
+            then the family's.
         remarks: what a person should know about how the model was understood.
         artefact: what the runtime loads in place of the checkpoint; None: nothing (torch), or not
             made yet.
@@ -97,6 +139,7 @@ class ModelSpec:
     artefact: ArtefactRef | None = None
     official_ids: tuple[int, ...] | None = None
     remarks: tuple[str, ...] = ()
+    convention: Convention | None = None
 
 
 @dataclass(frozen=True, slots=True)

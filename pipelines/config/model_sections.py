@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.part import Part
 from workers.images.preprocessing import Preprocessing, check_preprocessing
+from workers.spec import Convention
 
 Side = Annotated[int, Field(ge=1, le=8192)]
 Triple = tuple[float, float, float]
@@ -43,6 +45,16 @@ class PreprocessingConfig(Part):
         None, description="Subtracted after `scale`, in the network's channel order."
     )
     std: Triple | None = Field(None, description="Divided by after `mean`.")
+    interpolation: Literal["linear", "cubic", "nearest"] = Field(
+        "linear", description="Of the resize."
+    )
+    antialias: bool = Field(
+        False, description="Average pixels where the image shrinks, as Pillow and torchvision do."
+    )
+
+    rounding: Literal["nearest", "down"] = Field(
+        "nearest", description="Of the resized sides to whole pixels."
+    )
 
     @model_validator(mode="after")
     def _usable(self) -> PreprocessingConfig:
@@ -69,9 +81,76 @@ class PreprocessingConfig(Part):
             scale=self.scale,
             mean=self.mean,
             std=self.std,
+            interpolation=self.interpolation,
+            antialias=self.antialias,
+            rounding=self.rounding,
         )
         check_preprocessing(found)
         return found
+
+
+FamilyName = Literal["yolo_nas", "yolox", "d-fine", "rt-detr", "rf-detr"]
+
+
+class FamilyConfig(Part):
+    """The convention of an ONNX graph: what goes in, and what its outputs mean."""
+
+    base: Literal["yolox", "d-fine", "rt-detr", "rf-detr"] | None = Field(
+        None, description="Begin with this family's convention; none: state all of it."
+    )
+    input: PreprocessingConfig | None = Field(
+        None, description="What images go through; none: as `base` has it."
+    )
+    layout: Literal["joined", "joined_transposed", "separate", "labelled", "rows"] | None = Field(
+        None,
+        description="Outputs. joined: [B, N, 4 + objectness + C]; separate: boxes [B, N, 4] and "
+        "scores [B, N, C]; labelled: labels, boxes and scores; rows: [B, N, 6] with score, label.",
+    )
+    boxes: Literal["xyxy", "xywh", "cxcywh", "grid"] | None = Field(
+        None, description="Format of a box; grid: YOLOX's, still to be decoded on its cells."
+    )
+    units: Literal["pixels", "shares"] | None = Field(
+        None, description="Of boxes: pixels of the network's input, or shares of its sides."
+    )
+    scores: Literal["probabilities", "logits", "softmax_logits"] | None = Field(
+        None, description="logits: a sigmoid is still to be taken; softmax_logits: a softmax."
+    )
+    objectness: bool | None = Field(None, description="A column before the classes' that counts.")
+    background: Literal["none", "first", "last"] | None = Field(
+        None, description='Which class column means "no object".'
+    )
+    slots: Literal["contiguous", "coco"] | None = Field(
+        None, description="Class columns by their order, or by COCO's official ids."
+    )
+    nms: bool | None = Field(None, description="Boxes of one object are still to be merged.")
+    size_input: Literal["none", "width_height", "height_width"] | None = Field(
+        None, description="A second input int64 [B, 2] with the size of the network's input."
+    )
+    strides: tuple[Annotated[int, Field(ge=1, le=512)], ...] | None = Field(
+        None, description="Of the cells of `boxes: grid`, in their order."
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> FamilyConfig:
+        missing = [
+            name
+            for name in ("input", "layout", "boxes", "units", "scores")
+            if self.base is None and getattr(self, name) is None
+        ]
+        if missing:
+            raise ValueError(f"without `base` it needs {', '.join(missing)}")
+        return self
+
+    def convention(self, base: Convention | None) -> Convention:
+        """The stated fields over those of ``base``."""
+        given = {
+            name: value
+            for name, value in self.model_dump(exclude={"base", "input"}).items()
+            if value is not None
+        }
+        if given.get("size_input") == "none":
+            given["size_input"] = None
+        return Convention(**given) if base is None else replace(base, **given)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

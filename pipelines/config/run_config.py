@@ -11,7 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.config.model_sections import PreprocessingConfig, network_size
+from pipelines.config.model_sections import (
+    FamilyConfig,
+    FamilyName,
+    PreprocessingConfig,
+    network_size,
+)
 from pipelines.config.part import Auto, Digest, Name, Part, Place, Share, Url, Webhook
 from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
 from storage.objects.protocols import StorageOptions
@@ -42,9 +47,14 @@ class SourceConfig(Part):
 class ModelConfig(Part):
     """The detector. What the checkpoint knows about itself need not be repeated."""
 
-    checkpoint: Url = Field(description=".pth, .pt, .ckpt, .pth.tar or .safetensors, at any URL.")
+    checkpoint: Url = Field(
+        description=".pth, .pt, .ckpt, .pth.tar or .safetensors; .onnx of another family."
+    )
     name: Literal["yolo_nas_s", "yolo_nas_m", "yolo_nas_l"] | None = Field(
         None, description="Architecture; none: the checkpoint's, or yolo_nas_s."
+    )
+    family: FamilyName | FamilyConfig = Field(
+        "yolo_nas", description="Of an .onnx: the family, or its convention (docs/families.md)."
     )
     arch: Url | None = Field(None, description="arch_params yaml that scales `name`.")
     sha256: Digest | None = Field(
@@ -90,10 +100,13 @@ class ModelConfig(Part):
     )
     max_detections: int = Field(300, ge=1, le=10_000, description="Boxes an image, at most.")
 
-    @field_validator("image_size")
-    @classmethod
-    def _strides(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-        return value if value is None else network_size(value)
+    @model_validator(mode="after")
+    def _sizes(self) -> ModelConfig:
+        if self.image_size is not None and self.family == "yolo_nas":
+            network_size(self.image_size)
+        if self.preprocessing is not None and self.family != "yolo_nas":
+            raise ValueError("of another family, state `family: {base: …, input: …}` instead")
+        return self
 
     @field_validator("classes", "keep")
     @classmethod

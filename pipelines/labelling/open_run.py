@@ -104,7 +104,7 @@ def _made_ready(config: RunConfig, model: ModelSpec, note: Callable[[str], None]
     try:
         return with_artefact(config, model, say=note)
     except ModelError as exc:
-        if config.model.runtime != "auto" or model.precision == "int8":
+        if config.model.runtime != "auto" or model.precision == "int8" or model.convention:
             raise
         note(f"{model.runtime} does not work out here, so torch is used: {exc.message}")
         return replace(model, runtime="torch")
@@ -124,6 +124,9 @@ def inference_settings(config: RunConfig, model: ModelSpec) -> dict[str, Any]:
     settings.pop("artefact")
     settings.pop("official_ids")  # they name boxes, and move none
     settings.pop("remarks")
+    settings["preprocessing"] = model.preprocessing.fields()
+    if model.convention is None:
+        settings.pop("convention")
     if model.artefact is not None:
         output = open_store(config.output, config.storage.options())
         settings["artefact"] = _artefact_settings(model.artefact, output.url)

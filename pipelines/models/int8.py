@@ -96,6 +96,7 @@ def _detector(spec: ModelSpec, artefact: Artefact) -> GraphDetector:
 def make_int8(
     config: RunConfig, spec: ModelSpec, truth: Truth | None, work: Path, say: Say
 ) -> Made:
+    from workers.compile.family_scheme import family_scheme
     from workers.compile.quantize import Quantiser, search
 
     graph = exported_graph(config, replace(spec, precision="fp32"), work, say)
@@ -119,8 +120,10 @@ def make_int8(
         judge = Judge.by_agreement(spec, graph, held_out)
     refuse_unmeasured(judge.fp32, len(judge.inputs), judge.against, config.model.max_loss)
     say(f"quantising, calibrated on {len(calibration)} images of the source")
-    quantiser = Quantiser(graph.files[GRAPH], calibration.pixels, work, spec.runtime)
-    chosen = search(quantiser, judge.loss, config.model.max_loss, say)
+    path = graph.files[GRAPH]
+    scheme = None if spec.convention is None else family_scheme(path, spec)
+    quantiser = Quantiser(path, calibration.pixels, work, spec.runtime, scheme)
+    chosen = search(quantiser, judge.loss, config.model.max_loss, say, scheme)
     facts = {
         **own_facts(graph.facts),
         "graph_precision": "int8",

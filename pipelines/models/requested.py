@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pipelines.config.model_sections import FamilyConfig
 from pipelines.config.run_config import RunConfig
 from pipelines.truth import coco_classes as coco
 from storage.errors import ConfigError, ObjectNotFound
@@ -11,6 +12,7 @@ from storage.objects.protocols import ObjectStore
 from storage.runs.manifest import RUN_KEY, RunRecord
 from storage.stores.open import open_store
 from storage.urls import normalise_url
+from workers.models.families import FAMILIES
 from workers.models.resolve import resolve_model
 from workers.spec import ArtefactRef, DeviceName, ModelRequest, ModelSpec
 
@@ -57,7 +59,7 @@ def model_request(config: RunConfig) -> ModelRequest:
     """The model section as the worker layer wants it."""
     part = config.model
     size = part.image_size
-    return ModelRequest(
+    request = ModelRequest(
         checkpoint=normalise_url(part.checkpoint),  # a worker may run in another folder
         name=part.name,
         arch=part.arch,
@@ -71,6 +73,30 @@ def model_request(config: RunConfig) -> ModelRequest:
         score_floor=part.score_floor,
         nms_iou=part.nms_iou,
         max_detections=part.max_detections,
+    )
+    return request if part.family == "yolo_nas" else _of_family(request, part.family)
+
+
+def _of_family(request: ModelRequest, stated: str | FamilyConfig) -> ModelRequest:
+    """The request with the convention of another family."""
+    part = FamilyConfig(base=stated) if isinstance(stated, str) else stated
+    base = None if part.base is None else FAMILIES[part.base]
+    if part.input is not None:
+        preprocessing = part.input.preprocessing()
+    elif base is not None:
+        preprocessing = base.input
+    else:
+        raise ConfigError("model.family: without `base` it needs `input`")
+    nms_iou = request.nms_iou
+    if nms_iou is None and base is not None:
+        nms_iou = base.nms_iou
+    return replace(
+        request,
+        family=part.base or "onnx",
+        convention=part.convention(base.convention if base else None),
+        preprocessing=preprocessing,
+        size_stated=part.input is not None,
+        nms_iou=nms_iou,
     )
 
 

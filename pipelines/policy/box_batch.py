@@ -27,7 +27,8 @@ class BoxBatch:
         scores: float32 [N], raw.
         category_ids: int16 [N].
         topk_scores: float32 [N, K], descending scores of the anchor's best classes.
-        box_std: float32 [N, 4], DFL standard deviation per side, pixels.
+        box_std: float32 [N, 4], DFL standard deviation per side, pixels; not a number where the
+            detector has none, and likewise
         box_entropy: float32 [N], DFL entropy, nats, mean over the sides.
         right: float64 [N], probability that the box is right; 0 outside the image.
         decisions: int8 [N], ``Decision`` if a person were asked (band: REVIEW); REJECT for boxes
@@ -105,8 +106,8 @@ def box_batch(table: pa.Table, thresholds: Thresholds) -> BoxBatch:
         scores=scores,
         category_ids=category_ids,
         topk_scores=_matrix(flat.field("topk_scores"), n),
-        box_std=_matrix(flat.field("box_std"), n),
-        box_entropy=flat.field("box_entropy").to_numpy().astype(np.float32),
+        box_std=_spread(flat.field("box_std"), n),
+        box_entropy=flat.field("box_entropy").to_numpy(zero_copy_only=False).astype(np.float32),
         right=right,
         decisions=decisions,
         outside=~inside,
@@ -127,6 +128,14 @@ def _winners(
     rank = np.empty(len(image), np.int64)
     rank[np.lexsort((-right, -decisions))] = np.arange(len(image))
     return winners(image, boxes, rank, decisions > Decision.REJECT, iou)
+
+
+def _spread(values: pa.Array, n: int) -> NDArray[np.float32]:
+    """[N, 4]; rows that are null are not numbers."""
+    found = np.full((n, 4), np.nan, np.float32)
+    known = values.is_valid().to_numpy(zero_copy_only=False)
+    found[known] = _matrix(values.drop_null(), int(known.sum()))
+    return found
 
 
 def _matrix(values: pa.Array, n: int) -> NDArray[np.float32]:

@@ -62,11 +62,12 @@ def score_entropy(batch: BoxBatch) -> Amounts:
 def box_spread(batch: BoxBatch) -> Amounts:
     """DFL spread relative to the side: twice the mean over four sides, up to 1 (GFLv2, 2021).
 
-    A side that spreads over a quarter of the box is as likely below IoU 0.5 as not.
+    A side that spreads over a quarter of the box is as likely below IoU 0.5 as not. 0 where the
+    detector does not say.
     """
     sides = np.maximum(batch.boxes[:, 2:] - batch.boxes[:, :2], 1.0)
     relative = batch.box_std / np.tile(sides, 2)
-    spread = np.minimum(2.0 * relative.mean(axis=1), 1.0)
+    spread = np.nan_to_num(np.minimum(2.0 * relative.mean(axis=1), 1.0), nan=0.0)
     return np.where(batch.shown, spread, 0.0).astype(np.float64)
 
 

@@ -18,11 +18,14 @@ DETECTION_TYPE = pa.struct(
         pa.field("score", pa.float32(), nullable=False),
         pa.field("topk_ids", pa.list_(pa.int16()), nullable=False),
         pa.field("topk_scores", pa.list_(pa.float32()), nullable=False),
-        pa.field("box_std", pa.list_(pa.float32(), 4), nullable=False),
-        pa.field("box_entropy", pa.float32(), nullable=False),
-        pa.field("anchor", pa.int32(), nullable=False),
+        # Since schema version 2 null where the detector is not a YOLO-NAS.
+        pa.field("box_std", pa.list_(pa.float32(), 4)),
+        pa.field("box_entropy", pa.float32()),
+        pa.field("anchor", pa.int32()),
     ]
 )
+
+_OF_YOLO_NAS = ("box_std", "box_entropy", "anchor")
 
 SCHEMA = pa.schema(
     [
@@ -88,9 +91,9 @@ def rows_to_table(rows: Sequence[AnnotationRow]) -> pa.Table:
             pa.array(np.concatenate([d.scores for d in parts]), pa.float32()),
             _ragged(np.concatenate([d.topk_ids for d in parts]), pa.int16()),
             _ragged(np.concatenate([d.topk_scores for d in parts]), pa.float32()),
-            _fixed4(np.concatenate([d.box_std for d in parts])),
-            pa.array(np.concatenate([d.box_entropy for d in parts]), pa.float32()),
-            pa.array(np.concatenate([d.anchor for d in parts]), pa.int32()),
+            _joined([(d.box_std, len(d)) for d in parts], DETECTION_TYPE.field("box_std").type),
+            _joined([(d.box_entropy, len(d)) for d in parts], pa.float32()),
+            _joined([(d.anchor, len(d)) for d in parts], pa.int32()),
         ],
         fields=list(DETECTION_TYPE),
     )
@@ -117,6 +120,21 @@ def rows_to_table(rows: Sequence[AnnotationRow]) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
+def _joined(
+    parts: Sequence[tuple[np.ndarray[Any, Any] | None, int]], kind: pa.DataType
+) -> pa.Array:
+    """Values of some rows' boxes one after the other; of rows that have none, as many nulls."""
+    arrays = []
+    for values, count in parts:
+        if values is None:
+            arrays.append(pa.nulls(count, kind))
+        elif pa.types.is_fixed_size_list(kind):
+            arrays.append(_fixed4(values))
+        else:
+            arrays.append(pa.array(values, kind))
+    return pa.concat_arrays(arrays)
+
+
 def table_to_rows(table: pa.Table) -> Iterator[AnnotationRow]:
     """Arrow table in ``SCHEMA`` back to rows."""
     table = table.combine_chunks()
@@ -127,10 +145,9 @@ def table_to_rows(table: pa.Table) -> Iterator[AnnotationRow]:
     struct = detections.values
     arrays = {name: struct.field(name) for name in struct.type.names}
     boxes = _matrix(arrays["bbox"], len(struct), 4)
-    box_std = _matrix(arrays["box_std"], len(struct), 4)
     topk_ids = _matrix(arrays["topk_ids"], len(struct))
     topk_scores = _matrix(arrays["topk_scores"], len(struct))
-    flat = {n: arrays[n].to_numpy() for n in ("score", "category_id", "box_entropy", "anchor")}
+    flat = {name: arrays[name].to_numpy() for name in ("score", "category_id")}
     plain = table.drop_columns(["detections"]).to_pylist()
     for i, values in enumerate(plain):
         at = slice(int(offsets[i]), int(offsets[i + 1]))
@@ -142,11 +159,22 @@ def table_to_rows(table: pa.Table) -> Iterator[AnnotationRow]:
                 category_ids=flat["category_id"][at],
                 topk_ids=topk_ids[at],
                 topk_scores=topk_scores[at],
-                box_std=box_std[at],
-                box_entropy=flat["box_entropy"][at],
-                anchor=flat["anchor"][at],
+                box_std=_known(arrays["box_std"], at, 4),
+                box_entropy=_known(arrays["box_entropy"], at),
+                anchor=_known(arrays["anchor"], at),
             ),
         )
+
+
+def _known(array: pa.Array, at: slice, width: int | None = None) -> np.ndarray[Any, Any] | None:
+    """One row's values; None where they are null."""
+    part = array.slice(at.start, at.stop - at.start)
+    if part.null_count:
+        return None
+    if width is not None:
+        return _matrix(part, len(part), width)
+    values: np.ndarray[Any, Any] = part.to_numpy()
+    return values
 
 
 def _matrix(array: pa.Array, n: int, width: int | None = None) -> np.ndarray[Any, Any]:
@@ -174,7 +202,8 @@ def validate_row(row: AnnotationRow, n_categories: int) -> None:
         return
     _validate_shapes(d, where)
     for name in ("boxes", "box_std", "box_entropy", "topk_scores"):
-        if not np.isfinite(getattr(d, name)).all():
+        values = getattr(d, name)
+        if values is not None and not np.isfinite(values).all():
             raise InvalidRow(f"{where}: {name} is not finite")
     if not ((d.scores >= 0) & (d.scores <= 1)).all():
         raise InvalidRow(f"{where}: a score outside [0, 1]")
@@ -193,5 +222,8 @@ def _validate_shapes(d: Detections, where: str) -> None:
         "box_std": (n, 4), "box_entropy": (n,), "anchor": (n,),
     }  # fmt: skip
     for name, shape in shapes.items():
-        if (found := getattr(d, name).shape) != shape:
+        values = getattr(d, name)
+        if values is None and name in _OF_YOLO_NAS:
+            continue
+        if (found := values.shape) != shape:
             raise InvalidRow(f"{where}: {name} has shape {found}, not {shape}")

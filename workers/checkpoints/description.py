@@ -33,7 +33,7 @@ def description(
             "arch_params": None if arch_params is None else json.loads(arch_params),
             "classes": list(classes),
             **({} if official_ids is None else {"official_ids": list(official_ids)}),
-            "preprocessing": dataclasses.asdict(preprocessing),
+            "preprocessing": preprocessing.fields(),
             "licence": licence,
             "training": dict(training),
         }

@@ -54,6 +54,8 @@ def difference(
         missing += lacking
         pairs = ((a.boxes, b.boxes), (a.scores, b.scores), (a.box_std, b.box_std))
         for k, (x, y) in enumerate((*pairs, (a.entropy, b.entropy))):
+            if x is None or y is None:  # no such output in this family
+                continue
             apart = np.abs(x[i][mine] - y[i][theirs])
             largest[k] = np.maximum(largest[k], apart.max(initial=0))  # what is no number stays
     box, score, std, entropy = (float(f"{value:.3g}") for value in largest)
@@ -77,11 +79,12 @@ def _pairs(
     return mine, there[mine], lacking
 
 
-def refuse_difference(found: Disagreement, what: str) -> None:
+def refuse_difference(found: Disagreement, what: str, reference: str = "torch") -> None:
     """Raises ArtefactError when ``found`` is more than two runs may differ by."""
     if not found.same:
         raise ArtefactError(
-            f"{what} does not agree with torch: boxes differ by up to {found.box_px} px and "
+            f"{what} does not agree with {reference}: boxes differ by up to {found.box_px} px and "
             f"scores by up to {found.score}; {found.missing} of {found.anchors} anchors missing",
-            hint="use `runtime: torch`, and report this with the versions that doctor shows",
+            hint=f"use `runtime: {'torch' if reference == 'torch' else 'onnx'}`, and report this "
+            "with the versions that doctor shows",
         )

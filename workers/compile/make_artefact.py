@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.objects.protocols import StorageOptions
+from workers.checkpoints.cache import fetch_checkpoint
+from workers.detectors.graph import detector_around
 from workers.runtimes.artefacts import Artefact
 from workers.spec import ModelSpec
 
@@ -62,11 +64,12 @@ def artefact_key(spec: ModelSpec, more: Mapping[str, Any] | None = None) -> str:
         "arch": spec.arch_params,
         "classes": len(spec.classes),
         "keep": spec.keep,
-        "preprocessing": asdict(spec.preprocessing),
+        "preprocessing": spec.preprocessing.fields(),
         "runtime": spec.runtime,
         "precision": graph_precision(spec),
         "graph": GRAPH_VERSION,
         "versions": versions(spec),
+        **({} if spec.convention is None else {"convention": asdict(spec.convention)}),
         **(more or {}),
     }
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
@@ -105,6 +108,8 @@ def make_graph(
         ArtefactError: it does not agree with torch.
         CheckpointError: the checkpoint cannot be had, read, or fitted to the network.
     """
+    if spec.convention is not None:
+        return make_family_graph(spec, options, images, folder, say)
     from workers.compile.export_graph import export_onnx
     from workers.yolo_nas.network import load_dense
 
@@ -133,6 +138,36 @@ def make_graph(
     )
     refuse_difference(found, f"the exported graph on {spec.runtime}")
     return Made(made.files, made.main, {**made.facts, "parity": asdict(found)})
+
+
+def make_family_graph(
+    spec: ModelSpec, options: StorageOptions, images: NDArray[np.uint8], folder: Path, say: Say
+) -> Made:
+    """The graph of another family as an artefact: the file itself, seen to run on the images.
+
+    Raises:
+        ArtefactError: the runtime's fp32 does not agree with ONNX Runtime's.
+        CheckpointError: the file cannot be had or read.
+        ModelError: it does not run, or its output is not finite.
+    """
+    from workers.compile.agreement import difference, refuse_difference
+    from workers.models.families import read_ports
+    from workers.models.onnx_family import PORTS, ports_to_json
+
+    path = folder / GRAPH
+    path.write_bytes(fetch_checkpoint(spec.checkpoint, options, sha256=spec.sha256).read_bytes())
+    facts = {**_facts(spec), PORTS: ports_to_json(read_ports(path))}
+    made = Made({GRAPH: path}, GRAPH, facts)
+    plain = dataclasses.replace(spec, precision="fp32")
+    session = open_session(made.artefact(), plain)
+    detector_around(session, plain).detect(images[:_CHECKED])
+    if spec.runtime == "onnx":
+        return made
+    say("comparing it with ONNX Runtime")
+    reference = open_session(made.artefact(), dataclasses.replace(plain, runtime="onnx"))
+    found = difference(reference, session, images[:_CHECKED], spec.score_floor)
+    refuse_difference(found, f"the graph on {spec.runtime}", "ONNX Runtime")
+    return Made(made.files, made.main, {**facts, "parity": asdict(found)})
 
 
 def open_session(artefact: Artefact, spec: ModelSpec) -> Any:

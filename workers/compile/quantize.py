@@ -58,6 +58,21 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Scheme:
+    """How a graph other than YOLO-NAS's is quantised.
+
+    Attributes:
+        groups: patterns of operator names, by the group's name.
+        recipe: groups that always stay in float32.
+        feed: the graph's inputs for one letterboxed image, uint8 [H, W, 3].
+    """
+
+    groups: Mapping[str, str]
+    recipe: tuple[str, ...]
+    feed: Callable[[NDArray[np.uint8]], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One choice of groups kept in float32, and what it lost, in points."""
 
@@ -102,16 +117,23 @@ class Quantiser:
         graph: ONNX in float32.
         images: uint8 [N, H, W, 3], letterboxed; never images that are measured on.
         folder: local, for the results.
+        scheme: of another family's graph; None: YOLO-NAS.
         runtime: OpenVINO gets its IR; the others ONNX with QuantizeLinear and DequantizeLinear.
     """
 
     def __init__(
-        self, graph: Path, images: NDArray[np.uint8], folder: Path, runtime: RuntimeName
+        self,
+        graph: Path,
+        images: NDArray[np.uint8],
+        folder: Path,
+        runtime: RuntimeName,
+        scheme: Scheme | None = None,
     ) -> None:
         self._nncf, self._ov = import_nncf(), import_openvino()
         self._graph, self._folder = graph, folder
         self._runtime = runtime
         self._images = images
+        self._scheme = scheme
         self._made = 0
 
     def quantise(self, kept: Sequence[str], *, few: bool = False) -> Artefact:
@@ -145,15 +167,19 @@ class Quantiser:
         model = self._read()
         presets, overflow = nncf.QuantizationPreset, nncf.OverflowFix
         gpu = self._runtime == "tensorrt"
-        data = nncf.Dataset(images, lambda image: {"images": image[None]})
-        patterns = [f"^{GROUPS[name]}.*" for name in kept]
+        if self._scheme is None:
+            data = nncf.Dataset(images, lambda image: {"images": image[None]})
+            patterns = [*(f"^{GROUPS[name]}.*" for name in kept), _DECODING]
+        else:
+            data = nncf.Dataset(images, self._scheme.feed)
+            patterns = [self._scheme.groups[name] for name in kept]
         with contextlib.redirect_stdout(io.StringIO()):
             return nncf.quantize(
                 model,
                 data,
                 subset_size=len(images),
                 target_device=nncf.TargetDevice.CPU,
-                ignored_scope=nncf.IgnoredScope(patterns=[*patterns, _DECODING], validate=False),
+                ignored_scope=nncf.IgnoredScope(patterns=patterns, validate=False),
                 # Asymmetric activations where their range is; TensorRT knows symmetric ones only.
                 preset=presets.MIXED if self._runtime == "openvino" else presets.PERFORMANCE,
                 # 7 bits where CPUs without VNNI would overflow, so that all of them agree.
@@ -197,17 +223,21 @@ def _make_signed(model: Any) -> None:
             info.type.tensor_type.elem_type = TensorProto.INT8
 
 
-def search(quantiser: Quantiser, loss: Loss, limit: float, say: Say) -> Quantised:
+def search(
+    quantiser: Quantiser, loss: Loss, limit: float, say: Say, scheme: Scheme | None = None
+) -> Quantised:
     """The recipe, and as many more groups in float32 as the limit needs.
 
     Args:
         loss: what an artefact loses against float32, in points.
         limit: the most it may lose.
+        scheme: of the quantiser.
 
     Raises:
         ArtefactError: no choice that was tried stays within the limit; the message says how near.
     """
-    kept: tuple[str, ...] = RECIPE
+    groups, recipe = (GROUPS, RECIPE) if scheme is None else (scheme.groups, scheme.recipe)
+    kept: tuple[str, ...] = recipe
     alone: dict[str, float] = {}
     trials: list[Trial] = []
     while True:
@@ -217,8 +247,8 @@ def search(quantiser: Quantiser, loss: Loss, limit: float, say: Say) -> Quantise
         say(f"INT8 but {', '.join(kept)}: {lost:+.2f} points lost")
         if lost <= limit:
             return Quantised(artefact, kept, lost, tuple(trials), alone)
-        left = [name for name in GROUPS if name not in kept]
-        if len(kept) == len(RECIPE) + _MOST or not left:
+        left = [name for name in groups if name not in kept]
+        if len(kept) == len(recipe) + _MOST or not left:
             break
         say("looking for the block that hurts most")
         beside = {}

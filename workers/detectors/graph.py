@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,10 @@ class GraphDetector:
     def __init__(self, session: Session, spec: ModelSpec) -> None:
         self._session = session
         self._spec = spec
-        self._rules = NmsRules(spec.score_floor, spec.nms_iou, spec.max_detections)
+        repeats = spec.convention is None or spec.convention.nms
+        self._rules = NmsRules(
+            spec.score_floor, spec.nms_iou if repeats else None, spec.max_detections
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -64,7 +67,9 @@ class GraphDetector:
     def _unfinished(self, selected: Selected) -> Callable[[], list[Detections]]:
         self._finite(selected)
         # The session's own arrays are the next batch's.
-        kept = Selected(**{f.name: getattr(selected, f.name).copy() for f in fields(selected)})
+        arrays = {field.name: getattr(selected, field.name) for field in fields(selected)}
+        copies: dict[str, Any] = {k: None if v is None else v.copy() for k, v in arrays.items()}
+        kept = Selected(**copies)
         return lambda: self._finish(kept)
 
     def _finish(self, selected: Selected) -> list[Detections]:

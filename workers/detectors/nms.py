@@ -24,10 +24,13 @@ TOPK_CLASSES = 5
 
 @dataclass(frozen=True, slots=True)
 class NmsRules:
-    """What survives: score above ``score_floor``, overlap up to ``nms_iou``, at most so many."""
+    """What survives: score above ``score_floor``, overlap up to ``nms_iou``, at most so many.
+
+    ``nms_iou`` None: the network's boxes do not repeat each other, and none is suppressed.
+    """
 
     score_floor: float
-    nms_iou: float
+    nms_iou: float | None
     max_detections: int
 
 
@@ -57,6 +60,8 @@ def suppress(
     """
     if len(scores) == 0:
         return np.zeros(0, np.int64)
+    if rules.nms_iou is None:
+        return np.arange(min(len(scores), rules.max_detections))
     xywh = boxes.astype(np.float64)
     xywh[:, 2:] -= xywh[:, :2]
     kept = cv2.dnn.NMSBoxesBatched(
@@ -87,15 +92,16 @@ class Selected:
         anchors: int32 [B, K].
         scores: float32 [B, K, C].
         boxes, box_std: float32 [B, K, 4]; xyxy in input pixels, and pixels.
-        entropy: float32 [B, K], nats.
+        entropy: float32 [B, K], nats. It and ``box_std`` are None from other families than
+            YOLO-NAS, whose ``anchors`` are then the places of its candidates, and not kept.
         total: float32 [B]; not finite when anything of that image's output is not.
     """
 
     anchors: NDArray[np.int32]
     scores: NDArray[np.float32]
     boxes: NDArray[np.float32]
-    box_std: NDArray[np.float32]
-    entropy: NDArray[np.float32]
+    box_std: NDArray[np.float32] | None
+    entropy: NDArray[np.float32] | None
     total: NDArray[np.float32]
 
 
@@ -115,27 +121,15 @@ def detections_from_selected(
     """
     allowed = np.zeros(selected.scores.shape[2], bool)
     allowed[list(keep)] = True
-    images = zip(
-        selected.boxes,
-        selected.scores,
-        selected.box_std,
-        selected.entropy,
-        selected.anchors,
-        strict=True,
-    )
-    return [_detections(*one, allowed=allowed, rules=rules) for one in images]
+    return [_detections(selected, i, allowed, rules) for i in range(len(selected.scores))]
 
 
 def _detections(
-    boxes: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    box_std: NDArray[np.float32],
-    entropy: NDArray[np.float32],
-    anchors: NDArray[np.int32],
-    *,
-    allowed: NDArray[np.bool_],
-    rules: NmsRules,
+    selected: Selected, image: int, allowed: NDArray[np.bool_], rules: NmsRules
 ) -> Detections:
+    boxes, scores, anchors = (
+        selected.boxes[image], selected.scores[image], selected.anchors[image]
+    )  # fmt: skip
     # Rows first: most have no candidate, and their classes need not be looked at one by one.
     some = np.flatnonzero(scores.max(1) > rules.score_floor)
     rows, classes = np.nonzero((scores[some] > rules.score_floor) & allowed)
@@ -151,7 +145,7 @@ def _detections(
         category_ids=classes[stay].astype(np.int16),
         topk_ids=topk_ids,
         topk_scores=topk_scores,
-        box_std=box_std[row],
-        box_entropy=entropy[row],
-        anchor=anchors[row],
+        box_std=None if selected.box_std is None else selected.box_std[image][row],
+        box_entropy=None if selected.entropy is None else selected.entropy[image][row],
+        anchor=None if selected.box_std is None else anchors[row],
     )

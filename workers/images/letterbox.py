@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from storage.records import Detections
 from workers.images.preprocessing import Preprocessing
@@ -43,7 +44,7 @@ class LetterboxTransform:
         return replace(
             detections,
             boxes=(detections.boxes - shift) * scale,
-            box_std=detections.box_std * scale,
+            box_std=None if detections.box_std is None else detections.box_std * scale,
         )
 
 
@@ -87,14 +88,15 @@ def letterbox(
     input_height, input_width = preprocessing.size
     scale_y, scale_x = _scales(height, width, preprocessing)
     # A side of an extremely long image may round to nothing; one pixel of it stays.
-    new_height, new_width = max(1, round(height * scale_y)), max(1, round(width * scale_x))
+    whole = round if preprocessing.rounding == "nearest" else int
+    new_height, new_width = max(1, whole(height * scale_y)), max(1, whole(width * scale_x))
     top = left = 0
     if preprocessing.padding == "center":
         top, left = (input_height - new_height) // 2, (input_width - new_width) // 2
     canvas = np.empty((input_height, input_width, 3), np.uint8) if out is None else out
     _pad(canvas, top, left, new_height, new_width, preprocessing.pad_value)
     inner = canvas[top : top + new_height, left : left + new_width]
-    _resize_into(inner, pixels)
+    _resize_into(inner, pixels, preprocessing)
     if factor > 1:  # the last row and column of ``pixels`` may reach past the image
         scale_y *= height / (pixels.shape[0] * factor)
         scale_x *= width / (pixels.shape[1] * factor)
@@ -110,11 +112,24 @@ def _pad(
     canvas[top : top + height, left + width :] = value
 
 
-def _resize_into(inner: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
+_METHODS = {
+    "linear": (cv2.INTER_LINEAR, Image.Resampling.BILINEAR),
+    "cubic": (cv2.INTER_CUBIC, Image.Resampling.BICUBIC),
+    "nearest": (cv2.INTER_NEAREST, Image.Resampling.NEAREST),
+}
+
+
+def _resize_into(
+    inner: NDArray[np.uint8], pixels: NDArray[np.uint8], preprocessing: Preprocessing
+) -> None:
     if inner.shape == pixels.shape:
         inner[:] = pixels
         return
     size = (inner.shape[1], inner.shape[0])
-    resized = cv2.resize(pixels, size, dst=inner, interpolation=cv2.INTER_LINEAR)
+    plain, averaged = _METHODS[preprocessing.interpolation]
+    if preprocessing.antialias:
+        inner[:] = np.asarray(Image.fromarray(pixels).resize(size, averaged))
+        return
+    resized = cv2.resize(pixels, size, dst=inner, interpolation=plain)
     if resized is not inner and not np.shares_memory(resized, inner):
         inner[:] = resized  # OpenCV could not write into that memory layout

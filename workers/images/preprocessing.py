@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+_LATER = {"interpolation": "linear", "antialias": False, "rounding": "nearest"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,10 @@ class Preprocessing:
         padding: ``center`` or ``bottom_right``.
         pad_value: 0–255, for all three channels.
         channels: order the network was trained on.
+        interpolation: of the resize.
         scale: the factor on uint8 values, applied inside the network.
+        antialias: whether pixels are averaged where the image shrinks, as Pillow does it.
+        rounding: of the resized sides to whole pixels.
         mean, std: per channel in the network's order, after ``scale``; None when not used.
     """
 
@@ -35,6 +40,18 @@ class Preprocessing:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     keep_aspect: bool = True
+    interpolation: Literal["linear", "cubic", "nearest"] = "linear"
+    antialias: bool = False
+    rounding: Literal["nearest", "down"] = "nearest"
+
+    def fields(self) -> dict[str, Any]:
+        """As plain values; those that came later are left out where they are at their default, so
+        that what was recorded before them still compares equal."""
+        values = asdict(self)
+        for name, default in _LATER.items():
+            if values[name] == default:
+                del values[name]
+        return values
 
 
 _LARGEST = 8192  # pixels a side; a typing error would otherwise ask for terabytes
@@ -51,6 +68,12 @@ def check_preprocessing(found: Preprocessing) -> None:
         raise ValueError(f"padding is {found.padding}, channels are {found.channels}")
     if type(found.pad_value) is not int or not 0 <= found.pad_value <= 255:
         raise ValueError(f"pad_value is {found.pad_value}")
+    if found.interpolation not in ("linear", "cubic", "nearest"):
+        raise ValueError(f"interpolation is {found.interpolation}")
+    if found.rounding not in ("nearest", "down"):
+        raise ValueError(f"rounding is {found.rounding}")
+    if found.antialias and found.interpolation == "nearest":
+        raise ValueError("interpolation nearest has no antialias")
     numbers = [found.scale, *(found.mean or (0.0,) * 3), *(found.std or (1.0,) * 3)]
     if len(numbers) != 7 or not all(math.isfinite(float(n)) for n in numbers):
         raise ValueError("scale, mean and std must be finite, mean and std for three channels")

@@ -43,6 +43,10 @@ def _session(spec: ModelSpec, options: StorageOptions, threads: int) -> Session:
 
 def session_of(artefact: Artefact, spec: ModelSpec, *, threads: int) -> Session:
     """A session on an artefact that is here; ``threads`` 0: all cores."""
+    if spec.convention is not None:
+        from workers.models.onnx_family import FamilySession
+
+        return FamilySession(artefact, spec, threads=threads)
     if spec.runtime == "openvino":
         from workers.runtimes.openvino_session import OpenVinoSession
 

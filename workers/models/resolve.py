@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,12 +14,18 @@ from storage.errors import ConfigError, ObjectNotFound
 from storage.objects.protocols import StorageOptions
 from storage.stores.open import open_object
 from storage.urls import shown_url
-from workers.checkpoints.cache import fetch_checkpoint
+from workers.checkpoints.cache import fetch_checkpoint, file_sha256
 from workers.checkpoints.description import canonical_arch
 from workers.checkpoints.file import Checkpoint, read_checkpoint
 from workers.images.preprocessing import Preprocessing
+from workers.models.families import (
+    agreed_preprocessing,
+    check_convention,
+    family_runtime,
+    read_ports,
+)
 from workers.runtimes.choose import choose_runtime
-from workers.spec import DeviceName, ModelRequest, ModelSpec
+from workers.spec import Convention, DeviceName, ModelRequest, ModelSpec
 
 DEFAULT_NAME = "yolo_nas_s"
 # Input channels of the three classification heads, by which unscaled weights are told apart.
@@ -45,9 +52,10 @@ def resolve_model(
         ConfigError: the two disagree (the message names both), or something is missing in both.
         CheckpointError: the checkpoint cannot be had or read.
     """
-    checkpoint = read_checkpoint(
-        fetch_checkpoint(request.checkpoint, options, sha256=request.sha256)
-    )
+    path = fetch_checkpoint(request.checkpoint, options, sha256=request.sha256)
+    if request.convention is not None:
+        return _resolve_family(request, request.convention, path, device)
+    checkpoint = _read(path)
     arch = None if request.arch is None else read_arch(request.arch, options)
     preprocessing = _preprocessing(request, checkpoint)
     classes = _classes(request, checkpoint)
@@ -79,8 +87,62 @@ def remarks_on(request: ModelRequest, options: StorageOptions) -> tuple[str, ...
         LabelfleetError: as ``resolve_model``.
     """
     path = fetch_checkpoint(request.checkpoint, options, sha256=request.sha256)
-    checkpoint = read_checkpoint(path)
+    if request.convention is not None:
+        return ()
+    checkpoint = _read(path)
     return _remarks(request, checkpoint, _preprocessing(request, checkpoint))
+
+
+def _read(path: Path) -> Checkpoint:
+    if path.suffix == ".onnx":
+        raise ConfigError(
+            f"{path.name} is an ONNX file, and model.family does not say of which family",
+            hint="yolox, d-fine, rt-detr, rf-detr, or a convention: see docs/families.md",
+        )
+    return read_checkpoint(path)
+
+
+def _resolve_family(
+    request: ModelRequest, convention: Convention, path: Path, device: DeviceName
+) -> ModelSpec:
+    """An ONNX graph of another family; what it says about itself must agree with the request."""
+    if path.suffix != ".onnx":
+        raise ConfigError(
+            f"model.family {request.family} is read from ONNX, and {path.name} is not an .onnx",
+            hint="export the detector to ONNX; docs/families.md says how each family does it",
+        )
+    if request.classes is None:
+        raise ConfigError(
+            f"model.classes is missing, and an ONNX file such as {path.name} does not name its "
+            "classes",
+            hint="add `classes: coco`, or the names in the order of training",
+        )
+    for field in ("name", "arch"):
+        if getattr(request, field) is not None:
+            raise ConfigError(
+                f"model.{field} is for YOLO-NAS, and model.family is {request.family}",
+                hint=f"leave model.{field} out",
+            )
+    ports = read_ports(path)
+    preprocessing = agreed_preprocessing(request, ports, path.name)
+    check_convention(convention, ports, request.classes, path.name)
+    runtime, precision = family_runtime(request, device)
+    return ModelSpec(
+        checkpoint=request.checkpoint,
+        sha256=file_sha256(path),
+        name=request.family,
+        arch_params=None,
+        classes=request.classes,
+        keep=_keep(request, request.classes),
+        preprocessing=preprocessing,
+        runtime=runtime,
+        precision=precision,
+        device=device,
+        score_floor=request.score_floor,
+        nms_iou=DEFAULT_NMS_IOU if request.nms_iou is None else request.nms_iou,
+        max_detections=request.max_detections,
+        convention=convention,
+    )
 
 
 def _remarks(request: ModelRequest, checkpoint: Checkpoint, used: Preprocessing) -> tuple[str, ...]:
