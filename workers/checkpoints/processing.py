@@ -102,6 +102,10 @@ def _longest_side(steps: _Steps, params: Mapping[str, Any]) -> None:
 
 
 def _rescale(steps: _Steps, params: Mapping[str, Any]) -> None:
+    if steps.keep_aspect and steps.size is None and steps.resize_to == _size(params):
+        # super-gradients' datasets fit every image into their input_dim first. Stretching that to
+        # the same size leaves nothing of the first step but a second interpolation.
+        steps.resize_to = None
     _resize(steps, "DetectionRescale", _size(params), keep_aspect=False)
     steps.size = steps.resize_to
 

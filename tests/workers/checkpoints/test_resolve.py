@@ -342,6 +342,13 @@ def test_normalisation_in_either_order() -> None:
     assert second.std == (4 * 255, 5 * 255, 6 * 255)
 
 
+def test_stretching_what_a_dataset_fitted_before() -> None:
+    fitted = {"DetectionLongestMaxSizeRescale": {"output_shape": [64, 96]}}
+    stretched = {"DetectionRescale": {"output_shape": (64, 96)}}
+    found = preprocessing_of([fitted, stretched, SCALE])
+    assert found == Preprocessing(size=(64, 96), resize_to=(64, 96), keep_aspect=False)
+
+
 def test_stretching() -> None:
     found = preprocessing_of([{"DetectionRescale": {"output_shape": (320, 640)}}, SCALE])
     assert (found.size, found.resize_to, found.keep_aspect) == ((320, 640), (320, 640), False)
