@@ -192,6 +192,16 @@ def fit(
     count_bulk: Annotated[
         bool, typer.Option(help="Predictions accepted in bulk count as audit answers.")
     ] = False,
+    guarantee: Annotated[
+        float | None,
+        typer.Option(help="Share of accepted boxes to be proven right, such as 0.95."),
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option(help="How often a guarantee is to hold, at least.")
+    ] = 0.9,
+    guarantee_by: Annotated[
+        str, typer.Option(help="A guarantee over `all` accepted boxes, or of every `class`.")
+    ] = "all",
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
@@ -199,10 +209,17 @@ def fit(
 
     decide and review route use a policy that lies in the run unless they are given another.
     """
+    from dataclasses import replace
+    from typing import cast
+
+    from rich.console import Group
+
     from pipelines.policy.curves import Wanted
     from pipelines.policy.fit import fit_run
-    from pipelines.policy.fit_view import fit_table
+    from pipelines.policy.fit_view import fit_table, guarantee_table
+    from pipelines.policy.guarantee import Asked, guarantee_run
     from pipelines.policy.policy import POLICY_KEY
+    from pipelines.policy.statement import By
     from storage.coco.truth import read_truth
     from storage.stores.open import open_object
 
@@ -212,10 +229,24 @@ def fit(
         manifest, known, Wanted(precision, lost), allow_missing=allow_missing,
         count_bulk=count_bulk, ignore_area=ignore_area,
     )  # fmt: skip
+    proven = None
+    if guarantee is not None:
+        asked = Asked(guarantee, confidence, cast(By, guarantee_by))
+        proven = guarantee_run(
+            manifest, fitted.policy, asked, known, allow_missing=allow_missing,
+            count_bulk=count_bulk,
+        )  # fmt: skip
+        fitted = replace(fitted, policy=proven.policy)
     store, key = (manifest.store, POLICY_KEY) if out is None else open_object(out, options)
     store.put(key, fitted.policy.to_yaml().encode())
     written = out or f"{manifest.url}/{POLICY_KEY}"
-    show(fit_table(fitted, written), {**fitted.to_json(), "written": written}, json_)
+    fields = {**fitted.to_json(), "written": written}
+    if proven is None:
+        show(fit_table(fitted, written), fields, json_)
+        return
+    told = Group(fit_table(fitted, written), guarantee_table(proven))
+    show(told, {**fields, "guarantee": proven.to_json()}, json_)
+    raise typer.Exit(0 if proven.guarantee is not None else 3)
 
 
 def decide(

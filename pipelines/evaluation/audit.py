@@ -127,7 +127,10 @@ def estimate(
     strata = audit_sample([a for a in lines if a.part == "audit"], own_run)
     sampled = [a for members in strata.values() for a in members]
     seconds = _seconds(lines)
-    audit = _work([a for a in lines if a.part == "audit"], seconds)
+    audit_lines = [a for a in lines if a.part == "audit"]
+    audit = _work(audit_lines, seconds)
+    spoken = {run for run, _ in strata} or {own_run}
+    of_sample = [a for a in audit_lines if a.run in spoken]
     value = _work([a for a in lines if a.part == "value"], seconds)
     covered = sum(members[0].stratum_images for members in strata.values())
     own = {name for run, name in strata if run == own_run}
@@ -152,7 +155,7 @@ def estimate(
         value=value,
         gain=quotient(value.errors_per_minute, audit.errors_per_minute),
         measured_time=measured / len(answered) if answered else 0.0,
-        notes=tuple(_notes(len(sampled), uncovered, audit, upper, measured, len(answered))),
+        notes=tuple(_notes(len(sampled), uncovered, of_sample, upper, measured, len(answered))),
     )
 
 
@@ -239,9 +242,17 @@ def _work(lines: Sequence[AnsweredImage], seconds: Count) -> PartWork:
 
 
 def _notes(
-    sampled: int, uncovered: int, audit: PartWork, upper: bool, measured: int, answered: int
+    sampled: int,
+    uncovered: int,
+    audit: Sequence[AnsweredImage],
+    upper: bool,
+    measured: int,
+    answered: int,
 ) -> list[str]:
+    """What a reader must know; ``audit`` are the audit images of the run that is sampled."""
     notes = []
+    skipped = sum(a.state == "skipped" for a in audit)
+    waiting = sum(a.state == "answered" for a in audit) - sampled
     if not sampled:
         notes.append("no audit image is answered yet: nothing can be said about the labels")
     elif sampled < _FEW:
@@ -250,15 +261,12 @@ def _notes(
         )
     if uncovered:
         notes.append(f"{uncovered} live images were never sampled, and are not spoken for")
-    if audit.skipped:
+    if skipped:
         notes.append(
-            f"{audit.skipped} audit images were skipped; if those are the hard ones, "
-            "the figures flatter"
+            f"{skipped} audit images were skipped; if those are the hard ones, the figures flatter"
         )
-    if audit.answered > sampled:
-        notes.append(
-            f"{audit.answered - sampled} audit answers wait for those before them in random order"
-        )
+    if waiting > 0:
+        notes.append(f"{waiting} audit answers wait for those before them in random order")
     if upper and sampled:
         notes.append("people saw the predictions: recall is an upper bound (see audit_blind)")
     if measured < answered:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.95
+_VAGUE = 100.0  # an upper end this many times the lower one says nothing
 _Z = 1.959963984540054
 _INVENTED = (0.25, 0.75)  # shares of its boxes that are right
 
@@ -62,10 +63,29 @@ class Estimate:
     low: float
     high: float
 
+    @property
+    def vague(self) -> bool:
+        """Whether the interval spans so much that its ends would only mislead."""
+        return self.value is None or vague(self.low, self.high)
+
     def __str__(self) -> str:
         if self.value is None:
             return "unknown"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def vague(low: float, high: float) -> bool:
+    """Whether an interval of a rate spans so much that its ends would only mislead."""
+    return not np.isfinite(high) or (low > 0 and high > _VAGUE * low)
+
+
+def plain(value: float) -> str:
+    """A figure as people write it: three digits that count, no exponent."""
+    if not np.isfinite(value):
+        return "unbounded"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.01 else f"{value:.2f}"
 
 
 UNKNOWN = Estimate(None, 0.0, 1.0)

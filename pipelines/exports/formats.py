@@ -50,8 +50,10 @@ class Exporter(Protocol):
 
 def provenance(lineage: LabelVersion) -> dict[str, Any]:
     """Where exported labels come from, for the format's own description field."""
+    guarantee = {"guarantee": lineage.guarantee} if lineage.guarantee else {}
     return {
         "description": f"{lineage.run['name']}, label version {lineage.version}, by labelfleet",
+        **guarantee,
         "version": lineage.version,
         "date_created": lineage.created_at,
         "model_sha256": lineage.run["model_sha256"],

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pipelines.labels.alternatives import ALTERNATIVES, AlternativesWriter
 from pipelines.policy.box_batch import BoxBatch, box_batch
 from pipelines.policy.policy import Decision, Policy, Thresholds
+from pipelines.policy.statement import said_for
 from pipelines.truth.compared import AnsweredImage, ModelLabels, QueuePlaces, describe, to_jsonl
 from pipelines.truth.settle import AnswerBook, Settled, Settling, settle
 from storage.boxes import clipped
@@ -75,7 +76,7 @@ def decide_run(
         ReviewError: answers name a class that the run lacks.
     """
     identity = manifest.record.identity
-    thresholds = policy.thresholds(identity.categories, identity.model_sha256)
+    thresholds = policy.for_run(identity)
     runs = [manifest, *(m for m in answers_from if m.url != manifest.url)]
     parts = {run.url: answer_parts(run.store) for run in runs}
     book = settle(standing(*(read_answers(r.store, parts[r.url]) for r in runs)), settling)
@@ -111,6 +112,7 @@ def decide_run(
             counts=merge.totals(),
             parts=written,
             files=write_version_files(manifest.store, version, files),
+            guarantee=said_for(policy, identity, manifest.url),
         )
     finish_version(manifest.store, lineage)
     return lineage

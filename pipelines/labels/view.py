@@ -14,7 +14,8 @@ from storage.labels.versions import LabelVersion
 def render_version(lineage: LabelVersion) -> RenderableType:
     """What a label version holds."""
     rows = [(name.replace("_", " "), f"{count:,}") for name, count in lineage.counts.items()]
-    return Group(summary_table(f"labels {lineage.version}", rows), Text(f"policy {lineage.policy}"))
+    lines = [f"policy {lineage.policy}", *([lineage.guarantee] if lineage.guarantee else [])]
+    return Group(summary_table(f"labels {lineage.version}", rows), *map(Text, lines))
 
 
 def render_diff(diff: LabelDiff) -> RenderableType:

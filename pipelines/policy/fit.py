@@ -140,6 +140,8 @@ def fit_run(
         source = "audit answers"
     judged = judge(((row.detections, t, w) for row, t, w in known), len(identity.categories))
     found = fit(judged, identity.categories, wanted or Wanted(), source, identity.model_sha256)
+    policy = found.policy.model_copy(update={"precision": identity.precision})
+    found = replace(found, policy=policy)
     images = [JudgedImage(r.detections, r.width, r.height, w) for r, _, w in known]
     bulk = _bulk_warning(manifest, count_bulk) if truth is None else ()
     return _with_band(found, images, identity.categories, ignore_area, bulk)

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.policy.fit import Fit
+from pipelines.policy.guarantee import ClassProof, Guaranteed
 
 _HEADINGS = (
     "class", "boxes", "right", "accept from", "reject below", "accepted", "precision", "recall",
@@ -42,6 +43,26 @@ def fit_table(found: Fit, written: str) -> RenderableType:
         lines.insert(0, "* few boxes: leans on the curve of all classes")
     warnings = (Text(f"note: {warning}", style="yellow") for warning in found.warnings)
     return Group(table, *(Text(line) for line in lines), *warnings)
+
+
+def guarantee_table(found: Guaranteed) -> RenderableType:
+    """For people: from which raw scores the share asked for was shown, and what may be said."""
+    table = Table(title="guarantee", title_justify="left")
+    for heading in ("class", "holds from", "boxes accepted", "audited boxes right"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for proof in (*found.classes, found.all):
+        held = "not shown" if proof.threshold is None else f"{proof.threshold:g}"
+        table.add_row(escape(proof.name), held, f"{proof.accepted:,}", _percent(proof.right))
+    said = "Nothing is guaranteed." if found.guarantee is None else found.guarantee.sentence
+    more = [_more(proof) for proof in (*found.classes, found.all) if proof.threshold is None]
+    return Group(table, Text(said), *(Text(line, style="yellow") for line in more))
+
+
+def _more(proof: ClassProof) -> str:
+    if proof.more is None:
+        why = "the boxes are not right often enough"
+        return f"{proof.name}: more audit images alone would not show it: {why}"
+    return f"{proof.name}: about {proof.more:,} more audit images would do"
 
 
 def _percent(value: float | None) -> str:

@@ -29,9 +29,10 @@ from pydantic import Field, model_validator
 
 from pipelines.config.part import Part, Share
 from pipelines.config.yaml_files import load_yaml, parse_config
+from pipelines.policy.statement import Guarantee
 from storage.errors import ConfigError, ObjectNotFound
 from storage.objects.protocols import StorageOptions, SupportsGet
-from storage.records import Category
+from storage.records import Category, RunIdentity
 from storage.stores.open import open_object
 from storage.urls import shown_url
 
@@ -80,12 +81,22 @@ class Calibration(Part):
     classes: dict[str, Curve] = Field(default_factory=dict, description="By class name.")
     iou: float = Field(0.5, gt=0, le=1, description="Right means: same class, this IoU or more.")
 
+    def of(self, name: str) -> Curve:
+        """The curve of one class."""
+        return self.classes.get(name, self.all)
+
 
 class ClassThresholds(Part):
     """Thresholds of one class; what is not given is the policy's."""
 
     accept: Share | None = Field(None, description="From this score on, a box is a label.")
     reject: Share | None = Field(None, description="Below this score, a box is dropped.")
+    accept_score: Share | None = Field(
+        None, description="Raw score that a label needs besides; a guarantee sets it."
+    )
+
+
+_NOTHING_OWN = ClassThresholds(accept=None, reject=None, accept_score=None)
 
 
 class Policy(Part):
@@ -107,6 +118,10 @@ class Policy(Part):
     model_sha256: str | None = Field(
         None, description="The model it was fitted on; other models' scores mean something else."
     )
+    precision: str | None = Field(
+        None, description="Arithmetic it was fitted in; int8 scores mean something else than fp32."
+    )
+    guarantee: Guarantee | None = Field(None, description="What `fit --guarantee` showed.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Policy:
@@ -119,7 +134,7 @@ class Policy(Part):
 
     def of(self, name: str) -> tuple[float, float]:
         """(accept, reject) of one class."""
-        own = self.classes.get(name, ClassThresholds(accept=None, reject=None))
+        own = self.classes.get(name, _NOTHING_OWN)
         accept = self.accept if own.accept is None else own.accept
         return accept, self.reject if own.reject is None else own.reject
 
@@ -161,15 +176,21 @@ class Policy(Part):
     def with_thresholds(self, accept: float | None, reject: float | None) -> Policy:
         """The policy with thresholds that were given by hand, which hold for every class.
 
+        An ``accept`` given by hand voids a guarantee, which holds for its own thresholds.
+
         Raises:
             ConfigError: they contradict each other, or what is left.
         """
         given = {n: v for n, v in (("accept", accept), ("reject", reject)) if v is not None}
+        dropped = {*given, "accept_score"} if "accept" in given else given
         classes = {
-            name: {k: v for k, v in own.model_dump().items() if k not in given}
+            name: {k: v for k, v in own.model_dump().items() if k not in dropped}
             for name, own in self.classes.items()
         }
         fields = self.to_fields() | given | {"classes": classes}
+        if self.guarantee is not None and "accept" in given:
+            void = {"void": "--accept was given by hand"}
+            fields["guarantee"] = self.guarantee.model_dump(mode="json") | void
         return Policy.from_config(fields, where="--accept, --reject")
 
     def to_fields(self) -> dict[str, Any]:
@@ -189,24 +210,43 @@ class Policy(Part):
         text = json.dumps(self.to_fields(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    def for_run(self, identity: RunIdentity) -> Thresholds:
+        """The policy for a run, refused where the run's scores mean something else.
+
+        Raises:
+            ConfigError: as ``thresholds``, or it was fitted on int8 scores and the run's are not,
+                or the other way round.
+        """
+        mine, its = self.precision or identity.precision, identity.precision
+        if mine != its and "int8" in (mine, its):
+            void = "; its guarantee is void" if self.guarantee else ""
+            raise ConfigError(
+                f"the policy was fitted on {mine} scores, the run's are {its}{void}",
+                hint="fit a policy on this run, or delete precision from it if you mean it",
+            )
+        return self.thresholds(identity.categories, identity.model_sha256)
+
     def thresholds(
         self, categories: Sequence[Category], model_sha256: str | None = None
     ) -> Thresholds:
-        """The policy for a run's classes.
+        """The policy for a list of classes.
 
         Raises:
-            ConfigError: it names a class the run lacks, or was fitted on another model.
+            ConfigError: it names a class that is not among them, or was fitted on another model.
         """
         if self.model_sha256 and model_sha256 and self.model_sha256 != model_sha256:
+            void = "; its guarantee is void" if self.guarantee else ""
             raise ConfigError(
                 f"the policy was fitted on model {self.model_sha256[:12]}, "
-                f"the run's is {model_sha256[:12]}",
+                f"the run's is {model_sha256[:12]}{void}",
                 hint="fit a policy on this run, or delete model_sha256 from it if you mean it",
             )
         _refuse_unknown(self, [c.name for c in categories])
         pairs = np.array([self.of(c.name) for c in categories], np.float32).reshape(-1, 2)
+        own = [self.classes.get(c.name, _NOTHING_OWN).accept_score or 0.0 for c in categories]
         curves = _curves(self.calibration, categories)
-        return Thresholds(pairs[:, 0], pairs[:, 1], curves, self.one_object)
+        least = np.array(own, np.float32)
+        return Thresholds(pairs[:, 0], pairs[:, 1], curves, self.one_object, least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,12 +257,14 @@ class Thresholds:
         accept, reject: float32 [classes], by contiguous category id.
         curves: a calibration by category id, or None: scores stand as they are.
         one_object: from this IoU on, boxes of one image are one object; None: never.
+        accept_score: float32 [classes], raw scores that labels need besides; None: no such.
     """
 
     accept: NDArray[np.float32]
     reject: NDArray[np.float32]
     curves: tuple[Curve, ...] | None
     one_object: float | None = None
+    accept_score: NDArray[np.float32] | None = None
 
     def scores(
         self, scores: NDArray[np.float32], category_ids: NDArray[np.int16]
@@ -260,7 +302,10 @@ class Thresholds:
         band = np.where(queued, np.int8(Decision.REVIEW), np.int8(Decision.IGNORE))
         out = np.broadcast_to(band, judged.shape).astype(np.int8)
         out[judged < self.reject[category_ids]] = Decision.REJECT
-        out[judged >= self.accept[category_ids]] = Decision.ACCEPT
+        accepted = judged >= self.accept[category_ids]
+        if self.accept_score is not None:
+            accepted &= scores.astype(np.float32) >= self.accept_score[category_ids]
+        out[accepted] = Decision.ACCEPT
         return out
 
 
@@ -296,7 +341,7 @@ def _curves(
 ) -> tuple[Curve, ...] | None:
     if calibration is None:
         return None
-    return tuple(calibration.classes.get(c.name, calibration.all) for c in categories)
+    return tuple(calibration.of(c.name) for c in categories)
 
 
 def _refuse_unknown(policy: Policy, names: Sequence[str]) -> None:

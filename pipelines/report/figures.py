@@ -11,6 +11,8 @@ from math import floor, log10
 
 from markupsafe import Markup
 
+from pipelines.evaluation.intervals import plain
+
 _WIDTH, _HEIGHT = 560, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 12, 34
 
@@ -139,7 +141,7 @@ def whiskers(
             Markup(
                 '<g><line class="whisker" x1="{:.1f}" x2="{:.1f}" y1="{y}" y2="{y}"/>'
                 '<circle class="bar" cx="{:.1f}" cy="{y}" r="6"/><title>{}</title></g>'
-            ).format(x(low), x(high), x(value), f"{value:.3g} ({low:.3g} to {high:.3g})", y=y)
+            ).format(x(low), x(high), x(value), _interval(value, low, high), y=y)
         )
     parts.append(_text(left + wide / 2, height - 6, x_title, "middle"))
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
@@ -202,3 +204,7 @@ def _seconds(value: float) -> str:
     if value < 120:
         return f"{value:.0f} s"
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{plain(value)} ({plain(low)} to {plain(high)})"

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from pipelines.display.durations import shown_duration
 from pipelines.display.palette import color_of
-from pipelines.evaluation.intervals import Estimate
+from pipelines.evaluation.intervals import Estimate, plain, vague
 from pipelines.evaluation.result import Evaluation, remarks
 from pipelines.report import figures
 from pipelines.report.gallery import Tile, draw_tiles, legend
@@ -113,7 +113,9 @@ def _estimate(estimate: Estimate, times: float = 1.0) -> str:
     if estimate.value is None:
         return "unknown"
     value, low, high = (times * v for v in (estimate.value, estimate.low, estimate.high))
-    return f"{value:.3g} [{low:.3g}, {'∞' if high == float('inf') else f'{high:.3g}'}]"
+    if vague(low, high):
+        return f"about {plain(value)} (too few answers for an interval)"
+    return f"{plain(value)} [{plain(low)}, {plain(high)}]"
 
 
 def _overview(manifest: Manifest, found: Scan, now: float) -> dict[str, Any]:

@@ -29,12 +29,14 @@ class ReviewSection:
 
     Attributes:
         worth: estimates of the latest label version; None: people answered, and nobody merged.
+        guarantee: what may be said of that version's accepted boxes; '' if nothing was shown.
         shares, rates: charts of precision and recall, and of errors found a minute.
         kinds: (name, errors found by value, at random).
         pictures: corrections; ``problem``: why there are none.
     """
 
     worth: AuditReport | None
+    guarantee: str = ""
     shares: Markup | None = None
     rates: Markup | None = None
     kinds: tuple[tuple[str, int, int], ...] = ()
@@ -43,16 +45,20 @@ class ReviewSection:
 
 
 def review_section(manifest: Manifest, options: StorageOptions | None) -> ReviewSection | None:
-    """The section; None where nobody answered. A source out of reach costs only the pictures."""
+    """The section; None where nobody answered and nothing is guaranteed.
+
+    A source out of reach costs only the pictures.
+    """
     answered = bool(answer_parts(manifest.store))
     if not versions(manifest.store):
         return ReviewSection(None) if answered else None
-    worth = audit_report(manifest)
+    worth, guarantee = audit_report(manifest), read_version(manifest.store).guarantee
     if not worth.audit.answered and not worth.value.answered:
-        return ReviewSection(None) if answered else None
+        return ReviewSection(None, guarantee) if answered or guarantee else None
     shown, problem = _pictures(manifest, options)
     return ReviewSection(
         worth=worth,
+        guarantee=guarantee,
         shares=_shares(worth),
         rates=_rates(worth.value, worth.audit),
         kinds=tuple(

@@ -11,7 +11,7 @@ from rich.text import Text
 from pipelines.display.progress_bar import ProgressBar, progress_bar
 from pipelines.display.tables import MOST_NAMED, summary_table
 from pipelines.evaluation.audit import AuditReport
-from pipelines.evaluation.intervals import Estimate
+from pipelines.evaluation.intervals import Estimate, plain
 from pipelines.review.pull import PullSummary
 from pipelines.review.push import PushSummary, PushWatcher
 from pipelines.review.status import ReviewStatus
@@ -140,4 +140,6 @@ def _share(estimate: Estimate) -> str:
 def _figure(estimate: Estimate) -> str:
     if estimate.value is None:
         return "unknown"
-    return f"{estimate.value:.2f}  ({estimate.low:.2f} to {estimate.high:.2f})"
+    if estimate.vague:
+        return f"about {plain(estimate.value)}: too few answers to say how far off that may be"
+    return f"{plain(estimate.value)}  ({plain(estimate.low)} to {plain(estimate.high)})"

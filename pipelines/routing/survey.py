@@ -174,7 +174,7 @@ class RunSurvey:
         identity = manifest.record.identity
         self._manifest, self._invocation = manifest, invocation
         self._earlier, self._options = earlier, options
-        self._thresholds = policy.thresholds(identity.categories, identity.model_sha256)
+        self._thresholds = policy.for_run(identity)
         most, bits = options.most_images, options.near_duplicate_bits
         self._audit_most = int(np.ceil(most * options.audit)) + 1 if options.audit else 0
         self.draws = {

@@ -105,6 +105,7 @@ class LabelVersion:
             area in their image and ``rejected_alternative`` yielded to a box of the same object.
         parts: its Parquet objects in order.
         files: sha256 of its other objects by name; empty in versions of an older labelfleet.
+        guarantee: what was shown of the accepted boxes, or why it is void; '' if nothing was.
     """
 
     version: str
@@ -118,6 +119,7 @@ class LabelVersion:
     counts: dict[str, int]
     parts: tuple[PartFile, ...] = field(default_factory=tuple)
     files: dict[str, str] = field(default_factory=dict)
+    guarantee: str = ""
 
     @property
     def prefix(self) -> str:

@@ -11,10 +11,12 @@ from hypothesis.extra.numpy import arrays
 from pipelines.evaluation.intervals import (
     Estimate,
     Sample,
+    plain,
     quotient,
     rate_estimate,
     share_estimate,
 )
+from pipelines.review.view import _figure
 
 
 def _sample(images: int, x: list[float], y: list[float]) -> Sample:
@@ -124,3 +126,14 @@ def test_a_quotient_of_rates() -> None:
     assert found.low == pytest.approx(4 * 2 ** -(2**0.5))
     assert found.high == pytest.approx(4 * 2 ** (2**0.5))
     assert quotient(Estimate(1.0, 0.5, 2), Estimate(0.0, 0.0, 0.1)).value is None
+
+
+def test_figures_for_people_have_no_exponents_and_no_absurd_ends() -> None:
+    assert [plain(v) for v in (1550.0, 96716935.27, 72.2, 25.0, 0.4567, 0.0)] == [
+        "1,550", "96,716,935", "72.2", "25", "0.457", "0.00",
+    ]  # fmt: skip
+    assert Estimate(72.2, 0.00005, 96716935.27).vague
+    assert Estimate(2.0, 0.0, float("inf")).vague
+    assert not Estimate(2.0, 0.5, 8.0).vague
+    assert "96" not in _figure(Estimate(72.2, 0.00005, 96716935.27))
+    assert _figure(Estimate(2.0, 0.5, 8.0)) == "2  (0.5 to 8)"
