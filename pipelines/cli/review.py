@@ -51,6 +51,10 @@ def route(
     policy: PolicyUrl = None,
     accept: Accept = None,
     reject: Reject = None,
+    answers_from: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="Another run whose images are not asked about again."),
+    ] = None,
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
@@ -71,7 +75,7 @@ def route(
     with run_lock(manifest.store, "labelfleet review route"):
         summary = route_run(
             manifest, budget=budget, policy=chosen, invocation=new_invocation(), seed=seed,
-            audit=audit,
+            audit=audit, other_runs=[open_manifest(o, endpoint_url) for o in answers_from or ()],
         )  # fmt: skip
     meaning = given_meaning(chosen, accept, reject)
     told = Group(render_route(summary), Text(meaning)) if meaning else render_route(summary)

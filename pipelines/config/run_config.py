@@ -167,6 +167,9 @@ class ReviewConfig(Part):
     audit: Share = Field(0.2, description="Share of the budget drawn at random, for estimates.")
     audit_blind: bool = Field(False, description="Show audit images without boxes.")
     seed: int = Field(0, description="Of the audit's draw.")
+    answers_from: tuple[Url, ...] = Field(
+        (), description="Other runs over the same images; what they asked is not asked again."
+    )
 
     @field_validator("budget")
     @classmethod

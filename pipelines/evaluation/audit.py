@@ -176,7 +176,7 @@ def audit_sample(audit: Sequence[AnsweredImage], own_run: str) -> Strata:
     for (run, stratum), lines in members.items():
         prefix = []
         for line in sorted(lines, key=lambda a: a.audit_rank):
-            if line.state == "open":
+            if line.state == "open" or line.bulk:
                 break
             if line.state == "answered":
                 prefix.append(line)
@@ -224,7 +224,7 @@ def _seconds(lines: Sequence[AnsweredImage]) -> Count:
 
 
 def _work(lines: Sequence[AnsweredImage], seconds: Count) -> PartWork:
-    answered = [a for a in lines if a.state == "answered"]
+    answered = [a for a in lines if a.state == "answered" and not a.bulk]
     errors = np.array([a.errors for a in answered], np.float64)
     minutes = np.array([seconds(a) / 60 for a in answered], np.float64)
     # What was reviewed is all there is to speak of, but as a sample of what such review finds.
@@ -252,7 +252,8 @@ def _notes(
     """What a reader must know; ``audit`` are the audit images of the run that is sampled."""
     notes = []
     skipped = sum(a.state == "skipped" for a in audit)
-    waiting = sum(a.state == "answered" for a in audit) - sampled
+    bulk = sum(a.bulk for a in audit)
+    waiting = sum(a.state == "answered" for a in audit) - bulk - sampled
     if not sampled:
         notes.append("no audit image is answered yet: nothing can be said about the labels")
     elif sampled < _FEW:
@@ -265,6 +266,8 @@ def _notes(
         notes.append(
             f"{skipped} audit images were skipped; if those are the hard ones, the figures flatter"
         )
+    if bulk:
+        notes.append(f"{bulk} audit images were accepted in bulk, and count as not answered")
     if waiting > 0:
         notes.append(f"{waiting} audit answers wait for those before them in random order")
     if upper and sampled:

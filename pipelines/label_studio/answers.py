@@ -74,6 +74,7 @@ def _answer(
         deleted=deleted,
         model_version=str(prediction.get("model_version") or "") if prediction else "",
         was_blind=prediction is None,
+        ground_truth=annotation.get("ground_truth") is True,
     )
 
 

@@ -19,22 +19,26 @@ class PlannedReview:
 
     ``part`` None: the config has no such section, and nothing is routed. ``stated`` False: the
     config has no policy, and one that ``fit`` left with the run comes before the default.
+    ``others``: earlier runs whose questions are not asked again.
     """
 
     part: ReviewConfig | None
     policy: Policy
     stated: bool = True
+    others: tuple[Manifest, ...] = ()
 
     @staticmethod
     def of(config: RunConfig) -> PlannedReview:
-        """Raises ConfigError when the policy cannot be read."""
+        """Raises ConfigError when the policy, or a run of ``answers_from``, cannot be read."""
         if config.review is None:
             return PlannedReview(None, Policy())
         if isinstance(config.policy, str):
             policy = Policy.load(config.policy, config.storage.options())
         else:
             policy = Policy.from_config(config.policy)
-        return PlannedReview(config.review, policy, "policy" in config.model_fields_set)
+        options = config.storage.options()
+        others = tuple(Manifest.open(url, options) for url in config.review.answers_from)
+        return PlannedReview(config.review, policy, "policy" in config.model_fields_set, others)
 
     def route(self, manifest: Manifest, new_shards: int) -> int:
         """Draw this invocation's queue and remember where it goes. The caller holds the run's lock.
@@ -58,5 +62,6 @@ class PlannedReview:
             invocation=new_invocation(),
             seed=self.part.seed,
             audit=self.part.audit,
+            other_runs=self.others,
         )
         return summary.audit + summary.value

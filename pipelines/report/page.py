@@ -113,7 +113,7 @@ def _estimate(estimate: Estimate, times: float = 1.0) -> str:
     if estimate.value is None:
         return "unknown"
     value, low, high = (times * v for v in (estimate.value, estimate.low, estimate.high))
-    if vague(low, high):
+    if times == 1.0 and vague(low, high):  # shares, in percent, are bounded
         return f"about {plain(value)} (too few answers for an interval)"
     return f"{plain(value)} [{plain(low)}, {plain(high)}]"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from pipelines.evaluation.annotators import PeopleReport, people_report
 from pipelines.evaluation.audit import AuditReport, PartWork, audit_report
 from pipelines.evaluation.intervals import Estimate
 from pipelines.report import figures
@@ -13,7 +14,7 @@ from pipelines.report.corrections import KINDS, Picture, pictures
 from storage.errors import LabelfleetError
 from storage.labels.versions import read_version, versions
 from storage.objects.protocols import StorageOptions
-from storage.review.answers import answer_parts
+from storage.review.answers import answer_parts, read_answers, standing
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
 
@@ -33,6 +34,7 @@ class ReviewSection:
         shares, rates: charts of precision and recall, and of errors found a minute.
         kinds: (name, errors found by value, at random).
         pictures: corrections; ``problem``: why there are none.
+        people: figures by annotator.
     """
 
     worth: AuditReport | None
@@ -42,6 +44,7 @@ class ReviewSection:
     kinds: tuple[tuple[str, int, int], ...] = ()
     pictures: tuple[Picture, ...] = ()
     problem: str = ""
+    people: PeopleReport | None = None
 
 
 def review_section(manifest: Manifest, options: StorageOptions | None) -> ReviewSection | None:
@@ -67,6 +70,7 @@ def review_section(manifest: Manifest, options: StorageOptions | None) -> Review
         ),
         pictures=tuple(shown),
         problem=problem,
+        people=people_report(standing(read_answers(manifest.store))),
     )
 
 

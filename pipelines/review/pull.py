@@ -34,7 +34,7 @@ MARGIN = timedelta(hours=1)
 _PAGE = 100  # with all their regions
 _FIELDS = (
     "id,data,annotations,predictions,result,completed_by,was_cancelled,lead_time,updated_at,"
-    "parent_prediction,model_version"
+    "parent_prediction,model_version,ground_truth"
 )
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from statistics import median
 from typing import Any
 
+from pipelines.evaluation.annotators import PeopleReport, people_report
 from pipelines.evaluation.audit import AuditReport, audit_report
 from pipelines.label_studio.client import LabelStudio
 from pipelines.label_studio.connect import open_server
 from pipelines.label_studio.tasks import queued
 from storage.errors import LabelfleetError
 from storage.labels.versions import versions
-from storage.review.answers import read_answers, standing
+from storage.review.answers import Answer, read_answers, standing
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
+
+_ENOUGH_TIMED = 20  # answers with a lead time
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,10 @@ class ReviewStatus:
         last_answer: of those that were pulled.
         problem: why Label Studio could not be asked; '' if it was.
         worth: estimates for the latest label version; None before there is one.
+        figures: by annotator, and how often predicted boxes were left as they were; None before
+            there is an answer.
+        pace: human time that was measured over what routing expected; 1 where too few answers
+            have a lead time. ``minutes_left`` counts at that pace.
     """
 
     project: str
@@ -49,12 +58,15 @@ class ReviewStatus:
     last_answer: datetime | None
     problem: str
     worth: AuditReport | None
+    figures: PeopleReport | None = None
+    pace: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """For machines."""
         fields = asdict(self)
         fields["last_answer"] = self.last_answer.isoformat() if self.last_answer else None
         fields["worth"] = self.worth.to_fields() if self.worth else None
+        fields["figures"] = self.figures.to_fields() if self.figures else None
         return fields
 
 
@@ -78,6 +90,7 @@ def review_status(
     there = None if server is None else _there(server, settings, set(wanted))
     touched = {key for key, begun in (there or {}).items() if begun}
     done = answered | skipped | touched
+    pace = learned_pace(answers, {key: item.seconds for key, item in wanted.items()})
     return ReviewStatus(
         project=settings.project,
         url=settings.url,
@@ -90,11 +103,32 @@ def review_status(
         waiting=len(touched - answered - skipped),
         people=len({a.annotator for a in answers}),
         minutes=sum(item.seconds for item in wanted.values()) / 60,
-        minutes_left=sum(i.seconds for key, i in wanted.items() if key not in done) / 60,
+        minutes_left=pace * sum(i.seconds for key, i in wanted.items() if key not in done) / 60,
         last_answer=max((a.submitted_at for a in answers), default=None),
         problem="" if there is not None else "Label Studio was not asked",
         worth=audit_report(manifest) if versions(manifest.store) else None,
+        figures=people_report(answers) if answers else None,
+        pace=pace,
     )
+
+
+def learned_pace(answers: Sequence[Answer], expected_s: Mapping[str, float]) -> float:
+    """Measured over expected human time; 1 below 20 answers with a lead time.
+
+    A lead time counts an open tab over lunch as work, so ratios beyond three times their median
+    are left out.
+
+    Args:
+        answers: those that stand.
+        expected_s: seconds that routing expected, by sha256.
+    """
+    timed = [(a.lead_time_s, expected_s[a.sha256]) for a in answers
+             if a.lead_time_s and not a.skipped and expected_s.get(a.sha256)]  # fmt: skip
+    if len(timed) < _ENOUGH_TIMED:
+        return 1.0
+    middle = median(took / expected for took, expected in timed)
+    kept = [(took, expected) for took, expected in timed if took <= 3 * middle * expected]
+    return sum(took for took, _ in kept) / sum(expected for _, expected in kept)
 
 
 def _there(server: LabelStudio, settings: ReviewSettings, wanted: set[str]) -> dict[str, bool]:

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from pipelines.display.progress_bar import ProgressBar, progress_bar
 from pipelines.display.tables import MOST_NAMED, summary_table
+from pipelines.evaluation.annotators import PeopleReport
 from pipelines.evaluation.audit import AuditReport
 from pipelines.evaluation.intervals import Estimate, plain
 from pipelines.review.pull import PullSummary
@@ -103,15 +105,51 @@ def render_status(status: ReviewStatus) -> RenderableType:
         rows.append(("skipped", f"{status.skipped:,}"))
     if status.waiting:
         rows.append(("waiting to be pulled", f"{status.waiting:,}"))
-    rows.append(("minutes left", f"{status.minutes_left:,.0f} of {status.minutes:,.0f}"))
+    minutes = f"{status.minutes_left:,.0f} of {status.minutes * status.pace:,.0f}"
+    learned = "" if status.pace == 1.0 else ", at the pace of the answers so far"
+    rows.append(("minutes left", minutes + learned))
     if status.last_answer:
         rows.append(("last answer", f"{status.last_answer:%Y-%m-%d %H:%M} UTC"))
     parts: list[RenderableType] = [summary_table(f"{status.project} at {status.url}", rows)]
     if status.problem:
         parts.append(Text(status.problem, style="yellow"))
+    if status.figures is not None:
+        parts += [Text(), *render_people(status.figures)]
     if status.worth is not None:
         parts += [Text(), render_worth(status.worth)]
     return Group(*parts)
+
+
+def render_people(report: PeopleReport) -> list[RenderableType]:
+    """Figures by annotator, pairs that answered the same images, accept rates by class."""
+    people = Table("annotator", "images", "s an image", "kept", "moved", "relabelled", "added",
+                   "deleted", "error to others", "error to gold", box=None)  # fmt: skip
+    for one in report.people:
+        shares = (_percent(one.share(kind)) for kind in
+                  ("kept", "moved", "relabelled", "added", "deleted"))  # fmt: skip
+        seconds = "–" if one.seconds is None else f"{one.seconds:.0f}"
+        errors = (_percent(one.error_others), _percent(one.error_gold))
+        people.add_row(Text(one.name), f"{one.images:,}", seconds, *shares, *errors)
+    parts: list[RenderableType] = [people]
+    bulk = sum(one.bulk for one in report.people)
+    if bulk:
+        parts.append(Text(f"  {bulk:,} answers were accepted in bulk, unlooked at", style="dim"))
+    if report.agreement:
+        pairs = Table("agreement", "", "images", "boxes agreed on", box=None)
+        for pair in report.agreement:
+            names = (Text(pair.one), Text(pair.other))
+            pairs.add_row(*names, f"{pair.images:,}", _percent(pair.share))
+        parts += [Text(), pairs]
+    if report.classes:
+        rates = Table("class", "boxes shown", "left as they were", box=None)
+        for rate in report.classes:
+            rates.add_row(Text(rate.category), f"{rate.shown:,}", _percent(rate.kept / rate.shown))
+        parts += [Text(), rates]
+    return parts
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
 
 
 def render_worth(report: AuditReport) -> RenderableType:

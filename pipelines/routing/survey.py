@@ -18,6 +18,7 @@ from pipelines.routing.audit_draw import StratumDraw, random_key
 from pipelines.routing.candidates import BestPool
 from pipelines.routing.cost import Budget, CostModel
 from pipelines.routing.signals import SIGNALS, Weighted, measure
+from storage.review.answers import read_answers, standing
 from storage.review.frames import Frames, read_frame, shard_numbers
 from storage.review.queue import QueueHead, Stratum, queue_parts, read_head, read_queue
 from storage.runs.live_rows import live_tables
@@ -89,7 +90,8 @@ class Earlier:
 
     Attributes:
         heads: queue parts by key, oldest first.
-        sha256s, phashes: of every image in the queue.
+        sha256s, phashes: of every image in the queue, of the run and of the others.
+        answered: sha256 of images that somebody answered, in any of the runs.
         audited: by stratum, the rank of each (image id, sha256) drawn for the audit.
         frames: the stratum of every shard.
     """
@@ -99,6 +101,7 @@ class Earlier:
     phashes: list[int | None]
     audited: dict[str, dict[tuple[str, str], int]]
     frames: Frames
+    answered: set[str] = field(default_factory=set)
 
     @staticmethod
     def read(manifest: Manifest, other_runs: Sequence[Manifest] = ()) -> Earlier:
@@ -118,6 +121,9 @@ class Earlier:
             for item in read_queue(other.store):
                 earlier.sha256s.add(item.sha256)
                 earlier.phashes.append(item.phash)
+        stands = standing(*(read_answers(run.store) for run in (manifest, *other_runs)))
+        earlier.answered.update(answer.sha256 for answer in stands if not answer.skipped)
+        earlier.sha256s.update(earlier.answered)
         return earlier
 
     def strata(self) -> dict[str, Stratum]:
@@ -252,7 +258,9 @@ class RunSurvey:
     def _see_value(self, page: _Page) -> None:
         values = page.amounts.sum(axis=1)
         for i, row in enumerate(page.rows):
-            if row["sha256"] in self._earlier.sha256s:
+            if row["sha256"] in self._earlier.answered:
+                self.passed_over["answered_before"] += 1
+            elif row["sha256"] in self._earlier.sha256s:
                 self.passed_over["queued_before"] += 1
             elif values[i] > 0:
                 rank = (float(values[i] / page.price[i]), page.keys[i])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.truth.bulk import accepted_in_bulk
 from pipelines.truth.matching import Corrections, compare, iou_matrix
 from pipelines.truth.settle import AnswerBook, Settled
 from storage.errors import StorageError
@@ -51,6 +52,7 @@ class AnsweredImage(Corrections):
         blind: the person saw no predictions.
         lead_time_s: seconds the person took, where known.
         missed_ignored: of the missed, those that an ignore box covers with IoU >= 0.5.
+        bulk: the predictions were accepted in bulk, see ``bulk``: no audit answer.
     """
 
     image_id: str
@@ -65,6 +67,7 @@ class AnsweredImage(Corrections):
     blind: bool = False
     lead_time_s: float | None = None
     missed_ignored: int = 0
+    bulk: bool = False
 
 
 def queue_entries(runs: Iterable[Manifest]) -> dict[str, list[QueueEntry]]:
@@ -161,6 +164,7 @@ class ModelLabels:
             "missed_ignored": min(int(unseen.sum()), found.missed),
             "blind": answer.was_blind,
             "lead_time_s": answer.lead_time_s,
+            "bulk": accepted_in_bulk(answer),
         }
 
 

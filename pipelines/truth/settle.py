@@ -51,8 +51,9 @@ def settle(answers: Iterable[Answer], how: Settling = "latest") -> AnswerBook:
 
     ``latest``: of several people's answers the last one counts, and one person's skip never takes
     another's answer away. ``agreement``: a box counts when more than half of the people who
-    answered drew it (same class, IoU >= 0.5); the others are disputed. An answer with parts that
-    cannot become boxes settles nothing, and boxes without area are left out.
+    answered drew it (same class, IoU >= 0.5); the others are disputed. Where an answer has Label
+    Studio's star, only starred ones count. An answer with parts that cannot become boxes settles
+    nothing, and boxes without area are left out.
 
     Args:
         answers: those that stand (``storage.review.answers.standing``), of one run or of several;
@@ -77,9 +78,14 @@ def settle(answers: Iterable[Answer], how: Settling = "latest") -> AnswerBook:
             people.pop(answer.annotator, None)  # the last word moves to the end
             people[answer.annotator] = _without_flat_boxes(answer)
     chosen = _agreed if how == "agreement" else _latest
-    settled = {sha256: chosen(list(people.values())) for sha256, people in by_image.items()}
+    settled = {sha256: chosen(_gold(list(p.values()))) for sha256, p in by_image.items()}
     unusable -= settled.keys()
     return AnswerBook(settled, frozenset(skipped - settled.keys() - unusable), frozenset(unusable))
+
+
+def _gold(answers: list[Answer]) -> list[Answer]:
+    """The starred answers, or all where there is none."""
+    return [a for a in answers if a.ground_truth] or answers
 
 
 def _without_flat_boxes(answer: Answer) -> Answer:

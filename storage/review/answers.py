@@ -70,6 +70,7 @@ class Answer:
             ``task deleted``, ``project deleted`` or ``retracted`` (by hand). Such a record is a
             tombstone: a copy of the answer that it withdraws.
         project: Label Studio's project as it identifies itself; '' in answers of older versions.
+        ground_truth: somebody gave the annotation Label Studio's star: it is gold.
     """
 
     image_id: str
@@ -87,6 +88,7 @@ class Answer:
     unusable: tuple[str, ...] = ()
     withdrawn: str = ""
     project: str = ""
+    ground_truth: bool = False
 
     @property
     def annotation(self) -> tuple[str, int, int]:
@@ -123,6 +125,7 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("unusable", pa.list_(pa.string())),  # null in parts of older versions, as below
         pa.field("withdrawn", pa.string()),
         pa.field("project", pa.string()),
+        pa.field("ground_truth", pa.bool_()),
     ]
 )
 
@@ -154,6 +157,7 @@ def _answer(row: dict[str, Any]) -> Answer:
     deleted = tuple(DeletedBox(**_with_tuple(box)) for box in row["deleted"])
     unusable = tuple(row["unusable"] or ())
     added = {name: row[name] or "" for name in ("withdrawn", "project")}
+    added["ground_truth"] = bool(row["ground_truth"])
     fields = {**row, **added, "boxes": boxes, "deleted": deleted, "unusable": unusable}
     return Answer(**fields)
 

@@ -51,6 +51,24 @@ def test_value_answers_enter_no_estimate() -> None:
     assert with_value.value.errors == 40 * 53
 
 
+def test_another_runs_audit_is_not_waited_for() -> None:
+    own = [line(n) for n in range(20)]
+    other = [line(n, run="s", image_id=f"o{n}") for n in range(30)]
+    report = estimate(own + other, own_run="r")
+    assert report.sampled == 20
+    assert not any("wait" in note for note in report.notes)
+    gap = estimate([line(0), line(1, "open"), line(2), *other], own_run="r")
+    assert any(note.startswith("1 audit answers wait") for note in gap.notes)
+
+
+def test_answers_accepted_in_bulk_end_the_sample() -> None:
+    lines = [line(n) for n in range(30)] + [line(n, bulk=True) for n in range(30, 40)]
+    report = estimate(lines)
+    assert (report.sampled, report.audit.answered) == (30, 30)
+    assert any("10 audit images were accepted in bulk" in note for note in report.notes)
+    assert not any("wait" in note for note in report.notes)
+
+
 def test_only_the_answered_prefix_counts() -> None:
     lines = [line(n) for n in range(20)]
     lines[10] = line(10, "open")

@@ -263,6 +263,18 @@ def test_a_second_round_asks_about_no_pixels_of_the_first() -> None:
     assert {i.sha256 for i in audit if not i.show} <= asked
 
 
+def test_what_another_run_has_an_answer_for_is_passed_over_and_said() -> None:
+    first, second = random_run(MemoryStore(), 2, 30), random_run(MemoryStore(), 2, 30)
+    _route(first, audit=1.0)
+    answered = _items(first)
+    append_answers(first.store, [_timed(item, n) for n, item in enumerate(answered)])
+    alone = _route(random_run(MemoryStore(), 2, 30), audit=0.0)
+    summary = _route(second, "round-2", audit=0.0, other_runs=[first])
+    assert summary.passed_over["answered_before"] == len(answered)
+    assert "answered_before" not in alone.passed_over
+    assert not {i.sha256 for i in answered} & {i.sha256 for i in _items(second)}
+
+
 def test_an_empty_run_routes_nothing_and_says_so() -> None:
     manifest = make_run(MemoryStore(), {})
     summary = _route(manifest)
