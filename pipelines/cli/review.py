@@ -136,10 +136,14 @@ def pull(
     everything: Annotated[
         bool, typer.Option("--all", help="Read every task, not only those touched since.")
     ] = False,
+    accept_withdrawals: Annotated[
+        bool,
+        typer.Option(help="Most answers, or the project, were deleted on purpose: withdraw them."),
+    ] = False,
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Bring back what people answered since the last pull."""
+    """Bring back what people answered, edited or deleted since the last pull."""
     from pipelines.label_studio.connect import open_server
     from pipelines.review.pull import pull_run
     from pipelines.review.settings import choose_settings
@@ -149,8 +153,44 @@ def pull(
     manifest = open_manifest(run, endpoint_url)
     settings = choose_settings(manifest, url, project, None)
     with open_server(settings.url) as server, run_lock(manifest.store, "labelfleet review pull"):
-        summary = pull_run(manifest, server, settings, everything=everything)
+        summary = pull_run(
+            manifest, server, settings, everything=everything,
+            accept_withdrawals=accept_withdrawals,
+        )  # fmt: skip
     show(render_pull(summary), summary.to_json(), json_)
+    raise typer.Exit(3 if summary.unusable or summary.held_back or summary.unreadable else 0)
+
+
+@review_app.command(epilog="Example: labelfleet review retract runs/cells --annotator ann@x.org")
+def retract(
+    run: RunUrl,
+    task: Annotated[int | None, typer.Option(help="Answers to this task.")] = None,
+    annotator: Annotated[str | None, typer.Option(help="Answers of this person.")] = None,
+    image: Annotated[str | None, typer.Option(help="Answers to this image id or sha256.")] = None,
+    keep_there: Annotated[
+        bool, typer.Option("--keep-there", help="Leave Label Studio as it is.")
+    ] = False,
+    url: ServerUrl = None,
+    project: ProjectTitle = None,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Withdraw answers by hand, and open their tasks again. Conditions add up."""
+    from contextlib import nullcontext
+
+    from pipelines.label_studio.connect import open_server
+    from pipelines.review import withdrawals
+    from pipelines.review.settings import choose_settings
+    from pipelines.review.view import render_retract
+    from storage.runs.lock import run_lock
+
+    manifest = open_manifest(run, endpoint_url)
+    settings = choose_settings(manifest, url, project, None)
+    chosen = withdrawals.Chosen(task, annotator, image)
+    connected = nullcontext() if keep_there else open_server(settings.url)
+    with connected as server, run_lock(manifest.store, "labelfleet review retract"):
+        summary = withdrawals.retract(manifest, chosen, server, settings)
+    show(render_retract(summary), summary.to_json(), json_)
 
 
 @review_app.command(epilog="Example: labelfleet review status runs/cells")

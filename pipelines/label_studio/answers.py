@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.label_studio.regions import Region, from_results
+from pipelines.label_studio.regions import Region, read_results
 from storage.errors import ReviewError
 from storage.review.answers import Answer, DeletedBox, Origin, ReviewedBox
 from storage.review.queue import ReviewItem
@@ -56,10 +56,10 @@ def _answer(
 ) -> Answer:
     prediction = prediction_shown(task.get("predictions") or [], annotation)
     width, height = item.width, item.height
-    shown = from_results(prediction["result"], width, height) if prediction else []
-    left = from_results(annotation.get("result") or [], width, height)
+    shown = read_results(prediction["result"] if prediction else [], width, height)
+    left = read_results(annotation.get("result") or [], width, height)
     skipped = bool(annotation.get("was_cancelled"))
-    boxes, deleted = ((), ()) if skipped else compare(shown, left)
+    boxes, deleted = ((), ()) if skipped else compare(shown.regions, left.regions)
     lead_time = annotation.get("lead_time")
     return Answer(
         image_id=item.image_id,
@@ -75,6 +75,7 @@ def _answer(
         model_version=str(prediction.get("model_version") or "") if prediction else "",
         was_blind=prediction is None,
         ground_truth=annotation.get("ground_truth") is True,
+        unusable=() if skipped else left.unusable,
     )
 
 
@@ -93,24 +94,15 @@ def _check(answer: Answer) -> None:
 def compare(
     shown: Sequence[Region], left: Sequence[Region]
 ) -> tuple[tuple[ReviewedBox, ...], tuple[DeletedBox, ...]]:
-    """What became of the shown boxes, by their region ids, and what was added.
-
-    Boxes that somebody drew without choosing a label are not labels, and are left out.
-    """
+    """What became of the shown boxes, by their region ids, and what was added."""
     before = {region.region: region for region in shown}
     boxes, gone = [], dict(before)
     for region in left:
         was = gone.pop(region.region, None)
-        if region.category:
-            score = None if was is None else was.score
-            boxes.append(ReviewedBox(region.bbox, region.category, _origin(was, region), score))
+        score = None if was is None else was.score
+        boxes.append(ReviewedBox(region.bbox, region.category, _origin(was, region), score))
     deleted = tuple(DeletedBox(r.bbox, r.category, r.score) for r in gone.values())
     return tuple(boxes), deleted
-
-
-def unlabelled(annotation: Mapping[str, Any]) -> int:
-    """Boxes that somebody drew without choosing a label."""
-    return sum(not r.category for r in from_results(annotation.get("result") or [], 100, 100))
 
 
 def prediction_shown(
@@ -118,9 +110,14 @@ def prediction_shown(
 ) -> Mapping[str, Any] | None:
     """The prediction an annotation began with; None: there was none to be seen.
 
-    The page says which; of those made through the API the one that shares most regions counts.
+    The page says which; of those made through the API the one that shares most regions counts, and
+    of equal ones the newest. One that came after the annotation was begun was not seen. Where a
+    later round had to show a prediction under its own name, the older original is returned: it
+    names the model.
     """
-    if not predictions:
+    began = annotation.get("created_at")
+    seen = [p for p in predictions if not _is_later(p.get("created_at"), began)]
+    if not seen:
         return None
     parent = annotation.get("parent_prediction")
     regions = {r.get("id") for r in annotation.get("result") or []}
@@ -129,7 +126,13 @@ def prediction_shown(
         shared = sum(r.get("id") in regions for r in prediction["result"])
         return prediction["id"] == parent, shared, int(prediction["id"])
 
-    return max(predictions, key=likely)
+    shown = max(seen, key=likely)
+    alike = [p for p in seen if p["result"] == shown["result"]]
+    return min(alike, key=lambda p: int(p["id"]))
+
+
+def _is_later(made: Any, began: Any) -> bool:
+    return bool(made and began) and when(str(made)) > when(str(began))
 
 
 def annotator_of(annotation: Mapping[str, Any], people: Mapping[int, str]) -> str:

@@ -37,16 +37,20 @@ KEY = "labelfleet_key"  # the field of a task's data by which it is known
 TITLE_LENGTH = 50
 StorageKind = Literal["s3", "localfiles"]
 _PAGE = 500
+_LONGEST_LIST = 500  # characters of a list of annotation ids
 _TRIES = 3
 MOST_KEYS = 50  # a lookup: they travel in the URL, and proxies take 8 KB of it
-_PROJECT_FIELDS = "id,title,parsed_label_config,model_version,task_number,finished_task_number"
+_PROJECT_FIELDS = (
+    "id,title,created_at,parsed_label_config,model_version,task_number,finished_task_number"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
     """A project; ``tasks`` in all, ``finished`` of them with as many answers as it wants.
 
-    ``controls``: its labelling interface as the server parsed it, by control name.
+    ``controls``: its labelling interface as the server parsed it, by control name. ``made_at``:
+    when it was created, in the server's words.
     """
 
     project_id: int
@@ -55,6 +59,12 @@ class Project:
     model_version: str
     tasks: int
     finished: int
+    made_at: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What tells it from other projects, wherever its server is reached, whatever its title."""
+        return f"{self.project_id}@{self.made_at}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,14 @@ class SupportsTasks(Protocol):
     ) -> Iterator[TaskRef]: ...
     def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> None: ...
     def is_touched(self, task_id: int) -> bool: ...
+    def delete_annotation(self, annotation_id: int) -> None:
+        """Delete an annotation; a missing one is no error."""
+        try:
+            self.http.send("DELETE", f"/api/annotations/{annotation_id}/")
+        except ReviewRefused as exc:
+            if exc.status != 404:
+                raise
+
     def delete_task(self, task_id: int) -> None: ...
 
 
@@ -121,6 +139,15 @@ class LabelStudio:
             page += 1
         return _project(min(found, key=lambda p: int(p["id"]))) if found else None
 
+    def project(self, project_id: int) -> Project | None:
+        """The project of this id; None: there is none, or the token may not see it."""
+        try:
+            return _project(self.http.get(f"/api/projects/{project_id}"))
+        except ReviewRefused as exc:
+            if exc.status == 404:
+                return None
+            raise
+
     def create_project(self, title: str, label_config: str, **fields: Any) -> Project:
         """Create a project, unless one of this title turns up after a lost reply.
 
@@ -163,7 +190,8 @@ class LabelStudio:
 
     def task_refs(self, project_id: int, keys: Sequence[str] | None = None) -> Iterator[TaskRef]:
         """Tasks that carry a key, by id. ``keys``: only these, or None for all."""
-        fields = "id,data,total_annotations,cancelled_annotations,drafts"
+        fields = "id,data,total_annotations,cancelled_annotations"
+        begun = self.begun(project_id)
         batches: list[list[str] | None] = [None]
         if keys is not None:
             batches = [list(keys[i : i + MOST_KEYS]) for i in range(0, len(keys), MOST_KEYS)]
@@ -172,7 +200,28 @@ class LabelStudio:
             for task in self.tasks(project_id, filters, include=fields):
                 key = task.get("data", {}).get(KEY)
                 if isinstance(key, str):
-                    yield TaskRef(task["id"], key, _touched(task))
+                    yield TaskRef(task["id"], key, _touched(task) or task["id"] in begun)
+
+    def begun(self, project_id: int) -> set[int]:
+        """Ids of the tasks that somebody began and did not submit.
+
+        A list of tasks names only the drafts of the token's owner; this sees everybody's.
+        """
+        asked = _filter("draft_exists", "equal", True, kind="Boolean")
+        return {task["id"] for task in self.tasks(project_id, [asked], include="id")}
+
+    def annotation_ids(self, project_id: int) -> dict[int, frozenset[int] | None]:
+        """Ids of the annotations by task, skipped ones included; tasks without any are left out.
+
+        None: too many to be listed; the server cuts the list after 500 characters.
+        """
+        asked = _filter("annotations_ids", "empty", False)  # a filter has the server compute them
+        found: dict[int, frozenset[int] | None] = {}
+        for task in self.tasks(project_id, [asked], include="id,annotations_ids"):
+            said = str(task.get("annotations_ids") or "")
+            ids = frozenset(int(part) for part in said.split(",") if part.strip().isdigit())
+            found[task["id"]] = ids if len(said) < _LONGEST_LIST else None
+        return found
 
     def predicted_by(self, project_id: int, model_version: str) -> set[int]:
         """Ids of the tasks that have a prediction of this version."""
@@ -253,6 +302,14 @@ class LabelStudio:
                 return True
             raise
 
+    def delete_annotation(self, annotation_id: int) -> None:
+        """Delete an annotation; a missing one is no error."""
+        try:
+            self.http.send("DELETE", f"/api/annotations/{annotation_id}/")
+        except ReviewRefused as exc:
+            if exc.status != 404:
+                raise
+
     def delete_task(self, task_id: int) -> None:
         """Delete a task with all that hangs on it; a missing one is no error."""
         try:
@@ -301,7 +358,8 @@ def _filter(field: str, operator: str, value: Any, *, kind: str = "String") -> d
 
 def _touched(task: Mapping[str, Any]) -> bool:
     answered = task.get("total_annotations") or task.get("annotations")
-    return bool(answered or task.get("cancelled_annotations") or task.get("drafts"))
+    begun = task.get("drafts") or task.get("draft_exists")
+    return bool(answered or task.get("cancelled_annotations") or begun)
 
 
 def _project(fields: Mapping[str, Any]) -> Project:
@@ -312,4 +370,5 @@ def _project(fields: Mapping[str, Any]) -> Project:
         model_version=str(fields.get("model_version") or ""),
         tasks=int(fields.get("task_number") or 0),
         finished=int(fields.get("finished_task_number") or 0),
+        made_at=str(fields.get("created_at") or ""),
     )

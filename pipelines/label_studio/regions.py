@@ -1,17 +1,17 @@
 """Boxes as Label Studio has them, and back.
 
 Rows: xyxy in pixels of the upright image. Label Studio: left, top, width and height in percent of
-the upright image (its page applies EXIF), turned clockwise about the left top corner.
+the upright image (its page applies EXIF). Other shapes become their hulls, see shapes.py.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.label_studio.interface import Interface
+from pipelines.label_studio.shapes import hull_of
 from storage.records import Xyxy
 
 _SLIVER_PX = 0.01
@@ -29,7 +29,7 @@ class ShownBox:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A box of an answer or a prediction; ``category`` is '' where it carries no label."""
+    """A labelled box of an answer or a prediction; ``score`` is None where there is none."""
 
     region: str
     bbox: Xyxy
@@ -71,33 +71,82 @@ def to_result(box: ShownBox, width: int, height: int, names: Interface) -> dict[
     }
 
 
-def from_results(results: Sequence[Mapping[str, Any]], width: int, height: int) -> list[Region]:
-    """The boxes among an annotation's or prediction's results; other kinds are passed over."""
-    found = []
-    for result in results:
-        value = result.get("value") or {}
-        if result.get("type") in ("rectanglelabels", "rectangle") and "width" in value:
-            labels = value.get("rectanglelabels") or [""]
-            score = result.get("score")
-            found.append(
-                Region(
-                    region=str(result.get("id", "")),
-                    bbox=_bbox(value, width, height),
-                    category=str(labels[0]),
-                    score=None if score is None else float(score),
-                )
-            )
-    return found
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What an annotation or a prediction holds.
+
+    Attributes:
+        regions: labelled boxes, hulls of other shapes among them.
+        unusable: what cannot become a box, by kind: ``keypointlabels``, ``rectangle without a
+            label``, ``two labels on one region``, …; and, where nothing was drawn at all, what was
+            said instead of drawing (``choices``, ``textarea``, …).
+        flat: shapes without area, left out.
+    """
+
+    regions: tuple[Region, ...]
+    unusable: tuple[str, ...] = ()
+    flat: int = 0
 
 
-def _bbox(value: Mapping[str, Any], width: int, height: int) -> Xyxy:
-    """Upright hull of a region, xyxy in pixels."""
-    x, y = float(value["x"]) * width / 100, float(value["y"]) * height / 100
-    w, h = float(value["width"]) * width / 100, float(value["height"]) * height / 100
-    turn = math.radians(float(value.get("rotation") or 0.0))
-    if not turn:
-        return (x, y, x + w, y + h)
-    cos, sin = math.cos(turn), math.sin(turn)
-    corners = [(x + a * cos - b * sin, y + a * sin + b * cos) for a in (0, w) for b in (0, h)]
-    xs, ys = zip(*corners, strict=True)
-    return (min(xs), min(ys), max(xs), max(ys))
+def read_results(results: Sequence[Mapping[str, Any]], width: int, height: int) -> Drawn:
+    """Everything in an annotation's or a prediction's results.
+
+    Results with one id describe one region: its shape, its labels, what else was said of it.
+
+    Args:
+        results: as Label Studio has them.
+        width, height: of the upright image, in pixels.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError: they are malformed.
+    """
+    by_region: dict[str, list[Mapping[str, Any]]] = {}
+    said = []
+    for at, result in enumerate(results):
+        if _is_drawn(result):
+            by_region.setdefault(str(result.get("id", f"#{at}")), []).append(result)
+        else:
+            said.append(str(result.get("type", "unknown")))
+    regions, unusable, flat = [], [], 0
+    for name, parts in by_region.items():
+        found = _region(name, parts, width, height)
+        if isinstance(found, str):
+            unusable.append(found)
+        elif found.bbox[2] <= found.bbox[0] or found.bbox[3] <= found.bbox[1]:
+            flat += 1
+        else:
+            regions.append(found)
+    if not by_region:
+        unusable = said
+    return Drawn(tuple(regions), tuple(unusable), flat)
+
+
+def _is_drawn(result: Mapping[str, Any]) -> bool:
+    """Whether a result is of a region on the image, and not said of the image or of a region."""
+    kind = str(result.get("type", ""))
+    return kind.endswith("labels") or kind in _DRAWN
+
+
+# Shapes of controls without labels of their own; anything else is an answer to a question.
+_DRAWN = frozenset(
+    ["rectangle", "ellipse", "polygon", "brush", "magicwand", "bitmask", "keypoint", "vector"]
+)
+
+
+def _region(name: str, parts: Sequence[Mapping[str, Any]], width: int, height: int) -> Region | str:
+    """A region out of its parts, or what it is that cannot become a labelled box."""
+    labels = {str(label) for part in parts for label in _labels(part)}
+    kind = str(parts[0]["type"])
+    hulls = [hull for part in parts if (hull := hull_of(part, width, height)) is not None]
+    if not hulls:
+        return kind
+    if len(labels) != 1:
+        return f"{kind} without a label" if not labels else f"{len(labels)} labels on one region"
+    score = next((float(p["score"]) for p in parts if p.get("score") is not None), None)
+    return Region(region=name, bbox=hulls[0], category=labels.pop(), score=score)
+
+
+def _labels(part: Mapping[str, Any]) -> Sequence[str]:
+    """The labels that a result carries: under the name of its kind."""
+    kind, value = str(part["type"]), part.get("value") or {}
+    return value.get(kind) or [] if kind.endswith("labels") else []

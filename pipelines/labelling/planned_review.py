@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.config.run_config import ReviewConfig, RunConfig
 from pipelines.policy.policy import Policy
 from pipelines.routing.route import route_run
 from storage.review.queue import queue_parts
-from storage.review.settings import ReviewSettings, write_settings
+from storage.review.settings import ReviewSettings, read_settings, write_settings
 from storage.runs.ledger import new_invocation
 from storage.runs.manifest import Manifest
 
@@ -50,7 +50,12 @@ class PlannedReview:
         """
         if self.part is None:
             return 0
-        settings = ReviewSettings(self.part.url, self.part.project, self.part.audit_blind)
+        kept = read_settings(manifest.store) or ReviewSettings()
+        settings = replace(
+            kept, url=self.part.url, project=self.part.project, audit_blind=self.part.audit_blind
+        )
+        if settings.project != kept.project:
+            settings = replace(settings, project_id=0)
         write_settings(manifest.store, settings)
         if not new_shards and queue_parts(manifest.store):
             return 0

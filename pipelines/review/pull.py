@@ -8,12 +8,15 @@ nothing. Twins that a lost reply left behind are looked for here again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from pipelines.label_studio.answers import to_answer, unlabelled
+import numpy as np
+
+from pipelines.label_studio.answers import to_answer
 from pipelines.label_studio.client import (
     KEY,
     MOST_KEYS,
@@ -24,8 +27,16 @@ from pipelines.label_studio.client import (
 )
 from pipelines.label_studio.send import delete_twins
 from pipelines.label_studio.tasks import queued
+from pipelines.review.withdrawals import (
+    RETRACTED,
+    came_back,
+    missing_there,
+    project_is_gone,
+    too_many,
+)
 from storage.errors import ReviewError
-from storage.review.answers import Answer, append_answers, read_answers
+from storage.review.answers import Answer, append_answers, latest_versions, read_answers
+from storage.review.queue import ReviewItem
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
 
@@ -46,7 +57,10 @@ class PullSummary:
         answers: new or edited since the last pull; ``skipped`` of them declined.
         images: that they are about. ``people``: who gave them.
         kept, moved, relabelled, added, deleted: boxes in them.
-        unlabelled: boxes drawn without choosing a label, left out.
+        unusable: answers with something that cannot become a box; they settle nothing.
+        set_aside: where those are: task, image, person and what was drawn.
+        withdrawn: answers that no longer count: deleted since, or their tasks were.
+        held_back: withdrawals that were not believed, see ``pull_run``.
         unknown: annotations of tasks that this run never queued, left alone.
         unreadable: annotations that are not what Label Studio's page makes, left out; the log
             says which. The others are not held up by them.
@@ -63,7 +77,10 @@ class PullSummary:
     relabelled: int
     added: int
     deleted: int
-    unlabelled: int
+    unusable: int
+    set_aside: tuple[str, ...]
+    withdrawn: int
+    held_back: int
     unknown: int
     unreadable: int
     twins_deleted: int
@@ -81,15 +98,22 @@ def pull_run(
     *,
     everything: bool = False,
     margin: timedelta = MARGIN,
+    accept_withdrawals: bool = False,
 ) -> PullSummary:
     """Append what is new to ``review/answers``. The caller holds the run's lock.
+
+    Answers whose annotation or task was deleted since are withdrawn. Where that would be more than
+    half of all answers, none is, unless ``accept_withdrawals`` says that it is meant.
 
     Args:
         manifest: the run.
         server: a client.
         settings: which project.
-        everything: read all tasks, and not only those touched since the last answer.
-        margin: how much before it to begin, for clocks that differ and commits that are slow.
+        everything: read all tasks, not only those touched since the last answer, and compare
+            what is there with what was pulled.
+        margin: how much before the last answer to begin, for clocks that differ and commits that
+            are slow.
+        accept_withdrawals: believe that most answers, or the project, were deleted on purpose.
 
     Raises:
         ReviewError: there is no such project, or the server does not answer.
@@ -97,43 +121,108 @@ def pull_run(
     server.version()
     project = server.find_project(settings.project)
     if project is None:
-        raise ReviewError(
-            f"there is no project {settings.project!r} at {server.http.url}",
-            hint="push first, or give --project",
-        )
+        gone = project_is_gone(manifest, server, settings, accept=accept_withdrawals)
+        return _summary(_Pulled(tombstones=gone), append_answers(manifest.store, gone), 0)
     items = {q.item.sha256: q.item for q in queued(manifest)}
-    refs = [ref for ref in server.task_refs(project.project_id) if ref.key in items]
-    twins, people = delete_twins(server, refs), server.people()
-    pulled = [] if everything else list(read_answers(manifest.store))
-    since = max((a.submitted_at - margin for a in pulled), default=None)
+    records = list(read_answers(manifest.store))
+    refs = list(server.task_refs(project.project_id))
+    there = server.annotation_ids(project.project_id)
+    mine = [ref for ref in refs if ref.key in items]
+    twins = delete_twins(server, mine)
+    gone = missing_there(records, project, refs, there)
+    pulled = _Pulled(tombstones=gone)
+    if too_many(gone, records) and not accept_withdrawals:
+        pulled = _Pulled(held_back=len(gone))
     # An image may have been answered long ago, in a round before this run queued it.
-    new_keys = {ref.key for ref in refs if ref.touched} - {a.sha256 for a in pulled}
-    seen = {(a.annotation_id, a.submitted_at) for a in read_answers(manifest.store)}
-    unknown, unlabelled_boxes, unreadable, new = 0, 0, 0, []
-    for task in _touched(server, project, since, sorted(new_keys)):
-        item = items.get(str(task.get("data", {}).get(KEY)))
-        found = task.get("annotations") or []
-        annotations = found if isinstance(found, list) else [found]
-        if item is None:
-            unknown += len(annotations)
-            continue
-        readable = []
-        for annotation in annotations:
-            try:
-                readable.append((to_answer(task, annotation, item, people), annotation))
-            except ReviewError as exc:
-                unreadable += 1
-                log.warning("%s", exc.message)
-        for answer, annotation in sorted(readable, key=_when_given):
-            if (answer.annotation_id, answer.submitted_at) not in seen:
-                new.append(answer)
-                unlabelled_boxes += unlabelled(annotation)
-    part = append_answers(manifest.store, new)
-    return _summary(new, part, twins, unknown, unlabelled_boxes, unreadable)
+    keys = {ref.key for ref in mine if ref.touched} - {a.sha256 for a in records}
+    keys |= came_back(records, project, there) & items.keys()
+    since = max((a.submitted_at - margin for a in records), default=None)
+    tasks = _touched(server, project, None if everything else since, sorted(keys))
+    reader = _Reader(items, server.people(), project.identity, _Seen.of(records, everything))
+    reader.read(tasks, pulled)
+    return _summary(pulled, append_answers(manifest.store, pulled.records), twins)
 
 
-def _when_given(pair: tuple[Answer, Any]) -> tuple[datetime, int]:
-    return pair[0].submitted_at, pair[0].annotation_id
+@dataclass(slots=True)
+class _Pulled:
+    """What one pull found."""
+
+    new: list[Answer] = field(default_factory=list)
+    tombstones: list[Answer] = field(default_factory=list)
+    held_back: int = 0
+    unknown: int = 0
+    unreadable: int = 0
+
+    @property
+    def records(self) -> list[Answer]:
+        """What is appended: an answer that came back goes after its tombstone."""
+        return [*self.tombstones, *self.new]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """Which answers a pull need not append again.
+
+    Attributes:
+        versions: (annotation, time) of every record, but for those that were withdrawn because
+            they were missing: they may come back.
+        latest: by annotation, to be compared with; None where nothing is.
+    """
+
+    versions: set[tuple[int, datetime]]
+    latest: dict[tuple[str, int, int], Answer] | None
+
+    @staticmethod
+    def of(records: Sequence[Answer], compare: bool) -> _Seen:
+        latest = latest_versions(records)
+        versions = {(a.annotation_id, a.submitted_at) for a in records}
+        for a in latest.values():
+            if a.withdrawn not in ("", RETRACTED):
+                versions.discard((a.annotation_id, a.submitted_at))
+        return _Seen(versions, latest if compare else None)
+
+    def has(self, answer: Answer) -> bool:
+        if (answer.annotation_id, answer.submitted_at) not in self.versions:
+            return False
+        before = None if self.latest is None else self.latest.get(answer.annotation)
+        if before is None or before.withdrawn:
+            return True
+        return _said(before) == _said(answer)
+
+
+def _said(answer: Answer) -> tuple[Any, ...]:
+    """What an answer says, in the precision that it is stored in."""
+    boxes = [(b.category, *(float(np.float32(n)) for n in b.bbox)) for b in answer.boxes]
+    return boxes, answer.skipped, answer.unusable
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Turns tasks into answers of one run and one project."""
+
+    items: dict[str, ReviewItem]
+    people: dict[int, str]
+    project: str
+    seen: _Seen
+
+    def read(self, tasks: Iterable[dict[str, Any]], into: _Pulled) -> None:
+        """Add what is new, task by task in the order of answering."""
+        for task in tasks:
+            item = self.items.get(str(task.get("data", {}).get(KEY)))
+            found = task.get("annotations") or []
+            annotations = found if isinstance(found, list) else [found]
+            if item is None:
+                into.unknown += len(annotations)
+                continue
+            answers = []
+            for annotation in annotations:
+                try:
+                    answers.append(to_answer(task, annotation, item, self.people))
+                except ReviewError as exc:
+                    into.unreadable += 1
+                    log.warning("%s", exc.message)
+            answers.sort(key=lambda a: (a.submitted_at, a.annotation_id))
+            into.new += [replace(a, project=self.project) for a in answers if not self.seen.has(a)]
 
 
 def _touched(
@@ -154,15 +243,10 @@ def _touched(
                 yield task
 
 
-def _summary(
-    new: Sequence[Answer],
-    part: str | None,
-    twins: int,
-    unknown: int,
-    unlabelled_boxes: int,
-    unreadable: int,
-) -> PullSummary:
+def _summary(pulled: _Pulled, part: str | None, twins: int) -> PullSummary:
+    new = pulled.new
     boxes = [box.origin for answer in new for box in answer.boxes]
+    unusable = [answer for answer in new if answer.unusable]
     return PullSummary(
         answers=len(new),
         skipped=sum(answer.skipped for answer in new),
@@ -173,9 +257,19 @@ def _summary(
         relabelled=boxes.count("relabelled"),
         added=boxes.count("added"),
         deleted=sum(len(answer.deleted) for answer in new),
-        unlabelled=unlabelled_boxes,
-        unknown=unknown,
-        unreadable=unreadable,
+        unusable=len(unusable),
+        set_aside=tuple(address_of(answer) for answer in unusable),
+        withdrawn=len(pulled.tombstones),
+        held_back=pulled.held_back,
+        unknown=pulled.unknown,
+        unreadable=pulled.unreadable,
         twins_deleted=twins,
         part=part or "",
     )
+
+
+def address_of(answer: Answer) -> str:
+    """Where to find an answer that was set aside, and what is wrong with it."""
+    kinds = Counter(answer.unusable)
+    what = ", ".join(f"{n} {kind}" if n > 1 else kind for kind, n in sorted(kinds.items()))
+    return f"task {answer.task_id} ({answer.image_id}) by {answer.annotator}: {what}"

@@ -17,6 +17,7 @@ from pipelines.evaluation.intervals import Estimate, plain
 from pipelines.review.pull import PullSummary
 from pipelines.review.push import PushSummary, PushWatcher
 from pipelines.review.status import ReviewStatus
+from pipelines.review.withdrawals import RetractSummary
 from pipelines.routing.route import RouteSummary
 
 
@@ -76,14 +77,35 @@ def render_push(summary: PushSummary) -> RenderableType:
     return Group(summary_table(summary.project, rows), *remarks, Text(f"review at {summary.url}"))
 
 
+def render_retract(summary: RetractSummary) -> RenderableType:
+    """What was withdrawn by hand."""
+    rows = [("answers", f"{summary.answers:,}"), ("  images", f"{summary.images:,}"),
+            ("  people", f"{summary.people:,}"),
+            ("tasks opened again", f"{summary.deleted_there:,}")]  # fmt: skip
+    remarks = []
+    if summary.not_reopened:
+        remarks.append(f"{summary.not_reopened} answers keep their place in Label Studio")
+    return Group(summary_table("retracted", rows), *(Text(r, style="yellow") for r in remarks))
+
+
 def render_pull(summary: PullSummary) -> RenderableType:
     """What came back."""
     rows = [("answers, new or edited", f"{summary.answers:,}")]
     for name in ("skipped", "images", "people", "kept", "moved", "relabelled", "added", "deleted"):
         rows.append((f"  {name}", f"{getattr(summary, name):,}"))
     remarks = []
-    if summary.unlabelled:
-        remarks.append(f"{summary.unlabelled} boxes without a label were left out")
+    if summary.withdrawn:
+        rows.append(("withdrawn: deleted there since", f"{summary.withdrawn:,}"))
+    if summary.held_back:
+        remarks.append(
+            f"{summary.held_back} answers, most of all, are no longer there; they still count. "
+            "Pull with --accept-withdrawals if they were deleted on purpose"
+        )
+    if summary.unusable:
+        remarks.append(f"{summary.unusable} answers cannot become boxes and settle nothing:")
+        remarks += [f"  {address}" for address in summary.set_aside[:MOST_NAMED]]
+        if summary.unusable > MOST_NAMED:
+            remarks.append(f"  … and {summary.unusable - MOST_NAMED} more")
     if summary.unknown:
         remarks.append(f"{summary.unknown} annotations are of images that this run never queued")
     if summary.unreadable:

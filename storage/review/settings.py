@@ -24,11 +24,15 @@ class ReviewSettings:
         url: of Label Studio.
         project: its title there.
         audit_blind: audit images are shown without boxes.
+        project_id: the project's number, once something was pushed there; 0 before.
+        rounds: URLs of the other runs of the project, whose answers count here too.
     """
 
     url: str = "http://localhost:8080"
     project: str = ""
     audit_blind: bool = False
+    project_id: int = 0
+    rounds: tuple[str, ...] = ()
 
 
 class SupportsSettings(SupportsGet, SupportsPut, Protocol):
@@ -48,7 +52,7 @@ def read_settings(store: SupportsGet) -> ReviewSettings | None:
 
 
 def _settings(fields: dict[str, Any]) -> ReviewSettings:
-    settings = ReviewSettings(**fields)
+    settings = ReviewSettings(**{**fields, "rounds": tuple(fields.get("rounds", ()))})
     if not (isinstance(settings.url, str) and isinstance(settings.project, str)):
         raise TypeError("url and project are texts")
     return settings

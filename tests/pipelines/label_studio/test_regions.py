@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from pipelines.label_studio.answers import compare, prediction_shown
 from pipelines.label_studio.interface import Interface, interface_of, label_config
-from pipelines.label_studio.regions import Region, ShownBox, clip, from_results, to_result
+from pipelines.label_studio.regions import Drawn, Region, ShownBox, clip, read_results, to_result
 from storage.errors import ReviewError
 
 SIDE = st.integers(1, 4000)
@@ -26,7 +30,7 @@ def test_boxes_inside_an_image_come_back_as_they_were(data: Any, width: int, hei
     y2 = data.draw(st.floats(y1 + 0.25, height))
     result = to_result(ShownBox("r", (x1, y1, x2, y2), "A", 0.5), width, height, Interface())
     assert result is not None
-    (back,) = from_results([result], width, height)
+    (back,) = read_results([result], width, height).regions
     assert back.bbox == pytest.approx((x1, y1, x2, y2), abs=1e-6)
     assert (back.region, back.category, back.score) == ("r", "A", 0.5)
 
@@ -50,16 +54,92 @@ def test_what_is_shown_lies_within_the_image(box: tuple[float, float, float, flo
     assert value["y"] + value["height"] <= 100 + 1e-9
 
 
+def only(*results: dict[str, Any], size: tuple[int, int] = (100, 100)) -> Region:
+    """The one region that the results describe, with nothing left over."""
+    drawn = read_results(results, *size)
+    assert (len(drawn.regions), drawn.unusable, drawn.flat) == (1, (), 0)
+    return drawn.regions[0]
+
+
 def test_a_turned_box_becomes_its_upright_hull() -> None:
     """Turned by 90 degrees clockwise about its left top corner, it lies to the left of it."""
     value = {"x": 50, "y": 50, "width": 20, "height": 10, "rotation": 90,
              "rectanglelabels": ["A"]}  # fmt: skip
-    (region,) = from_results([{"id": "r", "type": "rectanglelabels", "value": value}], 100, 100)
+    region = only({"id": "r", "type": "rectanglelabels", "value": value})
     assert region.bbox == pytest.approx((40, 50, 50, 70))
     value["rotation"] = 45
-    (region,) = from_results([{"id": "r", "type": "rectanglelabels", "value": value}], 100, 100)
+    region = only({"id": "r", "type": "rectanglelabels", "value": value})
     half = math.sqrt(0.5)
     assert region.bbox == pytest.approx((50 - 10 * half, 50, 50 + 20 * half, 50 + 30 * half))
+
+
+def shape(kind: str, label: str = "A", **value: Any) -> dict[str, Any]:
+    return {"id": "r", "type": f"{kind}labels", "value": {**value, f"{kind}labels": [label]}}
+
+
+def test_other_shapes_become_their_upright_hulls() -> None:
+    polygon = shape("polygon", points=[[10, 10], [50, 20], [30, 60]], closed=True)
+    assert only(polygon, size=(200, 100)).bbox == pytest.approx((20, 10, 100, 60))
+    ellipse = shape("ellipse", x=50, y=50, radiusX=20, radiusY=10, rotation=0)
+    assert only(ellipse, size=(200, 100)).bbox == pytest.approx((60, 40, 140, 60))
+    turned = shape("ellipse", x=50, y=50, radiusX=20, radiusY=10, rotation=90)
+    assert only(turned).bbox == pytest.approx((40, 30, 60, 70))
+
+
+def test_masks_become_their_upright_hulls() -> None:
+    from label_studio_sdk.converter.brush import mask2rle
+
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:31, 20:51] = 255
+    brush = shape("brush", format="rle", rle=mask2rle(mask))
+    brush |= {"original_width": 80, "original_height": 60}
+    assert only(brush, size=(80, 60)).bbox == (20, 10, 51, 31)
+    png = io.BytesIO()
+    Image.fromarray(mask).save(png, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    assert only(shape("bitmask", imageDataURL=url), size=(160, 120)).bbox == (40, 20, 102, 62)
+
+
+def test_a_mask_that_would_fill_the_memory_is_refused() -> None:
+    brush = shape("brush", format="rle", rle=[255] * 64)
+    for size in (80, 10**6):
+        brush |= {"original_width": size, "original_height": size}
+        with pytest.raises(ValueError, match="mask"):
+            read_results([brush], 80, 80)
+
+
+def test_a_shape_and_its_label_may_come_from_two_controls() -> None:
+    place = {"x": 10, "y": 10, "width": 20, "height": 20, "rotation": 0}
+    plain = {"id": "r", "type": "rectangle", "value": place}
+    labels = {"id": "r", "type": "labels", "value": {**place, "labels": ["B"]}}
+    remark = {"id": "r", "type": "choices", "value": {**place, "choices": ["blurred"]}}
+    assert only(plain, labels, remark).category == "B"
+
+
+@pytest.mark.parametrize(
+    ("result", "kind"),
+    [
+        (shape("keypoint", x=1, y=2, width=0.1), "keypointlabels"),
+        (shape("vector", vertices=[{"x": 1, "y": 2}]), "vectorlabels"),
+        ({"id": "r", "type": "rectanglelabels",
+          "value": {"x": 1, "y": 1, "width": 5, "height": 5}}, "rectanglelabels without a label"),
+        ({"id": "r", "type": "rectanglelabels",
+          "value": {"x": 1, "y": 1, "width": 5, "height": 5, "rectanglelabels": ["A", "B"]}},
+         "2 labels on one region"),
+        ({"id": "r", "type": "choices", "value": {"choices": ["unsharp"]}}, "choices"),
+    ],
+)  # fmt: skip
+def test_what_cannot_become_a_box_is_named(result: dict[str, Any], kind: str) -> None:
+    assert read_results([result], 100, 100) == Drawn((), (kind,), 0)
+
+
+def test_remarks_beside_boxes_do_no_harm_and_shapes_without_area_are_left_out() -> None:
+    box = shape("rectangle", x=1, y=1, width=5, height=5)
+    flat = {**shape("rectangle", x=1, y=1, width=0, height=5), "id": "flat"}
+    line = {**shape("polygon", points=[[1, 1], [9, 9]]), "id": "line"}
+    remark = {"id": "q", "type": "choices", "value": {"choices": ["unsharp"]}}
+    drawn = read_results([box, flat, line, remark], 100, 100)
+    assert (len(drawn.regions), drawn.unusable, drawn.flat) == (1, (), 2)
 
 
 def region(name: str, x: float = 0.0, category: str = "A", score: float | None = None) -> Region:
@@ -73,7 +153,6 @@ def test_every_shown_box_is_accounted_for() -> None:
         region("r1", 25),
         region("r2", 40, "B"),
         region("new", 200),
-        region("bare", 300, ""),
     ]
     boxes, deleted = compare(shown, left)
     assert [b.origin for b in boxes] == ["kept", "moved", "relabelled", "added"]
@@ -91,6 +170,16 @@ def test_the_prediction_is_the_one_the_page_names_else_the_one_that_shares_most(
     shared = prediction_shown(predictions, {"result": [{"id": "a"}, {"id": "b"}]})
     assert shared == predictions[0]
     assert prediction_shown([], {"result": []}) is None
+
+
+def test_what_a_person_saw_was_there_when_they_began() -> None:
+    old = {"id": 1, "created_at": "2026-01-01T10:00:00Z", "result": [{"id": "a"}]}
+    new = {"id": 2, "created_at": "2026-01-01T12:00:00Z", "result": [{"id": "b"}]}
+    began = {"created_at": "2026-01-01T11:00:00.5Z", "result": []}
+    assert prediction_shown([old, new], began) == old
+    assert prediction_shown([new], began) is None
+    copy = {**old, "id": 3, "model_version": "the next round"}
+    assert prediction_shown([old, copy], {**began, "created_at": "2026-01-02T00:00:00Z"}) == old
 
 
 def test_an_interface_escapes_what_people_call_their_classes() -> None:

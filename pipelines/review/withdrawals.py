@@ -1,0 +1,203 @@
+"""Answers that no longer count: annotations, tasks and projects that were deleted, or by hand.
+
+A withdrawn answer stays where it is; a tombstone is appended, see ``storage.review.answers``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipelines.label_studio.client import LabelStudio, Project, TaskRef
+from storage.errors import ReviewError
+from storage.review.answers import Answer, append_answers, latest_versions, read_answers, standing
+from storage.review.settings import ReviewSettings
+from storage.runs.manifest import Manifest
+
+RETRACTED = "retracted"
+_FEW = 5  # withdrawals that are never held back
+
+
+def missing_there(
+    records: Iterable[Answer],
+    project: Project,
+    refs: Sequence[TaskRef],
+    annotations: Mapping[int, frozenset[int] | None],
+) -> list[Answer]:
+    """Tombstones for the answers whose annotation or task is no longer in the project.
+
+    Args:
+        records: of the run, in the order of pulling.
+        project: where they were looked for. Answers from other projects are left alone; where an
+            answer does not say (older versions), its task must still be there.
+        refs: all tasks of the project that carry a key.
+        annotations: ids of annotations by task.
+    """
+    there = {ref.task_id: ref.key for ref in refs}
+    gone = []
+    for record in latest_versions(records).values():
+        same_task = there.get(record.task_id) == record.sha256
+        if record.withdrawn or not (record.project == project.identity or _old(record, same_task)):
+            continue
+        left = annotations.get(record.task_id, frozenset())
+        if not same_task:
+            gone.append(replace(record, withdrawn="task deleted"))
+        elif left is not None and record.annotation_id not in left:
+            gone.append(replace(record, withdrawn="deleted"))
+    return gone
+
+
+def _old(record: Answer, same_task: bool) -> bool:
+    return not record.project and same_task
+
+
+def came_back(
+    records: Iterable[Answer], project: Project, annotations: Mapping[int, frozenset[int] | None]
+) -> set[str]:
+    """Keys of images with an answer that was missing once and is there again, as from a backup."""
+    return {
+        record.sha256
+        for record in latest_versions(records).values()
+        if record.withdrawn not in ("", RETRACTED)
+        and record.project == project.identity
+        and record.annotation_id in (annotations.get(record.task_id) or ())
+    }
+
+
+def too_many(gone: Sequence[Answer], records: Iterable[Answer]) -> bool:
+    """Whether so much is missing that a mistake is likelier than a decision: more than half."""
+    return len(gone) > max(_FEW, len(standing(records)) / 2)
+
+
+def project_is_gone(
+    manifest: Manifest, server: LabelStudio, settings: ReviewSettings, *, accept: bool
+) -> list[Answer]:
+    """Tombstones for every answer of a project that was deleted.
+
+    Raises:
+        ReviewError: the project never was there, has another title now, or ``accept`` is False.
+    """
+    known = server.project(settings.project_id) if settings.project_id else None
+    if known is not None:
+        raise ReviewError(
+            f"the project {settings.project!r} is called {known.title!r} now",
+            hint=f"give --project {known.title!r}",
+        )
+    place = f"{settings.project_id}@"
+    mine = [
+        answer
+        for answer in standing(read_answers(manifest.store))
+        if answer.project.startswith(place) or (settings.project_id and not answer.project)
+    ]
+    if not mine:
+        raise ReviewError(
+            f"there is no project {settings.project!r} at {server.http.url}",
+            hint="push first, or give --project",
+        )
+    if not accept:
+        raise ReviewError(
+            f"the project {settings.project!r} was deleted at {server.http.url}; "
+            f"{len(mine)} answers from it still count",
+            hint="keep them by doing nothing, or withdraw them: pull with --accept-withdrawals",
+        )
+    return [replace(answer, withdrawn="project deleted") for answer in mine]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which answers to retract: those that meet every condition given.
+
+    Attributes:
+        task: a task's number in Label Studio.
+        annotator: a person, as ``review status`` names them.
+        image: an image id or a sha256.
+    """
+
+    task: int | None = None
+    annotator: str | None = None
+    image: str | None = None
+
+    def takes(self, answer: Answer) -> bool:
+        """Whether an answer is meant."""
+        return (
+            self.task in (None, answer.task_id)
+            and self.annotator in (None, answer.annotator)
+            and self.image in (None, answer.image_id, answer.sha256)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RetractSummary:
+    """What was retracted.
+
+    Attributes:
+        answers: retracted now. ``images``, ``people``: whose.
+        deleted_there: annotations deleted in Label Studio, so that their tasks are open again.
+        not_reopened: answers whose task stays as it is: another project, or not asked for.
+    """
+
+    answers: int
+    images: int
+    people: int
+    deleted_there: int
+    not_reopened: int
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+
+def retract(
+    manifest: Manifest, chosen: Chosen, server: LabelStudio | None, settings: ReviewSettings
+) -> RetractSummary:
+    """Withdraw answers by hand and open their tasks again. The caller holds the run's lock.
+
+    The answers stay in ``review/answers`` with a tombstone; ``decide`` gives their images back to
+    the model. Only then are the annotations deleted in Label Studio.
+
+    Args:
+        manifest: the run.
+        chosen: which answers.
+        server: where to open the tasks again; None: leave them as they are.
+        settings: which project.
+
+    Raises:
+        ReviewError: no answer that counts is meant, or Label Studio does not answer.
+    """
+    if chosen == Chosen():
+        raise ReviewError(
+            "say which answers to retract", hint="give --task, --annotator or --image"
+        )
+    latest = [a for a in latest_versions(read_answers(manifest.store)).values() if chosen.takes(a)]
+    mine = [a for a in latest if not a.withdrawn]
+    again = [a for a in latest if a.withdrawn == RETRACTED]  # deleting them may have failed
+    if not mine and not again:
+        raise ReviewError(
+            "no answer of this run is meant",
+            hint="`labelfleet review status` lists the people; pull first if it was given lately",
+        )
+    append_answers(manifest.store, [replace(a, withdrawn=RETRACTED) for a in mine])
+    here = [] if server is None else _in_project([*mine, *again], server, settings)
+    for answer in here if server is not None else ():
+        server.delete_annotation(answer.annotation_id)
+    return RetractSummary(
+        answers=len(mine),
+        images=len({a.sha256 for a in mine}),
+        people=len({a.annotator for a in mine}),
+        deleted_there=len(here),
+        not_reopened=len(mine) + len(again) - len(here),
+    )
+
+
+def _in_project(
+    answers: Sequence[Answer], server: LabelStudio, settings: ReviewSettings
+) -> list[Answer]:
+    """Those whose task is in the project: another server counts its tasks alike."""
+    project = server.find_project(settings.project)
+    if project is None:
+        return []
+    keys = sorted({a.sha256 for a in answers})
+    there = {ref.task_id: ref.key for ref in server.task_refs(project.project_id, keys)}
+    known = ("", project.identity)
+    return [a for a in answers if a.project in known and there.get(a.task_id) == a.sha256]
