@@ -305,19 +305,31 @@ def decide(
     settle: Annotated[
         str, typer.Option(help="Several answers to one image: `latest` or `agreement`.")
     ] = "latest",
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=CLASS",
+            help="A class in answers and what it is here; `NAME=` drops it. "
+            "Remembered; repeatable.",
+        ),
+    ] = None,
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Merge model, policy and answers into a new label version. Needs no GPU."""
+    """Merge model, policy and answers into a new label version. Needs no GPU.
+
+    Answers that cannot become labels are set aside and listed; the exit code is then 3.
+    """
     from dataclasses import asdict
     from typing import cast
 
     from rich.console import Group
     from rich.text import Text
 
-    from pipelines.labels.decide import decide_run
+    from pipelines.labels.decide import decide_run, read_set_aside
     from pipelines.labels.view import render_version
     from pipelines.policy.choose import choose_policy, given_meaning, thresholds_on
+    from pipelines.review.settings import rename_classes
     from pipelines.truth.settle import Settling
     from storage.runs.lock import run_lock
 
@@ -325,10 +337,19 @@ def decide(
     others = [open_manifest(other, endpoint_url) for other in answers_from or ()]
     chosen = choose_policy(manifest, policy, accept, reject, storage_options(endpoint_url))
     with run_lock(manifest.store, "labelfleet decide"):
+        if rename:
+            rename_classes(manifest, rename)
         lineage = decide_run(manifest, chosen, answers_from=others, settling=cast(Settling, settle))
+    aside = read_set_aside(manifest, lineage)
     meaning = given_meaning(chosen, accept, reject)
-    told = Group(render_version(lineage), Text(meaning)) if meaning else render_version(lineage)
-    show(told, {**asdict(lineage), "thresholds_on": thresholds_on(chosen)}, json_)
+    told = Group(render_version(lineage, aside), *([Text(meaning)] if meaning else []))
+    fields = {
+        **asdict(lineage),
+        "thresholds_on": thresholds_on(chosen),
+        "set_aside": [one.to_fields() for one in aside],
+    }
+    show(told, fields, json_)
+    raise typer.Exit(3 if aside else 0)
 
 
 def diff(

@@ -78,6 +78,8 @@ def _expected(annotation: Any, limits: Sequence[Any] = ()) -> str:
         if members[-1] is Ellipsis:
             return f"a list of {_expected(members[0]).removeprefix('a ')}s"
         return f"a list of {len(members)} {_expected(members[0]).removeprefix('a ')}s"
+    if origin is dict:
+        return "a mapping of names"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"a section with {', '.join(f'`{name}`' for name in annotation.model_fields)}"
     named = next((limit for limit in limits if isinstance(limit, str)), "a text")

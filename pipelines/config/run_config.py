@@ -170,6 +170,11 @@ class ReviewConfig(Part):
     answers_from: tuple[Url, ...] = Field(
         (), description="Other runs over the same images; what they asked is not asked again."
     )
+    classes: dict[str, str | None] = Field(
+        {},
+        description="What classes in answers are called in the run, as in `{smudge: null, "
+        'Digit0: "0"}`; null drops their boxes.',
+    )
 
     @field_validator("budget")
     @classmethod

@@ -84,14 +84,6 @@ class SupportsTasks(Protocol):
     ) -> Iterator[TaskRef]: ...
     def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> None: ...
     def is_touched(self, task_id: int) -> bool: ...
-    def delete_annotation(self, annotation_id: int) -> None:
-        """Delete an annotation; a missing one is no error."""
-        try:
-            self.http.send("DELETE", f"/api/annotations/{annotation_id}/")
-        except ReviewRefused as exc:
-            if exc.status != 404:
-                raise
-
     def delete_task(self, task_id: int) -> None: ...
 
 

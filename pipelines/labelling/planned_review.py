@@ -52,7 +52,11 @@ class PlannedReview:
             return 0
         kept = read_settings(manifest.store) or ReviewSettings()
         settings = replace(
-            kept, url=self.part.url, project=self.part.project, audit_blind=self.part.audit_blind
+            kept,
+            url=self.part.url,
+            project=self.part.project,
+            audit_blind=self.part.audit_blind,
+            classes=self.part.classes,
         )
         if settings.project != kept.project:
             settings = replace(settings, project_id=0)

@@ -9,6 +9,7 @@ name. Rows stream; only answers and queues are held.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,8 +26,8 @@ from pipelines.policy.policy import Decision, Policy, Thresholds
 from pipelines.policy.statement import said_for
 from pipelines.truth.compared import AnsweredImage, ModelLabels, QueuePlaces, describe, to_jsonl
 from pipelines.truth.settle import AnswerBook, Settled, Settling, settle
+from pipelines.truth.usable import SetAside, usable_answers
 from storage.boxes import clipped
-from storage.errors import ReviewError
 from storage.labels.rows import (
     ROWS_PER_PART,
     Label,
@@ -42,11 +43,12 @@ from storage.labels.versions import (
     claim_version,
     finish_version,
     new_attempt,
+    read_version_file,
     write_version_files,
 )
 from storage.objects.protocols import Body
 from storage.records import Category, RunIdentity
-from storage.review.answers import ReviewedBox, answer_parts, read_answers, standing
+from storage.review.answers import ReviewedBox, answer_parts
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
 
@@ -73,14 +75,15 @@ def decide_run(
 
     Raises:
         ConfigError: the policy does not fit the run.
-        ReviewError: answers name a class that the run lacks.
+
+    An answer that names a class which the run lacks is set aside: see ``read_set_aside``.
     """
     identity = manifest.record.identity
     thresholds = policy.for_run(identity)
     runs = [manifest, *(m for m in answers_from if m.url != manifest.url)]
     parts = {run.url: answer_parts(run.store) for run in runs}
-    book = settle(standing(*(read_answers(r.store, parts[r.url]) for r in runs)), settling)
-    _refuse_unknown_classes(book, identity.categories)
+    found = usable_answers(runs, parts)
+    book = settle(found.answers, settling)
     attempt, now = new_attempt(), datetime.now(UTC)
     version = claim_version(manifest.store, attempt)
     with AlternativesWriter([c.name for c in identity.categories]) as alternatives:
@@ -99,6 +102,7 @@ def decide_run(
             ALTERNATIVES: alternatives.finish(),
             "policy.yaml": policy.to_yaml().encode(),
             "answered.jsonl": to_jsonl(merge.answered),
+            "set_aside.jsonl": _lines(found.set_aside),
         }
         lineage = LabelVersion(
             version=version,
@@ -109,7 +113,7 @@ def decide_run(
             policy=merge.policy,
             settling=settling,
             answers={url: keys for url, keys in parts.items() if keys},
-            counts=merge.totals(),
+            counts={**merge.totals(), "answers_set_aside": len(found.set_aside)},
             parts=written,
             files=write_version_files(manifest.store, version, files),
             guarantee=said_for(policy, identity, manifest.url),
@@ -135,6 +139,16 @@ def _run_fields(identity: RunIdentity) -> dict[str, str]:
         "config_hash": identity.config_hash,
         "licence": identity.licence,
     }
+
+
+def _lines(set_aside: Sequence[SetAside]) -> bytes:
+    return "".join(json.dumps(one.to_fields()) + "\n" for one in set_aside).encode()
+
+
+def read_set_aside(manifest: Manifest, version: LabelVersion) -> list[SetAside]:
+    """Answers that a label version could not take, by task."""
+    raw = read_version_file(manifest.store, version, "set_aside.jsonl")
+    return [SetAside(**json.loads(line)) for line in raw.splitlines()]
 
 
 @dataclass(slots=True)
@@ -280,17 +294,3 @@ def _model_labels(batch: BoxBatch, image: int) -> ModelLabels:
 def _has_area(label: Label) -> bool:
     x1, y1, x2, y2 = label.bbox
     return x2 > x1 and y2 > y1
-
-
-def _refuse_unknown_classes(book: AnswerBook, categories: Sequence[Category]) -> None:
-    known = {c.name for c in categories}
-    used = {
-        box.category
-        for settled in book.settled.values()
-        for box in (*settled.answer.boxes, *settled.disputed)
-    }
-    if used - known:
-        raise ReviewError(
-            f"answers name classes that the run lacks: {', '.join(sorted(used - known))}",
-            hint=f"the run has {', '.join(sorted(known))}; relabel those boxes, or add the class",
-        )

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from pipelines.display.tables import MOST_NAMED, summary_table
 from pipelines.labels.diff import LabelDiff
+from pipelines.truth.usable import SetAside
 from storage.labels.versions import LabelVersion
 
 
-def render_version(lineage: LabelVersion) -> RenderableType:
-    """What a label version holds."""
+def render_version(lineage: LabelVersion, set_aside: Sequence[SetAside] = ()) -> RenderableType:
+    """What a label version holds, and the answers that it could not take."""
     rows = [(name.replace("_", " "), f"{count:,}") for name, count in lineage.counts.items()]
-    lines = [f"policy {lineage.policy}", *([lineage.guarantee] if lineage.guarantee else [])]
-    return Group(summary_table(f"labels {lineage.version}", rows), *map(Text, lines))
+    lines = [Text(f"policy {lineage.policy}")]
+    if lineage.guarantee:
+        lines.append(Text(lineage.guarantee))
+    lines += [Text(f"set aside: {one}", style="yellow") for one in set_aside[:MOST_NAMED]]
+    if len(set_aside) > MOST_NAMED:
+        lines.append(Text(f"… and {len(set_aside) - MOST_NAMED} more", style="yellow"))
+    return Group(summary_table(f"labels {lineage.version}", rows), *lines)
 
 
 def render_diff(diff: LabelDiff) -> RenderableType:

@@ -21,11 +21,11 @@ from pipelines.routing.audit_draw import random_key
 from pipelines.truth.compared import from_jsonl
 from pipelines.truth.matching import pair
 from pipelines.truth.settle import Settled, Settling, settle
+from pipelines.truth.usable import usable_answers
 from storage.errors import LabelfleetError
 from storage.labels.versions import LabelVersion, read_version_file
 from storage.objects.protocols import ObjectStore
 from storage.records import AnnotationRow
-from storage.review.answers import read_answers, standing
 from storage.review.queue import read_queue
 from storage.runs.annotation_rows import table_to_rows
 from storage.runs.image_bytes import read_images
@@ -115,7 +115,7 @@ def corrections(manifest: Manifest, lineage: LabelVersion) -> list[Correction]:
     order = sorted(wrong, key=lambda image_id: random_key(0, image_id))[:_DEAR]
     settling: Settling = "agreement" if lineage.settling == "agreement" else "latest"
     parts = lineage.answers.get(manifest.url, [])
-    book = settle(standing(read_answers(manifest.store, parts)), settling)
+    book = settle(usable_answers([manifest], {manifest.url: parts}).answers, settling)
     policy = Policy.from_yaml(
         read_version_file(manifest.store, lineage, "policy.yaml"),
         where=f"{lineage.version}/policy.yaml",

@@ -8,7 +8,6 @@ nothing. Twins that a lost reply left behind are looked for here again.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
@@ -34,6 +33,7 @@ from pipelines.review.withdrawals import (
     project_is_gone,
     too_many,
 )
+from pipelines.truth.usable import told
 from storage.errors import ReviewError
 from storage.review.answers import Answer, append_answers, latest_versions, read_answers
 from storage.review.queue import ReviewItem
@@ -258,7 +258,10 @@ def _summary(pulled: _Pulled, part: str | None, twins: int) -> PullSummary:
         added=boxes.count("added"),
         deleted=sum(len(answer.deleted) for answer in new),
         unusable=len(unusable),
-        set_aside=tuple(address_of(answer) for answer in unusable),
+        set_aside=tuple(
+            f"task {a.task_id} ({a.image_id}) by {a.annotator}: {told(a.unusable)}"
+            for a in unusable
+        ),
         withdrawn=len(pulled.tombstones),
         held_back=pulled.held_back,
         unknown=pulled.unknown,
@@ -266,10 +269,3 @@ def _summary(pulled: _Pulled, part: str | None, twins: int) -> PullSummary:
         twins_deleted=twins,
         part=part or "",
     )
-
-
-def address_of(answer: Answer) -> str:
-    """Where to find an answer that was set aside, and what is wrong with it."""
-    kinds = Counter(answer.unusable)
-    what = ", ".join(f"{n} {kind}" if n > 1 else kind for kind, n in sorted(kinds.items()))
-    return f"task {answer.task_id} ({answer.image_id}) by {answer.annotator}: {what}"

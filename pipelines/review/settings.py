@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pipelines.label_studio.client import TITLE_LENGTH
-from storage.review.settings import ReviewSettings, read_settings
+from storage.errors import ConfigError
+from storage.review.settings import ReviewSettings, read_settings, write_settings
 from storage.runs.manifest import Manifest
 
 
@@ -17,3 +19,27 @@ def choose_settings(
     title = project or kept.project or manifest.record.identity.name[:TITLE_LENGTH]
     blind = kept.audit_blind if audit_blind is None else audit_blind
     return replace(kept, url=url or kept.url, project=title, audit_blind=blind)
+
+
+def rename_classes(manifest: Manifest, renamed: Sequence[str]) -> None:
+    """Remember what classes in answers are called in this run.
+
+    Args:
+        manifest: the run; its lock is held.
+        renamed: ``NAME=CLASS`` each, or ``NAME=`` to drop the boxes of a class.
+
+    Raises:
+        ConfigError: one has no ``=``, or names a class that the run lacks.
+    """
+    names = [c.name for c in manifest.record.identity.categories]
+    kept = read_settings(manifest.store) or ReviewSettings()
+    classes = dict(kept.classes)
+    for pair in renamed:
+        old, equals, new = pair.rpartition("=")
+        if not old or not equals or (new and new not in names):
+            raise ConfigError(
+                f"{pair!r} does not say what a class is called here",
+                hint=f"write NAME=CLASS with one of {', '.join(names)}, or NAME= to drop it",
+            )
+        classes[old] = new or None
+    write_settings(manifest.store, replace(kept, classes=classes))

@@ -178,9 +178,11 @@ def retract(
             hint="`labelfleet review status` lists the people; pull first if it was given lately",
         )
     append_answers(manifest.store, [replace(a, withdrawn=RETRACTED) for a in mine])
-    here = [] if server is None else _in_project([*mine, *again], server, settings)
-    for answer in here if server is not None else ():
-        server.delete_annotation(answer.annotation_id)
+    here = []
+    if server is not None:
+        here = _in_project([*mine, *again], server, settings)
+        for answer in here:
+            server.delete_annotation(answer.annotation_id)
     return RetractSummary(
         answers=len(mine),
         images=len({a.sha256 for a in mine}),

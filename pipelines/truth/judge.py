@@ -7,6 +7,7 @@ or that people disagreed about are left out.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -26,14 +27,15 @@ from pipelines.truth.coco_truth import (
 from pipelines.truth.compared import queue_entries
 from pipelines.truth.matching import Boxes, Ids, iou_matrix, match
 from pipelines.truth.settle import settle
+from pipelines.truth.usable import usable_answers
 from storage.boxes import clipped, has_area
 from storage.coco.truth import Truth
-from storage.errors import ReviewError
 from storage.records import AnnotationRow, Detections
-from storage.review.answers import read_answers, standing
 from storage.runs.annotation_rows import table_to_rows
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
+
+log = logging.getLogger("labelfleet.review")
 
 IOU = 0.5
 
@@ -146,13 +148,13 @@ def answered_images(
     """Live rows of the audit that somebody answered: what they left, and one over the inclusion.
 
     Predictions that were accepted in bulk are no answers unless ``count_bulk``. The audit draws
-    images by name: the same pixels under a name that was not drawn are no sample.
-
-    Raises:
-        ReviewError: an answer names a class that the run lacks.
+    images by name: the same pixels under a name that was not drawn are no sample. Answers that
+    name a class which the run lacks are left out, and logged.
     """
-    answers = standing(read_answers(manifest.store))
-    book = settle(a for a in answers if count_bulk or not accepted_in_bulk(a))
+    found = usable_answers([manifest])
+    for aside in found.set_aside:
+        log.warning("set aside: %s", aside)
+    book = settle(a for a in found.answers if count_bulk or not accepted_in_bulk(a))
     weights = {
         (entry.item.image_id, sha256): 1 / max(entry.item.inclusion, 1e-9)
         for sha256, entries in queue_entries([manifest]).items()
@@ -167,8 +169,8 @@ def answered_images(
             if weight is None or row.status != "ok":
                 continue
             settled = book.settled[row.sha256]
-            kept = [(box.bbox, _id_of(box.category, names)) for box in settled.answer.boxes]
-            disputed = [(box.bbox, _id_of(box.category, names)) for box in settled.disputed]
+            kept = [(box.bbox, names.index(box.category)) for box in settled.answer.boxes]
+            disputed = [(box.bbox, names.index(box.category)) for box in settled.disputed]
             yield within(row), _boxes(kept, disputed, row), weight
 
 
@@ -218,12 +220,3 @@ def _boxes(counted: Sequence[_Named], regions: Sequence[_Named], row: Annotation
         return corners[kept], np.array([k for _, k in of], np.int64)[kept]
 
     return TrueBoxes(*inside(counted), *inside(regions))
-
-
-def _id_of(category: str, names: Sequence[str]) -> int:
-    if category not in names:
-        raise ReviewError(
-            f"an answer names the class {category!r}, which the run lacks",
-            hint=f"the run has {', '.join(names)}",
-        )
-    return names.index(category)

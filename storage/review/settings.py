@@ -6,7 +6,8 @@ options; ``push``, ``pull`` and ``status`` then need only the run.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from storage.errors import ConfigError, ObjectNotFound, StorageError
@@ -25,6 +26,8 @@ class ReviewSettings:
         project: its title there.
         audit_blind: audit images are shown without boxes.
         project_id: the project's number, once something was pushed there; 0 before.
+        classes: what classes in answers are called here, where their names differ; None: boxes of
+            the class are dropped.
         rounds: URLs of the other runs of the project, whose answers count here too.
     """
 
@@ -32,6 +35,7 @@ class ReviewSettings:
     project: str = ""
     audit_blind: bool = False
     project_id: int = 0
+    classes: Mapping[str, str | None] = field(default_factory=dict)
     rounds: tuple[str, ...] = ()
 
 

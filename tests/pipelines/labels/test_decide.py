@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.labels.decide import decide_run
+from pipelines.labels.decide import decide_run, read_set_aside
 from pipelines.labels.diff import diff_versions
 from pipelines.policy.policy import Calibration, Curve, Policy
 from pipelines.routing.route import route_run
 from pipelines.truth.compared import from_jsonl
-from storage.errors import ConfigError, ReviewError
+from storage.errors import ConfigError
 from storage.labels.rows import LabelRow, label_rows
-from storage.labels.versions import LabelVersion, read_label_tables, read_version, versions
+from storage.labels.versions import LabelVersion, read_label_tables, read_version
 from storage.records import AnnotationRow, Detections
 from storage.review.answers import Answer, ReviewedBox, append_answers
 from storage.review.queue import read_queue
+from storage.review.settings import ReviewSettings, write_settings
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
 from storage.stores.memory import MemoryStore
@@ -237,14 +238,33 @@ def test_boxes_drawn_past_the_edge_end_at_the_edge() -> None:
     assert [x.bbox for x in made.labels] == [(0, 470, 20, 480)]
 
 
-def test_a_class_that_the_run_lacks_is_an_error_that_names_it() -> None:
+def test_an_answer_with_a_class_that_the_run_lacks_is_set_aside_and_holds_up_no_other() -> None:
+    shard = tar_shard("a.tar")
+    rows = [distinct_row(f"a.tar/{i}.jpg", shard, one_box(0.95)) for i in range(3)]
+    manifest = make_run(MemoryStore(), {shard: rows})
+    smudged = answer(rows[0], drawn(10, "Basophil"), drawn(300))
+    append_answers(manifest.store, [smudged, answer(rows[1], drawn(300))])
+    points = replace(answer(rows[2]), unusable=("keypointlabels",) * 2)
+    append_answers(manifest.store, [points])
+    version = decide_run(manifest, POLICY)
+    assert [r.source for r in rows_of(manifest, version)] == ["model", "human", "model"]
+    assert version.counts["answers_set_aside"] == 2
+    assert [str(one) for one in read_set_aside(manifest, version)] == [
+        "task 1 (a.tar/0.jpg) by ann: unknown class Basophil",
+        "task 1 (a.tar/2.jpg) by ann: 2 keypointlabels",
+    ]
+
+
+def test_classes_of_answers_are_renamed_or_dropped_as_the_review_says() -> None:
     shard = tar_shard("a.tar")
     row = distinct_row("a.tar/0.jpg", shard)
     manifest = make_run(MemoryStore(), {shard: [row]})
-    append_answers(manifest.store, [answer(row, drawn(10, "Basophil"))])
-    with pytest.raises(ReviewError, match="Basophil"):
-        decide_run(manifest, POLICY)
-    assert versions(manifest.store) == []
+    given = answer(row, drawn(10, "smudge"), drawn(200, "Leukocyte"), drawn(400, "RBC"))
+    append_answers(manifest.store, [given])
+    renamed = {"smudge": None, "Leukocyte": "WBC"}
+    write_settings(manifest.store, ReviewSettings(classes=renamed))
+    (made,) = rows_of(manifest, decide_run(manifest, POLICY))
+    assert [(x.bbox[0], x.category_id) for x in made.labels] == [(200, 1), (400, 0)]
 
 
 def test_a_new_version_leaves_the_old_one_as_it_was() -> None:

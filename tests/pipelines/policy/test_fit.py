@@ -19,7 +19,7 @@ from pipelines.policy.policy import Decision, Policy
 from pipelines.routing.route import route_run
 from pipelines.truth.judge import JudgedBoxes, TrueBoxes, answered_images, judge
 from storage.coco.truth import read_truth
-from storage.errors import ConfigError, ReviewError
+from storage.errors import ConfigError
 from storage.records import Category
 from storage.review.answers import Answer, ReviewedBox, append_answers
 from storage.review.queue import read_queue
@@ -238,7 +238,9 @@ def test_ground_truth_and_audit_answers_say_the_same(tmp_path: Path) -> None:
     assert decided.tolist() == [Decision.REJECT, Decision.ACCEPT]
 
 
-def test_value_answers_fit_nothing_and_unknown_classes_are_refused() -> None:
+def test_value_answers_fit_nothing_and_those_with_unknown_classes_neither(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     manifest, true = some_run(None)
     route_run(manifest, budget="20 images", policy=Policy(), invocation="one", audit=0.0)
     items = list(read_queue(manifest.store))
@@ -248,8 +250,9 @@ def test_value_answers_fit_nothing_and_unknown_classes_are_refused() -> None:
     route_run(manifest, budget="20 images", policy=Policy(), invocation="two", audit=1.0)
     audit = [i for i in read_queue(manifest.store, hidden=True) if i.part == "audit"]
     append_answers(manifest.store, [answer(i, true[i.image_id], "fly") for i in audit])
-    with pytest.raises(ReviewError, match="fly"):
+    with pytest.raises(ConfigError, match="too few"):
         fit_run(manifest, None)
+    assert "unknown class fly" in caplog.text
 
 
 def test_copies_of_an_audited_image_under_other_names_are_not_fitted_on() -> None:
@@ -270,7 +273,7 @@ def answer(item: object, at: list[list[float]], category: str) -> Answer:
     kept = tuple(ReviewedBox((b[0], b[1], b[2], b[3]), category, "kept", 0.9) for b in at)
     return Answer(
         image_id=item.image_id, sha256=item.sha256, task_id=1,  # type: ignore[attr-defined]
-        annotation_id=hash((item.image_id, category)) % 2**31,  # type: ignore[attr-defined]
+        annotation_id=hash(item.image_id) % 2**31,  # type: ignore[attr-defined]
         annotator="ann", lead_time_s=10.0, submitted_at=datetime.now(UTC), skipped=False,
         boxes=kept, deleted=(), model_version="m", was_blind=False,
     )  # fmt: skip

@@ -1,0 +1,216 @@
+"""Work that changes after it was pulled, and rounds of one project, on a real Label Studio."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from pipelines.label_studio.client import KEY, LabelStudio
+from pipelines.labels.decide import decide_run
+from pipelines.review.pull import pull_run
+from pipelines.review.withdrawals import Chosen, retract
+from storage.errors import ReviewError
+from storage.review.answers import read_answers, standing
+from storage.review.settings import ReviewSettings
+from storage.runs.manifest import Manifest
+from storage.stores.open import open_store
+from tests.e2e.test_review import answer, push, tasks_of
+from tests.support.samples.review_samples import POLICY, loose_run, routed
+from tests.support.servers.label_studio import LabelStudioServer
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def place(label_studio: LabelStudioServer) -> Path:
+    """A folder of this test's own that Label Studio may serve from."""
+    return label_studio.folder / uuid4().hex
+
+
+@pytest.fixture
+def manifest(place: Path) -> Manifest:
+    """Twelve images, all routed."""
+    source, output = open_store(str(place / "source")), open_store(str(place / "run"))
+    return routed(loose_run(source, output, 12))
+
+
+@pytest.fixture
+def settings(label_studio: LabelStudioServer) -> ReviewSettings:
+    return ReviewSettings(label_studio.url, f"test {uuid4().hex}")
+
+
+@pytest.fixture
+def server(label_studio: LabelStudioServer) -> LabelStudio:
+    return label_studio.client()
+
+
+@pytest.fixture
+def ann(label_studio: LabelStudioServer) -> httpx.Client:
+    return label_studio.person(f"ann{uuid4().hex[:6]}")
+
+
+def human(manifest: Manifest) -> int:
+    """Images that `decide` takes from people."""
+    return decide_run(manifest, POLICY).counts["images_human"]
+
+
+def annotations(task: dict[str, Any]) -> list[int]:
+    return [annotation["id"] for annotation in task["annotations"]]
+
+
+def test_work_that_was_deleted_or_skipped_after_a_pull_no_longer_counts(
+    manifest: Manifest, server: LabelStudio, settings: ReviewSettings, ann: httpx.Client
+) -> None:
+    push(manifest, server, settings)
+    for task in tasks_of(server, settings)[:8]:
+        answer(ann, task, task["predictions"][0]["result"])
+    assert pull_run(manifest, server, settings).answers == 8
+    assert human(manifest) == 8
+    tasks = tasks_of(server, settings)
+    (first,), (second,) = annotations(tasks[0]), annotations(tasks[1])
+    ann.delete(f"/api/annotations/{first}/").raise_for_status()
+    ann.patch(f"/api/annotations/{second}/", json={"was_cancelled": True}).raise_for_status()
+    server.delete_task(tasks[2]["id"])
+    pulled = pull_run(manifest, server, settings)
+    assert (pulled.withdrawn, pulled.answers, pulled.skipped) == (2, 1, 1)
+    assert human(manifest) == 5
+    reasons = [a.withdrawn for a in read_answers(manifest.store) if a.withdrawn]
+    assert sorted(reasons) == ["deleted", "task deleted"]
+    assert pull_run(manifest, server, settings).withdrawn == 0
+    ann.patch(f"/api/annotations/{second}/", json={"was_cancelled": False}).raise_for_status()
+    assert pull_run(manifest, server, settings).answers == 1
+    assert human(manifest) == 6
+
+
+def test_most_answers_gone_at_once_are_not_believed_until_someone_says_so(
+    manifest: Manifest, server: LabelStudio, settings: ReviewSettings, ann: httpx.Client
+) -> None:
+    push(manifest, server, settings)
+    for task in tasks_of(server, settings)[:8]:
+        answer(ann, task, [])
+    pull_run(manifest, server, settings)
+    for task in tasks_of(server, settings)[:7]:
+        server.delete_task(task["id"])
+    pulled = pull_run(manifest, server, settings)
+    assert (pulled.withdrawn, pulled.held_back) == (0, 7)
+    assert human(manifest) == 8
+    assert pull_run(manifest, server, settings, accept_withdrawals=True).withdrawn == 7
+    assert human(manifest) == 1
+
+
+def test_a_deleted_project_is_told_from_a_renamed_one(
+    manifest: Manifest, server: LabelStudio, settings: ReviewSettings, ann: httpx.Client
+) -> None:
+    push(manifest, server, settings)
+    project = server.find_project(settings.project)
+    assert project is not None
+    known = replace(settings, project_id=project.project_id)
+    for task in tasks_of(server, settings)[:3]:
+        answer(ann, task, [])
+    pull_run(manifest, server, known)
+    server.update_project(project.project_id, title=f"{settings.project[:40]} II")
+    with pytest.raises(ReviewError, match="is called"):
+        pull_run(manifest, server, known)
+    server.http.send("DELETE", f"/api/projects/{project.project_id}")
+    with pytest.raises(ReviewError, match="3 answers from it still count"):
+        pull_run(manifest, server, known)
+    assert human(manifest) == 3
+    assert pull_run(manifest, server, known, accept_withdrawals=True).withdrawn == 3
+    assert human(manifest) == 0
+
+
+def test_retracted_answers_open_their_tasks_again(
+    manifest: Manifest, server: LabelStudio, settings: ReviewSettings,
+    ann: httpx.Client, label_studio: LabelStudioServer,
+) -> None:  # fmt: skip
+    push(manifest, server, settings)
+    ben = label_studio.person(f"ben{uuid4().hex[:6]}")
+    tasks = tasks_of(server, settings)
+    for task in tasks[:4]:
+        answer(ann, task, [])
+    answer(ben, tasks[4], [])
+    pull_run(manifest, server, settings)
+    name = next(a.annotator for a in read_answers(manifest.store) if a.annotator[:3] == "ann")
+    by_task = retract(manifest, Chosen(task=tasks[4]["id"]), server, settings)
+    assert (by_task.answers, by_task.deleted_there) == (1, 1)
+    by_person = retract(manifest, Chosen(annotator=name), server, settings)
+    assert (by_person.answers, by_person.images, by_person.deleted_there) == (4, 4, 4)
+    assert standing(read_answers(manifest.store)) == []
+    assert not any(task["annotations"] for task in tasks_of(server, settings))
+    assert pull_run(manifest, server, settings).withdrawn == 0
+    answer(ben, tasks[0], [])
+    assert pull_run(manifest, server, settings).answers == 1
+    assert human(manifest) == 1
+    with pytest.raises(ReviewError, match="no answer"):
+        retract(manifest, Chosen(annotator="nobody"), server, settings)
+
+
+def test_a_retraction_that_leaves_label_studio_alone_is_not_undone_by_the_next_pull(
+    manifest: Manifest, server: LabelStudio, settings: ReviewSettings, ann: httpx.Client
+) -> None:
+    push(manifest, server, settings)
+    task = tasks_of(server, settings)[0]
+    answer(ann, task, [])
+    pull_run(manifest, server, settings)
+    assert retract(manifest, Chosen(task=task["id"]), None, settings).not_reopened == 1
+    assert pull_run(manifest, server, settings, everything=True).answers == 0
+    assert human(manifest) == 0
+
+
+def test_polygons_become_boxes_and_points_settle_nothing(
+    manifest: Manifest, server: LabelStudio, settings: ReviewSettings, ann: httpx.Client
+) -> None:
+    shapes = "".join(
+        f'<{kind}Labels name="{kind}" toName="image"><Label value="RBC"/></{kind}Labels>'
+        for kind in ("Polygon", "KeyPoint")
+    )
+    config = (
+        '<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">'
+        '<Label value="RBC"/><Label value="WBC"/><Label value="Platelets"/></RectangleLabels>'
+        f"{shapes}</View>"
+    )
+    server.create_project(settings.project, config)
+    push(manifest, server, settings)
+    tasks = tasks_of(server, settings)
+    common = {"to_name": "image", "original_width": 320, "original_height": 240, "id": "a"}
+    corners = [[10, 10], [60, 20], [30, 50]]
+    polygon = {**common, "from_name": "Polygon", "type": "polygonlabels",
+               "value": {"points": corners, "closed": True, "polygonlabels": ["RBC"]}}  # fmt: skip
+    point = {**common, "from_name": "KeyPoint", "type": "keypointlabels",
+             "value": {"x": 5, "y": 5, "width": 1, "keypointlabels": ["RBC"]}}  # fmt: skip
+    answer(ann, tasks[0], [polygon])
+    answer(ann, tasks[1], [point])
+    pulled = pull_run(manifest, server, settings)
+    assert (pulled.answers, pulled.unusable) == (2, 1)
+    assert f"task {tasks[1]['id']} ({tasks[1]['data']['image_id']})" in pulled.set_aside[0]
+    assert "keypointlabels" in pulled.set_aside[0]
+    boxes = {a.task_id: a.boxes for a in read_answers(manifest.store)}
+    assert boxes[tasks[0]["id"]][0].bbox == pytest.approx((32, 24, 192, 120))
+    version = decide_run(manifest, POLICY)
+    assert (version.counts["images_human"], version.counts["answers_set_aside"]) == (1, 1)
+
+
+def test_a_task_that_a_colleague_began_is_never_deleted(
+    manifest: Manifest, server: LabelStudio, settings: ReviewSettings, ann: httpx.Client
+) -> None:
+    """Drafts of others are invisible in a list of tasks."""
+    push(manifest, server, settings)
+    tasks = tasks_of(server, settings)
+    project = server.find_project(settings.project)
+    assert project is not None
+    server.import_tasks(project.project_id, [{"data": task["data"]} for task in tasks[:2]])
+    twins = tasks_of(server, settings)[12:]
+    draft = {"result": tasks[0]["predictions"][0]["result"], "lead_time": 1}
+    ann.post(f"/api/tasks/{twins[0]['id']}/drafts", json=draft).raise_for_status()
+    begun = [ref.task_id for ref in server.task_refs(project.project_id) if ref.touched]
+    assert begun == [twins[0]["id"]]
+    assert server.is_touched(twins[0]["id"])
+    assert pull_run(manifest, server, settings).twins_deleted == 2
+    left = {task["id"] for task in tasks_of(server, settings)}
+    assert twins[0]["id"] in left  # the untouched older twin went instead
+    assert {t["data"][KEY] for t in tasks} == {t["data"][KEY] for t in tasks_of(server, settings)}
