@@ -26,6 +26,9 @@ Reject = Annotated[
 ServerUrl = Annotated[
     str | None, typer.Option("--url", help="Label Studio; default: the config's, or as last given.")
 ]
+Alone = Annotated[
+    bool, typer.Option("--alone", help="Leave out the answers of the project's other runs.")
+]
 ProjectTitle = Annotated[
     str | None, typer.Option("--project", help="Its title; default: likewise, or the run's name.")
 ]
@@ -95,35 +98,49 @@ def push(
         int | None,
         typer.Option(metavar="DAYS", help="Links that expire, instead of a storage: 1 to 7 days."),
     ] = None,
+    create: Annotated[
+        bool, typer.Option("--create", help="Make the project of --project if there is none.")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Push images that people answered before, too.")
+    ] = False,
+    alone: Alone = False,
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
     """Push what was routed to Label Studio. Run it again to continue; nothing is there twice.
 
-    The token comes from LABEL_STUDIO_API_KEY, and from nowhere else.
+    The token comes from LABEL_STUDIO_API_KEY alone.
     """
     from pipelines.label_studio.connect import open_server
     from pipelines.label_studio.serving import choose_serving
-    from pipelines.review.push import push_run
-    from pipelines.review.settings import choose_settings
+    from pipelines.review.push import PushOptions, push_run
+    from pipelines.review.rounds import earlier_runs, join_round
+    from pipelines.review.settings import choose_settings, may_create
     from pipelines.review.view import push_progress, render_push
     from storage.review.settings import write_settings
     from storage.runs.lock import run_lock
     from storage.stores.open import open_store
 
-    manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)
+    manifest, storage = open_manifest(run, endpoint_url), storage_options(endpoint_url)
     settings = choose_settings(manifest, url, project, audit_blind)
-    serving = choose_serving(manifest.store, options, presign_days=presigned)
+    serving = choose_serving(manifest.store, storage, presign_days=presigned)
     with (
         open_server(settings.url) as server,
         run_lock(manifest.store, "labelfleet review push"),
         push_progress() as watcher,
     ):
-        write_settings(manifest.store, settings)
-        source = open_store(manifest.record.source["url"], options)
-        summary = push_run(
-            manifest, server, settings, source=source, serving=serving, watcher=watcher
+        options = PushOptions(
+            create=create or may_create(settings, project),
+            again=again,
+            earlier=() if alone else earlier_runs(manifest, storage),
+            watcher=watcher,
         )
+        source = open_store(manifest.record.source["url"], storage)
+        summary = push_run(
+            manifest, server, settings, source=source, serving=serving, options=options
+        )
+        write_settings(manifest.store, join_round(manifest, server, settings))
     show(render_push(summary), summary.to_json(), json_)
     raise typer.Exit(3 if summary.not_shown else 0)
 
@@ -300,8 +317,9 @@ def decide(
     reject: Reject = None,
     answers_from: Annotated[
         list[str] | None,
-        typer.Option(metavar="RUN", help="Another run whose answers count too; repeatable."),
+        typer.Option(metavar="RUN", help="A further run whose answers count too; repeatable."),
     ] = None,
+    alone: Alone = False,
     settle: Annotated[
         str, typer.Option(help="Several answers to one image: `latest` or `agreement`.")
     ] = "latest",
@@ -318,7 +336,8 @@ def decide(
 ) -> None:
     """Merge model, policy and answers into a new label version. Needs no GPU.
 
-    Answers that cannot become labels are set aside and listed; the exit code is then 3.
+    Answers from the other runs of its review project count too, see --alone. Those that cannot
+    become labels are set aside and listed; the exit code is then 3.
     """
     from dataclasses import asdict
     from typing import cast
@@ -329,13 +348,16 @@ def decide(
     from pipelines.labels.decide import decide_run, read_set_aside
     from pipelines.labels.view import render_version
     from pipelines.policy.choose import choose_policy, given_meaning, thresholds_on
+    from pipelines.review.rounds import earlier_runs
     from pipelines.review.settings import rename_classes
     from pipelines.truth.settle import Settling
     from storage.runs.lock import run_lock
 
     manifest = open_manifest(run, endpoint_url)
+    options = storage_options(endpoint_url)
     others = [open_manifest(other, endpoint_url) for other in answers_from or ()]
-    chosen = choose_policy(manifest, policy, accept, reject, storage_options(endpoint_url))
+    others += [] if alone else earlier_runs(manifest, options)
+    chosen = choose_policy(manifest, policy, accept, reject, options)
     with run_lock(manifest.store, "labelfleet decide"):
         if rename:
             rename_classes(manifest, rename)

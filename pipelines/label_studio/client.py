@@ -41,7 +41,8 @@ _LONGEST_LIST = 500  # characters of a list of annotation ids
 _TRIES = 3
 MOST_KEYS = 50  # a lookup: they travel in the URL, and proxies take 8 KB of it
 _PROJECT_FIELDS = (
-    "id,title,created_at,parsed_label_config,model_version,task_number,finished_task_number"
+    "id,title,description,created_at,parsed_label_config,model_version,task_number,"
+    "finished_task_number"
 )
 
 
@@ -60,6 +61,7 @@ class Project:
     tasks: int
     finished: int
     made_at: str = ""
+    description: str = ""
 
     @property
     def identity(self) -> str:
@@ -130,6 +132,11 @@ class LabelStudio:
                 break
             page += 1
         return _project(min(found, key=lambda p: int(p["id"]))) if found else None
+
+    def titles(self) -> list[str]:
+        """Titles of the newest hundred projects."""
+        reply = self.http.get("/api/projects", {"page_size": 100, "include": "id,title"})
+        return [str(project["title"]) for project in reply["results"]]
 
     def project(self, project_id: int) -> Project | None:
         """The project of this id; None: there is none, or the token may not see it."""
@@ -220,6 +227,18 @@ class LabelStudio:
         # A list: of a text the server would look for every letter by itself.
         asked = _filter("predictions_model_versions", "contains", [model_version])
         return {task["id"] for task in self.tasks(project_id, [asked], include="id")}
+
+    def open_without(self, project_id: int, model_version: str) -> Iterator[dict[str, Any]]:
+        """Whole tasks that still want answers and have predictions, but none of this version."""
+        asked = [
+            _filter("completed_at", "empty", True, kind="Datetime"),
+            _filter("total_predictions", "greater", 0, kind="Number"),
+        ]
+        fields = "id,data,predictions,result,model_version,score"
+        have = self.predicted_by(project_id, model_version)
+        for task in self.tasks(project_id, asked, include=fields, whole=True, page=100):
+            if task["id"] not in have and task.get("predictions"):
+                yield task
 
     def tasks(
         self,
@@ -363,4 +382,5 @@ def _project(fields: Mapping[str, Any]) -> Project:
         tasks=int(fields.get("task_number") or 0),
         finished=int(fields.get("finished_task_number") or 0),
         made_at=str(fields.get("created_at") or ""),
+        description=str(fields.get("description") or ""),
     )

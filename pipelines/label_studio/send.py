@@ -49,6 +49,7 @@ class Sender:
         on_sent: called with the number of tasks that are there now.
 
     Attributes:
+        created: tasks that were sent.
         doubted: keys whose import had no reply. That they are there was looked up; that they are
             there with their predictions was not.
     """
@@ -59,6 +60,7 @@ class Sender:
     on_sent: Callable[[int], None] = lambda _count: None
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
+    created: int = 0
     lost_replies: int = 0
     twins_deleted: int = 0
     doubted: set[str] = field(default_factory=set)
@@ -82,6 +84,7 @@ class Sender:
                 waiting = []
         sent += self._send_all(waiting)
         self._delete_twins()
+        self.created += sent
         return sent
 
     def _send_all(self, waiting: Sequence[dict[str, Any]]) -> int:

@@ -80,7 +80,7 @@ def decide_run(
     """
     identity = manifest.record.identity
     thresholds = policy.for_run(identity)
-    runs = [manifest, *(m for m in answers_from if m.url != manifest.url)]
+    runs = list({run.url: run for run in (manifest, *answers_from)}.values())
     parts = {run.url: answer_parts(run.store) for run in runs}
     found = usable_answers(runs, parts)
     book = settle(found.answers, settling)

@@ -17,6 +17,7 @@ from storage.labels.versions import LabelVersion
 def render_version(lineage: LabelVersion, set_aside: Sequence[SetAside] = ()) -> RenderableType:
     """What a label version holds, and the answers that it could not take."""
     rows = [(name.replace("_", " "), f"{count:,}") for name, count in lineage.counts.items()]
+    rows += [("answers from", url) for url in lineage.answers]
     lines = [Text(f"policy {lineage.policy}")]
     if lineage.guarantee:
         lines.append(Text(lineage.guarantee))

@@ -8,8 +8,10 @@ prediction too, an answered one keeps its answer.
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,6 +30,8 @@ from pipelines.label_studio.tasks import (
     shown_boxes,
 )
 from pipelines.review.copies import Copies, copy_images, unseen
+from pipelines.truth.settle import settle
+from pipelines.truth.usable import usable_answers
 from storage.errors import ReviewError
 from storage.objects.protocols import ObjectStore
 from storage.review.settings import ReviewSettings
@@ -49,25 +53,49 @@ class PushWatcher:
 
 
 @dataclass(frozen=True, slots=True)
+class PushOptions:
+    """How to push.
+
+    Attributes:
+        create: make the project if there is none of its title.
+        again: push images that people answered already, too.
+        earlier: other runs whose answers count, see ``pipelines.review.rounds``.
+        watcher: is told how far it is.
+        rules: how tasks are sent.
+    """
+
+    create: bool = True
+    again: bool = False
+    earlier: Sequence[Manifest] = ()
+    watcher: PushWatcher = field(default_factory=PushWatcher)
+    rules: SendRules = field(default_factory=SendRules)
+
+
+@dataclass(frozen=True, slots=True)
 class PushSummary:
     """What a push did.
 
     Attributes:
-        project, url: where people look.
+        project, project_id, url: where people look.
         queued: images routed so far.
         created: tasks made now. ``there``: tasks that were there already.
-        predicted: of those, unanswered ones that got this model's boxes now.
+        answered_before: images without a task here that people answered before; not pushed again.
+        predicted: of the tasks that were there, unanswered ones that got this model's boxes now.
+        kept_shown: open tasks outside of this queue that go on showing the boxes they had.
         twins_deleted: tasks that a lost reply had doubled.
         lost_replies: how often it had to be looked up what became of a request.
         not_shown: why an image could not be pushed, by image_id.
     """
 
     project: str
+    project_id: int
     url: str
     queued: int
     created: int
     there: int
+    answered_before: int
     predicted: int
+    kept_shown: int
     twins_deleted: int
     lost_replies: int
     not_shown: dict[str, str] = field(default_factory=dict)
@@ -84,8 +112,7 @@ def push_run(
     *,
     source: ObjectStore,
     serving: Serving,
-    watcher: PushWatcher | None = None,
-    rules: SendRules | None = None,
+    options: PushOptions | None = None,
 ) -> PushSummary:
     """Push everything routed so far. The caller holds the run's lock.
 
@@ -95,62 +122,176 @@ def push_run(
         settings: which project, and whether audit images come without boxes.
         source: where the images are.
         serving: how Label Studio gets at their copies.
+        options: see ``PushOptions``.
 
     Raises:
         ReviewError: it cannot work, or stopped half-way; the same call continues.
     """
-    watch = watcher or PushWatcher()
+    chosen = options or PushOptions()
     server.version()
     server.me()
-    wanted = queued(manifest)
-    project = find_or_create(server, settings.project, _classes(manifest))
+    wanted, classes = queued(manifest), _classes(manifest)
+    project = find_or_create(server, settings.project, classes, create=chosen.create)
     maker = TaskMaker(
-        names=interface_of(project.controls, _classes(manifest)),
+        names=interface_of(project.controls, classes),
         model_version=model_version_of(manifest),
         run=manifest.record.identity.name,
         audit_blind=settings.audit_blind,
     )
     refs = known_tasks(server, project, wanted)
     twins = delete_twins(server, refs)
-    known = {ref.key: ref for ref in refs}
-    missing = [q for q in wanted if q.item.sha256 not in known]
-    copies = _copy(manifest, source, missing, watch)
-    again = [q for q in wanted if q.item.sha256 in known]
-    open_again = [
-        q for q in again if not known[q.item.sha256].touched and not maker.is_blind(q.item)
-    ]
-    boxes = shown_boxes(manifest, [*missing, *open_again])
-    urls = _connect(server, project, serving, missing, copies)
-    sender = Sender(
-        server, project.project_id, rules or SendRules(), on_sent=watch.advance,
-        sleep=server.http.sleep, clock=server.http.clock,
-    )  # fmt: skip
-    watch.stage("pushing tasks", len(missing))
-    created = sender.send(in_order(missing, boxes, urls, maker))
-    open_again += _doubted(server, project, maker, missing, sender.doubted, known)
-    open_again = [q for q in open_again if q.item.sha256 in boxes]
-    predicted = _predict_again(server, project, maker, open_again, known, boxes)
+    push = _Push(manifest, server, project, maker, {ref.key: ref for ref in refs}, chosen)
+    plan = push.plan(wanted)
+    copies = push.copy(source, plan.missing)
+    boxes = shown_boxes(manifest, [*plan.missing, *plan.open])
+    sender = push.create(plan, boxes, _connect(server, project, serving, plan.missing, copies))
+    predicted = push.predict(plan, boxes, sender.doubted)
+    kept_shown = push.keep_others_shown()
     _show_predictions(server, project.project_id, maker.model_version)
-    not_shown = dict(unseen([q.item for q in missing], copies))
+    not_shown = dict(unseen([q.item for q in plan.missing], copies))
     gone = "it is no longer in the source"
-    not_shown |= {q.item.image_id: gone for q in missing if q.item.sha256 not in boxes}
+    not_shown |= {q.item.image_id: gone for q in plan.missing if q.item.sha256 not in boxes}
     return PushSummary(
         project=project.title,
+        project_id=project.project_id,
         url=f"{server.http.url}/projects/{project.project_id}/data",
         queued=len(wanted),
-        created=created,
-        there=len(again),
+        created=sender.created,
+        there=plan.there,
+        answered_before=plan.answered_before,
         predicted=predicted,
+        kept_shown=kept_shown,
         twins_deleted=twins + sender.twins_deleted,
         lost_replies=sender.lost_replies,
         not_shown=not_shown,
     )
 
 
-def find_or_create(server: LabelStudio, title: str, classes: Sequence[str]) -> Project:
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is to be done with the images of the queue.
+
+    Attributes:
+        missing: those that need a task.
+        open: those whose task may get this model's boxes: not touched, not blind.
+        there: how many have a task.
+        answered_before: how many have no task here and need none.
+    """
+
+    missing: list[Queued]
+    open: list[Queued]
+    there: int
+    answered_before: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Push:
+    """The steps of one push."""
+
+    manifest: Manifest
+    server: LabelStudio
+    project: Project
+    maker: TaskMaker
+    known: dict[str, TaskRef]
+    options: PushOptions
+
+    def plan(self, wanted: Sequence[Queued]) -> _Plan:
+        """Sort the queue by what its images need."""
+        answered: Container[str] = ()
+        if not self.options.again:
+            found = usable_answers([self.manifest, *self.options.earlier])
+            answered = settle(found.answers).settled
+        new = [q for q in wanted if q.item.sha256 not in self.known]
+        missing = [q for q in new if q.item.sha256 not in answered]
+        there = [q for q in wanted if q.item.sha256 in self.known]
+        is_open = [
+            q for q in there
+            if not self.known[q.item.sha256].touched and not self.maker.is_blind(q.item)
+        ]  # fmt: skip
+        return _Plan(missing, is_open, len(there), len(new) - len(missing))
+
+    def copy(self, source: ObjectStore, wanted: Sequence[Queued]) -> Copies:
+        """Copy the images that will be shown."""
+        self.options.watcher.stage("copying images", len(wanted))
+        items = [q.item for q in wanted]
+        return copy_images(self.manifest, source, items, self.options.watcher.advance)
+
+    def create(
+        self, plan: _Plan, boxes: dict[str, list[ShownBox]], urls: Mapping[str, str]
+    ) -> Sender:
+        """Create the tasks that are missing; the sender tells what came of it."""
+        sender = Sender(
+            self.server, self.project.project_id, self.options.rules,
+            on_sent=self.options.watcher.advance, sleep=self.server.http.sleep,
+            clock=self.server.http.clock,
+        )  # fmt: skip
+        self.options.watcher.stage("pushing tasks", len(plan.missing))
+        sender.send(in_order(plan.missing, boxes, urls, self.maker))
+        return sender
+
+    def predict(self, plan: _Plan, boxes: dict[str, list[ShownBox]], doubted: set[str]) -> int:
+        """Give open tasks this model's boxes; returns how many."""
+        known = dict(self.known)
+        late = _doubted(self.server, self.project, self.maker, plan.missing, doubted, known)
+        waiting = {
+            known[q.item.sha256].task_id: self.maker.prediction(q.item, boxes[q.item.sha256])
+            for q in [*plan.open, *late]
+            if q.item.sha256 in boxes
+        }
+        return self._import(waiting)
+
+    def keep_others_shown(self) -> int:
+        """Let every open task show boxes; returns how many needed it.
+
+        Label Studio shows the predictions of one model version in a project. Open tasks that lack
+        one of this model, such as those of an earlier round, get a copy of what they showed under
+        its name; ``label_studio.answers.prediction_shown`` finds the original again.
+        """
+        version = self.maker.model_version
+        if self.project.model_version in ("", version):
+            return 0
+        shown = {}
+        for task in self.server.open_without(self.project.project_id, version):
+            predictions = task["predictions"]
+            own = [p for p in predictions if p["model_version"] == self.project.model_version]
+            latest = max(own or predictions, key=lambda p: int(p["id"]))
+            shown[task["id"]] = {
+                "model_version": version, "score": latest["score"], "result": latest["result"],
+            }  # fmt: skip
+        return self._import(shown)
+
+    def _import(self, waiting: dict[int, dict[str, Any]]) -> int:
+        """Add predictions by task, unless they are there; returns how many were added."""
+        done, lost, version = 0, 0, self.maker.model_version
+        while waiting:
+            have = self.server.predicted_by(self.project.project_id, version)
+            waiting = {task: made for task, made in waiting.items() if task not in have}
+            batch = dict(itertools.islice(waiting.items(), _PREDICTIONS))
+            made = [{"task": task, **prediction} for task, prediction in batch.items()]
+            if not made:
+                break
+            try:
+                self.server.import_predictions(self.project.project_id, made)
+            except OutcomeUnknown:
+                lost += 1
+                if lost >= self.options.rules.tries:
+                    raise
+                self.server.http.sleep(_SETTLE_S)  # then it is looked up again which are there
+            else:
+                done += len(batch)
+                waiting = {task: one for task, one in waiting.items() if task not in batch}
+        return done
+
+
+def find_or_create(
+    server: LabelStudio, title: str, classes: Sequence[str], *, create: bool = True
+) -> Project:
     """The project of this title; made with an interface for these classes where there is none.
 
     An empty project without an interface, as Label Studio's page makes it, gets one too.
+
+    Raises:
+        ReviewError: there is none, and ``create`` is False; or the title cannot be one.
     """
     if not 3 <= len(title) <= TITLE_LENGTH:
         raise ReviewError(
@@ -158,6 +299,12 @@ def find_or_create(server: LabelStudio, title: str, classes: Sequence[str]) -> P
             hint=f"Label Studio takes 3 to {TITLE_LENGTH}: set review.project, or give --project",
         )
     found = server.find_project(title)
+    if found is None and not create:
+        near = difflib.get_close_matches(title, server.titles(), 1)
+        raise ReviewError(
+            f"there is no project {title!r} at {server.http.url}",
+            hint=(f"did you mean {near[0]!r}? Or " if near else "") + "give --create to make it",
+        )
     if found is None:
         return server.create_project(title, label_config(classes))
     if not found.controls and not found.tasks:
@@ -178,13 +325,6 @@ def known_tasks(server: LabelStudio, project: Project, wanted: Sequence[Queued])
 
 def _classes(manifest: Manifest) -> list[str]:
     return [c.name for c in manifest.record.identity.categories]
-
-
-def _copy(
-    manifest: Manifest, source: ObjectStore, wanted: Sequence[Queued], watch: PushWatcher
-) -> Copies:
-    watch.stage("copying images", len(wanted))
-    return copy_images(manifest, source, [q.item for q in wanted], watch.advance)
 
 
 def _connect(
@@ -220,35 +360,6 @@ def _doubted(
     known |= {ref.key: ref for ref in server.task_refs(project.project_id, sorted(keys))}
     here = [q for q in sent if q.item.sha256 in keys & known.keys()]
     return [q for q in here if not known[q.item.sha256].touched and not maker.is_blind(q.item)]
-
-
-def _predict_again(
-    server: LabelStudio,
-    project: Project,
-    maker: TaskMaker,
-    waiting: Sequence[Queued],
-    known: dict[str, TaskRef],
-    boxes: dict[str, list[ShownBox]],
-) -> int:
-    """This model's boxes for unanswered tasks that have none of this model."""
-    done, lost = 0, 0
-    while waiting:
-        have = server.predicted_by(project.project_id, maker.model_version)
-        waiting = [q for q in waiting if known[q.item.sha256].task_id not in have]
-        made = [
-            {"task": known[q.item.sha256].task_id, **maker.prediction(q.item, boxes[q.item.sha256])}
-            for q in waiting[:_PREDICTIONS]
-        ]
-        try:
-            server.import_predictions(project.project_id, made)
-        except OutcomeUnknown:
-            lost += 1
-            if lost >= SendRules().tries:
-                raise
-            server.http.sleep(_SETTLE_S)  # then it is looked up again which are there
-        else:
-            done, waiting = done + len(made), waiting[_PREDICTIONS:]
-    return done
 
 
 def _show_predictions(server: LabelStudio, project_id: int, model_version: str) -> None:

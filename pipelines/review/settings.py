@@ -18,7 +18,22 @@ def choose_settings(
     kept = read_settings(manifest.store) or ReviewSettings()
     title = project or kept.project or manifest.record.identity.name[:TITLE_LENGTH]
     blind = kept.audit_blind if audit_blind is None else audit_blind
-    return replace(kept, url=url or kept.url, project=title, audit_blind=blind)
+    chosen = replace(kept, url=url or kept.url, project=title, audit_blind=blind)
+    same = (chosen.url, chosen.project) == (kept.url, kept.project or title)
+    return chosen if same else replace(chosen, project_id=0)
+
+
+def may_create(settings: ReviewSettings, project: str | None) -> bool:
+    """Whether a project may be made without being asked for.
+
+    It may when it is the one that the config or the run names, and nothing was pushed there yet. A
+    title from the command line may be mistyped, and a project that was there may have been renamed.
+
+    Args:
+        settings: from ``choose_settings``.
+        project: as given on the command line.
+    """
+    return project is None and not settings.project_id
 
 
 def rename_classes(manifest: Manifest, renamed: Sequence[str]) -> None:

@@ -62,6 +62,10 @@ def render_push(summary: PushSummary) -> RenderableType:
     rows = [("queued", f"{summary.queued:,}"), ("pushed now", f"{summary.created:,}")]
     if summary.there:
         rows.append(("there already", f"{summary.there:,}"))
+    if summary.answered_before:
+        rows.append(("answered before, not pushed again", f"{summary.answered_before:,}"))
+    if summary.kept_shown:
+        rows.append(("open tasks that keep their boxes", f"{summary.kept_shown:,}"))
     if summary.predicted:
         rows.append(("new boxes for open tasks", f"{summary.predicted:,}"))
     if summary.lost_replies:

@@ -16,7 +16,7 @@ from pipelines.label_studio.client import KEY, LabelStudio
 from pipelines.label_studio.serving import choose_serving
 from pipelines.labels.decide import decide_run
 from pipelines.review.pull import pull_run
-from pipelines.review.push import PushSummary, push_run
+from pipelines.review.push import PushOptions, PushSummary, push_run
 from pipelines.routing.route import route_run
 from storage.errors import ReviewError
 from storage.labels.rows import label_rows
@@ -55,10 +55,14 @@ def settings(label_studio: LabelStudioServer) -> ReviewSettings:
     return ReviewSettings(label_studio.url, f"test {uuid4().hex}")
 
 
-def push(manifest: Manifest, server: LabelStudio, settings: ReviewSettings) -> PushSummary:
+def push(
+    manifest: Manifest, server: LabelStudio, settings: ReviewSettings, **options: Any
+) -> PushSummary:
     source = open_store(manifest.record.source["url"])
     serving = choose_serving(manifest.store, StorageOptions())
-    return push_run(manifest, server, settings, source=source, serving=serving)
+    return push_run(
+        manifest, server, settings, source=source, serving=serving, options=PushOptions(**options)
+    )
 
 
 def tasks_of(server: LabelStudio, settings: ReviewSettings) -> list[dict[str, Any]]:
@@ -144,7 +148,7 @@ def test_what_three_people_do_comes_back_once_and_becomes_labels(
     pulled = pull_run(manifest, server, settings)
     assert (pulled.answers, pulled.skipped, pulled.images, pulled.people) == (7, 1, 6, 3)
     assert (pulled.kept, pulled.moved, pulled.relabelled, pulled.added) == (5, 1, 1, 1)
-    assert (pulled.deleted, pulled.unlabelled) == (5, 1)  # wbc's second box, task 4's, cem's
+    assert (pulled.deleted, pulled.unusable) == (5, 1)  # wbc's second box, task 4's, cem's
     assert pull_run(manifest, server, settings).answers == 0
     assert pull_run(manifest, server, settings, everything=True).answers == 0
 
@@ -158,13 +162,12 @@ def test_what_three_people_do_comes_back_once_and_becomes_labels(
     tables = read_label_tables(manifest.store, lineage)
     rows = {r.sha256: r for table in tables for r in label_rows(table)}
     sources = Counter(row.source for row in rows.values())
-    assert sources == {"human": 5, "model": 7}
+    assert sources == {"human": 4, "model": 8}
     of = [rows[t["data"][KEY]] for t in tasks]
     assert of[0].labels == ()  # cem answered last
     assert [x.origin for x in of[1].labels] == ["moved", "kept"]
     assert [x.origin for x in of[2].labels] == ["relabelled"]
-    assert of[4].source == "human"
-    assert of[4].labels == ()
+    assert of[4].source == "model"  # a box without a label settles nothing
     assert of[5].source == "model"
 
 

@@ -19,7 +19,7 @@ from pipelines.label_studio.errors import ReviewUnavailable
 from pipelines.label_studio.send import SendRules
 from pipelines.label_studio.serving import choose_serving
 from pipelines.review.pull import pull_run
-from pipelines.review.push import PushSummary, PushWatcher, push_run
+from pipelines.review.push import PushOptions, PushSummary, PushWatcher, push_run
 from storage.errors import ReviewError
 from storage.objects.protocols import StorageOptions
 from storage.review.answers import read_answers
@@ -96,9 +96,8 @@ def push(
 ) -> PushSummary:
     source = open_store(manifest.record.source["url"])
     serving = choose_serving(manifest.store, StorageOptions())
-    return push_run(
-        manifest, server, settings, source=source, serving=serving, rules=QUICK, watcher=watcher
-    )
+    options = PushOptions(rules=QUICK, watcher=watcher or PushWatcher())
+    return push_run(manifest, server, settings, source=source, serving=serving, options=options)
 
 
 def keys_there(server: LabelStudio, title: str) -> Counter[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.label_studio.send import SendRules
 from pipelines.label_studio.serving import choose_serving
-from pipelines.review.push import PushWatcher, push_run
+from pipelines.review.push import PushOptions, PushWatcher, push_run
 from storage.objects.protocols import StorageOptions
 from storage.review.queue import read_queue
 from storage.review.settings import ReviewSettings
@@ -52,8 +52,9 @@ def test_a_push_outlives_the_server(label_studio: LabelStudioServer) -> None:
         settings = ReviewSettings(server.server.url, "restart")
         watcher = Killing(server)
         pushed = push_run(
-            manifest, client, settings, source=source, watcher=watcher,
-            serving=choose_serving(output, StorageOptions()), rules=SendRules(first=4, most=4),
+            manifest, client, settings, source=source,
+            serving=choose_serving(output, StorageOptions()),
+            options=PushOptions(watcher=watcher, rules=SendRules(first=4, most=4)),
         )  # fmt: skip
         assert watcher.killed
         assert pushed.created == 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,24 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from pipelines.cli.main import main
 from pipelines.label_studio.client import KEY, LabelStudio
+from pipelines.label_studio.token import VARIABLE
 from pipelines.labels.decide import decide_run
 from pipelines.review.pull import pull_run
+from pipelines.review.rounds import earlier_runs, join_round
 from pipelines.review.withdrawals import Chosen, retract
+from pipelines.routing.route import route_run
 from storage.errors import ReviewError
+from storage.records import Detections
 from storage.review.answers import read_answers, standing
-from storage.review.settings import ReviewSettings
+from storage.review.queue import ReviewItem, read_queue
+from storage.review.settings import ReviewSettings, read_settings, write_settings
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
-from tests.e2e.test_review import answer, push, tasks_of
-from tests.support.samples.review_samples import POLICY, loose_run, routed
+from tests.e2e.test_review import answer, push, rerun, tasks_of
+from tests.support.samples.review_samples import POLICY, loose_run, routed, three_boxes
+from tests.support.samples.synthetic_run import boxes
 from tests.support.servers.label_studio import LabelStudioServer
 
 pytestmark = pytest.mark.slow
@@ -214,3 +222,115 @@ def test_a_task_that_a_colleague_began_is_never_deleted(
     left = {task["id"] for task in tasks_of(server, settings)}
     assert twins[0]["id"] in left  # the untouched older twin went instead
     assert {t["data"][KEY] for t in tasks} == {t["data"][KEY] for t in tasks_of(server, settings)}
+
+
+def one_box(at: int) -> Detections:
+    """What a better model finds: the first box alone."""
+    return boxes([three_boxes(at).boxes[0]], [0.99], [0])
+
+
+def stream(person: httpx.Client, server: LabelStudio, settings: ReviewSettings) -> dict[str, Any]:
+    """The next task as Label Studio's page gets it to be labelled."""
+    project = server.find_project(settings.project)
+    assert project is not None
+    reply = person.get(f"/api/projects/{project.project_id}/next")
+    reply.raise_for_status()
+    task: dict[str, Any] = reply.json()
+    return task
+
+
+def test_open_tasks_of_the_first_round_keep_showing_their_boxes_in_the_second(
+    place: Path, manifest: Manifest, server: LabelStudio, settings: ReviewSettings,
+    ann: httpx.Client,
+) -> None:  # fmt: skip
+    """Run B queues 3 of A's 12 images into A's project."""
+    push(manifest, server, settings)
+    second = rerun(manifest, place / "second", one_box)
+    route_run(second, budget="3 images", policy=POLICY, invocation="b", audit=0.0)
+    queue_b = {item.sha256 for item in read_queue(second.store)}
+    assert len(queue_b) == 3
+    pushed = push(second, server, settings)
+    assert (pushed.created, pushed.there, pushed.predicted, pushed.kept_shown) == (0, 3, 3, 9)
+    again = push(second, server, settings)
+    assert (again.predicted, again.kept_shown) == (0, 0)
+    seen = {}
+    for _ in range(12):
+        task = stream(ann, server, settings)
+        (prediction,) = task["predictions"]
+        key = task["data"][KEY]
+        seen[key] = len(prediction["result"])
+        fields = {"parent_prediction": prediction["id"]} if key in queue_b else {}
+        answer(ann, task, [], **fields)
+    assert seen == {item.sha256: 1 if item.sha256 in queue_b else 2 for item in queue(manifest)}
+    pull_run(manifest, server, settings)
+    shown = {a.sha256: (a.model_version, len(a.deleted)) for a in read_answers(manifest.store)}
+    assert shown == {
+        key: ("cells-cdcdcdcdcdcd", 1) if key in queue_b else ("cells-abababababab", 2)
+        for key in seen
+    }
+
+
+def queue(manifest: Manifest) -> list[ReviewItem]:
+    return list(read_queue(manifest.store))
+
+
+def test_rounds_know_each_other_and_answered_images_are_not_pushed_again(
+    place: Path, manifest: Manifest, server: LabelStudio, settings: ReviewSettings,
+    ann: httpx.Client,
+) -> None:  # fmt: skip
+    push(manifest, server, settings)
+    write_settings(manifest.store, join_round(manifest, server, settings))
+    for task in tasks_of(server, settings)[:9]:
+        answer(ann, task, task["predictions"][0]["result"])
+    pull_run(manifest, server, settings)
+    second = routed(rerun(manifest, place / "second", one_box))
+    push(second, server, settings)
+    write_settings(second.store, join_round(second, server, settings))
+    assert [run.url for run in earlier_runs(second)] == [manifest.url]
+    assert earlier_runs(manifest) == []  # the first round has not looked since
+
+    elsewhere = replace(settings, project=f"test {uuid4().hex}")  # a new project, or a mistyped one
+    pushed = push(second, server, elsewhere, earlier=earlier_runs(second))
+    assert (pushed.created, pushed.answered_before) == (3, 9)
+    assert push(second, server, elsewhere, again=True).created == 9
+    decided = decide_run(second, POLICY, answers_from=earlier_runs(second))
+    assert decided.counts["images_human"] == 9
+    retract(manifest, Chosen(image="00003.jpg"), None, settings)
+    assert decide_run(second, POLICY, answers_from=earlier_runs(second)).counts[
+        "images_human"
+    ] == 9 - any(a.image_id == "00003.jpg" for a in read_answers(manifest.store))
+
+    shutil.rmtree(place / "run")
+    with pytest.raises(ReviewError, match=r"the earlier round .* cannot be read"):
+        earlier_runs(second)
+
+
+def test_a_mistyped_project_is_neither_made_nor_remembered(
+    manifest: Manifest, server: LabelStudio, settings: ReviewSettings,
+    label_studio: LabelStudioServer, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv(VARIABLE, label_studio.token)
+    run, title = manifest.url, settings.project[:40]
+
+    def call(*given: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as left:
+            main(["review", "push", run, "--url", label_studio.url, *given])
+        assert isinstance(left.value.code, int)
+        return left.value.code, capsys.readouterr().err
+
+    code, said = call("--project", title)
+    assert code == 1
+    assert "--create" in said
+    assert call("--project", "2")[0] == 1
+    assert read_settings(manifest.store) is None
+    assert call("--project", title, "--create")[0] == 0
+    code, said = call("--project", f"{title}x")
+    assert code == 1
+    assert title in said.replace("\n", "")
+    kept = read_settings(manifest.store)
+    project = server.find_project(title)
+    assert kept is not None
+    assert project is not None
+    assert (kept.project, kept.project_id) == (title, project.project_id)
+    assert server.find_project(f"{title}x") is None

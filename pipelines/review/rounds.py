@@ -1,0 +1,68 @@
+"""Rounds: the runs that share a Label Studio project, and whose answers count for one another.
+
+A project's description names its runs, a line each; every push adds its own and remembers the
+others in the run's settings. Answers are joined by the images' sha256, so it does not matter which
+run queued an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipelines.label_studio.client import LabelStudio
+from storage.errors import LabelfleetError, ReviewError
+from storage.objects.protocols import StorageOptions
+from storage.review.settings import ReviewSettings, read_settings
+from storage.runs.manifest import Manifest
+
+_MARK = "labelfleet run: "
+
+
+def runs_of(description: str) -> list[str]:
+    """URLs of the runs that a project's description names."""
+    lines = (line.strip() for line in description.splitlines())
+    return [line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)]
+
+
+def join_round(manifest: Manifest, server: LabelStudio, settings: ReviewSettings) -> ReviewSettings:
+    """Name the run in its project's description, and return the settings with the other runs.
+
+    Args:
+        manifest: the run.
+        server: a client.
+        settings: which project, after something was pushed there.
+    """
+    project = server.find_project(settings.project)
+    if project is None:
+        return settings
+    named = runs_of(project.description)
+    if manifest.url not in named:
+        lines = [*project.description.splitlines(), f"{_MARK}{manifest.url}"]
+        server.update_project(project.project_id, description="\n".join(lines))
+    others = dict.fromkeys([*settings.rounds, *named])
+    others.pop(manifest.url, None)
+    return replace(settings, project_id=project.project_id, rounds=tuple(others))
+
+
+def earlier_runs(manifest: Manifest, options: StorageOptions | None = None) -> list[Manifest]:
+    """The other runs of the project, as the last push found them.
+
+    Args:
+        manifest: the run.
+        options: how to reach their outputs.
+
+    Raises:
+        ReviewError: one of them cannot be read. Without its answers, images that people answered
+            would silently become the model's again.
+    """
+    settings = read_settings(manifest.store)
+    found = []
+    for url in settings.rounds if settings else ():
+        try:
+            found.append(Manifest.open(url, options))
+        except LabelfleetError as exc:
+            raise ReviewError(
+                f"the earlier round {url} cannot be read: {exc.message}",
+                hint="make it readable, or give --alone to leave out its answers",
+            ) from exc
+    return found
