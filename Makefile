@@ -43,7 +43,7 @@ $(READY): pyproject.toml | $(BIN)/uv
 demo: $(READY)  ## label 300 pages of handwritten digits on this machine, and look at the report
 	$(BIN)/labelfleet demo runs/demo
 
-review-demo: label-studio  ## the demo run's review queue in a Label Studio on this machine
+review-demo: $(READY) label-studio  ## the demo run's review queue in a Label Studio on this machine
 	test -f runs/demo/run/run.json || $(BIN)/labelfleet demo runs/demo
 	$(BIN)/python examples/review/demo.py start runs/demo
 

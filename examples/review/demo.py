@@ -39,9 +39,8 @@ def start(demo: Path) -> None:
     env = {**os.environ, "LABEL_STUDIO_API_KEY": server["token"]}
     if not any((run / "review" / "queue").glob("*.parquet")):
         _labelfleet(env, "review", "route", str(run), "--budget", BUDGET)
-    _labelfleet(
-        env, "review", "push", str(run), "--url", server["url"], "--project", "labelfleet demo"
-    )
+    where = ("--url", server["url"], "--project", "labelfleet demo", "--create")
+    _labelfleet(env, "review", "push", str(run), *where)
     sys.stdout.write(
         f"""
 Label Studio runs at {server["url"]}
