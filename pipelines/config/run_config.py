@@ -156,6 +156,13 @@ class PolicyConfig(Part):
         return self
 
 
+class Overlap(Part):
+    """How much of the work is done more than once, so that people's agreement can be seen."""
+
+    share: Share = Field(1.0, description="Of the tasks, chosen at random by Label Studio.")
+    people: int = Field(1, ge=1, le=50, description="Who answer each of those; 1: no overlap.")
+
+
 class ReviewConfig(Part):
     """What people see, and where; without this section nothing is routed."""
 
@@ -169,6 +176,13 @@ class ReviewConfig(Part):
     seed: int = Field(0, description="Of the audit's draw.")
     answers_from: tuple[Url, ...] = Field(
         (), description="Other runs over the same images; what they asked is not asked again."
+    )
+    overlap: Overlap = Field(Overlap(), description="Several people answer some of the tasks.")
+    people: tuple[str, ...] = Field(
+        (), description="Who gets a tab of their own with a share of the tasks."
+    )
+    instructions: str = Field(
+        "", description="For annotators, as HTML; empty: what submitting and skipping mean."
     )
     classes: dict[str, str | None] = Field(
         {},

@@ -42,7 +42,7 @@ _TRIES = 3
 MOST_KEYS = 50  # a lookup: they travel in the URL, and proxies take 8 KB of it
 _PROJECT_FIELDS = (
     "id,title,description,created_at,parsed_label_config,model_version,task_number,"
-    "finished_task_number"
+    "finished_task_number,expert_instruction,maximum_annotations,overlap_cohort_percentage"
 )
 
 
@@ -51,7 +51,8 @@ class Project:
     """A project; ``tasks`` in all, ``finished`` of them with as many answers as it wants.
 
     ``controls``: its labelling interface as the server parsed it, by control name. ``made_at``:
-    when it was created, in the server's words.
+    when it was created, in the server's words. ``people``: how many answer each of
+    ``overlap_percent`` of the tasks; one answers the others.
     """
 
     project_id: int
@@ -62,6 +63,9 @@ class Project:
     finished: int
     made_at: str = ""
     description: str = ""
+    instructions: str = ""
+    people: int = 1
+    overlap_percent: int = 100
 
     @property
     def identity(self) -> str:
@@ -273,6 +277,16 @@ class LabelStudio:
                 return
             last = found[-1]["id"]
 
+    def views(self, project_id: int) -> list[dict[str, Any]]:
+        """The tabs of a project's data manager."""
+        found: list[dict[str, Any]] = self.http.get("/api/dm/views/", {"project": project_id})
+        return found
+
+    def add_view(self, project_id: int, data: Mapping[str, Any]) -> None:
+        """Add a tab. A lost reply may leave two alike, which does no harm."""
+        body = {"project": project_id, "data": dict(data)}
+        self.http.send("POST", "/api/dm/views/", body)
+
     def storages(self, project_id: int, kind: StorageKind) -> list[dict[str, Any]]:
         """A project's source storages of one kind."""
         found: list[dict[str, Any]] = self.http.get(
@@ -383,4 +397,7 @@ def _project(fields: Mapping[str, Any]) -> Project:
         finished=int(fields.get("finished_task_number") or 0),
         made_at=str(fields.get("created_at") or ""),
         description=str(fields.get("description") or ""),
+        instructions=str(fields.get("expert_instruction") or ""),
+        people=int(fields.get("maximum_annotations") or 1),
+        overlap_percent=int(fields.get("overlap_cohort_percentage") or 100),
     )

@@ -14,6 +14,7 @@ from storage.errors import ReviewError
 # XML 1.0, production 2.
 _XML = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]*")
 _HOTKEYS = "1234567890"
+_FEW_CLASSES = 10  # that fit on the page and have a hotkey each
 # The page fits an image to its column and then takes the toolbar off the column: at full width the
 # image's borders, and what lies at them, would be cut off.
 _WIDTH = "94%"
@@ -37,6 +38,8 @@ class Interface:
 def label_config(classes: Sequence[str]) -> str:
     """The interface for these classes: a colour each, digits as hotkeys, no rotated boxes.
 
+    With many classes there is a field that filters them.
+
     Rotation is switched off because labels are upright boxes; the page itself shows images upright,
     as their EXIF says.
 
@@ -49,20 +52,35 @@ def label_config(classes: Sequence[str]) -> str:
                 f"the class {name!a} has control characters in it and cannot be a label",
                 hint="give model.classes without them",
             )
+    keys = hotkeys(classes)
     labels = "\n".join(
         f"    <Label value={quoteattr(name)} background={quoteattr(color_of(i))}"
-        + (f' hotkey="{_HOTKEYS[i]}"' if i < len(_HOTKEYS) else "")
+        + (f' hotkey="{keys[name]}"' if name in keys else "")
         + "/>"
         for i, name in enumerate(classes)
     )
+    search = '  <Filter name="filter" toName="label" minlength="0" hotkey="shift+f"/>\n'
     return (
         "<View>\n"
+        f"{search if len(classes) > _FEW_CLASSES else ''}"
         f'  <Image name="image" value="$image" width="{_WIDTH}"/>\n'
         '  <RectangleLabels name="label" toName="image" canRotate="false" strokeWidth="2">\n'
         f"{labels}\n"
         "  </RectangleLabels>\n"
         "</View>\n"
     )
+
+
+def hotkeys(classes: Sequence[str]) -> dict[str, str]:
+    """A digit for each of up to ten classes: its own where a name holds one, such as ``Digit0``."""
+    keys: dict[str, str] = {}
+    for name in classes:
+        digits = re.findall(r"[0-9]+", name)
+        if len(digits) == 1 and len(digits[0]) == 1 and digits[0] not in keys.values():
+            keys[name] = digits[0]
+    free = [key for key in _HOTKEYS if key not in keys.values()]
+    unkeyed = [name for name in dict.fromkeys(classes) if name not in keys]
+    return keys | dict(zip(unkeyed, free, strict=False))
 
 
 def interface_of(controls: Mapping[str, Any], classes: Sequence[str]) -> Interface:

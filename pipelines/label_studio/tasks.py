@@ -27,6 +27,9 @@ class Queued:
     head: QueueHead
 
 
+ASSIGNED = "assigned_to"  # the field of a task's data that a person's tab filters by
+
+
 @dataclass(frozen=True, slots=True)
 class TaskMaker:
     """Turns queued images into tasks of one project.
@@ -36,21 +39,31 @@ class TaskMaker:
         model_version: of the predictions.
         run: name of the run, for people.
         audit_blind: audit images come without a prediction.
+        people: whose tasks they become, in turn; nobody's where it is empty.
     """
 
     names: Interface
     model_version: str
     run: str
     audit_blind: bool = False
+    people: tuple[str, ...] = ()
 
     def is_blind(self, item: ReviewItem) -> bool:
         """Whether this image is shown without boxes."""
         return self.audit_blind and item.part == "audit"
 
     def task(self, item: ReviewItem, url: str, boxes: Sequence[ShownBox]) -> dict[str, Any]:
-        """What is imported; whether it is an audit image is nowhere in it, for it might sway."""
-        fields = {self.names.field: url, KEY: item.sha256, "image_id": item.image_id,
-                  "run": self.run}  # fmt: skip
+        """What is imported. Whether it is an audit image is left out, since it could bias."""
+        fields = {
+            self.names.field: url,
+            "why": why(item),
+            "expected_corrections": round(item.value, 2),
+            "image_id": item.image_id,
+            "run": self.run,
+            KEY: item.sha256,
+        }
+        if self.people:
+            fields[ASSIGNED] = self.people[item.order % len(self.people)]
         made: dict[str, Any] = {"data": fields}
         if not self.is_blind(item):
             made["predictions"] = [self.prediction(item, boxes)]
@@ -65,6 +78,13 @@ class TaskMaker:
             "score": score,
             "result": [result for result in results if result is not None],
         }
+
+
+def why(item: ReviewItem) -> str:
+    """What spoke for an image, for people; the same for audit images and others."""
+    told = (reason.note or reason.signal.replace("_", " ") for reason in item.reasons
+            if reason.signal != "audit")  # fmt: skip
+    return "; ".join(told) or "a look in passing"
 
 
 def model_version_of(manifest: Manifest) -> str:

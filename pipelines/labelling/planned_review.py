@@ -57,6 +57,9 @@ class PlannedReview:
             project=self.part.project,
             audit_blind=self.part.audit_blind,
             classes=self.part.classes,
+            overlap=(self.part.overlap.share, self.part.overlap.people),
+            people=self.part.people,
+            instructions=self.part.instructions,
         )
         if settings.project != kept.project:
             settings = replace(settings, project_id=0)

@@ -30,6 +30,7 @@ from pipelines.label_studio.tasks import (
     shown_boxes,
 )
 from pipelines.review.copies import Copies, copy_images, unseen
+from pipelines.review.desk import prepare_desk
 from pipelines.truth.settle import settle
 from pipelines.truth.usable import usable_answers
 from storage.errors import ReviewError
@@ -137,7 +138,9 @@ def push_run(
         model_version=model_version_of(manifest),
         run=manifest.record.identity.name,
         audit_blind=settings.audit_blind,
+        people=settings.people,
     )
+    prepare_desk(server, project, settings)
     refs = known_tasks(server, project, wanted)
     twins = delete_twins(server, refs)
     push = _Push(manifest, server, project, maker, {ref.key: ref for ref in refs}, chosen)

@@ -160,7 +160,8 @@ def _draw_audit(
         known = earlier.audited.get(name, {})
         fresh = [c for c in draw.first(stratum.drawn) if _identity(c) not in known]
         next_rank = max(known.values(), default=-1) + 1
-        items += [_audit_item(c, stratum, rank) for rank, c in enumerate(fresh, next_rank)]
+        signals = tuple(options.signals)
+        items += [_audit_item(c, stratum, rank, signals) for rank, c in enumerate(fresh, next_rank)]
         strata.append(stratum)
     return tuple(strata), _hide_known(items, earlier.sha256s)
 
@@ -183,7 +184,9 @@ def _audit_size(survey: RunSurvey, options: RouteOptions) -> int:
     return int(share / (sum(survey.seconds.values()) / survey.population))
 
 
-def _audit_item(candidate: Candidate, stratum: Stratum, rank: int) -> ReviewItem:
+def _audit_item(
+    candidate: Candidate, stratum: Stratum, rank: int, signals: Sequence[str]
+) -> ReviewItem:
     inclusion = stratum.drawn / stratum.images
     note = f"drawn at random, {stratum.drawn} of {stratum.images}"
     return ReviewItem(
@@ -196,7 +199,11 @@ def _audit_item(candidate: Candidate, stratum: Stratum, rank: int) -> ReviewItem
         inclusion=inclusion,
         value=candidate.value,
         seconds=candidate.seconds,
-        reasons=(Reason("audit", inclusion, note),),
+        # People are told what speaks for an image, and not that it is of the audit.
+        reasons=(
+            Reason("audit", inclusion, note),
+            *_reasons(replace(candidate, rare=None), signals, ()),
+        ),
     )
 
 
@@ -270,9 +277,10 @@ def _rare_classes(mass: NDArray[np.float64]) -> list[int]:
     return [int(k) for k in np.argsort(mass, kind="stable") if 0 < mass[k] < limit]
 
 
-def _value_item(
+def _reasons(
     candidate: Candidate, signals: Sequence[str], categories: Sequence[str]
-) -> ReviewItem:
+) -> tuple[Reason, ...]:
+    """What speaks for an image, strongest first."""
     strongest = sorted(zip(signals, candidate.amounts, strict=True), key=lambda pair: -pair[1])
     reasons = [
         Reason(name, amount, SIGNALS[name].says if name in SIGNALS else "")
@@ -282,6 +290,12 @@ def _value_item(
     if candidate.rare is not None:
         category_id, amount = candidate.rare
         reasons.insert(0, Reason("rare_class", amount, categories[category_id]))
+    return tuple(reasons)
+
+
+def _value_item(
+    candidate: Candidate, signals: Sequence[str], categories: Sequence[str]
+) -> ReviewItem:
     return ReviewItem(
         **candidate.row,
         order=0,
@@ -292,7 +306,7 @@ def _value_item(
         inclusion=0.0,
         value=candidate.value,
         seconds=candidate.seconds,
-        reasons=tuple(reasons),
+        reasons=_reasons(candidate, signals, categories),
     )
 
 

@@ -28,6 +28,9 @@ class ReviewSettings:
         project_id: the project's number, once something was pushed there; 0 before.
         classes: what classes in answers are called here, where their names differ; None: boxes of
             the class are dropped.
+        overlap: which share of the tasks (0 to 1) how many people answer; (1.0, 1): one each.
+        people: who gets a tab with a share of the tasks; empty: everybody takes the next task.
+        instructions: for annotators, as HTML; '' for those that are built in.
         rounds: URLs of the other runs of the project, whose answers count here too.
     """
 
@@ -36,6 +39,9 @@ class ReviewSettings:
     audit_blind: bool = False
     project_id: int = 0
     classes: Mapping[str, str | None] = field(default_factory=dict)
+    overlap: tuple[float, int] = (1.0, 1)
+    people: tuple[str, ...] = ()
+    instructions: str = ""
     rounds: tuple[str, ...] = ()
 
 
@@ -56,7 +62,9 @@ def read_settings(store: SupportsGet) -> ReviewSettings | None:
 
 
 def _settings(fields: dict[str, Any]) -> ReviewSettings:
-    settings = ReviewSettings(**{**fields, "rounds": tuple(fields.get("rounds", ()))})
+    names = {"overlap", "people", "rounds"} & fields.keys()
+    lists: dict[str, Any] = {name: tuple(fields[name]) for name in names}
+    settings = ReviewSettings(**{**fields, **lists})
     if not (isinstance(settings.url, str) and isinstance(settings.project, str)):
         raise TypeError("url and project are texts")
     return settings

@@ -334,3 +334,33 @@ def test_a_mistyped_project_is_neither_made_nor_remembered(
     assert project is not None
     assert (kept.project, kept.project_id) == (title, project.project_id)
     assert server.find_project(f"{title}x") is None
+
+
+def test_annotators_find_instructions_reasons_tabs_and_overlap(
+    manifest: Manifest, server: LabelStudio, settings: ReviewSettings
+) -> None:
+    desk = replace(settings, overlap=(0.5, 3), people=("ann", "ben"))
+    push(manifest, server, desk)
+    project = server.find_project(settings.project)
+    assert project is not None
+    assert "Submit unchanged" in project.instructions
+    assert (project.people, project.overlap_percent) == (3, 50)
+    found = server.tasks(project.project_id, include="id,overlap")
+    assert sorted(task["overlap"] for task in found) == [1] * 6 + [3] * 6
+    tasks = tasks_of(server, settings)
+    assert all(task["data"]["why"] and task["data"]["expected_corrections"] >= 0 for task in tasks)
+    assert not any("audit" in str(task["data"]["why"]) for task in tasks)
+    assert [task["data"]["assigned_to"] for task in tasks] == ["ann", "ben"] * 6
+    views = {view["data"]["title"]: view for view in server.views(project.project_id)}
+    assert list(views) == ["To review", "ann", "ben"]
+    params = {"view": views["ben"]["id"], "page_size": 100, "include": "id,data"}
+    shown = server.http.get("/api/tasks", params)["tasks"]
+    assert [task["data"]["assigned_to"] for task in shown] == ["ben"] * 6
+    assert f"tasks:data.{KEY}" in views["ann"]["data"]["hiddenColumns"]["explore"]
+
+    server.update_project(project.project_id, expert_instruction="As the lead wrote it.")
+    push(manifest, server, desk)
+    kept = server.project(project.project_id)
+    assert kept is not None
+    assert kept.instructions == "As the lead wrote it."
+    assert len(server.views(project.project_id)) == 3

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.label_studio.answers import compare, prediction_shown
-from pipelines.label_studio.interface import Interface, interface_of, label_config
+from pipelines.label_studio.interface import Interface, hotkeys, interface_of, label_config
 from pipelines.label_studio.regions import Drawn, Region, ShownBox, clip, read_results, to_result
 from storage.errors import ReviewError
 
@@ -186,7 +186,27 @@ def test_an_interface_escapes_what_people_call_their_classes() -> None:
     made = label_config(["a<b>", 'q"q', "ü & co", *map(str, range(12))])
     assert "a&lt;b&gt;" in made
     assert "ü &amp; co" in made
-    assert made.count("hotkey=") == 10
+    assert made.count("<Label ") == 15
+    assert sum("hotkey=" in line for line in made.splitlines() if "<Label " in line) == 10
+
+
+def test_hotkeys_match_the_digits_in_the_names() -> None:
+    digits = [f"Digit{i}" for i in range(10)]
+    assert hotkeys(digits) == {f"Digit{i}": str(i) for i in range(10)}
+    assert hotkeys(["cat", "7", "dog", "type 12"]) == {
+        "7": "7", "cat": "1", "dog": "2", "type 12": "3"
+    }  # fmt: skip
+    assert hotkeys(["a1", "b1"]) == {"a1": "1", "b1": "2"}
+
+
+def test_many_classes_have_a_filter_and_a_colour_each() -> None:
+    many = [f"class {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(80)]
+    root = ElementTree.fromstring(label_config(many))
+    (search,) = root.iter("Filter")
+    assert search.get("toName") == "label"
+    colours = [tag.get("background") for tag in root.iter("Label")]
+    assert len(set(colours)) == 80
+    assert not list(ElementTree.fromstring(label_config(many[:10])).iter("Filter"))
 
 
 HOSTILE_CLASS = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=40)
