@@ -12,7 +12,7 @@ PALETTE = (
 
 
 def color_of(category_id: int) -> str:
-    """Return the colour of a class, '#rrggbb'; no two of the first few hundred classes share one."""
+    """Return the colour of a class, '#rrggbb'; the first few hundred classes all differ."""
     if category_id < len(PALETTE):
         return PALETTE[category_id]
     # Hues by the golden angle lie far from all before them; three rings tell neighbours apart.
