@@ -7,6 +7,7 @@
     │   ├── ObjectNotFound
     │   ├── BucketNotFound
     │   ├── AccessDenied
+    │   ├── ObjectUnreadable                 this object is denied or archived, others are not
     │   ├── AlreadyExists                    a conditional create lost the race
     │   ├── ObjectChanged                    If-Match failed: not the object that was listed
     │   ├── ShortRead                        fewer bytes than announced
@@ -96,6 +97,10 @@ class BucketNotFound(StorageError):
 
 class AccessDenied(StorageError):
     """Credentials are missing, wrong, expired, or lack the permission."""
+
+
+class ObjectUnreadable(StorageError):
+    """This object alone cannot be read: a policy forbids it, or it is archived."""
 
 
 class AlreadyExists(StorageError):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from pipelines.config.keys import read_keys
 from pipelines.config.run_config import RunConfig
 from storage.errors import ConfigError, SourceEmpty, SourceError
 from storage.records import Shard, StoredObject, shard_id_of
 from storage.runs.listing import ListingDrop
-from storage.shards.selecting import classify, group_images, list_source
+from storage.shards.selecting import LeftOut, classify, group_images, list_source
 from storage.stores.open import open_store
 from storage.urls import normalise_url, overlaps, shown_url
 
@@ -29,8 +29,11 @@ def check_places(config: RunConfig) -> None:
         )
 
 
-def listed_objects(config: RunConfig) -> Iterator[StoredObject]:
+def listed_objects(config: RunConfig, left_out: LeftOut | None = None) -> Iterator[StoredObject]:
     """Every object of the source to label, ordered by key.
+
+    Args:
+        left_out: counts what is passed over.
 
     Raises:
         SourceEmpty: there is none.
@@ -39,19 +42,33 @@ def listed_objects(config: RunConfig) -> Iterator[StoredObject]:
     options = config.storage.options()
     source = open_store(config.source.url, options)
     part = config.source
-    found = list_source(source, kind=part.kind, include=part.include, exclude=part.exclude)
+    left = left_out or LeftOut()
+    found = list_source(
+        source, kind=part.kind, include=part.include, exclude=part.exclude, left_out=left
+    )
     if part.keys is not None:
-        wanted = read_keys(part.keys, options)
-        found = (o for o in found if o.key in wanted)
+        found = _only(found, read_keys(part.keys, options), left)
     first = next(found, None)
     if first is None:
         what = {"tar": "tar shards", "images": "images", "auto": "images or tar shards"}[part.kind]
         raise SourceEmpty(
-            f"no {what} at {source.url}" + (" that match include/exclude/keys" * _filtered(config)),
+            f"no {what} at {source.url}"
+            + (" that match include/exclude/keys" * _filtered(config))
+            + (f"; there are {left}" if str(left) else "; there is nothing"),
             hint="check the URL and the filters; `labelfleet plan CONFIG` shows what is found",
         )
     yield first
     yield from found
+
+
+def _only(
+    found: Iterable[StoredObject], wanted: Container[str], left: LeftOut
+) -> Iterator[StoredObject]:
+    for listed in found:
+        if listed.key in wanted:
+            yield listed
+        else:
+            left.note_filtered()
 
 
 def _filtered(config: RunConfig) -> bool:

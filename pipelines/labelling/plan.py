@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -14,11 +14,12 @@ from rich.text import Text
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, group_shards, listed_objects
 from storage.errors import LabelfleetError, ObjectNotFound, SourceTruncated
-from storage.records import Shard, StoredObject
+from storage.records import Shard, StoredObject, printable
 from storage.runs.ledger import invocations, read_ledger
 from storage.runs.listing import Listing, is_same
 from storage.runs.manifest import RUN_KEY, Manifest, RunRecord
 from storage.shards.reading import SupportsShards, read_shard
+from storage.shards.selecting import LeftOut
 from storage.stores.open import open_store
 
 _SAMPLED_TARS = 3
@@ -52,6 +53,7 @@ class Plan:
     output: str
     output_exists: bool
     model_remarks: tuple[str, ...] = ()
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """For machines."""
@@ -117,6 +119,7 @@ class _Survey:
 
     def __init__(self, committed: set[str]) -> None:
         self.committed = committed
+        self.left_out = LeftOut()
         self.everything, self.left, self.sample = _Count(), _Count(), _Sample()
         self._groups: set[int] = set()  # those seen, by their ids as numbers
 
@@ -163,6 +166,7 @@ def plan_run(config: RunConfig) -> Plan:
         output=open_store(config.output, options).url,
         output_exists=manifest is not None,
         model_remarks=_model_remarks(config),
+        left_out=dict(survey.left_out.counts),
     )
 
 
@@ -194,7 +198,7 @@ def _survey(config: RunConfig, manifest: Manifest | None) -> _Survey:
     """The shards as the run would have them: what it listed stays as grouped, the rest is grouped
     anew. One pass by key over the source and all listings, whatever their size."""
     survey = _Survey(manifest.committed() if manifest else set())
-    listed = listed_objects(config)
+    listed = listed_objects(config, survey.left_out)
     fresh = listed if manifest is None else _fresh(listed, manifest, survey)
     for shard in group_shards(fresh, config.source.shard_size):
         survey.add(shard)
@@ -258,5 +262,8 @@ def plan_table(plan: Plan) -> RenderableType:
             f"at {plan.images_per_s:.1f} images/s, as measured with {plan.measured_workers} "
             "workers; more of them take less time"
         )
+    if plan.left_out:
+        told = (f"{n:,} {printable(reason)}" for reason, n in plan.left_out.items())
+        remarks.append(f"left out of the source: {', '.join(told)}")
     remarks += [f"model: {remark}" for remark in plan.model_remarks]
     return Group(table, *(Text(remark) for remark in remarks))

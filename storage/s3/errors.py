@@ -58,6 +58,7 @@ _DENIED_HINTS = {
     "bucket) an object that does not exist",
     "Forbidden": "wrong credentials, or a policy that forbids it",
     "AllAccessDisabled": "the bucket is disabled; ask its owner",
+    "InvalidObjectState": "it is archived (Glacier): restore it, then run the same command",
     "AccountProblem": "there is a problem with the AWS account; ask its owner",
 }
 _REGION_HINT = "set storage.region (or AWS_REGION) to the bucket's region"

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Protocol
 
 from storage.errors import (
+    AccessDenied,
     Interrupted,
     ObjectChanged,
     ObjectNotFound,
+    ObjectUnreadable,
     SourceError,
     SourceTruncated,
+    StorageError,
 )
 from storage.objects.prefetch import READERS, in_order
 from storage.objects.protocols import SupportsGet, SupportsStream
@@ -27,6 +31,7 @@ from storage.records import (
 from storage.shards.selecting import classify
 from storage.shards.tar_header import TarMember
 from storage.shards.tar_stream import TarStream
+from storage.urls import check_key
 
 _NOT_FILES = {
     LINK_ETAG: "a symbolic link; links are not followed",
@@ -45,6 +50,7 @@ def read_shard(
     max_image_bytes: int,
     abort: Callable[[], bool] | None = None,
     readers: int = READERS,
+    others_readable: Callable[[], bool] = lambda: False,
 ) -> Iterator[ImageRecord]:
     """The images of one shard, in order, in memory that does not grow with the shard.
 
@@ -55,19 +61,26 @@ def read_shard(
         readers: loose images are fetched by so many threads (object storage answers slowly but
             in parallel), at most 64 MiB ahead of what was taken; a tar is one stream.
 
+        others_readable: asked where access to an object is denied: whether other objects of the
+            source can be read now, so that it is this object's trouble and no outage.
+
     Every image is a record: a link or a sparse file in a tar, and a link in a folder, are
-    ``unsupported``; a loose image that changed or vanished since the listing is ``missing``.
+    ``unsupported``; a loose image that changed or vanished since the listing is ``missing``,
+    and so is one that alone cannot be read; one whose key no store takes is ``unsupported``.
 
     Raises:
         SourceTruncated: after all readable records; commit them.
         SourceError: the tar is not a tar.
+        ObjectUnreadable: access to the tar is denied, but not to other objects.
         ObjectNotFound, ObjectChanged: the tar as a whole is gone, or not the one listed.
         StorageError: the store failed.
         Interrupted: ``abort`` said yes.
     """
     if shard.kind == "tar":
-        return _read_tar(store, shard.objects[0], max_image_bytes, abort)
-    return _read_images(store, shard.objects, max_image_bytes, abort, readers)
+        tar = _read_tar(store, shard.objects[0], max_image_bytes, abort)
+        return _naming_the_unreadable(tar, others_readable)
+    fetch = partial(_image_record, store, max_image_bytes, others_readable)
+    return _read_images(fetch, shard.objects, max_image_bytes, abort, readers)
 
 
 def member_ids(store: SupportsShards, shard: Shard) -> list[str] | None:
@@ -104,6 +117,17 @@ def _read_tar(
             if classify(name) == "image" and member.kind != "directory":
                 image_id = f"{printable(tar.key)}/{names.unique(name)}"
                 yield _member_record(members, member, image_id, max_image_bytes)
+
+
+def _naming_the_unreadable(
+    records: Iterator[ImageRecord], others_readable: Callable[[], bool]
+) -> Iterator[ImageRecord]:
+    try:
+        yield from records
+    except AccessDenied as exc:
+        if not others_readable():
+            raise
+        raise ObjectUnreadable(exc.message, hint=exc.hint) from exc
 
 
 def _member_record(
@@ -149,15 +173,12 @@ class _UniqueNames:
 
 
 def _read_images(
-    store: SupportsGet,
+    fetch: Callable[[StoredObject], ImageRecord],
     objects: Sequence[StoredObject],
     max_image_bytes: int,
     abort: Callable[[], bool] | None,
     readers: int,
 ) -> Iterator[ImageRecord]:
-    def fetch(listed: StoredObject) -> ImageRecord:
-        return _image_record(store, listed, max_image_bytes)
-
     def to_fetch(listed: StoredObject) -> int:
         return listed.nbytes if listed.nbytes <= max_image_bytes else 0
 
@@ -169,8 +190,17 @@ def _read_images(
             yield record
 
 
-def _image_record(store: SupportsGet, listed: StoredObject, max_image_bytes: int) -> ImageRecord:
+def _image_record(
+    store: SupportsGet,
+    max_image_bytes: int,
+    others_readable: Callable[[], bool],
+    listed: StoredObject,
+) -> ImageRecord:
     image_id = printable(listed.key)
+    try:
+        check_key(listed.key)
+    except StorageError as exc:
+        return ImageRecord(image_id, None, listed.nbytes, None, "unsupported", exc.message)
     if listed.etag in _NOT_FILES:
         return ImageRecord(image_id, None, 0, None, "unsupported", _NOT_FILES[listed.etag])
     if listed.nbytes > max_image_bytes:
@@ -182,5 +212,10 @@ def _image_record(store: SupportsGet, listed: StoredObject, max_image_bytes: int
         return ImageRecord(image_id, 0, listed.nbytes, None, "missing", error)
     except ObjectChanged:
         error = "changed since it was listed; the next run's listing picks it up"
+        return ImageRecord(image_id, 0, listed.nbytes, None, "missing", error)
+    except AccessDenied as exc:
+        if not others_readable():
+            raise
+        error = printable(f"cannot be read: {exc}")
         return ImageRecord(image_id, 0, listed.nbytes, None, "missing", error)
     return ImageRecord(image_id, 0, len(found), found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Literal
@@ -10,14 +11,27 @@ from storage.objects.protocols import SupportsList
 from storage.records import (
     Shard,
     StoredObject,
+    printable,
     shard_id_of,
 )
 from storage.shards.globs import compile_glob
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif",
+    ".tiff", ".gif", ".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jpx", ".jpf", ".jxl",
+    ".pnm", ".pbm", ".pgm", ".ppm", ".psd", ".tga", ".dcm", ".dng", ".nef", ".nrw", ".cr2", ".cr3",
+    ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw",
+)  # fmt: skip
 
+
+_REASONS = 50  # kept apart; keys come from anybody
+_LONGEST_SUFFIX = 12
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+
+# Folders of thumbnails, resource forks and copies that systems and programs make by themselves.
+SYSTEM_FOLDERS = frozenset({"__macosx", "@eadir", ".ipynb_checkpoints"})
 
 
 Kind = Literal["tar", "image", "other"]
@@ -26,14 +40,41 @@ Kind = Literal["tar", "image", "other"]
 def classify(key: str) -> Kind:
     """Tell tar shard, image and everything else apart by the name alone, in any case.
 
-    ``._photo.jpg`` and the like are macOS resource forks: other.
+    ``._photo.jpg`` and the like are macOS resource forks: other, like all in a SYSTEM_FOLDERS.
     """
-    name = key.rsplit("/", 1)[-1].lower()
-    if name.startswith("._"):
+    *folders, name = key.lower().split("/")
+    if name.startswith("._") or not SYSTEM_FOLDERS.isdisjoint(folders):
         return "other"
     if name.endswith(TAR_SUFFIXES):
         return "tar"
     return "image" if name.endswith(IMAGE_SUFFIXES) else "other"
+
+
+class LeftOut:
+    """Counts what a listing passes over, by reason: a suffix, or why the rest is left out."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def note(self, key: str) -> None:
+        """Count an object that is neither image nor tar."""
+        *folders, name = key.lower().split("/")
+        if name.startswith("._") or not SYSTEM_FOLDERS.isdisjoint(folders):
+            reason = "system files"
+        else:
+            stem, dot, suffix = name.rpartition(".")
+            reason = f".{suffix[:_LONGEST_SUFFIX]}" if dot and stem else "no suffix"
+        if reason not in self.counts and len(self.counts) >= _REASONS:
+            reason = "other suffixes"
+        self.counts[reason] += 1
+
+    def note_filtered(self) -> None:
+        """Count an image or tar that kind, include, exclude or keys leave out."""
+        self.counts["filtered"] += 1
+
+    def __str__(self) -> str:
+        """For people: ``12 .json, 3 no suffix``; '' where nothing was left out."""
+        return ", ".join(f"{n:,} {printable(reason)}" for reason, n in self.counts.most_common())
 
 
 def list_source(
@@ -42,6 +83,7 @@ def list_source(
     kind: Literal["auto", "tar", "images"] = "auto",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    left_out: LeftOut | None = None,
 ) -> Iterator[StoredObject]:
     """The objects of a source that can be labelled, in the listing's order, lazily.
 
@@ -49,6 +91,7 @@ def list_source(
         kind: only tar shards, only loose images, or whatever is there.
         include: globs on the key, any of which must match; none: everything.
         exclude: globs on the key, none of which may match.
+        left_out: counts what is passed over.
 
     In a glob ``*`` and ``?`` stay within one level, ``**`` crosses levels, ``[a-z]`` is a set;
     a glob without '/' is matched on the last part of the key, at any level. Case matters.
@@ -56,12 +99,18 @@ def list_source(
     wanted = {"auto": ("tar", "image"), "tar": ("tar",), "images": ("image",)}[kind]
     included = [compile_glob(pattern) for pattern in include]
     excluded = [compile_glob(pattern) for pattern in exclude]
+    left = left_out or LeftOut()
     for listed in store.list():
-        if classify(listed.key) not in wanted:
-            continue
-        if included and not any(glob.fullmatch(listed.key) for glob in included):
-            continue
-        if not any(glob.fullmatch(listed.key) for glob in excluded):
+        found = classify(listed.key)
+        if found == "other":
+            left.note(listed.key)
+        elif (
+            found not in wanted
+            or (included and not any(glob.fullmatch(listed.key) for glob in included))
+            or any(glob.fullmatch(listed.key) for glob in excluded)
+        ):
+            left.note_filtered()
+        else:
             yield listed
 
 

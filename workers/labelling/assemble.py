@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import Protocol
 
 import cv2
 
-from storage.errors import BucketNotFound, ObjectNotFound
-from storage.objects.protocols import SupportsList
+from storage.errors import BucketNotFound, ObjectNotFound, StorageError
+from storage.objects.protocols import SupportsList, SupportsStream
 from storage.records import ImageRecord, Shard
 from storage.runs.manifest import Manifest
 from storage.shards.reading import read_shard
@@ -16,6 +22,9 @@ from storage.stores.open import open_store
 from workers.labelling.labeller import ShardLabeller
 from workers.models.load import load_detector
 from workers.spec import WorkerSpec
+
+_PROBED = 200  # objects tried for one that can be read
+_PROBE_HOLDS_S = 10.0
 
 
 def _refusing_a_vanished_source(
@@ -46,6 +55,31 @@ def _refuse_empty(source: SupportsList) -> None:
         )
 
 
+class SupportsProbe(SupportsList, SupportsStream, Protocol):
+    """What looking for a readable object needs of a store."""
+
+
+class _Others:
+    """Whether objects of a source can be read at all; asked where access to one is denied."""
+
+    def __init__(self, source: SupportsProbe) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+        self._seen_s = -math.inf
+
+    def readable(self) -> bool:
+        """Whether a byte of any of the first objects can be read; a yes holds for some seconds."""
+        with self._lock:
+            if time.monotonic() - self._seen_s < _PROBE_HOLDS_S:
+                return True
+            for listed in islice(self._source.list(), _PROBED):
+                with suppress(StorageError), self._source.stream(listed.key) as file:
+                    file.read(1)
+                    self._seen_s = time.monotonic()
+                    return True
+        return False
+
+
 def open_labeller(spec: WorkerSpec) -> ShardLabeller:
     """Load the model, open source and output, start the threads.
 
@@ -59,9 +93,16 @@ def open_labeller(spec: WorkerSpec) -> ShardLabeller:
     source = open_store(spec.source_url, spec.storage)
     detector = load_detector(spec.model, spec.storage, threads=spec.torch_threads)
     options = spec.options
+    others = _Others(source)
 
     def read(shard: Shard, abort: Callable[[], bool]) -> Iterator[ImageRecord]:
-        images = read_shard(source, shard, max_image_bytes=options.max_image_bytes, abort=abort)
+        images = read_shard(
+            source,
+            shard,
+            max_image_bytes=options.max_image_bytes,
+            abort=abort,
+            others_readable=others.readable,
+        )
         return _refusing_a_vanished_source(images, source)
 
     return ShardLabeller(detector, read, manifest.commit, manifest.record.identity, options)

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import AccessDenied, Interrupted, StorageError
+from storage.errors import AccessDenied, Interrupted, ObjectUnreadable, StorageError
 from storage.records import Shard, StoredObject
 from storage.shards.reading import read_shard
-from storage.shards.selecting import classify, group_images, list_source, tar_shards
+from storage.shards.selecting import LeftOut, classify, group_images, list_source, tar_shards
 from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
 
@@ -204,6 +204,56 @@ class DeniedStore(SlowStore):
 def test_other_storage_errors_end_the_attempt() -> None:
     with pytest.raises(AccessDenied):
         list(read_shard(DeniedStore(1), shard_of(5, 1), max_image_bytes=100))
+
+
+class PartlyDenied(SlowStore):
+    def get(self, key: str, *, if_match: str | None = None) -> bytes:
+        if key == "0002.jpg":
+            raise AccessDenied(f"{key}: not allowed", hint="restore it")
+        return super().get(key, if_match=if_match)
+
+    def stream(self, key: str, *, if_match: str | None = None) -> AbstractContextManager[BinaryIO]:
+        raise AccessDenied(f"{key}: not allowed", hint="restore it")
+
+
+def test_one_denied_image_is_a_row_where_others_can_be_read() -> None:
+    shard = shard_of(5, 1)
+    records = list(
+        read_shard(PartlyDenied(1), shard, max_image_bytes=9, others_readable=lambda: True)
+    )
+    assert [r.status for r in records] == ["ok", "ok", "missing", "ok", "ok"]
+    assert "not allowed" in (records[2].error or "")
+    with pytest.raises(AccessDenied):
+        list(read_shard(PartlyDenied(1), shard, max_image_bytes=9))
+
+
+def test_a_denied_tar_is_named_apart_from_an_outage() -> None:
+    tar = Shard("0" * 16, "tar", (StoredObject("x.tar", 1, "e"),))
+    with pytest.raises(ObjectUnreadable, match=r"x\.tar: not allowed"):
+        list(read_shard(PartlyDenied(1), tar, max_image_bytes=9, others_readable=lambda: True))
+    with pytest.raises(AccessDenied):
+        list(read_shard(PartlyDenied(1), tar, max_image_bytes=9))
+
+
+def test_a_key_that_no_store_takes_is_an_unsupported_row() -> None:
+    objects = tuple(StoredObject(key, 1, "e") for key in ("a.jpg", "b/../c.jpg", "d.jpg"))
+    records = list(read_shard(SlowStore(1), Shard("0" * 16, "images", objects), max_image_bytes=9))
+    assert [r.status for r in records] == ["ok", "unsupported", "ok"]
+    assert "'.' or '..' between slashes" in (records[1].error or "")
+
+
+def test_what_is_left_out_is_counted_by_reason() -> None:
+    store = filled(
+        "a.jpg", "b.HEIC", "c.jfif", "notes.txt", "x/labels.TXT", "README", ".hidden", "d.jpg ",
+        "__MACOSX/a.jpg", "x/@eaDir/a.jpg", ".ipynb_checkpoints/b.png", "x/._a.jpg", "skip/z.png",
+        "more.tar.xz",
+    )  # fmt: skip
+    left = LeftOut()
+    found = [o.key for o in list_source(store, exclude=["skip/**"], left_out=left)]
+    assert found == ["a.jpg", "b.HEIC", "c.jfif"]
+    assert left.counts == {
+        ".txt": 2, "no suffix": 2, ".jpg ": 1, "system files": 4, "filtered": 1, ".xz": 1,
+    }  # fmt: skip
 
 
 def test_reading_stops_when_asked_to() -> None:
