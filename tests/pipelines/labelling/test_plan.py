@@ -68,6 +68,15 @@ def shown(plan: Plan) -> str:
     return captured.get()
 
 
+def test_what_is_left_out_is_counted_and_said(bench: Bench) -> None:
+    fill_folder(bench.folder / "in", 2)
+    for name in ("a.txt", "b.txt", "README"):
+        (bench.folder / "in" / name).write_text("no image")
+    planned = plan_run(bench.config())
+    assert planned.left_out == {".txt": 2, "no suffix": 1}
+    assert planned.to_json()["left_out"] == {".txt": 2, "no suffix": 1}
+
+
 def test_loose_images_are_counted_exactly(bench: Bench) -> None:
     fill_folder(bench.folder / "in", 10)
     plan = plan_run(bench.config())
