@@ -27,6 +27,19 @@ class DataConfig(Part):
     annotations: Path = Field(description="COCO JSON.")
     images: Path = Field(description="Folder that `file_name` is relative to.")
 
+    @field_validator("annotations", "images", mode="before")
+    @classmethod
+    def _local(cls, value: Any) -> Any:
+        """A URL taken for a path would be said not to be there."""
+        if not isinstance(value, str) or "://" not in value:
+            return value
+        if value.startswith("file://"):
+            return value.removeprefix("file://")
+        raise ValueError(
+            f"`train` reads local files, and {value.partition('://')[0]}:// is not one; copy it "
+            "here first"
+        )
+
 
 class NetworkConfig(Part):
     """What is trained."""
@@ -87,6 +100,9 @@ class TrainConfig(Part):
     weight_decay: float = Field(1e-4, ge=0, description="On weights, not on norms and biases.")
     ema_decay: float = Field(0.998, ge=0, lt=1, description="Of the averaged weights, the result.")
     eval_every: int | None = Field(None, ge=1, description="Steps; none: ten times a training.")
+    early_stop: int | None = Field(
+        None, ge=1, description="Validations in a row without a gain that end it; none: never."
+    )
     seed: int = Field(0, ge=0, description="Of first weights, order and augmentation.")
     augment: AugmentConfig = AugmentConfig()
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where it is.")
@@ -127,6 +143,8 @@ class TrainConfig(Part):
     def fingerprint(self, **resolved: Any) -> str:
         """16 hex digits of all that decides the weights: config, files, what was resolved."""
         fields = self.model_dump(mode="json", exclude=_FREE)
+        if self.early_stop is None:  # trainings of earlier versions continue
+            del fields["early_stop"]
         for data in (self.train, self.val):
             digest = hashlib.sha256(data.annotations.read_bytes()).hexdigest()
             fields[f"sha256 of {data.annotations}"] = digest

@@ -114,7 +114,7 @@ class _Run:
                 return self._scores.map_
 
             trainer.run(self._source().stream, validate, self._keep, view.step, stopper.asked)
-        if trainer.progress.step < steps:
+        if not trainer.done:
             raise Interrupted(
                 f"stopped at step {trainer.progress.step} of {steps}; everything so far is kept in "
                 f"{self._config.output}",

@@ -61,6 +61,7 @@ def fit_options(config: TrainConfig, machine: Machine, images: int) -> FitOption
         warmup_steps=min(config.warmup_steps, steps),
         weight_decay=config.weight_decay,
         ema_decay=config.ema_decay,
+        early_stop=config.early_stop,
         eval_every=config.eval_every or max(1, -(-steps // 10)),
         precision=machine.precision,
         device=machine.device,

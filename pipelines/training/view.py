@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -17,13 +19,20 @@ from rich.progress import (
 from pipelines.training.validation import Scores
 from workers.training.trainer import StepReport
 
+_LINE_EVERY_S = 60.0
 _SMOOTHING = 0.95  # of the shown loss; single batches jump
 
 
 class TrainView:
     """A context manager around a training. Without a console it shows nothing."""
 
-    def __init__(self, console: Console | None, first: int, steps: int) -> None:
+    def __init__(
+        self,
+        console: Console | None,
+        first: int,
+        steps: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         columns = (
             TextColumn("[bold]training"),
             BarColumn(),
@@ -43,6 +52,9 @@ class TrainView:
         )
         self._console = console
         self._loss: float | None = None
+        self._clock = clock
+        self._said_at = clock()
+        self._steps = steps
         self._task = self._progress.add_task("", total=steps, completed=first, rate="", loss="–")
 
     def __enter__(self) -> TrainView:
@@ -62,6 +74,18 @@ class TrainView:
         rate = "" if speed is None else f"{speed:.1f} steps/s"
         self._progress.update(
             self._task, completed=report.step, loss=f"{self._loss:.3f}", rate=rate
+        )
+
+        if self._console is not None and not self._console.is_terminal:
+            self._line(report)
+
+    def _line(self, report: StepReport) -> None:
+        """A line a minute where no bar can be drawn."""
+        if self._clock() - self._said_at < _LINE_EVERY_S:
+            return
+        self._said_at = self._clock()
+        self._progress.console.print(
+            f"step {report.step} of {self._steps}: loss {self._loss:.3f}", soft_wrap=True
         )
 
     def validated(self, step: int, scores: Scores) -> None:

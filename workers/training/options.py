@@ -21,6 +21,10 @@ class FitOptions:
         ema_decay: of the weight average that is validated and kept.
         eval_every: steps between validations.
         precision: of the forward pass; the loss is always float32.
+        early_stop: validations in a row without a better score after which the training is done;
+            None: it runs to its last step.
+        save_every_s: seconds between state files beside those at validations, so that a killed
+            training loses no more than this.
     """
 
     steps: int
@@ -32,6 +36,8 @@ class FitOptions:
     eval_every: int = 500
     precision: TrainPrecision = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
+    early_stop: int | None = None
+    save_every_s: float = 600.0
 
 
 def learning_rate(step: int, options: FitOptions) -> float:

@@ -48,6 +48,10 @@ class TrainingProgress:
     best_step: int = 0
     history: list[tuple[int, float, float]] = field(default_factory=list)
 
+    def without_gain(self) -> int:
+        """Validations since the best one."""
+        return sum(step > self.best_step for step, _, _ in self.history)
+
 
 class Trainer:
     """Fits one network; can be stopped after any step and continued from its state file.
@@ -108,6 +112,9 @@ class Trainer:
         Raises:
             ModelError: the loss is no longer a number.
         """
+        saved_at = self._clock()
+        if self.done:  # stopped early before, and only not summed up
+            return self.progress
         for batch in batches(self.progress.step, self.options.steps):
             started = self._clock()
             report = self._step(batch)
@@ -117,11 +124,19 @@ class Trainer:
                 self._validate(report, validate, keep)
             self.progress.seconds += self._clock() - started
             stopped = stop()
-            if due or stopped:
+            if due or stopped or self._clock() - saved_at >= self.options.save_every_s:
                 self.save()
-            if stopped:
+                saved_at = self._clock()
+            if stopped or self.done:
                 break
         return self.progress
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step is made, or no validation has been better for long enough."""
+        patience = self.options.early_stop
+        early = patience is not None and self.progress.without_gain() >= patience
+        return early or self.progress.step >= self.options.steps
 
     def _due(self) -> bool:
         step = self.progress.step
@@ -144,15 +159,21 @@ class Trainer:
         rate = learning_rate(step, options)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        loss, parts = self._forward(batch)
+        try:
+            loss, parts = self._forward(batch)
+        except torch.OutOfMemoryError as exc:
+            raise _out_of_memory(exc, len(batch.images)) from exc
         if not math.isfinite(loss.item()):
             raise ModelError(
                 f"the loss became {loss.item()} at step {step + 1}",
                 hint="lower lr, raise warmup_steps, or train with precision: fp32",
             )
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-        self._optimizer.step()
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+            self._optimizer.step()
+        except torch.OutOfMemoryError as exc:
+            raise _out_of_memory(exc, len(batch.images)) from exc
         self._ema.update(self._network, step + 1)
         self.progress.step = step + 1
         cls, iou, dfl, total = parts.tolist()
@@ -195,6 +216,20 @@ class Trainer:
         self._ema.network.load_state_dict(saved["ema"])
         self._optimizer.load_state_dict(saved["optimizer"])
         self.progress = TrainingProgress(**saved["progress"])
+
+
+def _out_of_memory(exc: torch.OutOfMemoryError, images: int) -> ModelError:
+    """One line: what did not fit, and which batch is likely to."""
+    if images == 1:
+        hint = "lower image_size, or train a smaller network"
+    else:
+        hint = (
+            f"try `batch_size: {max(1, images // 2)}`, with another output: it is another training"
+        )
+    first = str(exc).splitlines()[0]
+    return ModelError(
+        f"a batch of {images} images does not fit into memory: {first:.160}", hint=hint
+    )
 
 
 def _adamw(network: nn.Module, options: FitOptions) -> torch.optim.AdamW:

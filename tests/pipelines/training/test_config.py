@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from pipelines.training.config import TrainConfig, load_train_config
+from pipelines.training.view import TrainView
 from storage.errors import ConfigError
+from workers.training.trainer import StepReport
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
@@ -82,3 +89,39 @@ def test_nobody_mirrors_digits() -> None:
     raw = yaml.safe_load((EXAMPLES / "digits" / "train.yaml").read_text())
     augment = TrainConfig.model_validate(raw).augment
     assert augment.flip_horizontal == augment.flip_vertical == 0
+
+
+@pytest.mark.parametrize("url", ["s3://plates/train.json", "https://x/train.json"])
+def test_what_is_not_a_local_file_is_refused_as_that(tmp_path: Path, url: str) -> None:
+    for part in ({"annotations": url, "images": "i"}, {"annotations": "a.json", "images": url}):
+        with pytest.raises(ConfigError, match=r"train\.\w+: `train` reads local files, and"):
+            load(tmp_path, train=part)
+
+
+def test_a_line_a_minute_where_no_bar_can_be_drawn() -> None:
+    written = io.StringIO()
+    now = iter([0.0, *np.arange(1, 400, 10).tolist()] * 2)
+    steps = 20
+    view = TrainView(
+        Console(file=written, force_terminal=False, width=100), 0, steps, clock=lambda: next(now)
+    )
+    with view:
+        for step in range(1, steps + 1):
+            view.step(StepReport(step, 2.0, (1.0, 0.5, 0.5), 0.001))
+    lines = [line for line in written.getvalue().splitlines() if line.startswith("step ")]
+    assert 2 <= len(lines) <= 4  # in some 200 to 400 seconds
+    assert lines[0].endswith("of 20: loss 2.000")
+
+
+def test_early_stop_leaves_older_fingerprints_alone(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    # As the version before early_stop made it.
+    fields = config.model_dump(
+        mode="json", exclude={"output", "threads", "eval_every", "early_stop"}
+    )
+    for data in (config.train, config.val):
+        digest = hashlib.sha256(data.annotations.read_bytes()).hexdigest()
+        fields[f"sha256 of {data.annotations}"] = digest
+    wanted = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+    assert config.fingerprint() == wanted
+    assert load(tmp_path, early_stop=3).fingerprint() != wanted

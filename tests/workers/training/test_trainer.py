@@ -238,3 +238,47 @@ def test_the_average_follows_the_weights_quickly_at_first_and_slowly_later() -> 
         ema.network.weight.fill_(0.0)  # type: ignore[union-attr,operator]
     ema.update(layer, 10_000)
     assert ema.network.weight.item() == pytest.approx(0.01)  # type: ignore[union-attr,operator]
+
+
+def test_it_ends_early_when_nothing_gains(source: BatchSource, tmp_path: Path) -> None:
+    options = FitOptions(steps=20, warmup_steps=1, eval_every=2, early_stop=2)
+    scores = iter([0.1, 0.3, 0.2, 0.25, 0.9])
+    training = trainer(tmp_path / "state.pt", options)
+    progress = training.run(source.stream, lambda _: next(scores), lambda _: None, lambda _: None)
+    assert (progress.step, progress.best_step) == (8, 4)  # two validations after the best
+    assert training.done
+    again = trainer(tmp_path / "state.pt", options)
+    assert again.run(source.stream, lambda _: 1.0, lambda _: None, lambda _: None).step == 8
+
+
+def test_the_state_is_saved_by_time_too(source: BatchSource, tmp_path: Path) -> None:
+    now = iter(range(0, 10_000, 40))  # seconds, at each look at the clock
+    options = FitOptions(steps=6, warmup_steps=1, eval_every=100, save_every_s=200)
+    training = trainer(tmp_path / "state.pt", options, clock=lambda: next(now))
+    saved: list[int] = []
+
+    def killed(report: Any) -> None:
+        saved.append(int((tmp_path / "state.pt").exists()))
+        if report.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.run(source.stream, lambda _: 0.0, lambda _: None, killed)
+    assert saved[0] == 0
+    assert saved[-1] == 1
+    assert 1 <= trainer(tmp_path / "state.pt", options).progress.step < 5
+
+
+def test_a_batch_that_does_not_fit_is_one_line_with_advice(
+    source: BatchSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = trainer(tmp_path / "state.pt", FitOptions(steps=2, warmup_steps=1))
+
+    def full(_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr(training, "_forward", full)
+    with pytest.raises(ModelError, match="does not fit into memory") as caught:
+        training.run(source.stream, lambda _: 0.0, lambda _: None, lambda _: None)
+    assert len(caught.value.message.splitlines()) == 1
+    assert f"batch_size: {source.batch_size // 2}" in str(caught.value.hint)
