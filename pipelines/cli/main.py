@@ -146,15 +146,18 @@ def evaluate(
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Measure a run against COCO ground truth: mAP, AR, per class."""
+    """Measure a run against COCO ground truth: mAP, AR, calibration, error types."""
     from pipelines.evaluation.evaluate import evaluate_run
     from pipelines.evaluation.result import evaluation_table
+    from pipelines.policy.choose import choose_policy
 
+    manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)
     result = evaluate_run(
-        open_manifest(run, endpoint_url),
+        manifest,
         truth,
-        options=storage_options(endpoint_url),
+        options=options,
         allow_missing=allow_missing,
+        policy=choose_policy(manifest, None, None, None, options),
     )
     show(evaluation_table(result), result.to_json(), json_)
 
@@ -170,11 +173,13 @@ def report(
 ) -> None:
     """Write the run's report with pictures. One self-contained HTML page."""
     from pipelines.evaluation.evaluate import evaluate_run
+    from pipelines.policy.choose import choose_policy
     from pipelines.report.page import write_report
 
     manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)
-    measured = evaluate_run(manifest, truth, options=options) if truth else None
-    url = write_report(manifest, source_options=options, evaluation=measured)
+    policy = choose_policy(manifest, None, None, None, options) if truth else None
+    measured = evaluate_run(manifest, truth, options=options, policy=policy) if truth else None
+    url = write_report(manifest, source_options=options, evaluation=measured, policy=policy)
     show(f"report: {url}", {"report": url}, json_)
 
 

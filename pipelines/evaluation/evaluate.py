@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.evaluation.coco_matching import ChunkedMatching, detection_rows, truth_box
+from pipelines.evaluation.diagnosis import diagnose
 from pipelines.evaluation.result import ClassResult, Evaluation
+from pipelines.policy.policy import Policy
 from pipelines.truth.coco_truth import (
     Join,
     is_ignore_class,
@@ -51,6 +53,7 @@ def evaluate_run(
     options: StorageOptions | None = None,
     allow_missing: bool = False,
     ignore_classes: Sequence[str] = (),
+    policy: Policy | None = None,
 ) -> Evaluation:
     """Evaluate a run's live rows.
 
@@ -60,6 +63,7 @@ def evaluate_run(
         options: how to reach ``truth``.
         allow_missing: leave out images without a row, instead of refusing.
         ignore_classes: names whose boxes mark regions to leave out, besides DontCare and its like.
+        policy: None: COCO's figures alone; else also what its labels get wrong.
 
     Raises:
         ConfigError: ``truth`` is not a COCO file.
@@ -73,7 +77,11 @@ def evaluate_run(
     scoring = _Scoring(known, classes)
     for row in _joined_rows(manifest, join):
         scoring.add(join.image_of_row[row.image_id], row)
-    return scoring.result(manifest.url, join)
+    result = scoring.result(manifest.url, join)
+    if policy is None:
+        return result
+    found = diagnose(manifest, known, join, classes.matched, classes.ignore, policy)
+    return replace(result, diagnosis=found)
 
 
 def _row_names(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -102,6 +110,7 @@ class _Classes:
     """Which classes are compared. A shared class has one index in both, from 0."""
 
     shared: tuple[int, ...]  # the truth's ids
+    matched: dict[int, int]  # the truth's id -> the run's contiguous id
     of_run: dict[int, int]  # the run's contiguous id -> index
     of_truth: dict[int, int]  # the truth's id -> index
     ignore: frozenset[int]  # the truth's ids whose boxes are regions to leave out
@@ -127,6 +136,7 @@ class _Classes:
         shared = tuple(i for i in truth.categories if i in matched)
         return _Classes(
             shared=shared,
+            matched={i: matched[i] for i in shared},
             of_run={matched[i]: index for index, i in enumerate(shared)},
             of_truth={i: index for index, i in enumerate(shared)},
             ignore=frozenset(ignore),
@@ -213,6 +223,9 @@ class _Scoring:
             ap_small=_mean(precision[:, :, :, _SMALL]),
             ap_medium=_mean(precision[:, :, :, _MEDIUM]),
             ap_large=_mean(precision[:, :, :, _LARGE]),
+            ar_small=_mean(recall[:, :, _SMALL]),
+            ar_medium=_mean(recall[:, :, _MEDIUM]),
+            ar_large=_mean(recall[:, :, _LARGE]),
             classes=tuple(self._class(k, precision, recall) for k in range(n_classes)),
             images=self._statuses.total(),
             statuses=dict(self._statuses),

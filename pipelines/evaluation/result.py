@@ -10,6 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.evaluation.diagnosis import Diagnosis
+
+_MOST_CLASSES = 12  # in a confusion matrix on a terminal
+
 
 @dataclass(frozen=True, slots=True)
 class ClassResult:
@@ -40,7 +44,8 @@ class Evaluation:
     Attributes:
         run, truth: URLs.
         map_, map50, map75, ar: means over the shared classes.
-        ap_small, ap_medium, ap_large: by the area of the truth box (32², 96² pixels).
+        ap_small, ap_medium, ap_large, ar_small, ar_medium, ar_large: by the area of the truth box
+            (32², 96² pixels).
         classes: the shared classes, in the ground truth's order.
         images: evaluated.
         statuses: those images by row status.
@@ -53,6 +58,7 @@ class Evaluation:
         n_size_differs: how many there are.
         unknown_to_run: class names only in the ground truth.
         unknown_to_truth: class names only in the run.
+        diagnosis: what the labels of a policy get wrong; None: not asked for.
     """
 
     run: str
@@ -64,6 +70,9 @@ class Evaluation:
     ap_small: float | None
     ap_medium: float | None
     ap_large: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
     classes: tuple[ClassResult, ...]
     images: int
     statuses: dict[str, int]
@@ -76,6 +85,7 @@ class Evaluation:
     n_size_differs: int
     unknown_to_run: tuple[str, ...]
     unknown_to_truth: tuple[str, ...]
+    diagnosis: Diagnosis | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, under COCO's customary names (mAP, mAP50, AR, …)."""
@@ -91,6 +101,7 @@ class Evaluation:
 _JSON_NAMES = {
     "map_": "mAP", "map50": "mAP50", "map75": "mAP75", "ar": "AR",
     "ap_small": "AP_small", "ap_medium": "AP_medium", "ap_large": "AP_large",
+    "ar_small": "AR_small", "ar_medium": "AR_medium", "ar_large": "AR_large",
 }  # fmt: skip
 
 
@@ -107,7 +118,42 @@ def evaluation_table(evaluation: Evaluation) -> RenderableType:
     figures = (_percent(v) for v in (e.map_, e.map50, e.map75, e.ar))
     totals = (sum(c.truth for c in e.classes), sum(c.detections for c in e.classes))
     table.add_row("all", *figures, *(f"{n:,}" for n in totals), style="bold")
-    return Group(table, *(Text(line) for line in remarks(evaluation)))
+    sizes = Table(title="by size of the object", title_justify="left")
+    for heading in ("", "small", "medium", "large"):
+        sizes.add_column(heading, justify="right" if heading else "left")
+    sizes.add_row("AP", *(_percent(v) for v in (e.ap_small, e.ap_medium, e.ap_large)))
+    sizes.add_row("AR", *(_percent(v) for v in (e.ar_small, e.ar_medium, e.ar_large)))
+    parts: list[RenderableType] = [table, sizes]
+    if e.diagnosis is not None:
+        parts += _diagnosis_tables(e.diagnosis)
+    return Group(*parts, *(Text(line) for line in remarks(evaluation)))
+
+
+def diagnosis_facts(d: Diagnosis) -> list[tuple[str, str]]:
+    """The diagnosis as names and values for people, without the confusion matrix."""
+    return [
+        (f"precision of {d.accepted:,} labels, percent", _percent(d.precision)),
+        (f"recall of {d.objects:,} objects, percent", _percent(d.recall)),
+        *((f"errors: {name.replace('_', ' ')}", f"{n:,}") for name, n in d.errors.items()),
+        ("calibration error (D-ECE) of scores, percent", _percent(d.raw.d_ece)),
+        ("calibration error (D-ECE) by the policy, percent", _percent(d.calibrated.d_ece)),
+        ("with localisation (LaECE) of scores, percent", _percent(d.raw.la_ece)),
+        ("with localisation (LaECE) by the policy, percent", _percent(d.calibrated.la_ece)),
+    ]
+
+
+def _diagnosis_tables(d: Diagnosis) -> list[RenderableType]:
+    facts = Table(title=f"labels by policy {d.policy}", title_justify="left", show_header=False)
+    for name, value in diagnosis_facts(d):
+        facts.add_row(name, value)
+    if len(d.classes) > _MOST_CLASSES:
+        return [facts, Text(f"{len(d.classes)} classes: --json has the confusion matrix")]
+    confusion = Table(title="objects by the class of the label on them", title_justify="left")
+    for heading in ("true", *d.classes, "missed"):
+        confusion.add_column(escape(heading), justify="left" if heading == "true" else "right")
+    for name, row in zip((*d.classes, "nothing there"), d.confusion, strict=True):
+        confusion.add_row(escape(name), *(f"{n:,}" for n in row))
+    return [facts, confusion]
 
 
 def remarks(e: Evaluation) -> list[str]:

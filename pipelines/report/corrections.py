@@ -91,7 +91,7 @@ def pictures(
     by_image = {c.row.image_id: c for c in chosen}
     names = [c.name for c in lineage.categories]
     drawn = {
-        row.image_id: _picture(by_image[row.image_id], raw, names)
+        row.image_id: draw_correction(by_image[row.image_id], raw, names)
         for row, raw in read_images(manifest, source, [c.row for c in chosen])
     }
     return [drawn[c.row.image_id] for c in chosen]
@@ -175,7 +175,8 @@ def _says(c: Correction, names: Sequence[str]) -> str:
     }[c.kind]
 
 
-def _picture(c: Correction, raw: bytes | LabelfleetError, names: Sequence[str]) -> Picture:
+def draw_correction(c: Correction, raw: bytes | LabelfleetError, names: Sequence[str]) -> Picture:
+    """One correction in pictures, or why there are none; ``raw``: the image's bytes."""
     says = _says(c, names)
     try:
         if isinstance(raw, LabelfleetError):

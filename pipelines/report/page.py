@@ -21,9 +21,11 @@ from markupsafe import Markup
 from pipelines.display.durations import shown_duration
 from pipelines.display.palette import color_of
 from pipelines.evaluation.intervals import Estimate, plain, vague
-from pipelines.evaluation.result import Evaluation, remarks
+from pipelines.evaluation.result import Evaluation, diagnosis_facts, remarks
+from pipelines.policy.policy import Policy
 from pipelines.report import figures
 from pipelines.report.gallery import Tile, draw_tiles, legend
+from pipelines.report.misses import worst_misses
 from pipelines.report.pace import Pace, newest_pace
 from pipelines.report.review import review_section
 from pipelines.report.scan import BANDS, BOX_BUCKETS, SCORE_BINS, SHOWN_SCORE, Pick, Scan, scan
@@ -51,6 +53,7 @@ def write_report(
     sample: int = 27,
     seed: int = 0,
     evaluation: Evaluation | None = None,
+    policy: Policy | None = None,
     now: float | None = None,
 ) -> str:
     """Write ``report/index.html`` below the run's output.
@@ -63,6 +66,7 @@ def write_report(
         sample: images in the gallery, a third each least certain, most certain and random.
         seed: for the random third.
         evaluation: shown in a section of its own where given.
+        policy: the one that ``evaluation`` diagnoses; for pictures of what its labels miss.
         now: seconds since the epoch; None: this machine's clock.
 
     Returns:
@@ -82,10 +86,34 @@ def write_report(
         **_trouble(manifest, found),
         evaluation=evaluation,
         evaluation_remarks=remarks(evaluation) if evaluation else [],
+        **_diagnosis(manifest, source_options, evaluation, policy),
         review=review_section(manifest, source_options),
     )
     manifest.store.put(REPORT_KEY, html.encode("utf-8", "backslashreplace"))
     return f"{manifest.url}/{REPORT_KEY}"
+
+
+def _diagnosis(
+    manifest: Manifest,
+    source_options: StorageOptions | None,
+    evaluation: Evaluation | None,
+    policy: Policy | None,
+) -> dict[str, Any]:
+    if evaluation is None or evaluation.diagnosis is None:
+        return {"diagnosis": None, "diagnosis_facts": [], "misses": [], "misses_problem": None}
+    found, shown, problem = evaluation.diagnosis, [], None
+    if policy is not None:
+        try:
+            source = open_store(str(manifest.record.source["url"]), source_options)
+            shown = worst_misses(manifest, source, found.worst, policy)
+        except LabelfleetError as exc:
+            problem = exc.message
+    return {
+        "diagnosis": found,
+        "diagnosis_facts": diagnosis_facts(found),
+        "misses": shown,
+        "misses_problem": problem,
+    }
 
 
 def _environment() -> jinja2.Environment:

@@ -8,7 +8,7 @@ or that people disagreed about are left out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -139,7 +139,7 @@ def truth_images(
         for row in table_to_rows(table.filter(pc.is_in(table.column("image_id"), wanted))):
             if row.status == "ok":
                 number = join.image_of_row[row.image_id]
-                yield within(row), _true_of(truth, number, ids, row)
+                yield within(row), true_boxes(truth, number, ids, (), (row.width, row.height))
 
 
 def answered_images(
@@ -171,7 +171,7 @@ def answered_images(
             settled = book.settled[row.sha256]
             kept = [(box.bbox, names.index(box.category)) for box in settled.answer.boxes]
             disputed = [(box.bbox, names.index(box.category)) for box in settled.disputed]
-            yield within(row), _boxes(kept, disputed, row), weight
+            yield within(row), _boxes(kept, disputed, (row.width, row.height)), weight
 
 
 def _names(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -193,29 +193,47 @@ def within(row: AnnotationRow) -> AnnotationRow:
     return replace(row, detections=Detections(**chosen))
 
 
-def _true_of(truth: Truth, number: int, ids: dict[int, int], row: AnnotationRow) -> TrueBoxes:
+def true_boxes(
+    truth: Truth,
+    number: int,
+    ids: Mapping[int, int],
+    ignore: Collection[int],
+    size: tuple[int, int],
+) -> TrueBoxes:
+    """What is true of one image of the file.
+
+    Args:
+        truth, number: the file, and the image's index in it.
+        ids: the run's category id by the file's, where both have the class.
+        ignore: the file's ids whose boxes silence every class, besides DontCare and its like.
+        size: (width, height) of the upright image.
+    """
     counted: list[_Named] = []
     regions: list[_Named] = [((x, y, x + w, y + h), -1) for x, y, w, h in truth.regions_of(number)]
     for box in truth.boxes[number]:
-        if box.category_id not in ids:
+        if box.category_id in ignore:
+            regions.append((box.xyxy, -1))
+        elif box.category_id not in ids:
             if is_ignore_class(truth.categories[box.category_id]):
                 regions.append((box.xyxy, -1))
         elif box.ignore:
             regions.append((box.xyxy, ids[box.category_id]))
         else:
             counted.append((box.xyxy, ids[box.category_id]))
-    return _boxes(counted, regions, row)
+    return _boxes(counted, regions, size)
 
 
 _Named = tuple[Sequence[float], int]
 
 
-def _boxes(counted: Sequence[_Named], regions: Sequence[_Named], row: AnnotationRow) -> TrueBoxes:
-    """What is true of the row's image, clipped to it; what has no area there is no object."""
+def _boxes(
+    counted: Sequence[_Named], regions: Sequence[_Named], size: tuple[int, int]
+) -> TrueBoxes:
+    """What is true of an image of this size, clipped to it; what has no area is no object."""
 
     def inside(of: Sequence[_Named]) -> tuple[NDArray[Any], NDArray[Any]]:
         given = np.array([at for at, _ in of], np.float64).reshape(-1, 4)
-        corners = clipped(given, row.width, row.height)
+        corners = clipped(given, *size)
         kept = has_area(corners)
         return corners[kept], np.array([k for _, k in of], np.int64)[kept]
 

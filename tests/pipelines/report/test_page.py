@@ -192,7 +192,8 @@ def test_names_are_text(tmp_path_factory: pytest.TempPathFactory) -> None:
     c = ClassResult(HOSTILE, 1, 0.5, 0.5, 0.5, 0.5, 1, 1)
     e = Evaluation(
         run="r", truth=HOSTILE, map_=0.5, map50=0.5, map75=None, ar=0.5, ap_small=None,
-        ap_medium=None, ap_large=None, classes=(c,), images=1, statuses={"ok": 1}, missing=0,
+        ap_medium=None, ap_large=None, ar_small=None, ar_medium=None, ar_large=None,
+        classes=(c,), images=1, statuses={"ok": 1}, missing=0,
         rows_without_truth=0, ignored=0, outside=0, without_area=0,
         size_differs=(HOSTILE,), n_size_differs=1,
         unknown_to_run=(HOSTILE,), unknown_to_truth=(),
