@@ -1,9 +1,9 @@
-"""How good a run's detections are, against COCO ground truth: mAP, AR, per class.
+"""Measure a run's detections against COCO ground truth: mAP, AR, per class.
 
 The figures are COCO's own (faster-coco-eval, at most 100 boxes a class and image), over the
 images and the classes that run and ground truth share; what they do not share is counted and
 named. An image whose status is not ok counts as one without detections. Detections are clipped to
-their image, and those without area there left out, as every reader of the labels gets them.
+their image, and those without area there are left out, as in labels and exports.
 
 Images are matched in chunks, so that memory holds the matches and not the boxes.
 """

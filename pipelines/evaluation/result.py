@@ -1,4 +1,4 @@
-"""What an evaluation found: the figures, their JSON, and how they are shown to people."""
+"""The result of an evaluation: its figures, their JSON, and the table for people."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _diagnosis_tables(d: Diagnosis) -> list[RenderableType]:
 
 
 def remarks(e: Evaluation) -> list[str]:
-    """What a reader of the figures has to know, a sentence each; empty when there is nothing."""
+    """List what a reader of the figures has to know, one sentence each."""
     bad = {s: n for s, n in e.statuses.items() if s != "ok"}
     said = [
         (sum(bad.values()), f"counted as empty, since their status is not ok: {_listed(bad)}"),

@@ -1,4 +1,4 @@
-"""The data card: README.md beside each export, for whoever finds the folder without us."""
+"""The data card: README.md beside each export, readable without labelfleet."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _table(title: str, rows: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Text that stays within its cell and is no markup."""
+    """Escape text so that it stays within its cell and is not read as markup."""
     text = f"{value:,}" if isinstance(value, int) else str(value)
     text = " ".join(text.split())
     for sign in "\\`|<>[]*_":

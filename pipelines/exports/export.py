@@ -1,7 +1,7 @@
 """Export a label version for trainers: ``labelfleet export RUN DEST --format coco|yolo|hf``.
 
-Rows stream shard by shard. Images that nobody and nothing found an object in are exported too: an
-empty image teaches what background is. Boxes to ignore go where the format has a place for them.
+Rows stream shard by shard. Images without any object are exported too: an empty
+image teaches what background is. Boxes to ignore go where the format has a place for them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """File names for exported images: safe on every system, unique, and the image's own where possible.
 
-An image id is text that somebody else wrote: it may climb (``../``), start with a slash, differ
-from another one only in case, or hold what a file system refuses. The name keeps what is harmless;
-where it had to change, or is taken, twelve digits of the id's sha256 make it unique.
+An image id is untrusted text: it may climb (``../``), start with a slash, differ from another one
+only in case, or hold characters that a file system refuses. The name keeps what is harmless; if it
+had to change or is taken, twelve digits of the id's sha256 make it unique.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An export's images: copied out of their shards, linked, or only named."""
+"""The images of an export: copied out of their shards, linked, or only named."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Images:
         self.turned = self.kept = 0
 
     def of(self, rows: Sequence[LabelRow]) -> Iterator[tuple[LabelRow, str, Found]]:
-        """Every row with its name and its image, or with why the image cannot be had.
+        """Every row with its name and its image, or with the reason why it cannot be read.
 
         Names are given in the order of ``rows``; what is copied comes in an order of its own.
         """
@@ -93,7 +93,7 @@ class Images:
             or not file.path.is_file()
             or os.path.realpath(file.path) != str(file.path)
         ):
-            return ObjectNotFound(f"{row.image_id!r} is no file of the source any more")
+            return ObjectNotFound(f"{row.image_id!r} is no longer a file of the source")
         try:
             now = self._source.head(file.listed.key)
         except LabelfleetError as exc:

@@ -1,7 +1,7 @@
-"""Model, policy and answers become a label version: ``labelfleet decide``. Needs no GPU.
+"""Merge model, policy and answers into a label version: ``labelfleet decide``. Needs no GPU.
 
-An image that somebody answered takes the answer whole, an empty one included; on every other image
-the policy judges the model's boxes, and those between the thresholds are to be ignored. Boxes are
+An answered image takes the whole answer, even an empty one; on every other image the policy judges
+the model's boxes, and boxes between the thresholds become ignore boxes. Boxes are
 clipped to their image; of boxes on one object the likeliest stays (``policy.one_object``). Answers
 are joined by sha256, so they survive a new checkpoint and never reach other pixels under an old
 name. Rows stream; only answers and queues are held.
@@ -67,7 +67,7 @@ def decide_run(
 
     Args:
         manifest: the run whose live rows become labels.
-        policy: judges the model's boxes on images that nobody answered.
+        policy: judges the model's boxes on images without an answer.
         answers_from: other runs whose answers count too, joined by the images' sha256; of two
             answers to the same pixels the one submitted last counts.
         settling: how several people's answers to one image are settled, see ``answers.settle``.

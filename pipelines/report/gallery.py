@@ -40,7 +40,7 @@ class Tile:
     Attributes:
         pick: the image.
         shown: boxes drawn.
-        jpeg: data: URI; None where ``problem`` says why there is no picture.
+        jpeg: data: URI; None where ``problem`` says why the picture is missing.
     """
 
     pick: Pick

@@ -25,7 +25,7 @@ from storage.runs.manifest import Manifest
 SHOWN_SCORE = 0.25  # boxes below it are kept in the rows, and neither drawn nor counted as objects
 SCORE_BINS = 20
 BANDS = (0.0, 0.25, 0.5, 0.75, 1.0)
-BOX_BUCKETS = (0, 1, 2, 3, 6, 11, 21, 51, 101)  # from so many boxes on
+BOX_BUCKETS = (0, 1, 2, 3, 6, 11, 21, 51, 101)  # lower edges of the buckets, boxes
 _MAX_LISTED = 50
 _MAX_KINDS = 200
 

@@ -1,4 +1,4 @@
-"""What answers say about the model's labels, image by image: the matter that estimates are made of.
+"""Compare answers with the model's labels, image by image: the input of every estimate.
 
 ``labels/<version>/answered.jsonl`` holds one line for every image of the version that is in a
 review queue or has an answer.
@@ -83,7 +83,7 @@ def queue_entries(runs: Iterable[Manifest]) -> dict[str, list[QueueEntry]]:
 
 
 class QueuePlaces:
-    """Finds an image's places in the queues; each place is given away once.
+    """Find the places of an image in the queues; each place is returned once.
 
     An audit samples images by name, so in the run's own queue the name must fit; another run may
     have held the same pixels under another name.
@@ -117,7 +117,7 @@ def describe(
     model: ModelLabels,
     names: Sequence[str],
 ) -> list[AnsweredImage]:
-    """Lines for one image: one a place, or one without a place if it was answered all the same.
+    """Describe one image: a line for each place, or one without a place if it has an answer.
 
     Args:
         image_id, sha256: the image in this version.

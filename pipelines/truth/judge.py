@@ -1,7 +1,7 @@
 """Which of a run's boxes are right: by COCO ground truth, or by people's audit answers.
 
 A box is right when a true box of its class, not taken by a higher score, overlaps it with IoU 0.5
-or more. Boxes whose centre lies in a region that nobody labelled (a crowd of their class, DontCare)
+or more. Boxes whose centre lies in an unlabelled region (a crowd of their class, DontCare)
 or that people disagreed about are left out.
 """
 
@@ -145,7 +145,7 @@ def truth_images(
 def answered_images(
     manifest: Manifest, *, count_bulk: bool = False
 ) -> Iterator[tuple[AnnotationRow, TrueBoxes, float]]:
-    """Live rows of the audit that somebody answered: what they left, and one over the inclusion.
+    """Yield answered live rows of the audit: row, the boxes left by the person, and the weight.
 
     Predictions that were accepted in bulk are no answers unless ``count_bulk``. The audit draws
     images by name: the same pixels under a name that was not drawn are no sample. Answers that
@@ -229,7 +229,7 @@ _Named = tuple[Sequence[float], int]
 def _boxes(
     counted: Sequence[_Named], regions: Sequence[_Named], size: tuple[int, int]
 ) -> TrueBoxes:
-    """What is true of an image of this size, clipped to it; what has no area is no object."""
+    """What is true of an image of this size, clipped to it; boxes without area are dropped."""
 
     def inside(of: Sequence[_Named]) -> tuple[NDArray[Any], NDArray[Any]]:
         given = np.array([at for at, _ in of], np.float64).reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""What a person would have to correct: predicted boxes against the boxes that are right."""
+"""Count what a person would have to correct: predicted boxes against true boxes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Corrections:
 
 
 def iou_matrix(a: Boxes, b: Boxes) -> NDArray[np.float64]:
-    """IoU of xyxy boxes [N, 4] and [M, 4]: float64 [N, M]. Without area, none."""
+    """Return the IoU of xyxy boxes [N, 4] and [M, 4]: float64 [N, M]; 0 for boxes without area."""
     a, b = np.asarray(a, np.float64).reshape(-1, 4), np.asarray(b, np.float64).reshape(-1, 4)
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
@@ -62,7 +62,7 @@ def iou_matrix(a: Boxes, b: Boxes) -> NDArray[np.float64]:
 
 
 def match(iou: NDArray[np.float64], at_least: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Greedy pairs in the order of rows, each taking its best free column, as COCO's matching does.
+    """Pair greedily in the order of rows, each with its best free column, as COCO's matching does.
 
     Args:
         iou: [N, M], rows by falling score; pairs that may not be made hold 0.
@@ -112,7 +112,7 @@ def compare(boxes: Boxes, ids: Ids, true_boxes: Boxes, true_ids: Ids) -> Correct
 
 
 def pair(boxes: Boxes, ids: Ids, true_boxes: Boxes, true_ids: Ids) -> Pairing:
-    """Say for every box of one image what a person would do with it.
+    """Classify every box of one image by what a person would do with it.
 
     Args:
         boxes: xyxy [N, 4], by falling score.

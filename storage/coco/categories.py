@@ -31,8 +31,8 @@ def read_categories(coco: Mapping[str, Any], used: Collection[int]) -> Categorie
     """Read ``categories``; merge what differs in its id alone.
 
     Roboflow writes a root (``supercategory: none``) that all other categories name as their
-    supercategory and that no annotation uses. It is no class, and often shares its name with one:
-    it is dropped.
+    supercategory and that no annotation uses. It is not a class, and often shares its name with
+    one: it is dropped.
 
     Args:
         coco: the parsed file.

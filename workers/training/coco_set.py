@@ -77,13 +77,13 @@ def read_training_set(
         annotations: COCO JSON with ``images``, ``annotations`` and ``categories``.
         images: folder that ``file_name`` is relative to.
         ignore_categories: names of categories whose boxes become regions to ignore, and which
-            are no class of the model.
+            are not classes of the model.
 
     Raises:
         ConfigError: the file is not COCO detection JSON, or a named category is not in it.
         ObjectNotFound: there is no such file.
         SourceError: an image is missing, unreadable, or has another size than annotated.
-        SourceEmpty: there is no image or no box to learn.
+        SourceEmpty: without an image, or without a box to learn.
     """
     truth = read_truth(annotations)
     classes = _classes(truth, ignore_categories)
@@ -171,7 +171,7 @@ def _inside(
 
 
 def _check_headers(images: Sequence[TrainingImage], folder: Path) -> None:
-    """Before the first step, not in the middle of the night: every file is there and fits."""
+    """Check before the first step that every file exists and has the stated size."""
     if not images:
         raise SourceEmpty(f"no image is listed for {folder}")
     with ThreadPoolExecutor(_HEADER_READERS) as pool:
