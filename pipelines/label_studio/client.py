@@ -10,7 +10,8 @@ Plain HTTP and not label-studio-sdk 2.1.2, for reads as for writes:
 - ``import label_studio_sdk.client`` loads 1,500 modules in 2.4 s of CPU time, httpx 280 in 0.3 s;
   every review command would wait for it.
 
-The SDK is what checks us in tests instead: interface and predictions pass its validation.
+The SDK is a dependency all the same, for two things: its converter decodes brush masks (shapes.py
+imports it when one is pulled), and in tests its validation checks our interface and predictions.
 
 Task lists are walked by id, so that tasks which come, go or change meanwhile shift nothing.
 """
