@@ -1,34 +1,28 @@
-"""``labelfleet verify``: does a run hold what its listing, its footers and its ledger say?
+"""``labelfleet verify``: does a run hold what its records, listing, footers and ledger say?
 
-Reads every annotation object of a live shard, whole, several at a time, and changes nothing. A
+Changes nothing, and no damage ends it: what is wrong with an object becomes a difference that names
+it, and the next object is looked at. docs/operations.md says what is promised at each level. A
 shard that is not labelled yet is work left, not a difference, unless ``complete`` asks for all of
-them. What an object must hold is in storage/runs/annotation_check.py. Safe beside a running run:
-the ledger is read first, then what is committed, and the listing last, so that each can only have
-grown since the one before it.
+them. Safe beside a running run: the ledger is read first, then what is committed, and the listing
+last, so that each can only have grown since the one before it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from storage.errors import ObjectNotFound, StorageError
-from storage.objects.prefetch import in_order
-from storage.records import STATUSES, Shard, printable, shard_id_of
-from storage.runs.annotation_check import ObjectCheck, check_object
-from storage.runs.ledger import invocations, read_ledger
+from pipelines.runs.verify_records import RecordCheck, check_records, read_ledgers
+from pipelines.runs.verify_shards import ShardCheck
+from storage.errors import StorageError
+from storage.records import printable
 from storage.runs.listing import Listing
-from storage.runs.manifest import ANNOTATIONS, QUARANTINE, Manifest, annotation_key
-from storage.shards.reading import SupportsShards, member_ids
+from storage.runs.manifest import ANNOTATIONS, Manifest
+from storage.shards.reading import SupportsShards
 
 READERS = 16
-_AHEAD_BYTES = 256 << 20
 _KEPT = 10_000  # differences that are kept as sentences; all are counted
-
-Counts = tuple[int, ...]  # rows by STATUSES, then boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +36,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """An object below annotations/ that is no live shard's."""
+    """An object below annotations/ that belongs to no live shard."""
 
     key: str
     nbytes: int
@@ -54,9 +48,14 @@ class Verification:
     """What verify found. Shards: ``listed = committed + quarantined + left``.
 
     Attributes:
-        images, detections: rows and boxes in the live shards' objects, tombstoned ones included.
+        images, detections: rows and boxes in the live shards' objects, tombstoned ones included;
+            as their footers say where ``quick``.
         nbytes: of those objects.
         tars_reread: tars whose members were read again from the source.
+        images_rehashed: images whose bytes were compared with their row.
+        images_changed: images that could not be, since they changed or are gone.
+        label_versions, queue_parts, answer_parts, model_files: objects beside the rows.
+        unsealed: objects without a checksum of their own, as older versions wrote them.
         orphans: named; those that a later listing dropped are no difference, `gc` removes them.
         remarks: worth knowing, and no difference.
         differences: the first ten thousand. ``found``: all of them.
@@ -65,6 +64,7 @@ class Verification:
     url: str
     name: str
     complete: bool
+    quick: bool = False
     listed: int = 0
     committed: int = 0
     quarantined: int = 0
@@ -73,6 +73,13 @@ class Verification:
     detections: int = 0
     nbytes: int = 0
     tars_reread: int = 0
+    images_rehashed: int = 0
+    images_changed: int = 0
+    label_versions: int = 0
+    queue_parts: int = 0
+    answer_parts: int = 0
+    model_files: int = 0
+    unsealed: int = 0
     orphans: list[Orphan] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
@@ -94,7 +101,7 @@ class Verification:
         if len(self.differences) < _KEPT:
             self.differences.append(Difference(key, shard_id, what))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """For machines."""
         return {"clean": self.clean, **asdict(self)}
 
@@ -102,6 +109,7 @@ class Verification:
 def verify_run(
     manifest: Manifest,
     *,
+    quick: bool = False,
     complete: bool = False,
     source: SupportsShards | None = None,
     readers: int = READERS,
@@ -111,176 +119,63 @@ def verify_run(
 
     Args:
         manifest: the run.
+        quick: read records and footers, but neither rows nor large files.
         complete: shards that are left or quarantined are differences too.
-        source: where the images lie; tars are then read again, and their members compared. None:
-            the source is not touched, and of a tar's rows only their names are checked.
+        source: where the images lie; they are then read again, hashed and compared with their
+            rows. None: the source is not touched, and of a tar's rows only their names are checked.
         readers: objects fetched at a time.
         progress: told how many shards of how many are done.
 
     Raises:
         StorageError: the output (or the source) cannot be reached; says nothing about the run.
     """
-    result = Verification(manifest.url, manifest.record.identity.name, complete)
-    ledger = read_ledger_counts(manifest)
-    annotated = {o.key: o.nbytes for o in manifest.store.list(ANNOTATIONS)}
-    quarantined = _quarantine(manifest, result)
+    result = Verification(manifest.url, manifest.record.identity.name, complete, quick)
+    ledger = read_ledgers(manifest, _differs(result))
+    annotated = {o.key: o for o in manifest.store.list(ANNOTATIONS)}
+    records = check_records(manifest, _differs(result), quick=quick)
+    _take(records, result)
     try:
         listing = Listing(manifest.store)
         result.listed = listing.count()
-        _check_listing(listing, result)
+        for key, one, other in listing.doubled():
+            what = f"{printable(key)} is live in this shard and in {other}"
+            result.differs("source/", one, what)
+        result.unsealed += listing.unsealed()
+        check = ShardCheck(manifest, listing, annotated, records.quarantined, ledger, result)
+        check.shards(None if quick else source, readers, progress)
     except StorageError as exc:
         if type(exc) is not StorageError:
             raise
         result.differs("source/", "", exc.message)
         return result
-    check = _Check(manifest, listing, annotated, quarantined, ledger, result)
-    check.shards(source, readers, progress)
-    check.orphans()
+    for key, nbytes, why, is_difference in check.orphans():
+        result.orphans.append(Orphan(key, nbytes, why))
+        if is_difference:
+            result.differs(key, "", why)
+    _remark(result)
     return result
 
 
-@dataclass(slots=True)
-class _Check:
-    """One verification under way."""
+def _differs(result: Verification) -> Callable[[str, str], None]:
+    return lambda key, what: result.differs(key, "", what)
 
-    manifest: Manifest
-    listing: Listing
-    annotated: dict[str, int]  # bytes by key
-    quarantined: set[str]
-    ledger: dict[int, Counts]
-    result: Verification
 
-    def shards(
-        self,
-        source: SupportsShards | None,
-        readers: int,
-        progress: Callable[[int, int], None],
-    ) -> None:
-        """Every live shard, in listing order."""
-        checked = in_order(
-            self._committed(),
-            lambda shard: (shard, self._look(shard, source)),
-            lambda shard: self.annotated[annotation_key(shard.shard_id)],
-            readers=readers,
-            ahead_bytes=_AHEAD_BYTES,
+def _take(records: RecordCheck, result: Verification) -> None:
+    result.label_versions = records.label_versions
+    result.queue_parts, result.answer_parts = records.queue_parts, records.answer_parts
+    result.model_files = records.model_files
+    result.unsealed += records.unsealed
+    result.remarks += records.remarks
+
+
+def _remark(result: Verification) -> None:
+    if result.unsealed:
+        result.remarks.append(
+            f"{result.unsealed:,} objects of an older labelfleet carry no checksum of their own: "
+            "of them only what contradicts itself is noticed"
         )
-        with closing(checked):
-            for shard, found in checked:
-                self._note(shard, found)
-                progress(self.result.committed, self.result.listed)
-
-    def _committed(self) -> Iterator[Shard]:
-        """Live shards that have an object; the others are counted as they come by."""
-        for shard in self.listing.live_shards():
-            if shard_id_of(shard.objects) != shard.shard_id:
-                self.result.differs("source/", shard.shard_id, "its id is not that of its objects")
-            if annotation_key(shard.shard_id) in self.annotated:
-                yield shard
-            else:
-                self._uncommitted(shard)
-
-    def _uncommitted(self, shard: Shard) -> None:
-        key, result = annotation_key(shard.shard_id), self.result
-        # What gc removed while the shard was not live is labelled again when it comes back.
-        lost = int(shard.shard_id, 16) in self.ledger and not self.listing.returned(shard.shard_id)
-        if lost:
-            result.differs(key, shard.shard_id, "the ledger saw it labelled; it is gone")
-        if shard.shard_id in self.quarantined:
-            result.quarantined += 1
-        else:
-            result.left += 1
-        if result.complete and not lost:
-            state = "quarantined" if shard.shard_id in self.quarantined else "not labelled yet"
-            result.differs(key, shard.shard_id, f"{state}: {printable(shard.key)}")
-
-    def _look(self, shard: Shard, source: SupportsShards | None) -> ObjectCheck | None:
-        """In one of the readers' threads. None: the object is gone."""
-        key = annotation_key(shard.shard_id)
-        try:
-            raw = self.manifest.store.get(key)
-        except ObjectNotFound:
-            return None
-        reread = source is not None and shard.kind == "tar"
-        members = member_ids(source, shard) if source is not None and reread else None
-        return check_object(raw, key, shard, self.manifest.record.identity, members)
-
-    def _note(self, shard: Shard, found: ObjectCheck | None) -> None:
-        key, result = annotation_key(shard.shard_id), self.result
-        nbytes = self.annotated.pop(key)
-        result.committed += 1
-        if found is None:
-            result.differs(key, shard.shard_id, "it vanished while the run was verified")
-            return
-        result.nbytes += nbytes
-        result.images += found.images
-        result.detections += found.detections
-        result.tars_reread += found.compared
-        for problem in found.problems:
-            result.differs(key, shard.shard_id, problem)
-        if found.footer is not None and found.footer.source_truncated:
-            result.remarks.append(printable(f"{shard.key}: {found.footer.source_truncated}"))
-        said = self.ledger.get(int(shard.shard_id, 16))
-        if found.readable and said is not None and said != _counts(found.counts, found.detections):
-            result.differs(key, shard.shard_id, "the ledger counted other rows or boxes")
-        if shard.shard_id in self.quarantined:
-            result.remarks.append(
-                f"{QUARANTINE}{shard.shard_id}.json: the shard is labelled; the next run, or gc, "
-                "removes the record"
-            )
-
-    def orphans(self) -> None:
-        """What lies below annotations/ and is no live shard's."""
-        if not self.annotated:
-            return
-        ever = {annotation_key(shard_id) for shard_id in self.listing.all_ids()}
-        for key, nbytes in self.annotated.items():
-            if key in ever:
-                why = "its shard is not live any more; `labelfleet gc` removes it"
-            elif key.endswith(".parquet"):
-                why = "no listing has its shard, and whoever reads annotations/*.parquet reads it"
-                self.result.differs(key, "", why)
-            else:
-                why = "not one of labelfleet's"
-            self.result.orphans.append(Orphan(key, nbytes, why))
-
-
-def read_ledger_counts(manifest: Manifest) -> dict[int, Counts]:
-    """What the ledgers say of every shard they saw labelled, by the shard id as a number.
-
-    Equal counts are one object, so that a million shards cost some 100 MB.
-    """
-    same: dict[Counts, Counts] = {}
-    found: dict[int, Counts] = {}
-    for invocation in invocations(manifest.store):
-        for entry in read_ledger(manifest.store, invocation):
-            if entry.event == "shard" and entry.shard_id is not None:
-                with suppress(ValueError):  # a damaged line: the ledger is a cache
-                    number = int(entry.shard_id, 16)
-                    counts = _counts(entry.counts, entry.detections)
-                    found[number] = same.setdefault(counts, counts)
-    return found
-
-
-def _counts(counts: Any, detections: int) -> Counts:
-    return (*(counts.get(status, 0) for status in STATUSES), detections)
-
-
-def _quarantine(manifest: Manifest, result: Verification) -> set[str]:
-    found = manifest.quarantined_ids()
-    for shard_id in sorted(found):
-        key = f"{QUARANTINE}{shard_id}.json"
-        try:
-            record = json.loads(manifest.store.get(key))
-            if record["shard_id"] != shard_id:
-                result.differs(key, shard_id, f"it is the record of shard {record['shard_id']}")
-        except ObjectNotFound:
-            continue  # released meanwhile
-        except (ValueError, KeyError, TypeError) as exc:
-            result.differs(key, shard_id, f"it is not a readable quarantine record: {exc}")
-    return found
-
-
-def _check_listing(listing: Listing, result: Verification) -> None:
-    for key, one, other in listing.doubled():
-        what = f"{printable(key)} is live in this shard and in {other}"
-        result.differs("source/", one, what)
+    if result.images_changed:
+        result.remarks.append(
+            f"{result.images_changed:,} images could not be compared with their rows: they changed "
+            "or are gone since they were listed"
+        )

@@ -1,0 +1,116 @@
+"""verify --source: the images are read again, and compared with what their rows say of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from storage.errors import ObjectChanged, ObjectNotFound, SourceError, SourceTruncated
+from storage.parquet.files import opened
+from storage.records import ImageRecord, Shard, printable
+from storage.runs.annotation_check import some
+from storage.shards.reading import SupportsShards, read_shard
+from workers.images.decode import probe
+
+_MOST_NBYTES = 1 << 31
+_COLUMNS = ["image_id", "status", "sha256", "nbytes", "offset", "width", "height"]
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class SourceCheck:
+    """What the images of one shard say about its rows.
+
+    Attributes:
+        is_tar_reread: whether a tar was read to its end.
+        hashed: images whose bytes were compared.
+        changed: images that are not those that were listed any more: they say nothing.
+        problems: sentences.
+    """
+
+    is_tar_reread: bool = False
+    hashed: int = 0
+    changed: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def check_against_source(
+    raw: bytes,
+    key: str,
+    shard: Shard,
+    source: SupportsShards,
+    dropped: Set[str],
+    max_image_bytes: int | None,
+) -> SourceCheck:
+    """Read a shard's images again.
+
+    Args:
+        raw: its annotation object, readable. ``key``: for messages.
+        shard: as it was listed.
+        source: where its images lie.
+        dropped: keys of its objects that a later listing tombstoned; their images may be others.
+        max_image_bytes: larger ones were not labelled; None: not said.
+
+    Raises:
+        StorageError: the source cannot be reached.
+    """
+    check = SourceCheck()
+    rows = _rows(raw, key)
+    if shard.kind == "tar" and rows.keys() == {printable(shard.key)}:
+        check.changed += 1  # it was gone when it was to be labelled
+        return check
+    gone = {printable(object_key) for object_key in dropped}
+    seen: list[str] = []
+    wrong: dict[str, list[str]] = {}
+    try:
+        for image in read_shard(source, shard, max_image_bytes=max_image_bytes or _MOST_NBYTES):
+            seen.append(image.image_id)
+            row = rows.get(image.image_id)
+            if row is None:
+                continue
+            if image.image_id in gone or image.status == "missing" or row["status"] == "missing":
+                check.changed += 1
+                continue
+            check.hashed += image.data is not None
+            for what in _differences(row, image):
+                wrong.setdefault(what, []).append(image.image_id)
+    except SourceTruncated:
+        pass  # what came before its end is what there was to label
+    except (ObjectNotFound, ObjectChanged, SourceError):
+        check.changed += len(rows) - len(seen)
+        return check
+    check.is_tar_reread = shard.kind == "tar"
+    if lacking := [image_id for image_id in seen if image_id not in rows]:
+        check.problems.append(f"images of the shard that have no row: {some(lacking)}")
+    there = set(seen)
+    if extra := [image_id for image_id in rows if image_id not in there]:
+        check.problems.append(f"images that are not of the shard: {some(extra)}")
+    check.problems += [f"{what}: {some(ids)}" for what, ids in wrong.items()]
+    return check
+
+
+def _rows(raw: bytes, key: str) -> dict[str, Row]:
+    with opened(raw, key) as file:
+        table: pa.Table = file.read(columns=_COLUMNS)
+        return {row["image_id"]: row for row in table.to_pylist()}
+
+
+def _differences(row: Row, image: ImageRecord) -> Iterator[str]:
+    """What a row says otherwise than the image."""
+    if image.data is None:
+        return
+    if row["nbytes"] != len(image.data):
+        yield "the source has another size in bytes than the row"
+    if row["offset"] != image.offset:
+        yield "the source has it at another offset than the row"
+    if row["sha256"] and row["sha256"] != hashlib.sha256(image.data).hexdigest():
+        yield "the source has other bytes than the row's sha256"
+    if not row["sha256"] and row["status"] == "ok":
+        yield "the row has no sha256"
+    size = probe(image.data) if row["status"] == "ok" else None
+    if size is not None and size[:2] != (row["width"], row["height"]):
+        yield "the source has another width or height than the row"
