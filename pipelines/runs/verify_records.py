@@ -57,12 +57,10 @@ class RecordCheck:
             yield
         except ObjectNotFound as exc:
             self.differs(key, f"missing: {exc.message}")
-        except (ConfigError, ArtefactError) as exc:
-            self.differs(key, exc.message)
-        except StorageError as exc:
-            if type(exc) is not StorageError:
+        except (ConfigError, ArtefactError, StorageError) as exc:
+            if isinstance(exc, StorageError) and type(exc) is not StorageError:
                 raise
-            self.differs(key, exc.message)
+            self.differs(key, exc.message.removeprefix(f"{key} "))
 
     def note_seal(self, key: str) -> None:
         """Count an object of an older version, which carries no checksum."""
@@ -213,9 +211,9 @@ def _check_versions(check: RecordCheck) -> None:
 def _check_version(check: RecordCheck, lineage: LabelVersion) -> None:
     store, prefix = check.manifest.store, lineage.prefix
     with check.looking_at(f"{prefix}claim.json"):
-        attempt = read_record(store, f"{prefix}claim.json").get("attempt")
-        if attempt != lineage.attempt:
-            check.differs(f"{prefix}claim.json", "the version was claimed by another attempt")
+        claim = read_record(store, f"{prefix}claim.json")
+        if claim.keys() - {"version", "attempt"} or claim.get("attempt") != lineage.attempt:
+            check.differs(f"{prefix}claim.json", "it is not the claim of the version's writer")
     for name in sorted({"policy.yaml", "answered.jsonl", *lineage.files}):
         with check.looking_at(f"{prefix}{name}"):
             read_version_file(store, lineage, name)

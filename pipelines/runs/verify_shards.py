@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipelines.runs.verify_source import SourceCheck, check_against_source
-from storage.errors import ObjectChanged, ObjectNotFound, StorageError
+from storage.errors import ObjectChanged, ObjectNotFound
 from storage.objects.prefetch import in_order
 from storage.records import Shard, StoredObject, printable, shard_id_of
 from storage.runs.annotation_check import ObjectCheck, check_footer, check_object
@@ -145,6 +145,3 @@ class ShardCheck:
                 yield key, found.nbytes, why, True
             else:
                 yield key, found.nbytes, "not one of labelfleet's", False
-
-
-_ = StorageError

@@ -89,6 +89,8 @@ def check_against_source(
     there = set(seen)
     if extra := [image_id for image_id in rows if image_id not in there]:
         check.problems.append(f"images that are not of the shard: {some(extra)}")
+    if not lacking and not extra and seen != list(rows):
+        check.problems.append("its rows are not in the order of the shard")
     check.problems += [f"{what}: {some(ids)}" for what, ids in wrong.items()]
     return check
 

@@ -32,10 +32,13 @@ def verify_table(found: Verification) -> RenderableType:
     table.add_column()
     table.add_row("run", Text(f"{found.name} at {found.url}"))
     table.add_row("shards", Text(_shards(found)))
-    read = f"{found.images:,} rows, {found.detections:,} boxes, {decimal(found.nbytes)} read"
+    how = "in footers of" if found.quick else "read from"
+    read = f"{found.images:,} rows, {found.detections:,} boxes {how} {decimal(found.nbytes)}"
     table.add_row("objects", Text(read))
-    if found.tars_reread:
-        table.add_row("source", Text(f"{found.tars_reread:,} tars read again, member by member"))
+    table.add_row("beside", Text(_beside(found)))
+    if found.images_rehashed or found.tars_reread:
+        reread = f"{found.images_rehashed:,} images hashed again, {found.tars_reread:,} tars read"
+        table.add_row("source", Text(reread))
     table.add_row("verdict", _verdict(found))
     parts: list[RenderableType] = [table]
     differences = [
@@ -60,6 +63,13 @@ def _shards(found: Verification) -> str:
     if found.quarantined:
         parts.append(f"{found.quarantined:,} quarantined")
     return ", ".join(parts)
+
+
+def _beside(found: Verification) -> str:
+    return (
+        f"{found.label_versions:,} label versions, {found.queue_parts:,} queue parts, "
+        f"{found.answer_parts:,} answer parts, {found.model_files:,} model files"
+    )
 
 
 def _verdict(found: Verification) -> Text:

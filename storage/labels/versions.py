@@ -152,7 +152,7 @@ class SupportsReadVersions(SupportsList, SupportsGet, Protocol):
 
 def claim_version(store: SupportsVersions, attempt: str) -> str:
     """Take the next free version number; nobody else gets it, even if we die."""
-    number = max((_number(name) for name in _claimed(store)), default=0) + 1
+    number = max((_number(name) for name in claimed_versions(store)), default=0) + 1
     while True:
         version = f"v{number:04d}"
         key = f"{LABELS}{version}/claim.json"
@@ -223,15 +223,25 @@ def read_lineage(store: SupportsGet, version: str) -> LabelVersion:
 
 
 def read_label_tables(
-    store: SupportsGet, lineage: LabelVersion, columns: Sequence[str] | None = None
+    store: SupportsGet,
+    lineage: LabelVersion,
+    columns: Sequence[str] | None = None,
+    *,
+    only: str | None = None,
 ) -> Iterator[pa.Table]:
     """A version's rows as Arrow tables, a row group at a time, in listing order.
+
+    Args:
+        columns: names from the label schema, or None for all.
+        only: key of the one part to read, or None for all.
 
     Raises:
         ObjectNotFound: a part is missing.
         StorageError: a part is damaged, or not the one that the lineage names.
     """
     for part in lineage.parts:
+        if only is not None and part.key != only:
+            continue
         raw = store.get(part.key)
         if part.sha256 and hashlib.sha256(raw).hexdigest() != part.sha256:
             raise StorageError(
@@ -285,7 +295,8 @@ def part_metadata(lineage_so_far: dict[str, Any]) -> dict[str, Any]:
     return {**header, **lineage_so_far}
 
 
-def _claimed(store: SupportsList) -> set[str]:
+def claimed_versions(store: SupportsList) -> set[str]:
+    """Versions that were begun, finished or not."""
     names = (o.key.removeprefix(LABELS).split("/", 1)[0] for o in store.list(f"{LABELS}v"))
     return {name for name in names if re.fullmatch(r"v\d+", name)}
 

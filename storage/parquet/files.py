@@ -83,8 +83,14 @@ def metadata_of(file: pq.ParquetFile, key: str) -> dict[str, Any]:
     return _parsed(file.metadata, key)
 
 
-def read_metadata(store: SupportsGetRange, listed: StoredObject) -> tuple[dict[str, Any], bool]:
+def read_metadata(
+    store: SupportsGetRange, listed: StoredObject, *, required: bool = True
+) -> tuple[dict[str, Any], bool]:
     """The footer's JSON by a ranged read of the object's end, and whether the object is sealed.
+
+    Args:
+        required: a footer without our JSON is an error; else its JSON is empty (parts of old
+            listings have none).
 
     Raises:
         StorageError: the footer is damaged, or not one of ours.
@@ -94,6 +100,8 @@ def read_metadata(store: SupportsGetRange, listed: StoredObject) -> tuple[dict[s
         # A footer is complete in itself; pyarrow only wants the format's magic before it.
         metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + raw))
         _check_claim(metadata, listed.key, is_sealed=sealed, hint=MOVE_IT)
+        if not required and METADATA_KEY not in (metadata.metadata or {}):
+            return {}, sealed
         return _parsed(metadata, listed.key), sealed
 
 

@@ -10,12 +10,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.errors import StorageError
-from storage.parquet.files import metadata_of, opened
-from storage.records import STATUSES, RunIdentity, Shard, printable
-from storage.runs.annotations import ShardFooter, identity_of
+from storage.objects.protocols import SupportsGetRange
+from storage.parquet.errors import reading_parquet
+from storage.parquet.files import metadata_of, opened, read_metadata
+from storage.records import STATUSES, RunIdentity, Shard, StoredObject, printable
+from storage.runs.annotation_rows import SCHEMA, untrue_values
+from storage.runs.annotations import ShardFooter, footer_of, identity_of
 
 _NAMED = 3  # images named in one sentence
 
@@ -28,7 +32,7 @@ class ObjectCheck:
         readable: to its end; where not, the counts are not the object's.
         footer: None where it cannot be read.
         counts: rows by status, as counted. ``detections``: boxes, as counted.
-        compared: whether its images were compared with the members of its tar.
+        sealed: whether it carries a checksum of all of it.
         problems: sentences; none: it is right.
     """
 
@@ -36,7 +40,7 @@ class ObjectCheck:
     footer: ShardFooter | None = None
     counts: Counter[str] = field(default_factory=Counter)
     detections: int = 0
-    compared: bool = False
+    sealed: bool = False
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -44,28 +48,30 @@ class ObjectCheck:
         """Rows."""
         return self.counts.total()
 
+    def totals(self) -> tuple[int, ...]:
+        """Rows by STATUSES, then boxes."""
+        return (*(self.counts.get(status, 0) for status in STATUSES), self.detections)
 
-def check_object(
-    raw: bytes, key: str, shard: Shard, run: RunIdentity, members: Sequence[str] | None = None
-) -> ObjectCheck:
-    """Check one annotation object.
+
+def check_object(raw: bytes, key: str, shard: Shard, run: RunIdentity) -> ObjectCheck:
+    """Check one annotation object; no damage makes this raise.
 
     Args:
         raw: the object.
         key: its key, for messages.
         shard: as it was listed.
         run: as run.json has it.
-        members: the image ids of a tar, in its order, where somebody has read them; None: that
-            they lie in this tar is all that is asked.
     """
-    check = ObjectCheck(compared=members is not None)
+    check = ObjectCheck()
     ids: list[str] = []
     shard_ids: set[str] = set()
     try:
         with opened(raw, key) as file:
             metadata = metadata_of(file, key)
-            check.footer = ShardFooter(**metadata["shard"])
+            check.sealed = "seal" in metadata
+            check.footer = footer_of(metadata, key)
             check.problems += _about_identity(identity_of(metadata), run)
+            check.problems += _about_columns(file.schema_arrow)
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)
                 table.validate(full=True)
@@ -74,16 +80,49 @@ def check_object(
                 check.counts.update(table.column("status").to_pylist())
                 boxes = pc.sum(pc.list_value_length(table.column("detections"))).as_py()
                 check.detections += boxes or 0
+                check.problems += untrue_values(table, len(run.categories))
     except StorageError as exc:
         check.problems.append(exc.message)
         return check
-    except (KeyError, TypeError, ValueError) as exc:
-        check.problems.append(f"{key} has a footer that cannot be read: {exc!r}")
-        return check
     check.readable = True
     check.problems += _about_footer(check, check.footer, shard)
-    check.problems += _about_rows(ids, shard_ids, check, shard, members)
+    check.problems += _about_counts(check, check.footer)
+    check.problems += _about_rows(ids, shard_ids, check, shard)
     return check
+
+
+def check_footer(
+    store: SupportsGetRange, listed: StoredObject, shard: Shard, run: RunIdentity
+) -> ObjectCheck:
+    """Check the footer of an annotation object, without its rows.
+
+    The counts are those of the footer. Raises ObjectNotFound, ObjectChanged, or what an outage
+    raises.
+    """
+    check = ObjectCheck()
+    try:
+        metadata, check.sealed = read_metadata(store, listed)
+        check.footer = footer_of(metadata, listed.key)
+        with reading_parquet(listed.key):
+            check.problems += _about_identity(identity_of(metadata), run)
+    except StorageError as exc:
+        if type(exc) is not StorageError:
+            raise
+        check.problems.append(exc.message)
+        return check
+    check.readable = True
+    check.counts = Counter({status: n for status, n in check.footer.counts.items() if n})
+    check.detections = check.footer.detections
+    check.problems += _about_footer(check, check.footer, shard)
+    return check
+
+
+def _about_columns(schema: pa.Schema) -> Iterator[str]:
+    if foreign := [name for name in schema.names if name not in SCHEMA.names]:
+        yield f"columns that labelfleet does not write: {some(foreign)}"
+    lacking = [f.name for f in SCHEMA if not f.nullable and f.name not in schema.names]
+    if lacking:
+        yield f"columns that are missing: {some(lacking)}"
 
 
 def _about_identity(found: RunIdentity, run: RunIdentity) -> Iterator[str]:
@@ -97,6 +136,9 @@ def _about_footer(check: ObjectCheck, footer: ShardFooter, shard: Shard) -> Iter
         yield f"its footer is that of shard {footer.shard_id}"
     elif footer.shard_key != shard.key:
         yield f"its footer names {printable(footer.shard_key)}, the listing {printable(shard.key)}"
+
+
+def _about_counts(check: ObjectCheck, footer: ShardFooter) -> Iterator[str]:
     said = {status: n for status, n in footer.counts.items() if n}
     if said != dict(check.counts):
         yield f"it has {_told(check.counts)}, its footer says {_told(said)}"
@@ -114,20 +156,17 @@ def _about_rows(
     shard_ids: set[str],
     check: ObjectCheck,
     shard: Shard,
-    members: Sequence[str] | None,
 ) -> Iterator[str]:
     if foreign := sorted(shard_ids - {shard.shard_id}):
-        yield f"rows of another shard: {_some(foreign)}"
+        yield f"rows of another shard: {some(foreign)}"
     if twice := [i for i, n in Counter(ids).items() if n > 1]:
-        yield f"images twice: {_some(twice)}"
+        yield f"images twice: {some(twice)}"
     if shard.kind == "images":
         yield from _compared(ids, [printable(o.key) for o in shard.objects])
     elif not _is_missing_tar(ids, check, shard):
         prefix = f"{printable(shard.objects[0].key)}/"
         if outside := [i for i in ids if not i.startswith(prefix)]:
-            yield f"images that are not of this tar: {_some(outside)}"
-        if members is not None:
-            yield from _compared(ids, members)
+            yield f"images that are not of this tar: {some(outside)}"
 
 
 def _is_missing_tar(ids: list[str], check: ObjectCheck, shard: Shard) -> bool:
@@ -140,13 +179,14 @@ def _compared(ids: list[str], expected: Sequence[str]) -> Iterator[str]:
         return
     found, wanted = set(ids), set(expected)
     if lacking := [i for i in expected if i not in found]:
-        yield f"images of the shard that have no row: {_some(lacking)}"
+        yield f"images of the shard that have no row: {some(lacking)}"
     if extra := [i for i in ids if i not in wanted]:
-        yield f"images that are not of the shard: {_some(extra)}"
+        yield f"images that are not of the shard: {some(extra)}"
     if not lacking and not extra and len(ids) == len(expected):
         yield "its rows are not in the order of the shard"
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     shown = ", ".join(names[:_NAMED])
     return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"

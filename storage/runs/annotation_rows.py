@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage.errors import InvalidRow
 from storage.records import STATUSES, AnnotationRow, Detections
@@ -227,3 +228,32 @@ def _validate_shapes(d: Detections, where: str) -> None:
             continue
         if (found := values.shape) != shape:
             raise InvalidRow(f"{where}: {name} has shape {found}, not {shape}")
+
+
+def untrue_values(table: pa.Table, n_categories: int) -> Iterator[str]:
+    """What rows say that none may say, as in ``validate_row`` but by column: sentences."""
+    ok = pc.equal(table.column("status").cast(pa.string()), "ok")
+    for name in ("width", "height"):
+        if pc.any(pc.and_(ok, pc.less(table.column(name), 1))).as_py():
+            yield f"images with status ok and without a {name}"
+    if pc.any(pc.less(table.column("nbytes"), 0)).as_py():
+        yield "images of less than no bytes"
+    is_digest = pc.match_substring_regex(table.column("sha256"), "^([0-9a-f]{64})?$")
+    if not pc.all(is_digest).as_py():
+        yield "a sha256 that is none"
+    boxed = pc.greater(pc.list_value_length(table.column("detections")), 0)
+    if pc.any(pc.and_(boxed, pc.invert(ok))).as_py():
+        yield "boxes on images whose status is not ok"
+    flat = pc.list_flatten(table.column("detections")).combine_chunks()
+    if not len(flat):
+        return
+    scores = np.asarray(pc.struct_field(flat, "score"))
+    if not ((scores >= 0) & (scores <= 1)).all():
+        yield "a score outside [0, 1]"
+    ids = np.asarray(pc.struct_field(flat, "category_id"))
+    if (ids < 0).any() or (ids >= n_categories).any():
+        yield f"a category id outside 0..{n_categories - 1}"
+    corners = np.asarray(pc.list_flatten(pc.struct_field(flat, "bbox"))).reshape(-1, 4)
+    x1, y1, x2, y2 = corners.T
+    if not (np.isfinite(corners).all() and (x1 <= x2).all() and (y1 <= y2).all()):
+        yield "a box that is not finite, or has a negative extent"

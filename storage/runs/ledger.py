@@ -100,15 +100,20 @@ def invocations(store: ObjectStore) -> list[str]:
 
 
 def read_ledger(store: ObjectStore, invocation: str) -> Iterator[LedgerEntry]:
-    """The entries of one invocation, in order; what cannot be read is passed over.
+    """The entries of one invocation, in order; what cannot be read is passed over."""
+    for _, part in ledger_parts(store, invocation):
+        yield from entries_of(part)
+
+
+def ledger_parts(store: ObjectStore, invocation: str) -> Iterator[tuple[str, bytes]]:
+    """(key, bytes) of the parts of one invocation, in order.
 
     Parts are fetched side by side: a run of days leaves tens of thousands.
     """
     keys = (listed.key for listed in store.list(f"{LEDGER}{invocation}/"))
     with ThreadPoolExecutor(max_workers=_READERS) as pool:
         for several in _batches(keys, _READERS * 4):
-            for part in pool.map(store.get, several):
-                yield from _entries(part)
+            yield from zip(several, pool.map(store.get, several), strict=True)
 
 
 def _batches(keys: Iterator[str], size: int) -> Iterator[list[str]]:
@@ -145,7 +150,8 @@ def _is_entry(line: bytes) -> bool:
     return True
 
 
-def _entries(part: bytes) -> Iterator[LedgerEntry]:
+def entries_of(part: bytes) -> Iterator[LedgerEntry]:
+    """The entries of one part; those that cannot be read are passed over."""
     body, digest = _unsealed(part)
     if digest is not None and hashlib.sha256(body).hexdigest() != digest:
         return

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage.objects.protocols import ObjectStore
+from storage.parquet.files import read_metadata
 from storage.records import SHARD_KINDS, Shard, ShardKind, StoredObject
 from storage.runs.generations import (
     PART_NBYTES,
@@ -99,6 +100,11 @@ class Listing:
     def parts(self) -> list[str]:
         """Keys of all objects that the generations consist of."""
         return [part for key in self.generations() for part in self._read.parts(key)]
+
+    def unsealed(self) -> int:
+        """Objects of the listings without a checksum of their own: an older labelfleet's."""
+        heads = (self._store.head(key) for key in self.parts())
+        return sum(not read_metadata(self._store, head, required=False)[1] for head in heads)
 
     def dropped(self) -> dict[str, set[str]]:
         """Tombstoned object keys by shard id."""
