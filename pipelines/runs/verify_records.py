@@ -239,7 +239,7 @@ def _rows_of(check: RecordCheck, lineage: LabelVersion, key: str) -> int | None:
     if check.quick:
         read_metadata(store, store.head(key))
         return None
-    return sum(table.num_rows for table in read_label_tables(store, lineage, only=key))
+    return sum(int(table.num_rows) for table in read_label_tables(store, lineage, only=key))
 
 
 def _check_model(check: RecordCheck) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from pipelines.runs.verification import Verification
 from pipelines.runs.verify_source import SourceCheck, check_against_source
 from storage.errors import ObjectChanged, ObjectNotFound
 from storage.objects.prefetch import in_order
@@ -15,9 +15,6 @@ from storage.runs.annotation_check import ObjectCheck, check_footer, check_objec
 from storage.runs.listing import Listing
 from storage.runs.manifest import QUARANTINE, Manifest, annotation_key
 from storage.shards.reading import SupportsShards
-
-if TYPE_CHECKING:
-    from pipelines.runs.verify import Verification
 
 _AHEAD_BYTES = 256 << 20
 _FOOTER_NBYTES = 64 << 10

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.display.progress_bar import progress_bar
-from pipelines.runs.verify import Verification
+from pipelines.runs.verification import Verification
 
 _SHOWN = 30
 

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipelines.runs.verify import Verification, verify_run
+from pipelines.runs.verification import Verification
+from pipelines.runs.verify import verify_run
 from pipelines.runs.verify_view import verify_progress, verify_table
 from storage.errors import StorageUnavailable
 from storage.objects.json_records import json_record
