@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from storage.labels.versions import LabelVersion
@@ -50,7 +48,6 @@ def data_card(
         "Policy": lineage.policy,
         "Answers of people": f"settled by {lineage.settling}, from {len(lineage.answers)} runs",
     }
-    guarantee = asdict(lineage).get("guarantee")
     parts = [
         _front_matter(format),
         f"# {_cell(run['name'])}, label version {lineage.version}\n\n{_CONTENTS[format]}\n",
@@ -62,8 +59,8 @@ def data_card(
         _table("Counts of the label version", lineage.counts),
         f"## Policy\n\n```yaml\n{policy.strip()}\n```\n",
     ]
-    if guarantee:
-        parts.append(f"## Guarantee\n\n```json\n{json.dumps(guarantee, indent=2)}\n```\n")
+    if lineage.guarantee:
+        parts.append(f"## Guarantee\n\n{lineage.guarantee}\n")
     return "\n".join(part for part in parts if part)
 
 

@@ -1,6 +1,6 @@
 """``labelfleet fit``: what scores mean and where thresholds go, from boxes known right or wrong.
 
-A score of YOLO-NAS is no probability. Curves by class make it one (see ``curves``), and the
+A YOLO-NAS score is not a probability. Curves by class make it one (see ``curves``), and the
 thresholds lie on the probabilities:
 
     accept   the lowest from which the accepted boxes of the class are right as often as asked for
@@ -115,7 +115,7 @@ def fit_run(
     """Fit a policy on a run: on ground truth, or on the answers to its audit.
 
     Only audit answers are used, each for as many images as it stands for: what was routed by value
-    is no sample of anything.
+    is not a random sample.
 
     Args:
         manifest: the run.

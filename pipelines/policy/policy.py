@@ -5,7 +5,7 @@ A box is judged by its score, calibrated first where the policy brings a calibra
     score >= accept            ACCEPT   it is a label
     score <  reject            REJECT   it is dropped
     in between, image queued   REVIEW   a person is asked; the box is shown to them
-    in between, otherwise      IGNORE   nobody answers: neither a label nor background
+    in between, otherwise      IGNORE   no answer expected: neither label nor background
 
 Thresholds may differ by class. Scores and thresholds are compared as float32, the precision that
 rows have, so that a score written as 0.7 meets ``accept: 0.7``.

@@ -52,7 +52,7 @@ def allocate(n: int, new: int, old: Mapping[str, int]) -> tuple[int, dict[str, i
 
     Args:
         n: audit images to draw.
-        new: images of the stratum that nobody drew from yet.
+        new: images of the stratum that no routing has drawn from.
         old: images not drawn yet, by older stratum.
 
     Returns:

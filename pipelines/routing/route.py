@@ -78,12 +78,12 @@ def route_run(
         seed: the same seed over the same rows draws the same queue.
         audit: share of the budget drawn at random, in [0, 1].
         cost: None: learned from lead times where 20 answers have one, else the stated model.
-        other_runs: earlier rounds over the same images, as for ``merge.decide_run``: what is in
+        other_runs: earlier rounds over the same images, as for ``decide.decide_run``: what is in
             their queues is not asked about again.
 
     Raises:
         ConfigError: the budget cannot be read, or the policy does not fit the run.
-        ReviewError: somebody else routed meanwhile.
+        ReviewError: another routing finished in the meantime.
     """
     if not 0 <= audit <= 1:
         raise ConfigError(f"an audit share of {audit}", hint="give a share between 0 and 1")

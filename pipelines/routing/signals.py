@@ -1,4 +1,4 @@
-"""What speaks for a person's look at an image: named signals, each readable in a minute.
+"""Why an image is worth a person's look: named signals, each short enough to read in a minute.
 
 A signal gives every box an amount of expected corrections, float64 [N] >= 0; an image's value is
 the weighted sum over its boxes. To add one: write a function here, give it a line in ``SIGNALS``,
@@ -20,12 +20,12 @@ Amounts = NDArray[np.float64]
 
 
 def uncertain_band(batch: BoxBatch) -> Amounts:
-    """Boxes between the thresholds are no labels: each that is right is an object missed."""
+    """Boxes between the thresholds are not labels: each right one is a missed object."""
     return np.where(batch.uncertain, batch.right, 0.0)
 
 
 def doubtful_label(batch: BoxBatch) -> Amounts:
-    """Accepted boxes are labels: each that is wrong has to be deleted or mended."""
+    """Accepted boxes are labels: each wrong one has to be deleted or corrected."""
     return np.where(batch.accepted, 1.0 - batch.right, 0.0)
 
 
@@ -53,7 +53,7 @@ def class_margin(batch: BoxBatch) -> Amounts:
 
 
 def score_entropy(batch: BoxBatch) -> Amounts:
-    """Entropy of right or wrong in bits: 1 where the model could as well toss a coin."""
+    """Entropy of right or wrong, in bits: 1 where either is equally likely."""
     p = np.clip(batch.right, 1e-9, 1 - 1e-9)
     bits = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     return np.where(batch.shown, bits, 0.0)

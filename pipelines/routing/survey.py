@@ -166,7 +166,7 @@ class RunSurvey:
         class_mass: expected objects by category id.
         seconds: expected human time of all images, by stratum.
         population: live images of status ok.
-        passed_over: images that can not be routed, by reason.
+        passed_over: images that cannot be routed, by reason.
     """
 
     def __init__(
@@ -236,13 +236,13 @@ class RunSurvey:
         return _Page(rows, stratum, keys, batch, per_box, amounts, seconds, price)
 
     def _seconds(self, batch: BoxBatch) -> NDArray[np.float64]:
-        """Human time: what is shown is checked, what is wrong of it or missing from it mended.
+        """Human time: to check what is shown, and to correct what is wrong or missing.
 
         Not the corrections that a look is worth: a right box in the uncertain band is worth one,
         and costs none, since it is shown.
         """
-        to_mend = np.where(batch.shown, 1.0 - batch.right, batch.right)
-        return self._options.cost.seconds(batch.per_image(batch.shown), batch.per_image(to_mend))
+        to_correct = np.where(batch.shown, 1.0 - batch.right, batch.right)
+        return self._options.cost.seconds(batch.per_image(batch.shown), batch.per_image(to_correct))
 
     def _see_audit(self, page: _Page) -> None:
         self.population += len(page.rows)

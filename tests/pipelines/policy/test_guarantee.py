@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipelines.cli.main import main
+from pipelines.exports.card import data_card
 from pipelines.labels.decide import decide_run
 from pipelines.policy.betting import DrawnStratum, log_capital
 from pipelines.policy.guarantee import ALL, Asked, accepted_counts, guarantee_run
@@ -106,6 +107,7 @@ def test_the_audit_shows_a_threshold_and_the_policy_carries_it() -> None:
     assert said == lineage.guarantee
     assert "At least 90% of all accepted boxes" in said
     assert "90% confidence, over the 120 images" in said
+    assert f"## Guarantee\n\n{said}\n" in data_card(lineage, "coco", "", {}, {})
 
 
 def test_a_guarantee_is_void_elsewhere_and_decide_says_so() -> None:
