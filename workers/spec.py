@@ -7,7 +7,7 @@ from typing import Literal
 
 from storage.logs import LogFormat
 from storage.objects.protocols import StorageOptions
-from workers.images.preprocessing import Preprocessing
+from workers.images.preprocessing import DecodeMode, Preprocessing, ValueRange
 
 RuntimeName = Literal["torch", "onnx", "openvino", "tensorrt"]
 PrecisionName = Literal["fp32", "bf16", "fp16", "int8"]
@@ -15,7 +15,9 @@ DeviceName = Literal["cpu", "cuda"]
 
 # Raised when a change to decode, letterbox, network or NMS moves results by more than the
 # sameness limits (0.05 px, 1e-3): runs then no longer continue across versions.
-INFERENCE_VERSION = 2  # 2: JPEGs of twice the input size and more are decoded smaller
+# 2: JPEGs of twice the input size and more are decoded smaller. 3: only where model.decode is fast;
+# TIFFs that Pillow read wrongly are read by libvips; more formats.
+INFERENCE_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class ModelRequest:
             may be run at another size than it was trained with.
         preprocessing: what the images go through, whatever the checkpoint says; None: as the
             checkpoint says, else what the COCO weights need.
+        decode, value_range: see ``Preprocessing``; None: as ``preprocessing`` or the checkpoint
+            says, else the defaults.
         keep: subset of class names whose detections are kept, or None: all.
         nms_iou: boxes of one class that overlap more are merged; None: the checkpoint's, else 0.7.
         family: the name of the detector's family; all but yolo_nas are read from ONNX.
@@ -89,6 +93,8 @@ class ModelRequest:
     classes: tuple[str, ...] | None = None
     image_size: tuple[int, int] | None = None
     preprocessing: Preprocessing | None = None
+    decode: DecodeMode | None = None
+    value_range: ValueRange | None = None
     keep: tuple[str, ...] | None = None
     runtime: Literal["auto"] | RuntimeName = "torch"
     precision: Literal["auto"] | PrecisionName = "auto"

@@ -6,6 +6,7 @@ from boto3's own chain, the Label Studio token from LABEL_STUDIO_API_KEY.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -79,6 +80,16 @@ class ModelConfig(Part):
         description="What the images go through, whatever the checkpoint says; none: as it says, "
         "or what the COCO weights need.",
     )
+    decode: Literal["exact", "fast"] | None = Field(
+        None,
+        description="`fast` decodes a JPEG at a half, a quarter or an eighth where the network "
+        "sees it that small; none: the checkpoint's, or exact.",
+    )
+    range: Literal["full", "data"] | tuple[float, float] | None = Field(
+        None,
+        description="What is black and white where samples have more than 8 bits: their type's "
+        "range, each image's own, or [lo, hi]; none: the checkpoint's, or full.",
+    )
     runtime: Literal["auto", "torch", "onnx", "openvino", "tensorrt"] = Field(
         "auto", description="auto: on x86 CPUs OpenVINO where installed, on GPUs torch."
     )
@@ -99,6 +110,13 @@ class ModelConfig(Part):
         None, description="IoU above which NMS drops the lower box; none: the checkpoint's, or 0.7."
     )
     max_detections: int = Field(300, ge=1, le=10_000, description="Boxes an image, at most.")
+
+    @field_validator("range")
+    @classmethod
+    def _ordered(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and not (math.isfinite(sum(value)) and value[0] < value[1]):
+            raise ValueError(f"{list(value)}: the first must be below the second")
+        return value
 
     @model_validator(mode="after")
     def _sizes(self) -> ModelConfig:

@@ -67,6 +67,8 @@ def model_request(config: RunConfig) -> ModelRequest:
         classes=coco.CLASSES if part.classes == "coco" else part.classes,
         image_size=(size, size) if isinstance(size, int) else size,
         preprocessing=part.preprocessing.preprocessing() if part.preprocessing else None,
+        decode=part.decode,
+        value_range=part.range,
         keep=part.keep,
         runtime=part.runtime,
         precision=part.precision,

@@ -109,6 +109,9 @@ class TrainConfig(Part):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Of the forward pass; auto: bf16 where the device is fast at it."
     )
+    range: Literal["full", "data"] | tuple[float, float] = Field(
+        "full", description="As model.range of a run; the checkpoint records it for runs."
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads; none: all cores.")
 
     @field_validator("image_size")
@@ -131,7 +134,10 @@ class TrainConfig(Part):
         size = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
         height, width = size
         return Preprocessing(
-            size=(height, width), resize_to=(height - 4, width - 4), padding=self.padding
+            size=(height, width),
+            resize_to=(height - 4, width - 4),
+            padding=self.padding,
+            value_range=self.range,
         )
 
     def steps_for(self, images: int) -> int:
@@ -145,6 +151,8 @@ class TrainConfig(Part):
         fields = self.model_dump(mode="json", exclude=_FREE)
         if self.early_stop is None:  # trainings of earlier versions continue
             del fields["early_stop"]
+        if self.range == "full":  # as every training was before there was a choice
+            fields.pop("range")
         for data in (self.train, self.val):
             digest = hashlib.sha256(data.annotations.read_bytes()).hexdigest()
             fields[f"sha256 of {data.annotations}"] = digest

@@ -25,10 +25,9 @@ from workers.images.pillow_formats import (
 from workers.images.pixels import (
     ORIENTATION_TAG,
     DecodedImage,
-    ValueRange,
     valid_orientation,
 )
-from workers.images.preprocessing import Preprocessing
+from workers.images.preprocessing import Preprocessing, ValueRange
 from workers.images.signatures import (
     describe_foreign,
     format_of,

@@ -14,7 +14,6 @@ from PIL import Image
 from storage.errors import Undecodable, Unsupported
 from workers.images.pixels import (
     DecodedImage,
-    ValueRange,
     as_rgb,
     check_pixels,
     profile_warning,
@@ -22,6 +21,7 @@ from workers.images.pixels import (
     upright,
     whole_image,
 )
+from workers.images.preprocessing import ValueRange
 from workers.images.quiet_decoders import silence
 
 # What LibRaw calls flip, as an EXIF orientation.

@@ -31,7 +31,6 @@ from storage.errors import Undecodable, Unsupported
 from workers.images.pixels import (
     ORIENTATION_TAG,
     DecodedImage,
-    ValueRange,
     as_rgb,
     check_pixels,
     profile_warning,
@@ -40,6 +39,7 @@ from workers.images.pixels import (
     valid_orientation,
     whole_image,
 )
+from workers.images.preprocessing import ValueRange
 from workers.images.quiet_decoders import silence
 from workers.images.signatures import (
     bmp_masks,

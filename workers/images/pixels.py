@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import TooLarge, Undecodable, Unsupported
-
-ValueRange = Literal["full", "data"] | tuple[float, float]
-"""Which sample values become black and white in images of more than 8 bits a sample: the whole
-range of their type, the least and largest value of the image, or two given values."""
+from workers.images.preprocessing import ValueRange
 
 ORIENTATION_TAG = 0x0112
 _NARROW = 1 / 4  # of the range; an image that uses less is nearly flat in 8 bits

@@ -110,7 +110,12 @@ def open_image(
         status: Status = record.status if record.status != "ok" else "missing"
         return _skipped(record, shard_id, digest, status, reason)
     try:
-        image = decode(record.data, max_pixels=max_pixels, enough=preprocessing)
+        image = decode(
+            record.data,
+            max_pixels=max_pixels,
+            enough=preprocessing if preprocessing.decode == "fast" else None,
+            value_range=preprocessing.value_range,
+        )
         return Opened(record, shard_id, image, digest, phash(image.pixels))
     except ImageError as exc:
         return _skipped(record, shard_id, digest, exc.status, exc.message)

@@ -21,7 +21,6 @@ from storage.errors import Undecodable, Unsupported
 from workers.images.pillow_formats import open_with_pillow
 from workers.images.pixels import (
     DecodedImage,
-    ValueRange,
     as_rgb,
     check_pixels,
     profile_warning,
@@ -30,6 +29,7 @@ from workers.images.pixels import (
     valid_orientation,
     whole_image,
 )
+from workers.images.preprocessing import ValueRange
 
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _ORIENTATION, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT = 274, 277, 284, 322, 323

@@ -67,7 +67,7 @@ def resolve_model(
         arch_params=_agreed("model.arch", arch, checkpoint.arch_params, checkpoint),
         classes=classes,
         keep=_keep(request, classes),
-        preprocessing=preprocessing,
+        preprocessing=_decoding(request, preprocessing),
         runtime=runtime,
         precision=precision,
         device=device,
@@ -134,7 +134,7 @@ def _resolve_family(
         arch_params=None,
         classes=request.classes,
         keep=_keep(request, request.classes),
-        preprocessing=preprocessing,
+        preprocessing=_decoding(request, preprocessing),
         runtime=runtime,
         precision=precision,
         device=device,
@@ -142,6 +142,15 @@ def _resolve_family(
         nms_iou=DEFAULT_NMS_IOU if request.nms_iou is None else request.nms_iou,
         max_detections=request.max_detections,
         convention=convention,
+    )
+
+
+def _decoding(request: ModelRequest, found: Preprocessing) -> Preprocessing:
+    """How files become pixels is the run's to say; what the checkpoint says is the default."""
+    return replace(
+        found,
+        decode=request.decode or found.decode,
+        value_range=request.value_range or found.value_range,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from storage.errors import ImageError, SourceError
 from workers.images.decode import decode
-from workers.images.preprocessing import Preprocessing
+from workers.images.preprocessing import Preprocessing, ValueRange
 from workers.training.augment import Augmentation, TrainingSample, augment
 from workers.training.coco_set import TrainingImage, TrainingSet
 
@@ -81,11 +81,14 @@ class BatchSource:
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(images))
         rng = np.random.default_rng([self.seed, 1, step, slot])
         return augment(
-            load_sample(images[order[place]]), self.preprocessing, self.augmentation, rng
+            load_sample(images[order[place]], self.preprocessing.value_range),
+            self.preprocessing,
+            self.augmentation,
+            rng,
         )
 
 
-def load_sample(image: TrainingImage) -> TrainingSample:
+def load_sample(image: TrainingImage, value_range: ValueRange = "full") -> TrainingSample:
     """Decode one training image, upright RGB, as a labelling run would.
 
     Raises:
@@ -93,7 +96,11 @@ def load_sample(image: TrainingImage) -> TrainingSample:
     """
     try:
         # The header was checked against the annotations' size when the set was read.
-        decoded = decode(image.path.read_bytes(), max_pixels=image.width * image.height)
+        decoded = decode(
+            image.path.read_bytes(),
+            max_pixels=image.width * image.height,
+            value_range=value_range,
+        )
     except (ImageError, OSError) as exc:
         raise SourceError(
             f"training image {image.path}: {exc}", hint="remove or replace it"

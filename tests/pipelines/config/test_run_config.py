@@ -109,6 +109,8 @@ def test_an_unknown_key_like_no_other_lists_the_valid_ones() -> None:
         ("model.classes", [], "an empty list"),
         ("model.classes", ["a", "a"], "a name twice"),
         ("model.sha256", "abc", "64 hex digits"),
+        ("model.range", [600, 100], "the first must be below the second"),
+        ("model.decode", "half", "one of `exact`, `fast` is expected"),
         ("name", "two words", "no spaces"),
         ("name", 7, "put it in quotes"),
         ("review", {}, "missing"),
@@ -148,6 +150,9 @@ def test_every_problem_is_reported_at_once() -> None:
         ("workers.count", 3, 3),
         ("workers.count", "auto", "auto"),
         ("workers.gpus", 0.5, 0.5),
+        ("model.range", "data", "data"),
+        ("model.range", [100, 4095], (100.0, 4095.0)),
+        ("model.decode", "fast", "fast"),
     ],
 )
 def test_unions_take_each_of_their_forms(path: str, value: Any, meant: Any) -> None:

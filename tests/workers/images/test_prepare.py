@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image
 from storage.records import ImageRecord, Status
 from tests.support.samples.image_samples import encode
 from tests.support.samples.synthetic_run import boxes
-from workers.images.prepare import Prepared, Skipped, open_image
+from workers.images.prepare import Opened, Prepared, Skipped, open_image
 from workers.images.preprocessing import Preprocessing
 
 INPUT = Preprocessing(size=(96, 128), resize_to=(92, 124), padding="center")
@@ -123,3 +125,31 @@ def test_frames_and_warnings_reach_the_row() -> None:
         assert isinstance(placed, Prepared)
         row = placed.row(boxes([], [], []))
         assert (row.status, row.frames, row.warning) == ("ok", frames, warning)
+
+
+def test_exact_gives_a_jpeg_and_a_png_of_its_pixels_the_same_input_and_fast_does_not() -> None:
+    big = Image.fromarray(
+        np.random.default_rng(2).integers(0, 256, (400, 600, 3), np.uint8)
+    ).resize((1200, 800))
+    jpeg = encode(big, "JPEG", quality=95)
+    same = encode(Image.open(io.BytesIO(jpeg)), "PNG")
+    slots = {}
+    for mode in ("exact", "fast"):
+        for name, data in (("jpeg", jpeg), ("png", same)):
+            slot = np.zeros((96, 128, 3), np.uint8)
+            how = replace(INPUT, decode=mode)  # type: ignore[arg-type]
+            opened = open_image(record_of(data), "5" * 16, how, MAX_PIXELS)
+            assert isinstance(opened, Opened)
+            assert opened.image.factor == (8 if (mode, name) == ("fast", "jpeg") else 1)
+            opened.place(how, slot)
+            slots[mode, name] = slot
+    np.testing.assert_array_equal(slots["exact", "jpeg"], slots["exact", "png"])
+    assert np.abs(slots["fast", "jpeg"].astype(int) - slots["exact", "jpeg"]).mean() > 1
+
+
+def test_the_range_of_samples_is_the_preprocessing_s() -> None:
+    dim = np.linspace(0, 1000, 96 * 128).reshape(96, 128).astype(np.uint16)
+    data = encode(Image.fromarray(dim), "PNG")
+    opened = open_image(record_of(data), "5" * 16, replace(INPUT, value_range="data"), MAX_PIXELS)
+    assert isinstance(opened, Opened)
+    assert opened.image.pixels.max() == 255
