@@ -6,9 +6,9 @@
 ``fast`` decodes a JPEG at a half, a quarter or an eighth where the network sees it that small;
 ``exact`` decodes it whole, as ``predict()`` and the trainer do, so that a JPEG and a PNG of the
 same pixels give the same boxes. For each set below FOLDER: mAP where the set has the model's
-classes; the boxes of score 0.25 and more whose nearest counterpart of the same class in ``exact`` is more
-than 3 pixels away, or is missing (0 for ``exact`` by definition); and the time of decoding and
-letterboxing, one thread, the two modes in turn.
+classes; the boxes of score 0.25 and more that have no counterpart of the same class within 3
+pixels in the other mode; and the time of decoding and letterboxing, one thread, the two modes in
+turn.
 """
 
 from __future__ import annotations
