@@ -82,6 +82,9 @@ READERS: dict[str, Callable[[MemoryStore, str], Any]] = {
     "labels/v0001/alternatives.jsonl": lambda store, key: read_version_file(
         store, read_version(store, "v0001"), "alternatives.jsonl"
     ),
+    "labels/v0001/set_aside.jsonl": lambda store, key: read_version_file(
+        store, read_version(store, "v0001"), "set_aside.jsonl"
+    ),
     "labels/latest.json": lambda store, key: read_version(store),
 }
 

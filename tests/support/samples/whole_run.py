@@ -28,7 +28,8 @@ KINDS = (
     "run.json", "source/", "annotations/", "ledger/", "quarantine/", "review/queue/",
     "review/frames/", "review/answers/", "review/settings.json", "labels/v0001/part-",
     "labels/v0001/lineage.json", "labels/v0001/claim.json", "labels/v0001/policy.yaml",
-    "labels/v0001/answered.jsonl", "labels/v0001/alternatives.jsonl", "labels/latest.json",
+    "labels/v0001/answered.jsonl", "labels/v0001/alternatives.jsonl",
+    "labels/v0001/set_aside.jsonl", "labels/latest.json",
     "model/", "policy.yaml",
 )  # fmt: skip
 
