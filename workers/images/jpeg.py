@@ -175,9 +175,11 @@ def decode_jpeg(
     factor = 1 if enough is None else _dct_factor(height, width, orientation, enough)
     warnings += profile_warning(header.icc)
     pixels: NDArray[np.uint8] | None = None
-    if header.components in (1, 3):
+    if header.components in (1, 3, 4):
         pixels, remark = _fast_jpeg(data, header, factor)
         warnings += remark
+    if header.components == 4:
+        pixels = None  # Pillow's way to RGB; libjpeg was asked for its remarks, which Pillow hides
     if pixels is None:
         pixels, factor = slow(data), 1
     turned = upright(pixels, orientation)
@@ -218,8 +220,9 @@ def _fast_jpeg(
     """Pillow's pixels in two thirds of its time; None, and why, where libjpeg remarks on them."""
     sides = -(-header.height // factor), -(-header.width // factor)
     smaller = {} if factor == 1 else {"min_height": sides[0], "min_width": sides[1]}
+    space = "CMYK" if header.components == 4 else "RGB"
     try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True, **smaller)
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, space, strict=True, **smaller)
     except ValueError as exc:
         return None, [_remark(str(exc))]  # Pillow decides whether the remark is fatal
     return (pixels if pixels.shape[:2] == sides else None), []
