@@ -21,7 +21,8 @@ _INTRODUCTION = """\
 <!-- Generated: edit pipelines/config/run_config.py, then
      python -m pipelines.config.reference > docs/configuration.md -->
 
-A run is one YAML file, a path or any URL: `labelfleet run cells.yaml`. The least that works:
+A run is described by one YAML file, at a path or any URL: `labelfleet run cells.yaml`. The smallest
+config:
 
 ```yaml
 name: blood-cells
@@ -30,24 +31,24 @@ output: s3://plates/labels/blood-cells
 model: {checkpoint: s3://plates/models/cells.pth}
 ```
 
-- A key that is not listed here is an error, and the nearest valid one is named. All problems of
-  a file are reported at once, one a line.
+- A key that is not listed here is an error that names the nearest valid key. All problems of a file
+  are reported at once, one per line.
 - `--set key.sub=value` overrides a field; the value is read as YAML:
   `--set model.score_floor=0.1 --set 'model.classes=[RBC, WBC]' --set workers.count=auto`.
-- A plain path is meant from the folder the command is started in, not from that of the file; `~`
-  is your home folder. On a cluster, every node must reach what it names.
-- Secrets are never here. Storage credentials come from boto3's own chain (environment, profile,
-  instance role), Label Studio's token from `LABEL_STUDIO_API_KEY`; a URL with a password in it is
-  refused.
-- `labelfleet plan cells.yaml` checks a config and says what a run would do; it touches nothing.
-- `source.url`, the classes and every field that moves a box are settled when the run is created.
-  Re-running continues the run; another model or threshold is refused with the fields named, and
-  needs another `output`.
+- A relative path starts at the folder in which the command runs, not at the config's folder; `~` is
+  your home folder. On a cluster, every node must be able to reach it.
+- Keep secrets out of this file. Storage credentials come from boto3's own chain (environment,
+  profile, instance role), Label Studio's token from `LABEL_STUDIO_API_KEY`. A URL that contains a
+  password is refused.
+- `labelfleet plan cells.yaml` checks a config and says what a run would do; it changes nothing.
+- `source.url`, the classes and every field that moves a box are fixed when the run is created.
+  The same config continues the run. A different model or threshold needs another `output`; the run
+  refuses it and names the fields.
 """
 
 
 def page() -> str:
-    """The whole page, Markdown."""
+    """Return the whole page as Markdown."""
     return "\n".join([_INTRODUCTION, *_section(RunConfig, "", "## The run", "")])
 
 
@@ -60,7 +61,7 @@ def _section(model: type[BaseModel], prefix: str, heading: str, about: str) -> I
     inner = []
     for name, field in model.model_fields.items():
         section = section_in(field.annotation)
-        yield _row(name, field, section)
+        yield _row(name, field, section, f"{prefix}{name}")
         if section is not None:
             inner.append((name, section))
     yield ""
@@ -69,11 +70,11 @@ def _section(model: type[BaseModel], prefix: str, heading: str, about: str) -> I
         yield from _section(section, f"{prefix}{name}.", f"## `{prefix}{name}`", about)
 
 
-def _row(name: str, field: FieldInfo, section: type[BaseModel] | None) -> str:
+def _row(name: str, field: FieldInfo, section: type[BaseModel] | None, path: str) -> str:
     takes = expected(field)
     if section is not None:
         whole = expected(FieldInfo(annotation=section))
-        takes = takes.replace(whole, "[a section](#" + name + ")")
+        takes = takes.replace(whole, f"[a section](#{path.replace('.', '')})")
     cells = [f"`{name}`", takes, _default(field, section), field.description or ""]
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 

@@ -208,8 +208,7 @@ def _lines(
 ) -> Iterator[str]:
     name = fields["name"]
     yield f"# yaml-language-server: $schema={SCHEMA_NAME}"
-    yield f"# Made by `labelfleet init`. Look first: labelfleet plan {name}.yaml"
-    yield f"# Then:                                 labelfleet run {name}.yaml"
+    yield "# Written by `labelfleet init`. Next: `labelfleet plan FILE`, then `labelfleet run`."
     yield "# Every field is described in docs/configuration.md."
     yield from (f"# TO DO: {what}" for what in missing)
     yield from ("", *_entry("name", name), "", f"# {survey.sentence()}")
@@ -225,7 +224,7 @@ def _lines(
     if "storage" in fields:
         yield from ("", "storage:", *_entry("endpoint_url", fields["storage"]["endpoint_url"], 1))
     yield from ("", "# workers: {count: auto, gpus: auto, batch_size: auto}")
-    yield from ("", "# What people see in Label Studio; without it nothing is routed to them:")
+    yield from ("", "# Send uncertain images to people in Label Studio; off without this line:")
     yield f"# review: {{url: http://localhost:8080, project: {name}, budget: 500 images}}"
     for found in [truth] if truth else [f"{survey.url}/{key}" for key in survey.coco[:3]]:
         where = printable(found).replace("\n", " ")
