@@ -219,6 +219,14 @@ class Dispatcher:
         self._failed_on.setdefault(shard_id, set()).add(worker)
         return self._charge(flight.shard, error)
 
+    def excused(self, worker: str, shard_id: str) -> None:
+        """Record an attempt that failed through no fault of its shard: it is tried again, on
+        another worker where there is one, and is not charged."""
+        flight = self._finish(worker, shard_id)
+        if flight is not None:
+            self._failed_on.setdefault(shard_id, set()).add(worker)
+            self._requeue(flight.shard)
+
     def close(self) -> None:
         """Stop handing out: what is in flight may finish, what is queued stays for later."""
         self._closed = True

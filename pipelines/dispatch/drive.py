@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -18,6 +19,7 @@ from storage.errors import (
     ConfigError,
     ModelError,
     NotAtomic,
+    ObjectUnreadable,
     ShardFailed,
     StorageError,
     StorageFull,
@@ -43,9 +45,11 @@ Outcome = Literal["done", "stopped"]
 
 # Never one shard's fault: the others would fail the same way.
 _ENDS_THE_RUN = (StorageFull, BucketNotFound, NotAtomic)
-# One shard's fault or an outage; several shards in a row tell which.
+# One shard's fault or an outage. It is the shard's where another one is labelled before the next
+# try; it is an outage where this many attempts at one shard, or shards, fail in a row.
 _MAYBE_OUTAGE = (AccessDenied, StorageUnavailable)
 _OUTAGE_SHARDS = 3
+_OUTAGE_ATTEMPTS = 3
 # This many shards failing in a row on one worker, while others succeed: it is the worker.
 _FAILING_SHARDS = 3
 _START_FAILURES = 5
@@ -153,7 +157,11 @@ class Drive:
         self._spent = Spent(self._terms.limits)
         self._beat_s = 0.0
         self._start_failures = 0
-        self._outage: set[str] = set()  # shards that failed in a row with what may be an outage
+        # Attempts by shard that failed in a row with what may be an outage, and the shards that
+        # failed so while others were labelled.
+        self._outage: Counter[str] = Counter()
+        self._own_fault: set[str] = set()
+        self._unreadable: set[str] = set()  # shards whose object alone cannot be read
         self._attempts: dict[tuple[str, str], str] = {}  # ids in flight, by worker and shard
         self._failing: dict[str, set[str]] = {}  # worker -> shards it failed, none done since
         self._fresh_quarantined = 0
@@ -241,6 +249,8 @@ class Drive:
         self._dispatcher.worker_lost(event.worker, reason=event.reason, blameless=event.blameless)
 
     def _shard_done(self, event: ShardDone) -> None:
+        self._own_fault |= self._outage.keys() - {event.shard_id}
+        self._own_fault.discard(event.shard_id)
         self._outage.clear()
         self._failing.pop(event.worker, None)
         self._attempts.pop((event.worker, event.shard_id), None)
@@ -276,12 +286,27 @@ class Drive:
         ids = {"worker": event.worker, "shard": event.shard_id, "attempt": attempt}
         log.info("attempt failed: %s", event.error.message, extra=ids)
         self._watcher.note(f"attempt failed: {event.error.message}")
-        if isinstance(event.error, _MAYBE_OUTAGE):
-            self._outage.add(event.shard_id)
-            if len(self._outage) >= _OUTAGE_SHARDS:
-                raise event.error
-        self._dispatcher.failed(event.worker, event.shard_id, event.error.message)
-        self._replace_if_failing(event.worker, event.shard_id)
+        if isinstance(event.error, _MAYBE_OUTAGE) and self._is_excused(event):
+            self._dispatcher.excused(event.worker, event.shard_id)
+        else:
+            self._dispatcher.failed(event.worker, event.shard_id, event.error.message)
+        if isinstance(event.error, ObjectUnreadable):
+            self._unreadable.add(event.shard_id)
+        else:
+            self._replace_if_failing(event.worker, event.shard_id)
+
+    def _is_excused(self, event: ShardError) -> bool:
+        """Whether an attempt counts against no shard, since storage itself may have failed.
+
+        Raises the attempt's error when it is an outage.
+        """
+        self._outage[event.shard_id] += 1
+        in_a_row = self._outage[event.shard_id]
+        if len(self._outage) >= _OUTAGE_SHARDS or in_a_row >= _OUTAGE_ATTEMPTS:
+            raise event.error
+        charged = event.shard_id in self._own_fault
+        self._own_fault.discard(event.shard_id)
+        return not charged
 
     def _replace_if_failing(self, worker: str, shard_id: str) -> None:
         """Replace a worker on which everything fails while others succeed."""
@@ -329,8 +354,10 @@ class Drive:
             self.tally.quarantined += 1
             journal.manifest.set_aside(record.shard, list(record.errors), journal.invocation)
             self._watcher.note(f"quarantined {record.shard.key}: {record.errors[-1]}")
-            # Those out of quarantine failed before: they say nothing of this run.
-            self._fresh_quarantined += record.shard.shard_id not in self._dispatcher.last_chance
+            # Neither those that failed before nor objects that alone cannot be read say anything
+            # about the other shards.
+            expected = self._dispatcher.last_chance | self._unreadable
+            self._fresh_quarantined += record.shard.shard_id not in expected
             if self._fresh_quarantined >= _SYSTEMATIC and not self.tally.shards:
                 raise ShardFailed(
                     f"{_SYSTEMATIC} shards failed every attempt and none succeeded; "

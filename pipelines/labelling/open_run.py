@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -77,12 +77,14 @@ def refresh_listing(
     config: RunConfig,
     found: Callable[[Shard], None] = lambda shard: None,
     guard: Callable[[], None] = lambda: None,
+    again: Container[str] = frozenset(),
 ) -> tuple[Listing, ListingChange]:
     """List the source again and append what is new, changed or gone.
 
     Args:
         found: called with every new shard, while the listing goes on.
         guard: called before the listing is committed; raises when the run's lock was lost.
+        again: keys of objects to be labelled again, see ``Listing.refresh``.
     """
     listing = Listing(run.manifest.store)
 
@@ -92,7 +94,7 @@ def refresh_listing(
             yield shard
 
     change = listing.refresh(
-        listed_objects(config), group, guard, check_drop=partial(check_drop, config)
+        listed_objects(config), group, guard, check_drop=partial(check_drop, config), again=again
     )
     return listing, change
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pipelines.config.run_config import RunConfig
 from pipelines.labelling.open_run import OpenRun, refresh_listing
+from pipelines.labelling.try_again import readable_again
 from storage.records import Shard
 from storage.runs.listing import Listing
 
@@ -34,6 +35,8 @@ def find_work(
 ) -> Work:
     """List the source again and return the live shards without a commit, quarantined ones last.
 
+    Images that were missing when their shard was labelled, and can be read now, are among them.
+
     Args:
         limit: at most this many shards.
         found: called with the number of shards left, as far as it is known: from earlier listings
@@ -42,6 +45,8 @@ def find_work(
         guard: called before the listing is committed; raises when the run's lock was lost.
     """
     early = config.max_cost is None
+    guard()
+    again = readable_again(run.manifest, run.source)
     committed = run.manifest.committed()
     at_most = math.inf if limit is None else limit
     earlier = Listing(run.manifest.store)
@@ -55,7 +60,7 @@ def find_work(
         if early and 0 < left <= at_most:
             found(left)
 
-    listing, change = refresh_listing(run, config, another, guard)
+    listing, change = refresh_listing(run, config, another, guard, again)
     log.info("listing %d: %d new shards", change.generation, change.shards_added)
     held_back = frozenset(run.manifest.quarantined_ids())
     left = sum(shard_id not in committed for shard_id in listing.live_ids())

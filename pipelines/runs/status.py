@@ -220,10 +220,12 @@ def _read_ledgers(manifest: Manifest, whole: set[str]) -> tuple[_Tally, _Invocat
     """Add up the ledger's entries for these shards, and the footers of those it lacks."""
     tally, unknown = _Tally(), set(whole)
     newest: _Invocation | None = None
-    for name in invocations(manifest.store):
-        newest = _Invocation(name)
+    # Newest first: a shard whose commit held missing images alone may have been labelled again.
+    for name in reversed(invocations(manifest.store)):
+        invocation = _Invocation(name)
+        newest = newest or invocation
         for entry in read_ledger(manifest.store, name):
-            newest.add(entry)
+            invocation.add(entry)
             if entry.event == "shard" and entry.shard_id in unknown:
                 unknown.discard(entry.shard_id)
                 tally.add(entry.counts, entry.detections, entry.note.get("warnings", {}))

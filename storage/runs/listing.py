@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Set
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -196,6 +196,7 @@ class Listing:
         guard: Callable[[], None] = lambda: None,
         *,
         check_drop: Callable[[ListingDrop], None] = lambda drop: None,
+        again: Container[str] = frozenset(),
     ) -> ListingChange:
         """Compare a fresh listing with what is known; write the difference as a new generation.
 
@@ -205,6 +206,8 @@ class Listing:
             guard: called before the generation is committed; raises when it must not be, because
                 the run's lock was lost meanwhile.
             check_drop: sees what would be dropped before anything is committed; may raise.
+            again: keys of objects that leave their shards for new ones although they are as they
+                were: what was recorded of them there no longer holds.
 
         Returns:
             What changed; ``generation`` is the last one, new only if something changed.
@@ -215,7 +218,7 @@ class Listing:
                 self._store, number, Path(folder), part_nbytes=self._part_nbytes
             )
             drop = _DropCount()
-            change = self._write_difference(writer, number, listed, group, drop)
+            change = self._write_difference(writer, number, listed, group, drop, again)
             check_drop(drop.result())
             if not writer.count:
                 return change
@@ -231,6 +234,7 @@ class Listing:
         listed: Iterable[StoredObject],
         group: Callable[[Iterable[StoredObject]], Iterator[Shard]],
         drop: _DropCount,
+        again: Container[str],
     ) -> ListingChange:
         drops: dict[tuple[str, ShardKind], list[StoredObject]] = {}
         back: dict[str, set[str]] = {}  # keys by the shard that they return to
@@ -241,7 +245,8 @@ class Listing:
             nonlocal added, changed, deleted
             for new, old in self.joined(listed):
                 drop.see(new, old)
-                if new is not None and old is not None and is_same(new, old):
+                moves = new is not None and new.key in again
+                if new is not None and old is not None and is_same(new, old) and not moves:
                     continue
                 if old is not None:
                     drops.setdefault((old.shard_id, old.kind), []).append(old.listed)
@@ -250,7 +255,7 @@ class Listing:
                 if new is None:
                     continue
                 added += old is None
-                shard_id = gone.get((new.key, new.nbytes, new.etag))
+                shard_id = None if moves else gone.get((new.key, new.nbytes, new.etag))
                 if shard_id is None:
                     yield new
                 else:

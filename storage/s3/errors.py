@@ -10,6 +10,7 @@ from storage.errors import (
     ConfigError,
     LabelfleetError,
     ObjectNotFound,
+    ObjectUnreadable,
     ShortRead,
     StorageError,
     StorageFull,
@@ -58,7 +59,6 @@ _DENIED_HINTS = {
     "bucket) an object that does not exist",
     "Forbidden": "wrong credentials, or a policy that forbids it",
     "AllAccessDisabled": "the bucket is disabled; ask its owner",
-    "InvalidObjectState": "it is archived (Glacier): restore it, then run the same command",
     "AccountProblem": "there is a problem with the AWS account; ask its owner",
 }
 _REGION_HINT = "set storage.region (or AWS_REGION) to the bucket's region"
@@ -146,6 +146,11 @@ def _from_answer(exc: Exception, where: str, bucket: str) -> LabelfleetError:
         )
     if code in _NO_OBJECT:
         return ObjectNotFound(f"{where} does not exist")
+    if code == "InvalidObjectState":
+        return ObjectUnreadable(
+            f"{where} is archived and cannot be read",
+            hint="restore it from its storage class (Glacier), then run the same command",
+        )
     if code in _FULL or status == 507:
         return StorageFull(
             f"no space left for {where}", hint="free some space there and run the same command"

@@ -213,9 +213,9 @@ def _image_record(
     except ObjectChanged:
         error = "changed since it was listed; the next run's listing picks it up"
         return ImageRecord(image_id, 0, listed.nbytes, None, "missing", error)
-    except AccessDenied as exc:
-        if not others_readable():
+    except (AccessDenied, ObjectUnreadable) as exc:
+        if isinstance(exc, AccessDenied) and not others_readable():
             raise
-        error = printable(f"cannot be read: {exc}")
+        error = printable(f"cannot be read: {exc.message}; a later run tries it again")
         return ImageRecord(image_id, 0, listed.nbytes, None, "missing", error)
     return ImageRecord(image_id, 0, len(found), found)

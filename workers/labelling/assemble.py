@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import socket
 import threading
 import time
@@ -23,7 +24,8 @@ from workers.labelling.labeller import ShardLabeller
 from workers.models.load import load_detector
 from workers.spec import WorkerSpec
 
-_PROBED = 200  # objects tried for one that can be read
+_PROBED = 200  # objects tried for one that can be read, drawn from the first _LISTED
+_LISTED = 50_000  # what is archived or forbidden often lies in one folder, which sorts together
 _PROBE_HOLDS_S = 10.0
 
 
@@ -68,11 +70,12 @@ class _Others:
         self._seen_s = -math.inf
 
     def readable(self) -> bool:
-        """Whether a byte of any of the first objects can be read; a yes holds for some seconds."""
+        """Whether a byte of any object drawn can be read; a yes holds for some seconds."""
         with self._lock:
             if time.monotonic() - self._seen_s < _PROBE_HOLDS_S:
                 return True
-            for listed in islice(self._source.list(), _PROBED):
+            found = list(islice(self._source.list(), _LISTED))
+            for listed in random.sample(found, min(_PROBED, len(found))):
                 with suppress(StorageError), self._source.stream(listed.key) as file:
                     file.read(1)
                     self._seen_s = time.monotonic()

@@ -222,10 +222,12 @@ class ShardLabeller:
             except SourceTruncated as exc:
                 job.truncated, record = exc.message, None
             except (ObjectNotFound, ObjectChanged) as exc:
-                # A tar that is not the one that was listed; a later listing picks it up anew.
+                # A tar that is not the one that was listed. Where members were read already, the
+                # next attempt sees whether it is gone: part of them must not be committed.
+                if index:
+                    raise
                 job.truncated = exc.message
-                record = _missing(job.shard, exc) if index == 0 else None
-                images = iter(())
+                record, images = _missing(job.shard, exc), iter(())
             job.seconds["fetch"] += time.perf_counter() - began_s
             if record is None:
                 break

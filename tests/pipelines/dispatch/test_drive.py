@@ -13,6 +13,7 @@ from storage.errors import (
     BucketNotFound,
     CheckpointError,
     LabelfleetError,
+    ObjectUnreadable,
     RunLocked,
     ShardFailed,
     StorageFull,
@@ -116,6 +117,24 @@ def test_one_forbidden_object_is_no_outage() -> None:
     bench = Bench(30, ScriptedPool(failing(AccessDenied("forbidden"), "004.tar")))
     assert bench.run() == "done"
     assert (bench.drive.tally.quarantined, bench.drive.tally.shards) == (1, 29)
+
+
+@pytest.mark.parametrize("error", [AccessDenied("expired"), StorageUnavailable("down")])
+@pytest.mark.parametrize("left", [1, 2])
+def test_an_outage_with_few_shards_left_sets_none_aside(error: LabelfleetError, left: int) -> None:
+    last = [f"{index:03d}.tar" for index in range(30 - left, 30)]
+    bench = Bench(30, ScriptedPool(failing(error, *last)))
+    assert bench.fails(type(error)) is error
+    assert bench.drive.tally.shards == 30 - left
+    assert not bench.manifest.quarantined()
+
+
+def test_objects_that_alone_cannot_be_read_hold_up_none_of_the_others() -> None:
+    archived = [f"{index:03d}.tar" for index in range(25)]  # more than make a systematic fault
+    bench = Bench(40, ScriptedPool(failing(ObjectUnreadable("archived"), *archived)))
+    assert bench.run() == "done"
+    assert (bench.drive.tally.quarantined, bench.drive.tally.shards) == (25, 15)
+    assert bench.pool.replaced == [], "no worker is at fault"
 
 
 def test_a_success_in_between_ends_the_streak() -> None:

@@ -17,7 +17,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from storage.errors import LabelfleetError, ShardFailed, StorageFull, WorkerLost
+from storage.errors import (
+    LabelfleetError,
+    ObjectChanged,
+    ObjectNotFound,
+    ShardFailed,
+    StorageError,
+    StorageFull,
+    WorkerLost,
+)
 from storage.records import AnnotationRow, Detections, ImageRecord, Shard, StoredObject
 from storage.runs.annotations import RowWriter, ShardFooter, read_footer, read_rows
 from storage.runs.manifest import Commit, Manifest, annotation_key
@@ -309,6 +317,29 @@ def test_loose_images_that_changed_or_vanished_are_rows() -> None:
     with bench.labeller() as labeller:
         labeller.label(shard, "try")
     assert bench.rows(shard) == [("a.png", "missing"), ("b.png", "missing"), ("c.png", "ok")]
+
+
+@pytest.mark.parametrize("error", [ObjectNotFound("gone"), ObjectChanged("another one")])
+def test_a_tar_that_goes_away_while_it_is_read_leaves_no_partial_commit(
+    error: StorageError,
+) -> None:
+    bench = Bench()
+    shard = bench.tar("a.tar", *((f"{i}.png", grey(i)) for i in range(4)))
+    attempts = []
+
+    def interrupted(shard: Shard, abort: Callable[[], bool]) -> Iterator[ImageRecord]:
+        attempts.append(shard)
+        for index, image in enumerate(bench.read(shard, abort)):
+            if index == 2 and len(attempts) == 1:
+                raise error
+            yield image
+
+    with bench.labeller(read=interrupted) as labeller:
+        with pytest.raises(type(error), match=r"a\.tar"):
+            labeller.label(shard, "try-1")
+        assert bench.manifest.committed() == set()
+        assert labeller.label(shard, "try-2").footer.source_truncated is None
+    assert bench.rows(shard) == [(f"a.tar/{i}.png", "ok") for i in range(4)]
 
 
 @pytest.mark.parametrize("fate", ["vanished", "changed"])
