@@ -7,9 +7,12 @@ import logging
 import os
 import signal
 import sys
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -43,6 +46,8 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             raise Interrupted("interrupted", hint="run the same command to continue") from None
 
+
+_END_WITHIN_S = 5.0
 
 app = typer.Typer(
     name="labelfleet",
@@ -290,9 +295,15 @@ cli_review.register(app)
 cli_upkeep.register(app)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of the console script; every error becomes a readable line and an exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
+    if arguments is not None:
+        _main(arguments)
+    with _ending_in_time():
+        _main(sys.argv[1:])
+
+
+def _main(given: list[str]) -> NoReturn:
     debug = "--debug" in given
     given = _take_log_format([argument for argument in given if argument != "--debug"])
     set_up_logging(log_format(), clean=harmless)
@@ -336,7 +347,7 @@ def _take_log_format(given: list[str]) -> list[str]:
     return given
 
 
-def _usage(exc: typer.TyperException, given: list[str]) -> None:
+def _usage(exc: typer.TyperException, given: list[str]) -> NoReturn:
     """Report a wrong command, option or argument; print the help where there are none."""
     message = exc.format_message()
     if message.startswith("Usage: "):  # called without arguments: it is the help
@@ -346,7 +357,7 @@ def _usage(exc: typer.TyperException, given: list[str]) -> None:
     _fail(message, f"see `{command} --help`", 2, given)
 
 
-def _fail(message: str, hint: str | None, code: int, given: list[str]) -> None:
+def _fail(message: str, hint: str | None, code: int, given: list[str]) -> NoReturn:
     if log_format() == "json":
         logging.getLogger("labelfleet").error(message, extra={"hint": hint, "exit_code": code})
     else:
@@ -367,10 +378,27 @@ def _say_error(message: str, hint: str | None) -> None:
     HarmlessConsole(stderr=True).print(said, soft_wrap=True)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     raise SystemExit(code)
+
+
+@contextmanager
+def _ending_in_time() -> Iterator[None]:
+    """Bound the end of a process that failed or was stopped: Python waits for its threads, and
+    one may wait for a server that never answers."""
+
+    def end_at_last(code: int) -> None:
+        time.sleep(_END_WITHIN_S)
+        os._exit(code)
+
+    try:
+        yield
+    except SystemExit as exc:
+        if isinstance(exc.code, int) and exc.code:
+            threading.Thread(target=end_at_last, args=(exc.code,), daemon=True).start()
+        raise
 
 
 if __name__ == "__main__":

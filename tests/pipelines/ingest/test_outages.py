@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -19,6 +23,7 @@ from storage.shards.reading import read_shard
 from storage.shards.selecting import list_source, tar_shards
 from storage.stores.open import open_store
 from storage.stores.web_get import WebGet
+from tests.support.patience import patient
 
 ONCE = StorageOptions(attempts=1)
 
@@ -39,8 +44,8 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked[self.path] += 1
-        if self.path == "/silent.jpg":
-            time.sleep(5)
+        if self.path.startswith("/silent.jpg"):
+            time.sleep(5 if self.path == "/silent.jpg" else 60)
             return
         if self.path == "/endless.jpg":
             self.send_response(200)
@@ -137,6 +142,35 @@ def test_a_url_that_never_answers_or_never_ends_is_given_up(address: str) -> Non
         WebGet(1).get(f"{address}/endless.jpg", 1 << 20)
     with pytest.raises(StorageUnavailable):
         WebGet(1, total_s=0.001).get(f"{address}/endless.jpg", 1 << 40)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_ingest_whose_server_never_answers(
+    address: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    urls = [f"{address}/1.jpg", *[f"{address}/silent.jpg?{n}" for n in range(20)]]
+    (tmp_path / "list.txt").write_text("\n".join(urls))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli.main", "ingest", "list.txt", "out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        began_s = time.monotonic()
+        while not any(path.startswith("/silent") for path in Server.asked):
+            assert time.monotonic() - began_s < patient(60)
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        began_s = time.monotonic()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=patient(60))
+        assert time.monotonic() - began_s < patient(15)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "run the same command to continue" in " ".join(err.split())
 
 
 def test_a_server_that_stumbles_once_is_asked_again(address: str) -> None:
