@@ -111,6 +111,10 @@ class Detections:
         box_entropy: float32 [N], entropy of the DFL distribution in nats, mean over the sides.
         anchor: int32 [N], index of the anchor point the box came from. This and the two before it
             are None from detectors of other families than YOLO-NAS.
+        run_scores: float32 [N, R], in a fused run the score that each of the R runs gave the box;
+            not a number where a run did not vote for it. None in any other run.
+        agreement: float32 [N], in a fused run how much the runs agree on the box, in [0, 1]; not
+            a number where one run alone could see it. None in any other run.
     """
 
     boxes: NDArray[np.float32]
@@ -121,6 +125,8 @@ class Detections:
     box_std: NDArray[np.float32] | None
     box_entropy: NDArray[np.float32] | None
     anchor: NDArray[np.int32] | None
+    run_scores: NDArray[np.float32] | None = None
+    agreement: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return int(self.scores.shape[0])

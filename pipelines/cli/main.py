@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from pipelines.cli import combine as cli_combine
 from pipelines.cli import init as cli_init
 from pipelines.cli import review as cli_review
 from pipelines.cli import submit as cli_submit
@@ -292,6 +293,7 @@ def demo(
 cli_init.register(app)
 cli_submit.register(app)
 cli_review.register(app)
+cli_combine.register(app)
 cli_upkeep.register(app)
 
 

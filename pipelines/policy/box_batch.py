@@ -34,6 +34,8 @@ class BoxBatch:
         decisions: int8 [N], ``Decision`` if a person were asked (band: REVIEW); REJECT for boxes
             outside the image, and for those that yield to a likelier box of the same object.
         outside: bool [N], boxes without area in their image.
+        agreement: float32 [N], how much the runs of a fused run agree on the box, in [0, 1]; not a
+            number in any other run.
         winner: int64 [N], index of the box that stands for the same object; -1: it stands itself.
     """
 
@@ -49,6 +51,7 @@ class BoxBatch:
     decisions: NDArray[np.int8]
     outside: NDArray[np.bool_]
     winner: NDArray[np.int64]
+    agreement: NDArray[np.float32]
 
     @property
     def alternative(self) -> NDArray[np.bool_]:
@@ -112,7 +115,15 @@ def box_batch(table: pa.Table, thresholds: Thresholds) -> BoxBatch:
         decisions=decisions,
         outside=~inside,
         winner=winner,
+        agreement=_agreement(flat, n),
     )
+
+
+def _agreement(flat: pa.StructArray, n: int) -> NDArray[np.float32]:
+    """[N]; not a number where null, and in rows of schema versions before 3."""
+    if flat.type.get_field_index("agreement") < 0:
+        return np.full(n, np.nan, np.float32)
+    return np.asarray(flat.field("agreement").to_numpy(zero_copy_only=False), np.float32)
 
 
 def _winners(

@@ -71,6 +71,15 @@ def box_spread(batch: BoxBatch) -> Amounts:
     return np.where(batch.shown, spread, 0.0).astype(np.float64)
 
 
+def disagreement(batch: BoxBatch) -> Amounts:
+    """How little the runs of a fused run agree on a shown box: 1 where one of them drew it alone.
+
+    0 in a run that was not fused.
+    """
+    apart = np.nan_to_num(1.0 - batch.agreement, nan=0.0)
+    return np.where(batch.shown, apart, 0.0).astype(np.float64)
+
+
 @dataclass(frozen=True, slots=True)
 class Weighted:
     """A signal, how much of its amount counts, and what it says to a person."""
@@ -88,6 +97,7 @@ SIGNALS: Mapping[str, Weighted] = {
     "class_margin": Weighted(class_margin, 0.25, "two classes nearly alike"),
     "score_entropy": Weighted(score_entropy, 0.25, "boxes the model is undecided about"),
     "box_spread": Weighted(box_spread, 0.25, "edges the model is unsure of"),
+    "disagreement": Weighted(disagreement, 0.25, "boxes that the models do not agree on"),
 }
 
 

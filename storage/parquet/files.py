@@ -17,7 +17,7 @@ from storage.parquet.errors import MOVE_IT, reading_parquet
 from storage.parquet.seal import SEAL_KIND, check_seal, read_footer_bytes, seal_file
 from storage.records import StoredObject
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 METADATA_KEY = b"labelfleet"

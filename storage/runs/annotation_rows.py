@@ -23,10 +23,13 @@ DETECTION_TYPE = pa.struct(
         pa.field("box_std", pa.list_(pa.float32(), 4)),
         pa.field("box_entropy", pa.float32()),
         pa.field("anchor", pa.int32()),
+        # Since schema version 3; null but in fused runs. A run that did not vote is null inside.
+        pa.field("run_scores", pa.list_(pa.float32())),
+        pa.field("agreement", pa.float32()),
     ]
 )
 
-_OF_YOLO_NAS = ("box_std", "box_entropy", "anchor")
+_NULLABLE = ("box_std", "box_entropy", "anchor", "run_scores", "agreement")
 
 SCHEMA = pa.schema(
     [
@@ -95,6 +98,8 @@ def rows_to_table(rows: Sequence[AnnotationRow]) -> pa.Table:
             _joined([(d.box_std, len(d)) for d in parts], DETECTION_TYPE.field("box_std").type),
             _joined([(d.box_entropy, len(d)) for d in parts], pa.float32()),
             _joined([(d.anchor, len(d)) for d in parts], pa.int32()),
+            _joined_votes([(d.run_scores, len(d)) for d in parts]),
+            _joined([(d.agreement, len(d)) for d in parts], pa.float32(), nan_is_null=True),
         ],
         fields=list(DETECTION_TYPE),
     )
@@ -122,7 +127,10 @@ def rows_to_table(rows: Sequence[AnnotationRow]) -> pa.Table:
 
 
 def _joined(
-    parts: Sequence[tuple[np.ndarray[Any, Any] | None, int]], kind: pa.DataType
+    parts: Sequence[tuple[np.ndarray[Any, Any] | None, int]],
+    kind: pa.DataType,
+    *,
+    nan_is_null: bool = False,
 ) -> pa.Array:
     """Values of some rows' boxes one after the other; of rows that have none, as many nulls."""
     arrays = []
@@ -132,7 +140,20 @@ def _joined(
         elif pa.types.is_fixed_size_list(kind):
             arrays.append(_fixed4(values))
         else:
-            arrays.append(pa.array(values, kind))
+            arrays.append(pa.array(values, kind, from_pandas=nan_is_null))
+    return pa.concat_arrays(arrays)
+
+
+def _joined_votes(parts: Sequence[tuple[np.ndarray[Any, Any] | None, int]]) -> pa.Array:
+    """``run_scores`` of some rows' boxes: a list a box, null inside where a run did not vote."""
+    arrays = []
+    for values, count in parts:
+        if values is None:
+            arrays.append(pa.nulls(count, pa.list_(pa.float32())))
+        else:
+            offsets = np.arange(count + 1, dtype=np.int32) * values.shape[1]
+            flat = pa.array(values.reshape(-1), pa.float32(), from_pandas=True)
+            arrays.append(pa.ListArray.from_arrays(pa.array(offsets), flat))
     return pa.concat_arrays(arrays)
 
 
@@ -152,6 +173,7 @@ def table_to_rows(table: pa.Table) -> Iterator[AnnotationRow]:
     plain = table.drop_columns(["detections"]).to_pylist()
     for i, values in enumerate(plain):
         at = slice(int(offsets[i]), int(offsets[i + 1]))
+        votes = _votes(arrays.get("run_scores"), at)
         yield AnnotationRow(
             **values,
             detections=Detections(
@@ -163,8 +185,26 @@ def table_to_rows(table: pa.Table) -> Iterator[AnnotationRow]:
                 box_std=_known(arrays["box_std"], at, 4),
                 box_entropy=_known(arrays["box_entropy"], at),
                 anchor=_known(arrays["anchor"], at),
+                run_scores=votes,
+                agreement=None if votes is None else _agreement(arrays["agreement"], at),
             ),
         )
+
+
+def _votes(array: pa.Array | None, at: slice) -> np.ndarray[Any, Any] | None:
+    """One row's ``run_scores``; None in a run that was not fused, or before schema version 3."""
+    part = None if array is None else array.slice(at.start, at.stop - at.start)
+    if part is None or not len(part) or part.null_count:
+        return None
+    flat: np.ndarray[Any, Any] = part.flatten().to_numpy(zero_copy_only=False)
+    return flat.astype(np.float32).reshape(len(part), -1)
+
+
+def _agreement(array: pa.Array, at: slice) -> np.ndarray[Any, Any]:
+    """One row's ``agreement``, not a number where it is null."""
+    part = array.slice(at.start, at.stop - at.start)
+    values: np.ndarray[Any, Any] = part.to_numpy(zero_copy_only=False)
+    return values.astype(np.float32)
 
 
 def _known(array: pa.Array, at: slice, width: int | None = None) -> np.ndarray[Any, Any] | None:
@@ -208,6 +248,8 @@ def validate_row(row: AnnotationRow, n_categories: int) -> None:
             raise InvalidRow(f"{where}: {name} is not finite")
     if not ((d.scores >= 0) & (d.scores <= 1)).all():
         raise InvalidRow(f"{where}: a score outside [0, 1]")
+    if d.agreement is not None and ((d.agreement < 0) | (d.agreement > 1)).any():
+        raise InvalidRow(f"{where}: an agreement outside [0, 1]")
     x1, y1, x2, y2 = d.boxes.T
     if (x1 > x2).any() or (y1 > y2).any():
         raise InvalidRow(f"{where}: a box with negative extent")
@@ -220,14 +262,16 @@ def _validate_shapes(d: Detections, where: str) -> None:
     n, k = len(d), d.topk_ids.shape[-1]
     shapes = {
         "boxes": (n, 4), "category_ids": (n,), "topk_ids": (n, k), "topk_scores": (n, k),
-        "box_std": (n, 4), "box_entropy": (n,), "anchor": (n,),
+        "box_std": (n, 4), "box_entropy": (n,), "anchor": (n,), "agreement": (n,),
     }  # fmt: skip
     for name, shape in shapes.items():
         values = getattr(d, name)
-        if values is None and name in _OF_YOLO_NAS:
+        if values is None and name in _NULLABLE:
             continue
         if (found := values.shape) != shape:
             raise InvalidRow(f"{where}: {name} has shape {found}, not {shape}")
+    if d.run_scores is not None and (d.run_scores.ndim != 2 or len(d.run_scores) != n):
+        raise InvalidRow(f"{where}: run_scores has shape {d.run_scores.shape}, not ({n}, runs)")
 
 
 def untrue_values(table: pa.Table, n_categories: int) -> Iterator[str]:
@@ -253,6 +297,10 @@ def untrue_values(table: pa.Table, n_categories: int) -> Iterator[str]:
     ids = np.asarray(pc.struct_field(flat, "category_id"))
     if (ids < 0).any() or (ids >= n_categories).any():
         yield f"a category id outside 0..{n_categories - 1}"
+    if flat.type.get_field_index("agreement") >= 0:
+        agreement = pc.struct_field(flat, "agreement").drop_null().to_numpy(zero_copy_only=False)
+        if not ((agreement >= 0) & (agreement <= 1)).all():
+            yield "an agreement outside [0, 1]"
     corners = np.asarray(pc.list_flatten(pc.struct_field(flat, "bbox"))).reshape(-1, 4)
     x1, y1, x2, y2 = corners.T
     if not (np.isfinite(corners).all() and (x1 <= x2).all() and (y1 <= y2).all()):

@@ -1,6 +1,7 @@
 """The annotation Parquet: one row an image, one object a shard; the object is the commit.
 
-Schema version 2 (1 had neither ``frames`` nor ``warning``). File metadata holds one JSON under the
+Schema version 3 (1 had neither ``frames`` nor ``warning``, 2 neither ``run_scores`` nor
+``agreement``). File metadata holds one JSON under the
 key ``labelfleet``: schema version, run identity, categories with official ids, box convention,
 runtime and precision, the shard, the attempt, and counts per status. Detections are a list of
 structs; boxes are xyxy in pixels of the upright image. ``RowWriter`` streams rows to a spool file

@@ -1,0 +1,68 @@
+"""Several runs on the command line: fuse."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.common import Endpoint, Json, open_manifest, show, storage_options
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this page."""
+    app.command(epilog="Example: labelfleet fuse runs/cells-a runs/cells-b --out runs/cells-fused")(
+        fuse
+    )
+
+
+def fuse(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs over the same images.")],
+    out: Annotated[str, typer.Option(help="Where the fused run goes, any URL.")],
+    name: Annotated[str, typer.Option(help="Its name; default: the runs' names, joined.")] = "",
+    iou: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Boxes that overlap by more are one object.")
+    ] = 0.55,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="How much a run counts; one for each run, in order.")
+    ] = None,
+    map_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="NAME=CLASS",
+            help="A class name of a later run as the first run has it; NAME= leaves it out.",
+        ),
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Scores as they are, even where a calibration was fitted.")
+    ] = False,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Make one run of several over the same images, by weighted boxes fusion.
+
+    No GPU is needed. The same command continues a fusion, or adds what the runs labelled since;
+    exits 3 while shards wait for one of them.
+    """
+    from pipelines.fusion.fuse import FuseOptions, fuse_runs
+    from pipelines.fusion.view import fuse_progress, fuse_table
+    from storage.stores.open import open_store
+
+    pairs = [one.partition("=") for one in map_ or ()]
+    if wrong := [key for key, equals, _ in pairs if not (key and equals)]:
+        raise typer.BadParameter(f"{wrong[0]!r} is not NAME=CLASS", param_hint="--map")
+    options = FuseOptions(
+        name=name,
+        iou=iou,
+        weights=tuple(weight or ()),
+        renamed={key: to for key, _, to in pairs},
+        calibrated=not raw,
+    )
+    manifests = [open_manifest(run, endpoint_url) for run in runs]
+    with fuse_progress() as progress:
+        done = fuse_runs(
+            manifests, open_store(out, storage_options(endpoint_url)), options, progress=progress
+        )
+    show(fuse_table(done), done.to_json(), json_)
+    raise typer.Exit(done.exit_code)

@@ -1,0 +1,1 @@
+"""Several runs over the same images, made into one."""
