@@ -2,8 +2,9 @@
 
 The oracle is Pillow, since super-gradients' ``predict()`` reads files with it: same pixels to
 the bit, alpha dropped, palettes and CMYK converted its way. On top of ``predict()``, the EXIF
-orientation is applied, and 16-bit samples are scaled to 8 bits instead of clipped. TIFFs that
-Pillow reads wrongly are read by libvips (see tiff.py). Where the network sees a JPEG at half its
+orientation is applied, and 16-bit samples are scaled to 8 bits instead of clipped. PNG and TIFF are
+read by libvips, with the same pixels: Pillow overlooks damage in the one, and reads several kinds
+of the other wrongly. Where the network sees a JPEG at half its
 size or less, ``model.decode: fast`` lets libjpeg leave out the frequencies that would be lost
 anyway (see ``decode``); those pixels are not ``predict()``'s, which skips rows and columns instead.
 """
@@ -23,20 +24,23 @@ from workers.images.pillow_formats import (
     orientation_of,
 )
 from workers.images.pixels import (
-    ORIENTATION_TAG,
     DecodedImage,
-    valid_orientation,
 )
+from workers.images.png import decode_png, png_size
 from workers.images.preprocessing import Preprocessing, ValueRange
 from workers.images.signatures import (
     describe_foreign,
     format_of,
-    png_exif,
-    png_size,
     webp_exif,
     webp_size,
 )
-from workers.images.tiff import decode_tiff, is_camera_raw, main_page, read_pages
+from workers.images.tiff import (
+    decode_tiff,
+    exif_orientation,
+    is_camera_raw,
+    main_page,
+    read_pages,
+)
 
 # What a decoder needs besides the pixels, generously; and the most pixels that are asked for.
 _ROOM_NBYTES, _MOST_ASKED = 32 * 1024 * 1024, 1 << 28
@@ -84,6 +88,8 @@ def decode(
             if not is_camera_raw(data, pages):
                 return decode_tiff(data, pages, max_pixels, value_range)
             kind = "camera RAW"
+        if kind == "PNG":
+            return decode_png(data, max_pixels, value_range, exif_orientation)
         if kind in _EXTRA:
             return decode_extra(kind, data, max_pixels, value_range)
         return decode_with_pillow(kind, data, max_pixels, value_range)
@@ -140,14 +146,13 @@ def _probe(data: bytes) -> tuple[int, int, int]:
         kind = "camera RAW"
     if kind in _EXTRA:
         return probe_extra(kind, data)
-    if kind in ("WebP", "PNG"):
-        # Their plugins allocate the canvas on opening, or decode all pixels to look for EXIF.
-        size = webp_size(data) if kind == "WebP" else png_size(data)
+    if kind == "PNG":
+        return _upright_size(*png_size(data, exif_orientation))
+    if kind == "WebP":  # its plugin allocates the canvas on opening
+        size = webp_size(data)
         if size is None:
             raise Undecodable("no header")
-        exif = Image.Exif()
-        exif.load(webp_exif(data) if kind == "WebP" else png_exif(data))
-        return _upright_size(*size, valid_orientation(exif.get(ORIENTATION_TAG)))
+        return _upright_size(*size, exif_orientation(webp_exif(data)) or 1)
     image = open_with_pillow(kind, data)
     return _upright_size(*image.size, orientation_of(image))
 

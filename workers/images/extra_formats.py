@@ -17,12 +17,12 @@ from workers.images.pixels import (
     as_rgb,
     check_pixels,
     profile_warning,
+    silence_pillow,
     to_8_bits,
     upright,
     whole_image,
 )
 from workers.images.preprocessing import ValueRange
-from workers.images.quiet_decoders import silence
 
 # What LibRaw calls flip, as an EXIF orientation.
 _FLIPS = {0: 1, 3: 3, 5: 8, 6: 6}
@@ -70,7 +70,7 @@ def probe_extra(kind: str, data: bytes) -> tuple[int, int, int]:
 
 def _decode_heif(data: bytes, max_pixels: int) -> DecodedImage:
     heif = _package("pillow_heif", "heif", "HEIF")
-    silence()
+    silence_pillow()
     try:
         file = heif.open_heif(data, convert_hdr_to_8bit=True)
         width, height = file.size
@@ -84,7 +84,7 @@ def _decode_heif(data: bytes, max_pixels: int) -> DecodedImage:
 
 def _open_jpeg_xl(data: bytes) -> Image.Image:
     plugin = _package("pillow_jxl.JpegXLImagePlugin", "jxl", "JPEG XL")
-    silence()
+    silence_pillow()
     image: Image.Image = plugin.JXLImageFile(io.BytesIO(data))
     return image
 

@@ -1,7 +1,7 @@
 """The formats that Pillow decodes: opened by their plugin, loaded first, then asked for the rest.
 
-The order matters: Pillow's PNG plugin decodes the pixels when it is asked for EXIF, and what goes
-wrong then would pass for damaged EXIF.
+The order matters: plugins that decode the pixels when they are asked for EXIF would let damaged
+pixels pass for damaged EXIF.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (
@@ -19,11 +18,9 @@ from PIL import (
     Image,
     Jpeg2KImagePlugin,
     JpegImagePlugin,
-    PngImagePlugin,
     PpmImagePlugin,
     PsdImagePlugin,
     TgaImagePlugin,
-    TiffImagePlugin,
     WebPImagePlugin,
 )
 
@@ -34,31 +31,27 @@ from workers.images.pixels import (
     as_rgb,
     check_pixels,
     profile_warning,
+    silence_pillow,
     to_8_bits,
     upright,
     valid_orientation,
     whole_image,
 )
 from workers.images.preprocessing import ValueRange
-from workers.images.quiet_decoders import silence
 from workers.images.signatures import (
     bmp_masks,
     bytes_after_end,
-    check_png,
     check_psd,
-    png_bits,
     webp_size,
-    without_metadata,
 )
+from workers.images.tiff import exif_orientation
 
 # The plugins are called by name: Image.open would try every format it knows, and warns or
 # refuses by a process-wide limit that is not ours.
 _OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
     "WebP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
     "GIF": GifImagePlugin.GifImageFile,
     "AVIF": AvifImagePlugin.AvifImageFile,
     "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
@@ -70,7 +63,7 @@ _OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
 
 def open_with_pillow(kind: str, data: bytes) -> Image.Image:
     """Open without decoding."""
-    silence()
+    silence_pillow()
     return _OPENERS[kind](io.BytesIO(data))
 
 
@@ -80,19 +73,18 @@ def decode_with_pillow(
     """Decode the first frame. Raises as ``decode``, or whatever Pillow raises."""
     if kind == "WebP" and (size := webp_size(data)) is not None:
         check_pixels(*size, max_pixels)  # its plugin allocates the canvas on opening
-    if kind == "PNG":
-        check_png(data)
     if kind == "Photoshop":
         check_psd(data)
     if kind == "BMP" and (masks := bmp_masks(data)) is not None:
         return _decode_masked_bmp(data, masks, max_pixels)
     warnings: list[str] = []
-    image = _loaded(kind, data, max_pixels, warnings)
+    image = open_with_pillow(kind, data)
+    check_pixels(*image.size, max_pixels)
+    image.load()
     frames = int(getattr(image, "n_frames", 1)) if kind != "Photoshop" else 1
-    pixels = _rgb(kind, data, image, value_range, warnings)
+    pixels = _rgb(kind, image, value_range, warnings)
     orientation = orientation_of(image)
-    if kind != "TIFF":  # Pillow has turned a TIFF already
-        pixels = upright(pixels, orientation)
+    pixels = upright(pixels, orientation)
     if behind := bytes_after_end(kind, data):
         warnings.append(f"trailing bytes: {behind} after the image's end")
     warnings += profile_warning(image.info.get("icc_profile"))
@@ -107,42 +99,22 @@ def jpeg_pixels(data: bytes) -> NDArray[np.uint8]:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return the EXIF orientation of an image whose pixels are loaded, or cannot be at fault."""
+    """Return the orientation of an image whose pixels are loaded, or cannot be at fault.
+
+    EXIF is read here, since Pillow gives it up at its first damaged entry; Pillow adds what XMP
+    says.
+    """
+    if (said := exif_orientation(image.info.get("exif", b""))) is not None:
+        return said
     try:
         return valid_orientation(image.getexif().get(ORIENTATION_TAG))
     except Exception:  # noqa: BLE001  damaged EXIF: the pixels are fine, their turn is unknown
         return 1
 
 
-def _loaded(kind: str, data: bytes, max_pixels: int, warnings: list[str]) -> Image.Image:
-    try:
-        return _load(kind, data, max_pixels)
-    except (ValueError, SyntaxError, OSError) as exc:
-        # Oversized or damaged text and colour profiles: the pixels do not depend on them.
-        plain = without_metadata(data) if kind == "PNG" else data
-        if len(plain) == len(data):
-            raise
-        image = _load(kind, plain, max_pixels)
-        warnings.append(f"corrupt data: {' '.join(str(exc).split())[:200]}")
-        return image
-
-
-def _load(kind: str, data: bytes, max_pixels: int) -> Image.Image:
-    image = open_with_pillow(kind, data)
-    check_pixels(*image.size, max_pixels)
-    image.load()
-    return image
-
-
 def _rgb(
-    kind: str, data: bytes, image: Image.Image, value_range: ValueRange, warnings: list[str]
+    kind: str, image: Image.Image, value_range: ValueRange, warnings: list[str]
 ) -> NDArray[np.uint8]:
-    """The pixels; 16-bit colour is read by OpenCV where its samples are needed whole."""
-    if kind == "PNG" and png_bits(data) == 16 and image.mode in ("RGB", "RGBA", "LA"):
-        samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if samples is not None and samples.dtype == np.uint16 and samples.ndim == 3:
-            colour = samples[..., 2::-1]
-            return as_rgb(to_8_bits(colour, value_range, bits=16, warnings=warnings))
     if kind == "PNM" and image.mode == "I":  # Pillow scales the file's range to 16 bits
         grey = to_8_bits(np.asarray(image), value_range, bits=16, warnings=warnings)
         return as_rgb(grey)

@@ -1,12 +1,19 @@
-"""What the decoders of all formats share: the result, limits, orientation, samples to 8 bits."""
+"""What the decoders share: quiet libraries, the result, limits, orientation, samples to 8 bits."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import logging
+import os
+import warnings as python_warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from storage.errors import TooLarge, Undecodable, Unsupported
@@ -15,6 +22,33 @@ from workers.images.preprocessing import ValueRange
 ORIENTATION_TAG = 0x0112
 _NARROW = 1 / 4  # of the range; an image that uses less is nearly flat in 8 bits
 _SRGB_NAMES = ("srgb", "c2")  # c2: the tiny sRGB profile that several sites embed
+
+
+@functools.cache
+def silence_pillow() -> None:
+    """Keep what Pillow and libtiff remark on damaged files out of this process's logs.
+
+    The remark that matters is in the row's ``error``; these would reach the terminal without the
+    name of the image.
+    """
+    python_warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    # Pillow leaves libtiff's default handler, which prints to stderr, in place. Its wheels bring
+    # the library beside the package; where it lies elsewhere, the lines are printed after all.
+    for library in (Path(PIL.__file__).parent.parent / "pillow.libs").glob("libtiff*.so*"):
+        ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)
+
+
+@functools.cache
+def libvips() -> Any:
+    """Return pyvips, with one thread an image: the decode threads are the parallelism."""
+    os.environ.setdefault("VIPS_CONCURRENCY", "1")
+    os.environ.setdefault("VIPS_WARNING", "0")
+    import pyvips
+
+    logging.getLogger("pyvips").setLevel(logging.CRITICAL)
+    pyvips.cache_set_max(0)
+    return pyvips
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
-from collections.abc import Iterator
 from typing import Literal
 
 from storage.errors import Undecodable, Unsupported
@@ -14,10 +12,9 @@ Format = Literal[
     "HEIF", "JPEG XL", "DICOM", "camera RAW",
 ]  # fmt: skip
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _STARTS: tuple[tuple[int, bytes, Format], ...] = (
     (0, b"\xff\xd8", "JPEG"),
-    (0, _PNG, "PNG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
     (0, b"GIF87a", "GIF"),
     (0, b"GIF89a", "GIF"),
     (0, b"II*\0\x10\0\0\0CR", "camera RAW"),  # Canon CR2
@@ -62,8 +59,6 @@ _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
     (0, b"PK\3\4", "ZIP"),
     (0, b"DDS ", "DirectDraw surface"),
 )
-# What the pixels depend on; XMP (an iTXt chunk) and colour profiles are not among it.
-_PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})
 
 
 def format_of(data: bytes) -> Format | None:
@@ -150,17 +145,8 @@ def check_psd(data: bytes) -> None:
         raise Unsupported("Photoshop file saved without its composite (maximise compatibility)")
 
 
-def png_bits(data: bytes) -> int:
-    """Return a PNG's bits a sample."""
-    return data[24] if len(data) > 24 else 0
-
-
 def bytes_after_end(kind: Format | str, data: bytes) -> int:
     """Return how many bytes follow the image's own end, for formats that have one."""
-    if kind == "PNG":
-        for name, _, end in _png_chunks(data):
-            if name == b"IEND":
-                return max(0, len(data) - end)
     if kind == "WebP":
         nbytes = 8 + int.from_bytes(data[4:8], "little")
         return max(0, len(data) - nbytes - nbytes % 2)
@@ -191,48 +177,3 @@ def webp_exif(data: bytes) -> bytes:
             return data[at + 8 : at + 8 + nbytes]
         at += 8 + nbytes + nbytes % 2
     return b""
-
-
-def png_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) in pixels from a PNG's first chunk; None where that is not IHDR."""
-    if data[12:16] != b"IHDR" or len(data) < 24:
-        return None
-    width, height = struct.unpack_from(">II", data, 16)
-    return width, height
-
-
-def png_exif(data: bytes) -> bytes:
-    """The eXIf chunk's payload, wherever it stands; empty where there is none."""
-    for name, start, end in _png_chunks(data):
-        if name == b"eXIf":
-            return data[start + 8 : end - 4]
-    return b""
-
-
-def check_png(data: bytes) -> None:
-    """Raise Undecodable for a wrong checksum of what the pixels are made of; Pillow skips it."""
-    view = memoryview(data)
-    for name, start, end in _png_chunks(data):
-        if name in (b"IHDR", b"PLTE", b"IDAT") and end <= len(data):
-            said = int.from_bytes(view[end - 4 : end], "big")
-            if zlib.crc32(view[start + 4 : end - 4]) != said:
-                raise Undecodable(f"damaged PNG: wrong checksum of its chunk {name.decode()}")
-
-
-def without_metadata(png: bytes) -> bytes:
-    """The same PNG with only the chunks that its first frame needs, and that are whole."""
-    kept = [
-        png[start:end]
-        for name, start, end in _png_chunks(png)
-        if name in _PNG_CHUNKS and (end <= len(png) or name == b"IDAT")
-    ]
-    return b"".join([_PNG, *kept])
-
-
-def _png_chunks(png: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start, end) of each chunk, length and checksum included."""
-    at = len(_PNG)
-    while at + 8 <= len(png):
-        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
-        yield png[at + 4 : at + 8], at, end
-        at = end

@@ -1,29 +1,29 @@
-"""TIFF: its directories read here, plain pixels by Pillow, everything else by libvips.
+"""TIFF: its directories read here, its pixels by libvips.
 
-Pillow is the oracle for plain images (8 bits, interleaved), as for all other formats. Planar
-samples, 16 bits, palettes, inverted grey, subsampled YCbCr and BigTIFF go to libvips, since Pillow
-reads some of them wrongly and refuses others.
+Pillow reads planar samples, 16 bits, palettes, inverted grey and subsampled YCbCr wrongly or not at
+all. It is asked only where libvips stumbles over tags that the pixels do not depend on. EXIF is
+made of the same directories.
 """
 
 from __future__ import annotations
 
-import functools
-import os
+import io
 import struct
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from storage.errors import Undecodable, Unsupported
-from workers.images.pillow_formats import open_with_pillow
 from workers.images.pixels import (
     DecodedImage,
     as_rgb,
     check_pixels,
+    libvips,
     profile_warning,
+    silence_pillow,
     to_8_bits,
     upright,
     valid_orientation,
@@ -164,6 +164,19 @@ def read_pages(data: bytes) -> list[TiffPage]:
     return pages
 
 
+def exif_orientation(exif: bytes) -> int | None:
+    """Return the orientation that EXIF states, 1-8; None where it states none.
+
+    One damaged entry costs that entry, not those behind it.
+    """
+    exif = exif.removeprefix(b"Exif\0\0")
+    if exif[:4] not in (b"II*\0", b"MM\0*"):
+        return None
+    pages = read_pages(exif)
+    said = pages[0].first(_ORIENTATION, 0) if pages else 0
+    return said if 1 <= said <= 8 else None
+
+
 def is_camera_raw(data: bytes, pages: list[TiffPage]) -> bool:
     """Whether what the sensor saw is in it, beside or behind a thumbnail."""
     reader = _Reader(data)
@@ -196,18 +209,15 @@ def decode_tiff(
     _check_kind(page)
     warnings = profile_warning(bytes(v & 255 for v in page.tags.get(_ICC, ())))
     frames = max(1, sum(not p.reduced for p in pages))
-    if index == 0 and _is_plain(page) and data[2:4] in (b"*\0", b"\0*"):
+    try:
+        planes = page.first(_PLANAR, 1) == 2 and page.first(_SAMPLES, 1) > 1
+        samples = _by_planes(data, page) if planes else _by_vips(data, index, page)
+        pixels = upright(_eight_bits(samples, page, value_range, warnings), page.orientation)
+    except _DamagedTags as exc:
+        if index > 0 or set(page.tags.get(_BITS, (1,))) - {1, 8}:
+            raise Undecodable(f"damaged TIFF: {exc}") from exc
+        warnings.append(f"corrupt data: {exc}")
         pixels = _by_pillow(data, max_pixels)
-    else:
-        try:
-            planes = page.first(_PLANAR, 1) == 2 and page.first(_SAMPLES, 1) > 1
-            samples = _by_planes(data, page) if planes else _by_vips(data, index, page)
-            pixels = upright(_eight_bits(samples, page, value_range, warnings), page.orientation)
-        except _DamagedTags as exc:
-            if index > 0 or set(page.tags.get(_BITS, (1,))) - {1, 8}:
-                raise Undecodable(f"damaged TIFF: {exc}") from exc
-            warnings.append(f"corrupt data: {exc}")
-            pixels = _by_pillow(data, max_pixels)
     return whole_image(pixels, page.orientation, frames, warnings)
 
 
@@ -217,7 +227,8 @@ class _DamagedTags(Exception):
 
 def _by_pillow(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     """Upright RGB."""
-    image = open_with_pillow("TIFF", data)
+    silence_pillow()
+    image = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
     check_pixels(*image.size, max_pixels)
     image.load()
     return np.ascontiguousarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -265,17 +276,6 @@ def _plane(data: bytes, page: TiffPage, index: int) -> bytes:
     return whole.ljust(at, b"\0") + directory + bytes(size) + behind
 
 
-def _is_plain(page: TiffPage) -> bool:
-    if set(page.tags.get(_BITS, ())) != {8} or page.first(_PLANAR, 1) != 1 or _EXTRA in page.tags:
-        return False
-    if page.orientation_type not in (None, _SHORT) or page.first(_SAMPLE_FORMAT, 1) != 1:
-        return False
-    colour = (page.first(_PHOTOMETRIC, -1), page.first(_SAMPLES, 1))
-    if colour == (6, 3):
-        return page.first(_COMPRESSION, 1) == 7
-    return colour in ((1, 1), (2, 3), (5, 4))
-
-
 def _check_kind(page: TiffPage) -> None:
     bits = set(page.tags.get(_BITS, (1,)))
     readable = (
@@ -294,23 +294,9 @@ def _is_coded(page: TiffPage) -> bool:
     return page.first(_PHOTOMETRIC, 1) in (3, 6) or page.first(_COMPRESSION, 1) in (6, 7)
 
 
-@functools.cache
-def _vips() -> Any:
-    """libvips, with one thread an image: the decode threads are the parallelism."""
-    os.environ.setdefault("VIPS_CONCURRENCY", "1")
-    os.environ.setdefault("VIPS_WARNING", "0")
-    import logging
-
-    import pyvips
-
-    logging.getLogger("pyvips").setLevel(logging.CRITICAL)
-    pyvips.cache_set_max(0)
-    return pyvips
-
-
 def _by_vips(data: bytes, index: int, page: TiffPage) -> NDArray[Any]:
     """Samples [H, W, channels] as stored, palettes and inverted grey resolved."""
-    vips = _vips()
+    vips = libvips()
     try:
         image = vips.Image.tiffload_buffer(
             data, page=index, access="sequential", fail_on="error", memory=True
