@@ -113,7 +113,7 @@ chaos: $(READY)  ## 100 seeded schedules of kills and storage faults over a real
 chaos-review: $(READY) label-studio  ## 200 seeded schedules of faults between us and Label Studio (half an hour)
 	LABELFLEET_CHAOS=200 $(BIN)/pytest -q tests/e2e/test_review_faults.py
 
-fuzz: $(READY)  ## 26,000 damaged images, tars, zips, configs, Parquet files, answers and checkpoints
+fuzz: $(READY)  ## 38,000 damaged images, tars, zips, configs, Parquet files, answers and checkpoints
 	$(BIN)/python -m tests.support.fuzz.campaign $(FUZZ)
 
 audit: .venv-audit/.ready  ## known vulnerabilities of all that is installed; needs PyPI's own service

@@ -40,8 +40,10 @@ from workers.images.pixels import (
 from workers.images.preprocessing import ValueRange
 from workers.images.signatures import (
     bmp_masks,
+    bmp_warnings,
     bytes_after_end,
     check_psd,
+    gif_warnings,
     webp_size,
 )
 from workers.images.tiff import exif_orientation
@@ -61,6 +63,9 @@ _OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
 }
 
 
+_WARN: dict[str, Callable[[bytes], list[str]]] = {"BMP": bmp_warnings, "GIF": gif_warnings}
+
+
 def open_with_pillow(kind: str, data: bytes) -> Image.Image:
     """Open without decoding."""
     silence_pillow()
@@ -77,7 +82,7 @@ def decode_with_pillow(
         check_psd(data)
     if kind == "BMP" and (masks := bmp_masks(data)) is not None:
         return _decode_masked_bmp(data, masks, max_pixels)
-    warnings: list[str] = []
+    warnings = _WARN[kind](data) if kind in _WARN else []
     image = open_with_pillow(kind, data)
     check_pixels(*image.size, max_pixels)
     image.load()

@@ -51,7 +51,7 @@ class PngFile:
 
     Attributes:
         width, height, bits, colour: of its header.
-        pixels: the chunks that the pixels depend on, with their lengths and checksums.
+        pixels: the chunks that the pixels depend on by name, with their lengths and checksums.
         metadata: bodies of the chunks that tell the orientation, by order.
         profile: the compressed colour profile; empty: none.
         frames: what an animation says, 1 otherwise.
@@ -62,7 +62,7 @@ class PngFile:
     height: int
     bits: int
     colour: int
-    pixels: list[memoryview] = field(default_factory=list)
+    pixels: list[tuple[bytes, memoryview]] = field(default_factory=list)
     metadata: list[tuple[bytes, bytes]] = field(default_factory=list)
     profile: bytes = b""
     frames: int = 1
@@ -123,7 +123,7 @@ def read_png(data: bytes, max_pixels: int) -> PngFile:
             if not right and name != b"IEND":
                 what = "wrong checksum of" if whole else "the file ends in"
                 raise Undecodable(f"damaged PNG: {what} its chunk {name.decode()}")
-            png.pixels.append(view[start:end])
+            png.pixels.append((name, view[start:end]))
         elif not right or (seen[name] and name not in _SEVERAL):
             what = "appears twice" if right else "has a wrong checksum" if whole else "is cut off"
             png.warnings.append(f"corrupt data: chunk {name.decode('latin-1')!r} {what}")
@@ -214,9 +214,8 @@ def _samples(png: PngFile) -> NDArray[Any]:
     Transparency is left out of what libvips sees, since it would only add a channel.
     """
     vips = libvips()
-    chunks = [chunk for chunk in png.pixels if chunk[4:8] != b"IEND"]
-    if png.colour not in _COLOURED:
-        chunks = [chunk for chunk in chunks if chunk[4:8] != b"PLTE"]
+    wanted = (b"IHDR", b"PLTE", b"IDAT") if png.colour in _COLOURED else (b"IHDR", b"IDAT")
+    chunks = [chunk for name, chunk in png.pixels if name in wanted]
     plain = b"".join([SIGNATURE, *chunks, _chunk(b"IEND", b"")])
     try:
         image = vips.Image.pngload_buffer(

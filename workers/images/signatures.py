@@ -123,6 +123,39 @@ def bmp_masks(data: bytes) -> tuple[int, ...] | None:
     return struct.unpack_from("<III", data, 54) if len(data) >= 66 else None
 
 
+def bmp_warnings(data: bytes) -> list[str]:
+    """Return what a BMP's header says that its bytes contradict, where Pillow reads it anyway."""
+    header, bits = int.from_bytes(data[14:18], "little"), int.from_bytes(data[28:30], "little")
+    compression = int.from_bytes(data[30:34], "little")
+    if header < 40 or len(data) < 54:
+        return []
+    start, colours = (int.from_bytes(data[at : at + 4], "little") for at in (10, 46))
+    found = []
+    if bits <= 8 and colours > 1 << bits:
+        found.append(f"corrupt data: a palette of {colours} colours for {bits} bits a pixel")
+    if start < 14 + header:
+        found.append(f"corrupt data: its pixels are said to begin at byte {start}, in the header")
+    width, height = (int.from_bytes(data[at : at + 4], "little", signed=True) for at in (18, 22))
+    nbytes = (width * bits + 31) // 32 * 4 * abs(height)
+    if compression in (0, 3, 6) and max(start, 14 + header) + nbytes > len(data):
+        missing = max(start, 14 + header) + nbytes - len(data)
+        found.append(f"premature end: {missing} bytes of the last row are missing")
+    return found
+
+
+def gif_warnings(data: bytes) -> list[str]:
+    """Return what lies between a GIF's blocks up to its first image, where none should (GIF89a)."""
+    at = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
+    while at + 2 < len(data) and data[at] == 0x21:  # an extension: label, then sub-blocks
+        at += 2
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+        at += 1
+    if at < len(data) and data[at] != 0x2C:
+        return ["corrupt data: bytes between its blocks that are no block"]
+    return []
+
+
 _PSD_MODES = {
     0: "bitmap", 1: "grey", 2: "indexed", 3: "RGB", 4: "CMYK", 7: "multichannel", 8: "duotone",
     9: "Lab",

@@ -132,7 +132,8 @@ class _Reader:
         end = start + self._int(count_code, at) * entry
         for here in range(start, min(end, len(self._data) - entry + 1), entry):
             tag, kind = self._int("H", here), self._int("H", here + 2)
-            if tag not in _WANTED or kind not in _TYPES:
+            # As in libtiff, the first of several entries of one tag counts.
+            if tag not in _WANTED or kind not in _TYPES or tag in tags:
                 continue
             count, value = self._int(wide, here + 4), here + 4 + inline
             if count * _SIZES[kind] > inline:
@@ -209,6 +210,9 @@ def decode_tiff(
     _check_kind(page)
     warnings = profile_warning(bytes(v & 255 for v in page.tags.get(_ICC, ())))
     frames = max(1, sum(not p.reduced for p in pages))
+    extra, colours = len(page.tags.get(_EXTRA, ())), _COLOURS[page.first(_PHOTOMETRIC, 1)]
+    if (bands := page.first(_SAMPLES, 1)) > colours + extra:
+        warnings.append(f"ignored bands: its tags name {colours + extra} of {bands} samples")
     try:
         planes = page.first(_PLANAR, 1) == 2 and page.first(_SAMPLES, 1) > 1
         samples = _by_planes(data, page) if planes else _by_vips(data, index, page)
@@ -319,7 +323,7 @@ def _eight_bits(
     colours = _COLOURS[page.first(_PHOTOMETRIC, 1)]
     samples = samples[..., : colours if samples.shape[2] >= colours else 1]
     if samples.dtype != np.uint8:
-        bits = page.first(_BITS, 1) if samples.dtype == np.uint16 else None
+        bits = 16 if samples.dtype == np.uint16 else None
         try:
             samples = to_8_bits(samples, value_range, bits=bits, warnings=warnings)
         except Unsupported as exc:

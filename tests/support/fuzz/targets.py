@@ -36,6 +36,7 @@ from storage.stores.memory import MemoryStore
 from tests.support.fuzz import seeds as seeds
 from tests.support.fuzz.mutations import ANY, mutated
 from tests.support.fuzz.pictures import picture_mutations
+from tests.support.fuzz.strict import compare, newer_case
 from tests.support.fuzz.tars import TAR, squeezed
 from tests.support.samples.review_samples import loose_run, routed
 from workers.images.prepare import Opened, Prepared, open_image
@@ -394,6 +395,8 @@ TARGETS = {
     target.name: target
     for target in (
         Target("images", 10_000, _case_image, _run_image),
+        Target("pictures strict", 10_000, _case_image, lambda data, _: compare(data)),
+        Target("newer pictures strict", 2_000, newer_case, lambda data, _: compare(data)),
         Target("tars", 2_000, _case_tar, _run_tar),
         Target("zips", 1_000, _case_zip, _run_zip),
         Target("configs", 3_000, lambda s: _case_text((seeds.CONFIG.encode(),), s), _run_config),
