@@ -219,7 +219,7 @@ def _samples(png: PngFile) -> NDArray[Any]:
     plain = b"".join([SIGNATURE, *chunks, _chunk(b"IEND", b"")])
     try:
         image = vips.Image.pngload_buffer(
-            plain, access="sequential", fail_on="warning", memory=True, unlimited=True
+            plain, access="sequential", fail_on="warning", unlimited=True
         )
         samples: NDArray[Any] = image.numpy()
     except vips.Error as exc:

@@ -302,9 +302,7 @@ def _by_vips(data: bytes, index: int, page: TiffPage) -> NDArray[Any]:
     """Samples [H, W, channels] as stored, palettes and inverted grey resolved."""
     vips = libvips()
     try:
-        image = vips.Image.tiffload_buffer(
-            data, page=index, access="sequential", fail_on="error", memory=True
-        )
+        image = vips.Image.tiffload_buffer(data, page=index, access="sequential", fail_on="error")
         samples: NDArray[Any] = image.numpy()
     except vips.Error as exc:
         reason = " ".join(str(exc).split())[:200]

@@ -64,9 +64,8 @@ def compare(data: bytes, seconds: Sequence[Decoder] = ()) -> str:
         return "ok, not compared"
     if kind == "WebP" and max(height, width) > _WEBP_CANVAS:
         kind = "large WebP"
-    theirs = next(
-        (p for read in _SECOND.get(kind, (by_vips,)) if (p := read(data)) is not None), None
-    )
+    read = (second(data) for second in seconds or _SECOND.get(kind, (by_vips,)))
+    theirs = next((pixels for pixels in read if pixels is not None), None)
     assert theirs is not None, f"{kind}: the second decoder refuses it"
     assert theirs.shape == image.pixels.shape, f"{kind}: {theirs.shape}, not {image.pixels.shape}"
     difference = np.abs(image.pixels.astype(np.int16) - theirs)[opaque(data, image.size)]
