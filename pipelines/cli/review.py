@@ -58,31 +58,51 @@ def route(
         list[str] | None,
         typer.Option(metavar="RUN", help="Another run whose images are not asked about again."),
     ] = None,
+    alone: Alone = False,
+    show_boxes: Annotated[
+        str | None,
+        typer.Option(
+            "--show",
+            metavar="RULE",
+            help="Boxes that reviewers see: `auto` (those that pay), `score` (those that the "
+            "policy accepts) or `none`; default: the config's, or auto.",
+        ),
+    ] = None,
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Draw what people should see; needs no GPU. Never the same image twice."""
+    """Draw what people should see; needs no GPU. Never the same image twice.
+
+    What other runs of its review project queued or had answered is left out too, see --alone.
+    """
     from dataclasses import asdict
+    from typing import cast
 
     from rich.console import Group
     from rich.text import Text
 
     from pipelines.policy.choose import choose_policy, given_meaning
+    from pipelines.review.rounds import counted, runs_besides
     from pipelines.review.view import render_route
     from pipelines.routing.route import route_run
+    from pipelines.routing.showing import Show
+    from storage.review.settings import ReviewSettings, read_settings
     from storage.runs.ledger import new_invocation
     from storage.runs.lock import run_lock
 
     manifest = open_manifest(run, endpoint_url)
-    chosen = choose_policy(manifest, policy, accept, reject, storage_options(endpoint_url))
+    options = storage_options(endpoint_url)
+    chosen = choose_policy(manifest, policy, accept, reject, options)
+    others = runs_besides(manifest, answers_from or (), alone=alone, options=options)
+    kept = read_settings(manifest.store) or ReviewSettings()
     with run_lock(manifest.store, "labelfleet review route"):
         summary = route_run(
             manifest, budget=budget, policy=chosen, invocation=new_invocation(), seed=seed,
-            audit=audit, other_runs=[open_manifest(o, endpoint_url) for o in answers_from or ()],
+            audit=audit, other_runs=others, show=cast(Show, show_boxes or kept.show),
         )  # fmt: skip
-    meaning = given_meaning(chosen, accept, reject)
-    told = Group(render_route(summary), Text(meaning)) if meaning else render_route(summary)
-    show(told, asdict(summary), json_)
+    said = filter(None, (given_meaning(chosen, accept, reject), counted(others)))
+    fields = {**asdict(summary), "other_runs": [run.url for run in others]}
+    show(Group(render_route(summary), *map(Text, said)), fields, json_)
 
 
 @review_app.command(epilog="Example: labelfleet review push runs/cells --project blood-cells")
@@ -163,6 +183,7 @@ def pull(
     """Bring back what people answered, edited or deleted since the last pull."""
     from pipelines.label_studio.connect import open_server
     from pipelines.review.pull import pull_run
+    from pipelines.review.rounds import refresh_rounds
     from pipelines.review.settings import choose_settings
     from pipelines.review.view import render_pull
     from storage.runs.lock import run_lock
@@ -174,6 +195,7 @@ def pull(
             manifest, server, settings, everything=everything,
             accept_withdrawals=accept_withdrawals,
         )  # fmt: skip
+        refresh_rounds(manifest, server)
     show(render_pull(summary), summary.to_json(), json_)
     raise typer.Exit(3 if summary.unusable or summary.held_back or summary.unreadable else 0)
 
@@ -348,25 +370,25 @@ def decide(
     from pipelines.labels.decide import decide_run, read_set_aside
     from pipelines.labels.view import render_version
     from pipelines.policy.choose import choose_policy, given_meaning, thresholds_on
-    from pipelines.review.rounds import earlier_runs
+    from pipelines.review.rounds import counted, runs_besides
     from pipelines.review.settings import rename_classes
     from pipelines.truth.settle import Settling
     from storage.runs.lock import run_lock
 
     manifest = open_manifest(run, endpoint_url)
     options = storage_options(endpoint_url)
-    others = [open_manifest(other, endpoint_url) for other in answers_from or ()]
-    others += [] if alone else earlier_runs(manifest, options)
+    others = runs_besides(manifest, answers_from or (), alone=alone, options=options)
     chosen = choose_policy(manifest, policy, accept, reject, options)
     with run_lock(manifest.store, "labelfleet decide"):
         if rename:
             rename_classes(manifest, rename)
         lineage = decide_run(manifest, chosen, answers_from=others, settling=cast(Settling, settle))
     aside = read_set_aside(manifest, lineage)
-    meaning = given_meaning(chosen, accept, reject)
-    told = Group(render_version(lineage, aside), *([Text(meaning)] if meaning else []))
+    said = filter(None, (given_meaning(chosen, accept, reject), counted(others)))
+    told = Group(render_version(lineage, aside), *map(Text, said))
     fields = {
         **asdict(lineage),
+        "other_runs": [run.url for run in others],
         "thresholds_on": thresholds_on(chosen),
         "set_aside": [one.to_fields() for one in aside],
     }

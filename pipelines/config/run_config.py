@@ -195,6 +195,11 @@ class ReviewConfig(Part):
     answers_from: tuple[Url, ...] = Field(
         (), description="Other runs over the same images; what they asked is not asked again."
     )
+    show: Literal["auto", "score", "none"] = Field(
+        "auto",
+        description="Boxes that reviewers see: those that cost less shown than hidden, those that "
+        "the policy accepts, or none.",
+    )
     overlap: Overlap = Field(Overlap(), description="Several people answer some of the tasks.")
     people: tuple[str, ...] = Field(
         (), description="Who gets a tab of their own with a share of the tasks."

@@ -76,6 +76,7 @@ def _answer(
         was_blind=prediction is None,
         ground_truth=annotation.get("ground_truth") is True,
         unusable=() if skipped else left.unusable,
+        shown=tuple(region.bbox for region in shown.regions),
     )
 
 

@@ -60,6 +60,7 @@ class PlannedReview:
             overlap=(self.part.overlap.share, self.part.overlap.people),
             people=self.part.people,
             instructions=self.part.instructions,
+            show=self.part.show,
         )
         if settings.project != kept.project:
             settings = replace(settings, project_id=0)
@@ -75,5 +76,6 @@ class PlannedReview:
             seed=self.part.seed,
             audit=self.part.audit,
             other_runs=self.others,
+            show=self.part.show,
         )
         return summary.audit + summary.value

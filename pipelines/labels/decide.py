@@ -1,6 +1,7 @@
 """Merge model, policy and answers into a label version: ``labelfleet decide``. Needs no GPU.
 
-An answered image takes the whole answer, even an empty one; on every other image the policy judges
+An answered image takes the whole answer, even an empty one, and the policy's word on boxes that
+its reviewer was not shown (``Answer.hidden``); on every other image the policy judges
 the model's boxes, and boxes between the thresholds become ignore boxes. Boxes are
 clipped to their image; of boxes on one object the likeliest stays (``policy.one_object``). Answers
 are joined by sha256, so they survive a new checkpoint and never reach other pixels under an old
@@ -25,6 +26,7 @@ from pipelines.policy.box_batch import BoxBatch, box_batch
 from pipelines.policy.policy import Decision, Policy, Thresholds
 from pipelines.policy.statement import said_for
 from pipelines.truth.compared import AnsweredImage, ModelLabels, QueuePlaces, describe, to_jsonl
+from pipelines.truth.matching import covered
 from pipelines.truth.settle import AnswerBook, Settled, Settling, settle
 from pipelines.truth.usable import SetAside, usable_answers
 from storage.boxes import clipped
@@ -183,14 +185,15 @@ class _Merge:
         machine = self._by_model(ok, batch, ~by_people)
         if not by_people.any():
             return machine
-        people = rows_to_label_table(self._by_people(ok, by_people))
+        people = rows_to_label_table(self._by_people(ok, batch, by_people))
         order = np.argsort(np.concatenate([np.flatnonzero(~by_people), np.flatnonzero(by_people)]))
         return pa.concat_tables([machine, people]).take(pa.array(order))
 
     def totals(self) -> dict[str, int]:
         """Counts for the lineage, zeros included where their absence would be a question."""
         names = ("images_model", "images_human", "images_human_empty", "labels", "ignored",
-                 "rejected", "rejected_outside", "rejected_alternative")  # fmt: skip
+                 "rejected", "rejected_outside", "rejected_alternative",
+                 "labels_unseen", "ignored_unseen")  # fmt: skip
         return {
             **dict.fromkeys(names, 0),
             **self.counts,
@@ -202,7 +205,7 @@ class _Merge:
 
     def _by_model(self, ok: pa.Table, batch: BoxBatch, rows: NDArray[np.bool_]) -> pa.Table:
         judged = rows[batch.image]
-        kept = judged & batch.shown
+        kept = judged & batch.standing
         ignore = (batch.decisions != Decision.ACCEPT)[kept]
         here = np.flatnonzero(rows)
         labels = labels_array(
@@ -212,7 +215,7 @@ class _Merge:
             batch.scores[kept],
             ignore,
         )
-        rejected = batch.per_image(judged & ~batch.shown)[here].astype(np.int32)
+        rejected = batch.per_image(judged & ~batch.standing)[here].astype(np.int32)
         self.counts["images_model"] += len(here)
         self.counts["labels"] += int((~ignore).sum())
         self.counts["ignored"] += int(ignore.sum())
@@ -237,11 +240,15 @@ class _Merge:
         names = [*copied.column_names, *added]
         return pa.table(columns, names=names).select(LABEL_SCHEMA.names).cast(LABEL_SCHEMA)
 
-    def _by_people(self, ok: pa.Table, rows: NDArray[np.bool_]) -> list[LabelRow]:
+    def _by_people(self, ok: pa.Table, batch: BoxBatch, rows: NDArray[np.bool_]) -> list[LabelRow]:
         made = []
-        for row in ok.select(list(_COPIED)).filter(pa.array(rows)).to_pylist():
+        copied = ok.select(list(_COPIED)).filter(pa.array(rows)).to_pylist()
+        for image, row in zip(np.flatnonzero(rows), copied, strict=True):
             settled = self.book.settled[row["sha256"]]
-            labels = self._labels(settled, row["width"], row["height"])
+            unseen = _unseen(batch, int(image), settled)
+            labels = (*self._labels(settled, row["width"], row["height"]), *unseen)
+            self.counts["labels_unseen"] += sum(not label.ignore for label in unseen)
+            self.counts["ignored_unseen"] += sum(label.ignore for label in unseen)
             made.append(
                 LabelRow(
                     **row,
@@ -289,6 +296,27 @@ def _model_labels(batch: BoxBatch, image: int) -> ModelLabels:
     here = batch.image == image
     accepted, ignored = here & batch.accepted, here & batch.uncertain
     return ModelLabels(batch.boxes[accepted], batch.category_ids[accepted], batch.boxes[ignored])
+
+
+def _unseen(batch: BoxBatch, image: int, settled: Settled) -> list[Label]:
+    """What the policy makes of the model's boxes that an answer says nothing about.
+
+    See ``Answer.hidden``. Model boxes at such a place (IoU >= 0.5) stay labels or ignore boxes,
+    unless they overlap as much with a box that people left.
+    """
+    if not settled.answer.hidden:
+        return []
+    here = np.flatnonzero((batch.image == image) & batch.standing)
+    people = [box.bbox for box in (*settled.answer.boxes, *settled.disputed)]
+    at_hidden = covered(batch.boxes[here], np.array(settled.answer.hidden, np.float64))
+    answered = covered(batch.boxes[here], np.array(people, np.float64).reshape(-1, 4))
+    found = []
+    for at in here[at_hidden & ~answered]:
+        x1, y1, x2, y2 = batch.boxes[at].tolist()
+        ignore = not bool(batch.accepted[at])
+        category_id, score = int(batch.category_ids[at]), float(batch.scores[at])
+        found.append(Label((x1, y1, x2, y2), category_id, score, ignore, "model"))
+    return found
 
 
 def _has_area(label: Label) -> bool:

@@ -69,8 +69,8 @@ class BoxBatch:
         return np.asarray(self.decisions == Decision.REVIEW)
 
     @property
-    def shown(self) -> NDArray[np.bool_]:
-        """bool [N]: boxes that a reviewer would see."""
+    def standing(self) -> NDArray[np.bool_]:
+        """bool [N]: accepted or uncertain: what becomes a label or an ignore box."""
         return self.accepted | self.uncertain
 
     def per_image(self, amounts: NDArray[Any]) -> NDArray[np.float64]:

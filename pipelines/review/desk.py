@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.label_studio.client import KEY, LabelStudio, Project
-from pipelines.label_studio.tasks import ASSIGNED
+from pipelines.review.tasks import ASSIGNED
 from storage.errors import ReviewError
 from storage.review.settings import ReviewSettings
 
 INSTRUCTIONS = (
     "<p>Correct the boxes until they are right, then submit.</p><ul>"
     "<li><b>Submit unchanged</b>: every box is right, and none is missing.</li>"
+    "<li><b>Draw what is missing</b>, everything: boxes that the model is unsure of are not "
+    "shown.</li>"
     "<li><b>Submit without boxes</b>: none of the classes is there.</li>"
     "<li><b>Skip</b>: you cannot tell. It says nothing about the image.</li></ul>"
     "<p>Draw boxes tightly around what can be seen, and give each exactly one label.</p>"

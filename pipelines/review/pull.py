@@ -25,7 +25,8 @@ from pipelines.label_studio.client import (
     with_keys,
 )
 from pipelines.label_studio.send import delete_twins
-from pipelines.label_studio.tasks import queued
+from pipelines.review.hidden import with_hidden
+from pipelines.review.tasks import queued
 from pipelines.review.withdrawals import (
     RETRACTED,
     came_back,
@@ -123,7 +124,8 @@ def pull_run(
     if project is None:
         gone = project_is_gone(manifest, server, settings, accept=accept_withdrawals)
         return _summary(_Pulled(tombstones=gone), append_answers(manifest.store, gone), 0)
-    items = {q.item.sha256: q.item for q in queued(manifest)}
+    wanted = queued(manifest)
+    items = {q.item.sha256: q.item for q in wanted}
     records = list(read_answers(manifest.store))
     refs = list(server.task_refs(project.project_id))
     there = server.annotation_ids(project.project_id)
@@ -140,6 +142,7 @@ def pull_run(
     tasks = _touched(server, project, None if everything else since, sorted(keys))
     reader = _Reader(items, server.people(), project.identity, _Seen.of(records, everything))
     reader.read(tasks, pulled)
+    pulled.new = with_hidden(manifest, wanted, pulled.new)
     return _summary(pulled, append_answers(manifest.store, pulled.records), twins)
 
 

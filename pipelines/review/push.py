@@ -21,7 +21,9 @@ from pipelines.label_studio.interface import interface_of, label_config
 from pipelines.label_studio.regions import ShownBox
 from pipelines.label_studio.send import Sender, SendRules, delete_twins
 from pipelines.label_studio.serving import Serving
-from pipelines.label_studio.tasks import (
+from pipelines.review.copies import Copies, copy_images, unseen
+from pipelines.review.desk import prepare_desk
+from pipelines.review.tasks import (
     Queued,
     TaskMaker,
     in_order,
@@ -29,8 +31,6 @@ from pipelines.label_studio.tasks import (
     queued,
     shown_boxes,
 )
-from pipelines.review.copies import Copies, copy_images, unseen
-from pipelines.review.desk import prepare_desk
 from pipelines.truth.settle import settle
 from pipelines.truth.usable import usable_answers
 from storage.errors import ReviewError
@@ -209,7 +209,7 @@ class _Push:
         there = [q for q in wanted if q.item.sha256 in self.known]
         is_open = [
             q for q in there
-            if not self.known[q.item.sha256].touched and not self.maker.is_blind(q.item)
+            if not self.known[q.item.sha256].touched and not self.maker.is_blind(q)
         ]  # fmt: skip
         return _Plan(missing, is_open, len(there), len(new) - len(missing))
 
@@ -362,7 +362,7 @@ def _doubted(
         return []
     known |= {ref.key: ref for ref in server.task_refs(project.project_id, sorted(keys))}
     here = [q for q in sent if q.item.sha256 in keys & known.keys()]
-    return [q for q in here if not known[q.item.sha256].touched and not maker.is_blind(q.item)]
+    return [q for q in here if not known[q.item.sha256].touched and not maker.is_blind(q)]
 
 
 def _show_predictions(server: LabelStudio, project_id: int, model_version: str) -> None:

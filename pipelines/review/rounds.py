@@ -7,13 +7,15 @@ run queued an image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pipelines.label_studio.client import LabelStudio
 from storage.errors import LabelfleetError, ReviewError
 from storage.objects.protocols import StorageOptions
-from storage.review.settings import ReviewSettings, read_settings
+from storage.review.settings import ReviewSettings, read_settings, write_settings
 from storage.runs.manifest import Manifest
+from storage.urls import shown_url
 
 _MARK = "labelfleet run: "
 
@@ -42,6 +44,45 @@ def join_round(manifest: Manifest, server: LabelStudio, settings: ReviewSettings
     others = dict.fromkeys([*settings.rounds, *named])
     others.pop(manifest.url, None)
     return replace(settings, project_id=project.project_id, rounds=tuple(others))
+
+
+def refresh_rounds(manifest: Manifest, server: LabelStudio) -> None:
+    """Remember runs that joined the project since the last push. The caller holds the run's lock.
+
+    Does nothing where nothing was pushed yet, or the project is gone.
+    """
+    kept = read_settings(manifest.store)
+    if kept is not None and kept.project_id:
+        write_settings(manifest.store, join_round(manifest, server, kept))
+
+
+def runs_besides(
+    manifest: Manifest,
+    given: Sequence[str],
+    *,
+    alone: bool,
+    options: StorageOptions | None = None,
+) -> list[Manifest]:
+    """The runs whose queues and answers count beside a run's own, each once.
+
+    Args:
+        manifest: the run.
+        given: URLs of further runs, from the command line.
+        alone: leave out the other runs of its review project.
+        options: how to reach their outputs.
+
+    Raises:
+        LabelfleetError: one of them cannot be read.
+    """
+    runs = [Manifest.open(url, options) for url in given]
+    runs += [] if alone else earlier_runs(manifest, options)
+    by_url = {run.url: run for run in runs if run.url != manifest.url}
+    return list(by_url.values())
+
+
+def counted(runs: Sequence[Manifest]) -> str:
+    """Which other runs count, for people; '' where there is none."""
+    return f"counts too: {', '.join(shown_url(run.url) for run in runs)}" if runs else ""
 
 
 def earlier_runs(manifest: Manifest, options: StorageOptions | None = None) -> list[Manifest]:

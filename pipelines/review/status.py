@@ -12,7 +12,7 @@ from pipelines.evaluation.annotators import PeopleReport, people_report
 from pipelines.evaluation.audit import AuditReport, audit_report
 from pipelines.label_studio.client import LabelStudio
 from pipelines.label_studio.connect import open_server
-from pipelines.label_studio.tasks import queued
+from pipelines.review.tasks import queued
 from storage.errors import LabelfleetError
 from storage.labels.versions import versions
 from storage.review.answers import Answer, read_answers, standing

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from pipelines.policy.policy import Policy
 from pipelines.routing.audit_draw import allocate
 from pipelines.routing.candidates import Likeness
 from pipelines.routing.cost import Budget, CostModel, learn_cost
+from pipelines.routing.showing import Show, ShowRule
 from pipelines.routing.signals import SIGNALS
 from pipelines.routing.survey import Candidate, Earlier, RouteOptions, RunSurvey
 from storage.errors import ConfigError
@@ -67,6 +69,7 @@ def route_run(
     audit: float = 0.2,
     cost: CostModel | None = None,
     other_runs: Sequence[Manifest] = (),
+    show: Show = "auto",
 ) -> RouteSummary:
     """Draw the review queue of one invocation. Needs no GPU; the caller holds the run's lock.
 
@@ -80,6 +83,7 @@ def route_run(
         cost: None: learned from lead times where 20 answers have one, else the stated model.
         other_runs: earlier rounds over the same images, as for ``decide.decide_run``: what is in
             their queues is not asked about again.
+        show: which boxes people see, see ``ShowRule``.
 
     Raises:
         ConfigError: the budget cannot be read, or the policy does not fit the run.
@@ -89,7 +93,10 @@ def route_run(
         raise ConfigError(f"an audit share of {audit}", hint="give a share between 0 and 1")
     runs = [manifest, *other_runs]
     stated = cost or cost_of(standing(*(read_answers(run.store) for run in runs)))
-    options = RouteOptions(Budget.parse(budget), audit, seed, stated)
+    if show not in get_args(Show):
+        raise ConfigError(f"review.show {show!r}", hint=f"one of {', '.join(get_args(Show))}")
+    rule = ShowRule.choose(show, stated)
+    options = RouteOptions(Budget.parse(budget), audit, seed, stated, show=rule)
     return route(manifest, policy, invocation, options, other_runs)
 
 
@@ -124,6 +131,7 @@ def route(
         strata=strata,
         frame=write_frame(manifest.store, shards) if len(shards) else "",
         passed_over=dict(survey.passed_over),
+        show=options.show.to_fields(),
     )
     key = write_queue(manifest.store, len(earlier.heads), head, items)
     return _summary(key, head, items)

@@ -31,7 +31,7 @@ def doubtful_label(batch: BoxBatch) -> Amounts:
 
 def faint_box(batch: BoxBatch) -> Amounts:
     """Boxes below the reject threshold that may be right all the same: objects missed."""
-    return np.where(batch.shown | batch.alternative, 0.0, batch.right)
+    return np.where(batch.standing | batch.alternative, 0.0, batch.right)
 
 
 def contested_class(batch: BoxBatch) -> Amounts:
@@ -49,14 +49,14 @@ def class_margin(batch: BoxBatch) -> Amounts:
     if top.shape[1] < 2:
         return np.zeros(len(top))
     share = top[:, 1] / np.maximum(top[:, 0] + top[:, 1], 1e-9)
-    return np.where(batch.shown, share, 0.0).astype(np.float64)
+    return np.where(batch.standing, share, 0.0).astype(np.float64)
 
 
 def score_entropy(batch: BoxBatch) -> Amounts:
     """Entropy of right or wrong, in bits: 1 where either is equally likely."""
     p = np.clip(batch.right, 1e-9, 1 - 1e-9)
     bits = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    return np.where(batch.shown, bits, 0.0)
+    return np.where(batch.standing, bits, 0.0)
 
 
 def box_spread(batch: BoxBatch) -> Amounts:
@@ -68,7 +68,7 @@ def box_spread(batch: BoxBatch) -> Amounts:
     sides = np.maximum(batch.boxes[:, 2:] - batch.boxes[:, :2], 1.0)
     relative = batch.box_std / np.tile(sides, 2)
     spread = np.nan_to_num(np.minimum(2.0 * relative.mean(axis=1), 1.0), nan=0.0)
-    return np.where(batch.shown, spread, 0.0).astype(np.float64)
+    return np.where(batch.standing, spread, 0.0).astype(np.float64)
 
 
 def disagreement(batch: BoxBatch) -> Amounts:

@@ -17,6 +17,7 @@ from pipelines.policy.policy import Policy
 from pipelines.routing.audit_draw import StratumDraw, random_key
 from pipelines.routing.candidates import BestPool
 from pipelines.routing.cost import Budget, CostModel
+from pipelines.routing.showing import ShowRule
 from pipelines.routing.signals import SIGNALS, Weighted, measure
 from storage.review.answers import read_answers, standing
 from storage.review.frames import Frames, read_frame, shard_numbers
@@ -43,6 +44,7 @@ class RouteOptions:
         near_duplicate_bits: Hamming distance of phash; None: keep near duplicates.
         rare_quota: share of the value budget kept for classes that are rare.
         signals: what speaks for a look.
+        show: which boxes people see; their time is estimated for it.
     """
 
     budget: Budget
@@ -52,6 +54,7 @@ class RouteOptions:
     near_duplicate_bits: int | None = NEAR_DUPLICATE_BITS
     rare_quota: float = RARE_QUOTA
     signals: Mapping[str, Weighted] = field(default_factory=lambda: SIGNALS)
+    show: ShowRule = field(default_factory=ShowRule)
 
     @property
     def most_images(self) -> int:
@@ -239,10 +242,12 @@ class RunSurvey:
         """Human time: to check what is shown, and to correct what is wrong or missing.
 
         Not the corrections that a look is worth: a right box in the uncertain band is worth one,
-        and costs none, since it is shown.
+        and costs one only where it is hidden.
         """
-        to_correct = np.where(batch.shown, 1.0 - batch.right, batch.right)
-        return self._options.cost.seconds(batch.per_image(batch.shown), batch.per_image(to_correct))
+        shown = self._options.show.shown(batch)
+        to_draw = np.where(batch.alternative, 0.0, batch.right)  # another box has the same object
+        to_correct = np.where(shown, 1.0 - batch.right, to_draw)
+        return self._options.cost.seconds(batch.per_image(shown), batch.per_image(to_correct))
 
     def _see_audit(self, page: _Page) -> None:
         self.population += len(page.rows)
@@ -269,7 +274,7 @@ class RunSurvey:
 
     def _see_classes(self, page: _Page) -> None:
         batch, n = page.batch, len(self.rare)
-        mass = np.where(batch.shown, batch.right, 0.0)
+        mass = np.where(batch.standing, batch.right, 0.0)
         self.class_mass += np.bincount(batch.category_ids, weights=mass, minlength=n)
         cell = batch.image * n + batch.category_ids
         amounts = np.bincount(cell, weights=page.per_box, minlength=batch.images * n)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.truth.bulk import accepted_in_bulk
-from pipelines.truth.matching import Corrections, compare, iou_matrix
+from pipelines.truth.matching import Corrections, compare, covered
 from pipelines.truth.settle import AnswerBook, Settled
 from storage.errors import StorageError
 from storage.review.queue import ReviewItem, queue_parts, read_head, read_queue
@@ -155,10 +155,13 @@ class ModelLabels:
         truth = np.array([box.bbox for box in answer.boxes], np.float64).reshape(-1, 4)
         ids = np.array([names.index(box.category) for box in answer.boxes], np.int64)
         disputed = np.array([box.bbox for box in settled.disputed], np.float64).reshape(-1, 4)
-        judged = ~_covered(self.boxes, disputed)  # people disagree: neither right nor wrong
+        hidden = np.array(answer.hidden, np.float64).reshape(-1, 4)
+        # People disagree about them, or said nothing of them: neither right nor wrong.
+        judged = ~covered(self.boxes, disputed)
+        judged &= ~covered(self.boxes, hidden) | covered(self.boxes, truth)
         boxes, category_ids = self.boxes[judged], self.category_ids[judged]
         found = compare(boxes, category_ids, truth, ids)
-        unseen = ~_covered(truth, boxes) & _covered(truth, self.ignored)
+        unseen = ~covered(truth, boxes) & covered(truth, self.ignored)
         return {
             **asdict(found),
             "missed_ignored": min(int(unseen.sum()), found.missed),
@@ -166,12 +169,6 @@ class ModelLabels:
             "lead_time_s": answer.lead_time_s,
             "bulk": accepted_in_bulk(answer),
         }
-
-
-def _covered(boxes: NDArray[Any], by: NDArray[Any]) -> NDArray[np.bool_]:
-    """bool [N]: boxes that one of ``by`` overlaps with IoU >= 0.5."""
-    iou = iou_matrix(boxes, by)
-    return np.asarray((iou >= 0.5).any(axis=1) if iou.size else np.zeros(len(iou), np.bool_))
 
 
 def _line(image_id: str, sha256: str, place: QueueEntry | None, state: str) -> AnsweredImage:

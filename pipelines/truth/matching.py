@@ -61,6 +61,12 @@ def iou_matrix(a: Boxes, b: Boxes) -> NDArray[np.float64]:
     return out
 
 
+def covered(boxes: Boxes, by: Boxes) -> NDArray[np.bool_]:
+    """bool [N]: boxes [N, 4] that one of ``by`` [M, 4] overlaps with IoU >= 0.5."""
+    iou = iou_matrix(boxes, by)
+    return np.asarray((iou >= 0.5).any(axis=1) if iou.size else np.zeros(len(iou), np.bool_))
+
+
 def match(iou: NDArray[np.float64], at_least: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Pair greedily in the order of rows, each with its best free column, as COCO's matching does.
 

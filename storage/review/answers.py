@@ -71,6 +71,11 @@ class Answer:
             tombstone: a copy of the answer that it withdraws.
         project: Label Studio's project as it identifies itself; '' in answers of older versions.
         ground_truth: somebody gave the annotation Label Studio's star: it is gold.
+        shown: boxes that the person began with.
+        hidden: boxes of the model at places where the person was shown none and drew none. The
+            answer says nothing about them; everywhere else it is the last word. Empty for audit
+            images, which are to be labelled whole, for tasks without boxes, and in answers of
+            older versions, whose tasks hid nothing.
     """
 
     image_id: str
@@ -89,6 +94,8 @@ class Answer:
     withdrawn: str = ""
     project: str = ""
     ground_truth: bool = False
+    shown: tuple[Xyxy, ...] = ()
+    hidden: tuple[Xyxy, ...] = ()
 
     @property
     def annotation(self) -> tuple[str, int, int]:
@@ -126,6 +133,8 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("withdrawn", pa.string()),
         pa.field("project", pa.string()),
         pa.field("ground_truth", pa.bool_()),
+        pa.field("shown", pa.list_(pa.list_(pa.float32(), 4))),
+        pa.field("hidden", pa.list_(pa.list_(pa.float32(), 4))),
     ]
 )
 
@@ -156,8 +165,9 @@ def _answer(row: dict[str, Any]) -> Answer:
     boxes = tuple(ReviewedBox(**_with_tuple(box)) for box in row["boxes"])
     deleted = tuple(DeletedBox(**_with_tuple(box)) for box in row["deleted"])
     unusable = tuple(row["unusable"] or ())
-    added = {name: row[name] or "" for name in ("withdrawn", "project")}
+    added: dict[str, Any] = {name: row[name] or "" for name in ("withdrawn", "project")}
     added["ground_truth"] = bool(row["ground_truth"])
+    added |= {name: tuple(map(tuple, row[name] or ())) for name in ("shown", "hidden")}
     fields = {**row, **added, "boxes": boxes, "deleted": deleted, "unusable": unusable}
     return Answer(**fields)
 
@@ -193,8 +203,9 @@ def standing(*runs: Iterable[Answer]) -> list[Answer]:
     return [record for record in merged.values() if not record.withdrawn]
 
 
-def _rank(record: Answer) -> tuple[datetime, bool]:
-    return record.submitted_at, bool(record.withdrawn)
+def _rank(record: Answer) -> tuple[datetime, bool, bool]:
+    # Of two runs that pulled one answer, the run whose boxes were shown knows what was hidden.
+    return record.submitted_at, bool(record.withdrawn), bool(record.hidden)
 
 
 def _with_tuple(box: dict[str, Any]) -> dict[str, Any]:

@@ -141,6 +141,8 @@ class QueueHead:
         strata: every stratum known after this routing.
         frame: key of the list of shards first seen here (storage/review/frames.py); '' if none.
         passed_over: images not routed and why: counts by reason.
+        show: which boxes people see, see ``routing.showing.ShowRule``; empty in parts of older
+            versions, which show everything from ``reject`` up.
     """
 
     invocation: str
@@ -154,6 +156,7 @@ class QueueHead:
     strata: tuple[Stratum, ...]
     frame: str = ""
     passed_over: dict[str, int] = field(default_factory=dict)
+    show: dict[str, Any] = field(default_factory=dict)
 
 
 def queue_parts(store: SupportsList) -> list[str]:

@@ -31,6 +31,7 @@ class ReviewSettings:
         overlap: which share of the tasks (0 to 1) how many people answer; (1.0, 1): one each.
         people: who gets a tab with a share of the tasks; empty: everybody takes the next task.
         instructions: for annotators, as HTML; '' for those that are built in.
+        show: which boxes reviewers see: ``auto``, ``score`` or ``none``.
         rounds: URLs of the other runs of the project, whose answers count here too.
     """
 
@@ -43,6 +44,7 @@ class ReviewSettings:
     people: tuple[str, ...] = ()
     instructions: str = ""
     rounds: tuple[str, ...] = ()
+    show: str = "auto"
 
 
 class SupportsSettings(SupportsGet, SupportsPut, Protocol):

@@ -20,11 +20,11 @@ from pipelines.label_studio.client import LabelStudio
 from pipelines.label_studio.connect import open_server
 from pipelines.label_studio.http import LabelStudioHttp
 from pipelines.label_studio.serving import KEY_ID, SECRET, choose_serving
-from pipelines.label_studio.tasks import queued
 from pipelines.label_studio.token import VARIABLE, Token
 from pipelines.review.copies import copy_images, existing, showable
 from pipelines.review.pull import pull_run
 from pipelines.review.push import push_run
+from pipelines.review.tasks import queued
 from storage.errors import ConfigError, ImageError, ReviewError
 from storage.objects.protocols import StorageOptions
 from storage.review.settings import ReviewSettings

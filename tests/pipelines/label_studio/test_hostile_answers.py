@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipelines.label_studio.client import LabelStudio
-from pipelines.label_studio.tasks import queued
 from pipelines.review.pull import PullSummary, pull_run
+from pipelines.review.tasks import queued
 from storage.errors import ReviewError
 from storage.review.answers import read_answers
 from storage.review.settings import ReviewSettings

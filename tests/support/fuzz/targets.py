@@ -328,7 +328,7 @@ _HOSTILE = (
 
 
 def _case_answers(seed: int) -> bytes:
-    from pipelines.label_studio.tasks import queued
+    from pipelines.review.tasks import queued
 
     rng = random.Random(seed)
     items = queued(_reviewed())

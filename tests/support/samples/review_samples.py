@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipelines.policy.policy import Policy
-from pipelines.routing.route import route_run
+from pipelines.routing.cost import Budget
+from pipelines.routing.route import route
+from pipelines.routing.survey import RouteOptions
 from storage.objects.protocols import ObjectStore
 from storage.records import AnnotationRow, Detections, Shard, Xyxy, shard_id_of
 from storage.runs.manifest import Manifest
@@ -95,6 +97,6 @@ def _row(key: str, raw: bytes, detections: Detections) -> AnnotationRow:
 
 
 def routed(manifest: Manifest, budget: str = "1000 images", *, audit: float = 0.2) -> Manifest:
-    """The same run, after one routing."""
-    route_run(manifest, budget=budget, policy=POLICY, invocation="i1", audit=audit)
+    """The same run, after one routing that shows everything from ``reject`` up."""
+    route(manifest, POLICY, "i1", RouteOptions(Budget.parse(budget), audit))
     return manifest

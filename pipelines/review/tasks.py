@@ -14,6 +14,7 @@ from pipelines.label_studio.interface import Interface
 from pipelines.label_studio.regions import ShownBox, to_result
 from pipelines.policy.box_batch import box_batch
 from pipelines.policy.policy import Policy, Thresholds
+from pipelines.routing.showing import ShowRule
 from storage.review.queue import QueueHead, ReviewItem, queue_parts, read_head, read_queue
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
@@ -26,8 +27,14 @@ class Queued:
     item: ReviewItem
     head: QueueHead
 
+    @property
+    def rule(self) -> ShowRule:
+        """Which of its boxes people see."""
+        return ShowRule.from_fields(self.head.show)
+
 
 ASSIGNED = "assigned_to"  # the field of a task's data that a person's tab filters by
+SHOWN = "boxes_shown"  # the field that says which boxes are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +55,13 @@ class TaskMaker:
     audit_blind: bool = False
     people: tuple[str, ...] = ()
 
-    def is_blind(self, item: ReviewItem) -> bool:
+    def is_blind(self, one: Queued) -> bool:
         """Whether this image is shown without boxes."""
-        return self.audit_blind and item.part == "audit"
+        return one.rule.how == "none" or (self.audit_blind and one.item.part == "audit")
 
-    def task(self, item: ReviewItem, url: str, boxes: Sequence[ShownBox]) -> dict[str, Any]:
+    def task(self, one: Queued, url: str, boxes: Sequence[ShownBox]) -> dict[str, Any]:
         """What is imported. Whether it is an audit image is left out, since it could bias."""
+        item = one.item
         fields = {
             self.names.field: url,
             "why": why(item),
@@ -62,10 +70,12 @@ class TaskMaker:
             "run": self.run,
             KEY: item.sha256,
         }
+        if told := one.rule.says(Policy.from_config(one.head.policy)):
+            fields[SHOWN] = told
         if self.people:
             fields[ASSIGNED] = self.people[item.order % len(self.people)]
         made: dict[str, Any] = {"data": fields}
-        if not self.is_blind(item):
+        if not self.is_blind(one):
             made["predictions"] = [self.prediction(item, boxes)]
         return made
 
@@ -104,7 +114,7 @@ def queued(manifest: Manifest) -> list[Queued]:
 
 
 def shown_boxes(manifest: Manifest, wanted: Sequence[Queued]) -> dict[str, list[ShownBox]]:
-    """The boxes to show, by sha256: those that the policy of the routing accepts or is unsure of.
+    """The boxes to show, by sha256: those that the routing's rule picks.
 
     Boxes keep their place among the row's detections as their name. An image whose row is no
     longer live is missing.
@@ -118,7 +128,7 @@ def shown_boxes(manifest: Manifest, wanted: Sequence[Queued]) -> dict[str, list[
         ids = zip(*(table.column(name).to_pylist() for name in columns[:2]), strict=True)
         for row, identity in enumerate(ids):
             if (here := by_image.get(identity)) is not None:
-                found[here.item.sha256] = judges.boxes(table.slice(row, 1), here.head)
+                found[here.item.sha256] = judges.boxes(table.slice(row, 1), here)
     return found
 
 
@@ -129,8 +139,8 @@ class _Judges:
         self._identity = manifest.record.identity
         self._made: dict[str, Thresholds] = {}
 
-    def boxes(self, row: pa.Table, head: QueueHead) -> list[ShownBox]:
-        batch = box_batch(row, self._of(head))
+    def boxes(self, row: pa.Table, one: Queued) -> list[ShownBox]:
+        batch = box_batch(row, self._of(one.head))
         names = [c.name for c in self._identity.categories]
         return [
             ShownBox(
@@ -139,7 +149,7 @@ class _Judges:
                 category=names[batch.category_ids[at]],
                 score=float(batch.scores[at]),
             )
-            for at in np.flatnonzero(batch.shown)
+            for at in np.flatnonzero(one.rule.shown(batch))
         ]
 
     def _of(self, head: QueueHead) -> Thresholds:
@@ -164,4 +174,4 @@ def in_order(
     for one in wanted:
         sha256 = one.item.sha256
         if sha256 in boxes and sha256 in urls:
-            yield maker.task(one.item, urls[sha256], boxes[sha256])
+            yield maker.task(one, urls[sha256], boxes[sha256])

@@ -6,8 +6,8 @@ import pytest
 
 from pipelines.label_studio.interface import Interface, label_config
 from pipelines.label_studio.regions import ShownBox
-from pipelines.label_studio.tasks import TaskMaker, in_order, queued, shown_boxes
 from pipelines.policy.policy import Policy
+from pipelines.review.tasks import TaskMaker, in_order, queued, shown_boxes
 from pipelines.routing.route import route_run
 from storage.stores.memory import MemoryStore
 from tests.support.samples.review_runs import random_run
@@ -29,12 +29,15 @@ def test_the_sdk_accepts_interface_tasks_and_predictions() -> None:
     judge.validate()
     tasks = list(in_order(wanted, boxes, urls, maker))
     assert len(tasks) == 20
-    assert sum(len(t["predictions"][0]["result"]) for t in tasks) > 50
+    assert sum(len(t["predictions"][0]["result"]) for t in tasks) > 20
+    assert {t["data"]["boxes_shown"] for t in tasks} == {
+        "only boxes that are right with a probability above 61% (estimated): draw what is missing"
+    }
     for task in tasks:
         (prediction,) = task.pop("predictions")  # with it the SDK's validate_task fails by itself
         assert judge.validate_task(task)
         assert judge.validate_prediction(prediction, return_errors=True) == []
     # It does look: a label the interface lacks and a box of the wrong kind are refused.
     odd = ShownBox("box0", (1.0, 1.0, 9.0, 9.0), "fly", 0.9)
-    wrong = maker.task(wanted[0].item, "https://example.org/x.jpg", [odd])
+    wrong = maker.task(wanted[0], "https://example.org/x.jpg", [odd])
     assert judge.validate_prediction(wrong["predictions"][0], return_errors=True) != []
