@@ -22,7 +22,7 @@ from pipelines.label_studio.http import LabelStudioHttp
 from pipelines.label_studio.interface import Interface, label_config
 from pipelines.label_studio.regions import ShownBox, to_result
 from pipelines.label_studio.send import Sender
-from pipelines.label_studio.token import VARIABLE, Token
+from pipelines.label_studio.token import Token
 
 CLASSES = ("RBC", "WBC", "Platelets")
 
@@ -97,10 +97,7 @@ def main() -> None:
     parser.add_argument("--boxes", type=int, default=20)
     given = parser.parse_args()
     token = Token.from_environment()
-    header = {"Authorization": token.header(lambda _: "")}
-    if token.kind == "personal":
-        raise SystemExit(f"the bare POSTs need a legacy token in {VARIABLE}")
-    bare = httpx.Client(base_url=given.url, headers=header, timeout=300)
+    bare = httpx.Client(base_url=given.url, auth=token.auth(given.url), timeout=300)
     server = Compared(LabelStudioHttp(given.url, token), bare)
     seconds = push(server, made_tasks(given.tasks, given.boxes))
     rates = {

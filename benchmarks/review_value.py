@@ -28,6 +28,11 @@ wrong, independently, with the share that is right at their score in this very g
 (isotonic regression); whoever knows those shares exactly is compared with an oracle that knows the
 draw.
 
+``--shown`` measures what showing boxes costs people instead: seconds an image over all images of
+the part, with the boxes shown from ``reject`` up, with none, with those that the product shows
+(``review.show: auto`` with the built-in prior, and fitted on the other part), and with those above
+the score that would have been best here. A right box that is hidden has to be drawn.
+
 Each set is read twice: with ground truth as it is, and ``untouched boxes forgiven``, where a
 predicted box that touches no true box (IoU below 0.1) is neither an error nor work. Where ground
 truth lacks objects, such boxes are mostly objects that nobody labelled: an oracle finds the images
@@ -46,16 +51,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.policy.box_batch import box_batch
 from pipelines.policy.fit import fit_run
 from pipelines.policy.policy import ClassThresholds, Curve, Decision, Policy, Thresholds
 from pipelines.routing.cost import Budget, CostModel
 from pipelines.routing.route import route
+from pipelines.routing.showing import ShowRule
 from pipelines.routing.survey import RouteOptions
 from pipelines.truth.judge import TrueBoxes, truth_images
 from pipelines.truth.matching import Corrections, compare, iou_matrix
 from storage.coco.truth import Truth, read_truth
 from storage.records import AnnotationRow
 from storage.review.queue import read_queue
+from storage.runs.annotation_rows import rows_to_table
 from storage.runs.manifest import Manifest
 from storage.stores.memory import MemoryStore
 
@@ -161,6 +169,61 @@ def orders(
         found["ours, fitted"] = [ours(seed, 0.0, fitted) for seed in seeds]
     found["oracle"] = [sorted(images, key=lambda i: -i.errors.errors / i.seconds(cost))]
     return found
+
+
+def human_cost(manifest: Manifest, truth: Truth, fitted: Policy | None) -> dict[str, Any]:
+    """Seconds an image and boxes shown an image, by cost model and by what is shown."""
+    rows = list(truth_images(manifest, truth, allow_missing=True))
+    found: dict[str, Any] = {"images": len(rows)}
+    for name, cost in COSTS.items():
+        auto = ShowRule.choose("auto", cost)
+        rules: dict[str, tuple[ShowRule, Policy]] = {
+            "from reject up": (ShowRule(), POLICY.model_copy(update={"one_object": None})),
+            "none": (ShowRule("none"), POLICY),
+            "auto, prior": (auto, POLICY),
+        }
+        if fitted is not None:
+            rules["auto, fitted"] = (auto, fitted)
+        found[name] = {said: _shown(manifest, rows, *rule, cost) for said, rule in rules.items()}
+        tried = [
+            _shown(manifest, rows, ShowRule("score"), Policy(accept=float(at), reject=0.05), cost)
+            | {"score": float(at)}
+            for at in np.arange(0.1, 1.0, 0.05)
+        ]
+        found[name]["best score, in hindsight"] = min(tried, key=lambda one: one["seconds"])
+    return found
+
+
+def _shown(
+    manifest: Manifest,
+    rows: Sequence[tuple[AnnotationRow, TrueBoxes]],
+    rule: ShowRule,
+    policy: Policy,
+    cost: CostModel,
+) -> dict[str, float]:
+    thresholds = policy.thresholds(manifest.record.identity.categories)
+    seconds, shown = [], []
+    for row, true in rows:
+        d = row.detections
+        batch = box_batch(rows_to_table([row]), thresholds)
+        seen = np.flatnonzero(rule.shown(batch) & true.counts(d.boxes, d.category_ids))
+        needed = compare(
+            d.boxes[seen], d.category_ids[seen], true.boxes, true.category_ids
+        ).errors  # fmt: skip
+        seconds.append(float(cost.seconds(len(seen), needed)))
+        shown.append(len(seen))
+    return {"seconds": float(np.mean(seconds)), "shown": float(np.mean(shown))}
+
+
+def _print_cost(name: str, found: dict[str, Any]) -> None:
+    print(f"\n{name}, {found['images']} images: seconds an image (boxes shown)")
+    for cost in COSTS:
+        told = (
+            f"{said} {one['seconds']:.0f} s ({one['shown']:.1f})"
+            + (f" at {one['score']:.2f}" if "score" in one else "")
+            for said, one in found[cost].items()
+        )
+        print(f"  {cost}: {'; '.join(told)}")
 
 
 def fitted_on(manifest: Manifest, truth: Truth) -> Policy:
@@ -322,6 +385,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("test", "tune"), default="test")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--shown", action="store_true", help="What showing boxes costs people.")
     options = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
     forgiven: dict[str, dict[str, Any]] = {}
@@ -334,10 +398,20 @@ def main() -> None:
         # Nothing is ever fitted on test.
         fitted = fitted_on(*parts[other]) if other == "tune" else None
         run, truth = parts[options.part]
+        if options.shown:
+            # Curves as `fit` makes them: the rule compares probabilities.
+            own = fit_run(*parts[other]).policy if other == "tune" else None
+            found[folder.name] = human_cost(run, truth, own)
+            _print_cost(folder.name, found[folder.name])
+            continue
         seeds = range(options.seeds)
         found[folder.name] = measure(folder.name, run, truth, seeds, fitted, forgive=False)
         name = f"{folder.name}, untouched boxes forgiven"
         forgiven[folder.name] = measure(name, run, truth, seeds, fitted, forgive=True)
+    if options.shown:
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
+        return
     summarise(found)
     print("\nuntouched boxes forgiven:")
     summarise(forgiven)

@@ -23,7 +23,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, Protocol
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from pipelines.label_studio.errors import (
     OutcomeUnknown,
@@ -158,17 +161,33 @@ class LabelStudio:
         Should two come of it, everyone takes the older: see ``find_project``.
         """
         body = {"title": title, "label_config": label_config, **fields}
-        for doubt in range(_TRIES):
-            try:
-                made = _project(self.http.send("POST", "/api/projects", body, repeatable=False))
-                return (self.find_project(title) or made) if doubt else made
-            except OutcomeUnknown:
-                self.http.sleep(1.0)
-                if found := self.find_project(title):
-                    return found
-        raise ReviewUnavailable(
-            f"Label Studio failed {_TRIES} times to create the project {title!r}",
-            hint="look at its log, then run the same command again",
+        retrying = self._in_doubt(1.0)
+
+        def create() -> Project:
+            doubt = retrying.statistics["attempt_number"] > 1
+            if doubt and (found := self.find_project(title)):
+                return found
+            made = _project(self.http.send("POST", "/api/projects", body, repeatable=False))
+            return (self.find_project(title) or made) if doubt else made
+
+        try:
+            return retrying(create)
+        except OutcomeUnknown as exc:
+            if found := self.find_project(title):
+                return found
+            raise ReviewUnavailable(
+                f"Label Studio failed {_TRIES} times to create the project {title!r}",
+                hint="look at its log, then run the same command again",
+            ) from exc
+
+    def _in_doubt(self, pause_s: float) -> Retrying:
+        """Repeats what is harmless to do twice, or looks first whether it was done."""
+        return Retrying(
+            retry=retry_if_exception_type(OutcomeUnknown),
+            stop=stop_after_attempt(_TRIES),
+            wait=wait_fixed(pause_s),
+            sleep=self.http.sleep,
+            reraise=True,
         )
 
     def update_project(self, project_id: int, **fields: Any) -> Project:
@@ -303,14 +322,8 @@ class LabelStudio:
             OutcomeUnknown: it keeps failing; an unreachable endpoint shows like that too.
         """
         body = {"project": project_id, **fields}
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                self.http.send("POST", f"/api/storages/{kind}", body, repeatable=False)
-                return
-            except OutcomeUnknown:
-                if not tries_left:
-                    raise
-                self.http.sleep(0.5)
+        add = partial(self.http.send, "POST", f"/api/storages/{kind}", body, repeatable=False)
+        self._in_doubt(0.5)(add)
 
     def image_bytes(self, project_id: int, url: str) -> bytes:
         """An image as a task of the project that names this URL would show it."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 
 from pipelines.label_studio.errors import (
     OutcomeUnknown,
-    ReviewDenied,
     ReviewUnavailable,
     not_json,
     refusal,
@@ -24,7 +24,7 @@ from storage.urls import has_credentials, shown_url
 
 log = logging.getLogger("labelfleet.review")
 Method = Literal["GET", "POST", "PATCH", "DELETE"]
-_LONGEST_WAIT_S = 10.0
+_BACKOFF = wait_exponential(multiplier=0.25, max=10.0)
 # Nothing of the request can have reached the server.
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
@@ -61,7 +61,9 @@ class LabelStudioHttp:
         self._token, self._patience_s = token, patience_s
         try:
             self._client = httpx.Client(
-                base_url=self.url, timeout=httpx.Timeout(read_timeout_s, connect=10.0)
+                base_url=self.url,
+                timeout=httpx.Timeout(read_timeout_s, connect=10.0),
+                auth=token.auth(self.url),
             )
         except (httpx.InvalidURL, ValueError) as exc:
             raise ConfigError(f"review.url {url!r} is no URL: {exc}") from exc
@@ -129,55 +131,62 @@ class LabelStudioHttp:
         *,
         repeatable: bool,
     ) -> httpx.Response:
-        until_s, renewed = self.clock() + self._patience_s, False
-        for attempt in itertools.count():
-            wait_s = min(0.25 * 2**attempt, _LONGEST_WAIT_S)
-            try:
-                response = self._client.request(
-                    method, path, params=params, json=body, headers=self._headers()
-                )
-            except httpx.TransportError as exc:
-                problem = f"{type(exc).__name__}: {exc}".rstrip(": ")
-                begun = not isinstance(exc, _UNSENT)
-            else:
-                if response.status_code < 300:
-                    return response
-                if response.status_code == 401 and self._token.renewable and not renewed:
-                    self._token.expire()
-                    renewed = True
-                    continue
-                if response.status_code < 500 and response.status_code not in (408, 429):
-                    raise refusal(response)
-                problem = f"{response.status_code}: {said_by(response)}"
-                begun = response.status_code != 429
-                wait_s = max(wait_s, _retry_after(response))
-            log.info("%s %s: %s", method, path, problem)
-            if begun and not repeatable:
-                raise OutcomeUnknown(f"{method} {path} at {self.url} ended with {problem}")
-            if self.clock() + wait_s > until_s:
-                raise ReviewUnavailable(
-                    f"Label Studio at {self.url} does not answer ({problem})",
-                    hint="start it, or check review.url; then run the same command again",
-                )
-            self.sleep(wait_s)
-        raise AssertionError("unreachable")
+        until_s = self.clock() + self._patience_s
 
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": self._token.header(self._exchange)}
+        def pause(state: RetryCallState) -> float:
+            failure = state.outcome.exception() if state.outcome else None
+            asked = failure.wait_s if isinstance(failure, _Passing) else 0.0
+            return max(_BACKOFF(state), asked)
 
-    def _exchange(self, personal: str) -> str:
-        """A short-lived access token for a personal one; transport errors go to the caller."""
-        response = self._client.post("/api/token/refresh", json={"refresh": personal})
-        if response.status_code >= 500:
-            raise httpx.ReadError(f"the token exchange ended with {response.status_code}")
+        retrying = Retrying(
+            retry=retry_if_exception_type(_Passing),
+            wait=pause,
+            stop=lambda state: self.clock() + state.upcoming_sleep > until_s,
+            sleep=self.sleep,
+            reraise=True,
+        )
+        request = partial(self._client.request, method, path, params=params, json=body)
         try:
-            return str(response.json()["access"])
-        except (ValueError, KeyError, TypeError):
-            raise ReviewDenied(
-                "Label Studio does not take the personal access token: "
-                + said_by(response).replace(personal, "***"),
-                hint="it may be revoked or expired: create one in Account & Settings",
-            ) from None
+            return retrying(self._once, request, f"{method} {path}", repeatable)
+        except _Passing as exc:
+            raise ReviewUnavailable(
+                f"Label Studio at {self.url} does not answer ({exc})",
+                hint="start it, or check review.url; then run the same command again",
+            ) from exc.__cause__
+
+    def _once(
+        self, request: Callable[[], httpx.Response], name: str, repeatable: bool
+    ) -> httpx.Response:
+        """Send once.
+
+        Raises:
+            _Passing: it failed, and may be sent again.
+            OutcomeUnknown: it may have been done, and is not repeatable.
+        """
+        try:
+            response = request()
+        except httpx.TransportError as exc:
+            problem = f"{type(exc).__name__}: {exc}".rstrip(": ")
+            begun, failed = not isinstance(exc, _UNSENT), _Passing(problem)
+        else:
+            if response.status_code < 300:
+                return response
+            if response.status_code < 500 and response.status_code not in (408, 429):
+                raise refusal(response)
+            problem = f"{response.status_code}: {said_by(response)}"
+            begun, failed = response.status_code != 429, _Passing(problem, _retry_after(response))
+        log.info("%s: %s", name, problem)
+        if begun and not repeatable:
+            raise OutcomeUnknown(f"{name} at {self.url} ended with {problem}")
+        raise failed
+
+
+class _Passing(Exception):
+    """A request failed in a way that may pass; ``wait_s`` is what the server asks for."""
+
+    def __init__(self, problem: str, wait_s: float = 0.0) -> None:
+        super().__init__(problem)
+        self.wait_s = wait_s
 
 
 def _retry_after(response: httpx.Response) -> float:

@@ -11,9 +11,12 @@ import binascii
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Generator
 from typing import Literal
 
+import httpx
+
+from pipelines.label_studio.errors import ReviewDenied, said_by
 from storage.errors import ConfigError
 
 VARIABLE = "LABEL_STUDIO_API_KEY"
@@ -29,7 +32,6 @@ class Token:
 
     def __init__(self, secret: str) -> None:
         self._secret = secret.strip()
-        self._access: str | None = None
         self.kind: Kind = _kind(self._secret)
 
     @staticmethod
@@ -46,28 +48,54 @@ class Token:
     def __repr__(self) -> str:
         return f"Token({self.kind}, ***)"
 
-    @property
-    def renewable(self) -> bool:
-        """Whether a 401 may only mean that the access token has expired."""
-        return self.kind == "personal"
+    def auth(self, url: str) -> httpx.Auth:
+        """What puts the token into requests to the server at ``url``."""
+        return _TokenAuth(self._secret, self.kind, f"{url}/api/token/refresh")
 
-    def header(self, exchange: Callable[[str], str]) -> str:
-        """The Authorization header.
 
-        Args:
-            exchange: buys an access token for the personal one; called when there is none yet.
+class _TokenAuth(httpx.Auth):
+    """Sends a token, or the access token that a personal one buys; renews that after a 401."""
+
+    requires_response_body = True
+
+    def __init__(self, secret: str, kind: Kind, exchange_url: str) -> None:
+        self._secret, self._exchange_url = secret, exchange_url
+        self._personal = kind == "personal"
+        scheme = "Token" if kind == "legacy" else "Bearer"
+        self._header = "" if self._personal else f"{scheme} {secret}"
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Send the request; a second time only where the first had an expired access token.
+
+        Raises:
+            ReviewDenied: the server does not take the personal token.
+            httpx.ConnectError: the exchange failed; the request itself was not sent.
         """
-        if self.kind == "legacy":
-            return f"Token {self._secret}"
-        if self.kind == "access":
-            return f"Bearer {self._secret}"
-        if self._access is None:
-            self._access = exchange(self._secret)
-        return f"Bearer {self._access}"
+        if not self._header:
+            yield from self._exchange(request)
+        request.headers["Authorization"] = self._header
+        response = yield request
+        if response.status_code == 401 and self._personal:
+            yield from self._exchange(request)
+            request.headers["Authorization"] = self._header
+            yield request
 
-    def expire(self) -> None:
-        """Forget the access token; the next header buys another."""
-        self._access = None
+    def _exchange(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        self._header = ""
+        response = yield httpx.Request(
+            "POST", self._exchange_url, json={"refresh": self._secret},
+            extensions=request.extensions,  # the timeouts
+        )  # fmt: skip
+        if response.status_code >= 500:
+            raise httpx.ConnectError(f"the token exchange ended with {response.status_code}")
+        try:
+            self._header = f"Bearer {response.json()['access']}"
+        except (ValueError, KeyError, TypeError):
+            raise ReviewDenied(
+                "Label Studio does not take the personal access token: "
+                + said_by(response).replace(self._secret, "***"),
+                hint="it may be revoked or expired: create one in Account & Settings",
+            ) from None
 
 
 def _kind(secret: str) -> Kind:

@@ -151,9 +151,6 @@ def push_run(
     predicted = push.predict(plan, boxes, sender.doubted)
     kept_shown = push.keep_others_shown()
     _show_predictions(server, project.project_id, maker.model_version)
-    not_shown = dict(unseen([q.item for q in plan.missing], copies))
-    gone = "it is no longer in the source"
-    not_shown |= {q.item.image_id: gone for q in plan.missing if q.item.sha256 not in boxes}
     return PushSummary(
         project=project.title,
         project_id=project.project_id,
@@ -166,7 +163,7 @@ def push_run(
         kept_shown=kept_shown,
         twins_deleted=twins + sender.twins_deleted,
         lost_replies=sender.lost_replies,
-        not_shown=not_shown,
+        not_shown=_not_shown(plan, copies, boxes),
     )
 
 
@@ -185,6 +182,13 @@ class _Plan:
     open: list[Queued]
     there: int
     answered_before: int
+
+
+def _not_shown(plan: _Plan, copies: Copies, boxes: Container[str]) -> dict[str, str]:
+    """Why images of the queue have no task, by image_id."""
+    gone = "it is no longer in the source"
+    lost = {q.item.image_id: gone for q in plan.missing if q.item.sha256 not in boxes}
+    return {**dict(unseen([q.item for q in plan.missing], copies)), **lost}
 
 
 @dataclass(frozen=True, slots=True)

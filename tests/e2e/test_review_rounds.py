@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
+import numpy as np
 import pytest
 
+import pipelines
 from pipelines.cli.main import main
 from pipelines.label_studio.client import KEY, LabelStudio
+from pipelines.label_studio.regions import read_results
 from pipelines.label_studio.token import VARIABLE
 from pipelines.labels.decide import decide_run
+from pipelines.policy.policy import prior
 from pipelines.review.pull import pull_run
-from pipelines.review.rounds import earlier_runs, join_round
+from pipelines.review.rounds import earlier_runs, join_round, refresh_rounds
 from pipelines.review.withdrawals import Chosen, retract
 from pipelines.routing.route import route_run
+from pipelines.truth.matching import covered, iou_matrix
 from storage.errors import ReviewError
+from storage.labels.rows import LabelRow, label_rows
+from storage.labels.versions import LabelVersion, read_label_tables
 from storage.records import Detections
 from storage.review.answers import read_answers, standing
 from storage.review.queue import ReviewItem, read_queue
 from storage.review.settings import ReviewSettings, read_settings, write_settings
+from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
+from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
 from tests.e2e.test_review import answer, push, rerun, tasks_of
+from tests.support.patience import patient
 from tests.support.samples.review_samples import POLICY, loose_run, routed, three_boxes
 from tests.support.samples.synthetic_run import boxes
 from tests.support.servers.label_studio import LabelStudioServer
@@ -288,6 +301,8 @@ def test_rounds_know_each_other_and_answered_images_are_not_pushed_again(
     write_settings(second.store, join_round(second, server, settings))
     assert [run.url for run in earlier_runs(second)] == [manifest.url]
     assert earlier_runs(manifest) == []  # the first round has not looked since
+    refresh_rounds(manifest, server)  # as every pull does
+    assert [run.url for run in earlier_runs(manifest)] == [second.url]
 
     elsewhere = replace(settings, project=f"test {uuid4().hex}")  # a new project, or a mistyped one
     pushed = push(second, server, elsewhere, earlier=earlier_runs(second))
@@ -303,6 +318,101 @@ def test_rounds_know_each_other_and_answered_images_are_not_pushed_again(
     shutil.rmtree(place / "run")
     with pytest.raises(ReviewError, match=r"the earlier round .* cannot be read"):
         earlier_runs(second)
+
+
+_LABEL_PAGES = """
+import sys
+from pathlib import Path
+from pipelines import label_run, load_config
+from pipelines.demo.digits import make_pages
+
+place = Path(sys.argv[1])
+make_pages(place / "pages", images=4, hard_share=1.0, broken=False)
+(place / "run.yaml").write_text(
+    "name: pages\\n"
+    f"source: {{url: {place / 'pages' / 'images'}}}\\n"
+    f"output: {place / 'digits'}\\n"
+    f"model: {{checkpoint: {sys.argv[2]}}}\\n"
+    "workers: {count: 1}\\n"
+)
+label_run(load_config(str(place / "run.yaml")))
+"""
+
+
+@pytest.fixture
+def pages(place: Path) -> Manifest:
+    """Four hard pages of handwritten digits, labelled by the demo's model."""
+    place.mkdir(parents=True, exist_ok=True)
+    model = Path(pipelines.__file__).parent / "assets" / "digits_nano.safetensors"
+    subprocess.run(
+        [sys.executable, "-c", _LABEL_PAGES, str(place), str(model)],
+        check=True, cwd=Path(pipelines.__file__).parents[1], timeout=patient(300),
+    )  # fmt: skip
+    return Manifest.open(str(place / "digits"))
+
+
+def test_a_page_shows_each_place_once_and_unchanged_means_what_was_shown(
+    pages: Manifest, server: LabelStudio, settings: ReviewSettings, ann: httpx.Client
+) -> None:
+    route_run(pages, budget="4 images", policy=POLICY, invocation="a", audit=0.25)
+    items = {item.sha256: item for item in read_queue(pages.store)}
+    assert sorted(item.part for item in items.values()) == ["audit", *["value"] * 3]
+    push(pages, server, settings)
+    rows = {row.sha256: row for row in live_rows(pages)}
+    shown = {}
+    for task in tasks_of(server, settings):
+        (prediction,) = task["predictions"]
+        key = task["data"][KEY]
+        width, height = items[key].width, items[key].height
+        places = [
+            region.bbox for region in read_results(prediction["result"], width, height).regions
+        ]
+        assert 0 < len(places) < len(rows[key].detections) / 2
+        corners = np.array(places)
+        assert (np.triu(iou_matrix(corners, corners), 1) < 0.8).all()  # no stacks
+        scores = np.array([region["score"] for region in prediction["result"]])
+        assert (prior(scores) > (1.6 + 7.0) / 14.0).all()
+        assert "draw what is missing" in task["data"]["boxes_shown"]
+        shown[key] = places
+        answer(ann, task, prediction["result"], lead_time=30)
+    assert pull_run(pages, server, settings).answers == 4
+
+    def rounded(boxes: Iterable[Sequence[float]]) -> set[tuple[int, ...]]:
+        return {tuple(round(side) for side in box) for box in boxes}
+
+    answers = {a.sha256: a for a in read_answers(pages.store)}
+    alone_run = _without_answers(pages)
+    machine = {r.sha256: r for r in label_rows_of(alone_run, decide_run(alone_run, POLICY))}
+    for made in label_rows_of(pages, decide_run(pages, POLICY)):
+        assert made.source == "human"
+        told = answers[made.sha256]
+        assert rounded(told.shown) == rounded(shown[made.sha256])
+        kept = [label.bbox for label in made.labels if label.origin == "kept"]
+        assert rounded(kept) == rounded(shown[made.sha256])
+        rest = [label for label in made.labels if label.origin != "kept"]
+        if items[made.sha256].part == "audit":
+            assert rest == []  # a full answer: nothing else is there
+            assert told.hidden == ()
+            continue
+        # What nobody was shown is as the policy alone would have it, where it is no shown place.
+        alone = [
+            (label.bbox, label.ignore) for label in machine[made.sha256].labels
+            if not covered(np.array([label.bbox]), np.array(shown[made.sha256])).any()
+        ]  # fmt: skip
+        assert sorted((label.bbox, label.ignore) for label in rest) == sorted(alone)
+
+
+def label_rows_of(manifest: Manifest, version: LabelVersion) -> list[LabelRow]:
+    return [r for t in read_label_tables(manifest.store, version) for r in label_rows(t)]
+
+
+def _without_answers(manifest: Manifest) -> Manifest:
+    """A copy of the run that no person looked at."""
+    store = MemoryStore()
+    for listed in manifest.store.list(""):
+        if not listed.key.startswith(("review/", "labels/")):
+            store.create(listed.key, manifest.store.get(listed.key))
+    return Manifest(store, manifest.record)
 
 
 def test_a_mistyped_project_is_neither_made_nor_remembered(

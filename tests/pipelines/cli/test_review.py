@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 
 from pipelines.cli.main import main
 from pipelines.label_studio.token import VARIABLE
+from storage.review.queue import queue_parts, read_head
+from storage.review.settings import ReviewSettings, write_settings
+from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
 from tests.support.samples.review_samples import loose_run
 
@@ -128,3 +132,32 @@ def test_the_commands_load_nothing_heavy() -> None:
     code = f"import sys, pipelines.cli.main; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_route_and_decide_take_the_projects_other_runs_and_say_so(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = loose_run(open_store(str(tmp_path / "in")), open_store(str(tmp_path / "second")), 10)
+    write_settings(second.store, ReviewSettings(rounds=(Manifest.open(run).url,)))
+    call(capsys, "review", "route", run, "--budget", "4 images", "--alone", "--json")
+    url = str(tmp_path / "second")
+    with_it, _ = call(capsys, "review", "route", url, "--budget", "10 images", "--json")
+    assert with_it["other_runs"] == [Manifest.open(run).url]
+    assert with_it["audit"] + with_it["value"] <= 6
+    shutil.rmtree(tmp_path / "second" / "review" / "queue")
+    alone, _ = call(capsys, "review", "route", url, "--budget", "10 images", "--alone", "--json")
+    assert alone["other_runs"] == []
+    assert alone["audit"] + alone["value"] == 10
+    with pytest.raises(SystemExit):
+        main(["decide", url])
+    assert "counts too: " in capsys.readouterr().out
+    decided, _ = call(capsys, "decide", url, "--alone", "--json")
+    assert decided["other_runs"] == []
+
+
+def test_the_route_says_what_reviewers_see(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _, said = call(capsys, "review", "route", run, "--budget", "1 image", "--show", "x", code=2)
+    assert "one of auto, score, none" in said
+    call(capsys, "review", "route", run, "--budget", "1 image", "--show", "none", "--json")
+    store = Manifest.open(run).store
+    assert read_head(store, queue_parts(store)[0]).show == {"how": "none", "above": 0.0}

@@ -199,6 +199,25 @@ def test_a_personal_token_is_exchanged_and_renewed_once_it_has_expired(scripted:
     ]  # fmt: skip
 
 
+def test_an_import_survives_a_failing_exchange_and_an_expired_token_and_is_sent_once(
+    scripted: Scripted,
+) -> None:
+    """Neither a failed exchange nor a 401 can have begun the import."""
+    personal = jwt(token_type="refresh", exp=1)
+    script(
+        scripted, (503, "{}"), (200, '{"access": "one"}'), (401, "{}"),
+        (502, "{}"), (200, '{"access": "two"}'), (201, '{"task_count": 1}'), (500, "{}"),
+    )  # fmt: skip
+    http, _ = client(scripted, personal)
+    LabelStudio(http).import_tasks(1, [{"data": {}}])
+    sent = [(path.split("?")[0], token) for _, path, token in scripted.seen]
+    assert sent == [
+        ("/api/token/refresh", ""), ("/api/token/refresh", ""),
+        ("/api/projects/1/import", "Bearer one"), ("/api/token/refresh", ""),
+        ("/api/token/refresh", ""), ("/api/projects/1/import", "Bearer two"),
+    ]  # fmt: skip
+
+
 def test_a_revoked_personal_token_is_said(scripted: Scripted) -> None:
     personal = jwt(token_type="refresh", exp=1)
     script(scripted, (401, '{"detail": "Token is blacklisted"}'))
