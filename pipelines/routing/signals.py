@@ -77,7 +77,7 @@ def disagreement(batch: BoxBatch) -> Amounts:
     0 in a run that was not fused.
     """
     apart = np.nan_to_num(1.0 - batch.agreement, nan=0.0)
-    return np.where(batch.shown, apart, 0.0).astype(np.float64)
+    return np.where(batch.standing, apart, 0.0).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)
