@@ -31,6 +31,7 @@
     │   ├── RayLost                          Ray's head, or Ray on this machine, is gone
     │   ├── WorkerDiskFull                   no room for its spool file: the node's fault
     │   └── ShardFailed                      one attempt at one shard failed
+    ├── BelowTheMark                exit 4   the model does not reach the mAP of `gate`
     ├── TruthMismatch                        ground truth and rows do not join
     ├── ReviewError                          Label Studio, or what came back from it
     ├── ClusterLost                          the job server does not answer any more
@@ -199,6 +200,12 @@ class WorkerDiskFull(WorkerError):
 
 class ShardFailed(WorkerError):
     """One attempt at one shard failed; the message names the shard and the cause."""
+
+
+class BelowTheMark(LabelfleetError):
+    """The model does not reach the mAP that `gate` asks for; nothing was labelled."""
+
+    exit_code = 4
 
 
 class TruthMismatch(LabelfleetError):

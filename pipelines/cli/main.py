@@ -257,6 +257,31 @@ def compile_(
     show(compiled_table(summary), summary.to_json(), json_)
 
 
+@app.command(epilog="Example: labelfleet gate cells.yaml --truth val.json --min-map 0.4")
+def gate(
+    config: ConfigPath,
+    truth: Annotated[
+        str | None,
+        typer.Option(help="COCO ground truth of images in the source; default: gate.truth."),
+    ] = None,
+    min_map: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="mAP to reach, 0 to 1; default: gate.min_map."),
+    ] = None,
+    set_: Sets = None,
+    json_: Json = False,
+) -> None:
+    """Measure the model on labelled images; exit 4 below the mark, with the likely cause."""
+    from pipelines.display.console import say
+    from pipelines.evaluation.gate import gate_table
+    from pipelines.labelling.exit_codes import BELOW_THE_MARK
+    from pipelines.models.gate_trials import gate_from_file
+
+    result = gate_from_file(config, tuple(set_ or ()), truth, min_map, say)
+    show(gate_table(result), result.to_json(), json_)
+    raise typer.Exit(0 if result.passed else BELOW_THE_MARK)
+
+
 @app.command()
 def doctor(
     config: Annotated[

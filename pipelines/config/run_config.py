@@ -221,6 +221,13 @@ class ReviewConfig(Part):
         return value
 
 
+class GateConfig(Part):
+    """What the model has to reach on labelled images before a run is created."""
+
+    truth: Url = Field(description="COCO ground truth of images that the source holds.")
+    min_map: Share = Field(description="mAP@0.5:0.95, 0 to 1; below it nothing is labelled.")
+
+
 class StorageConfig(Part):
     """How to reach S3-compatible storage; applies to every s3:// URL of this config."""
 
@@ -249,6 +256,9 @@ class RunConfig(Part):
     )
     review: ReviewConfig | None = Field(
         None, description="What people see, and where; none: nothing is routed."
+    )
+    gate: GateConfig | None = Field(
+        None, description="A mAP to reach before anything is labelled; none: no check."
     )
     storage: StorageConfig = Field(StorageConfig(), description="How S3 is reached.")
     max_pixels: int = Field(

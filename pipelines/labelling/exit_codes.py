@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipelines.labelling.summary import RunSummary
+from storage.errors import BelowTheMark
 
 LEFT_OUT = 3
+BELOW_THE_MARK = BelowTheMark.exit_code
 STOPPED = 130
 
 

@@ -14,7 +14,7 @@ from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_drop, check_places, group_shards, listed_objects
 from pipelines.models.requested import existing_record, requested_by
 from pipelines.truth import coco_classes as coco
-from storage.errors import ModelError, StorageError
+from storage.errors import BelowTheMark, ModelError, StorageError
 from storage.objects.preflight import check_output
 from storage.objects.protocols import ObjectStore
 from storage.records import RunIdentity, Shard, StoredObject
@@ -58,6 +58,9 @@ def open_run(config: RunConfig, *, cuda: bool, note: Callable[[str], None] = log
     if existing is None:
         _check_output(output)
         model = _made_ready(config, model, note)
+        _pass_gate(config, model, note)
+    elif config.gate is not None:
+        note("gate: this run was created before; `labelfleet gate` measures its model again")
     for remark in model.remarks:
         note(f"note: {remark}")
     manifest = Manifest.create_or_continue(output, _record(config, model))
@@ -70,6 +73,18 @@ def _check_output(output: ObjectStore) -> None:
     except StorageError as exc:
         hint = exc.hint or "check `output`, and who may write there"
         raise type(exc)(f"the output cannot be used: {exc.message}", hint=hint) from exc
+
+
+def _pass_gate(config: RunConfig, model: ModelSpec, note: Callable[[str], None]) -> None:
+    """Refuse a model below the mark before the run exists, so that its config can be put right."""
+    if config.gate is None:
+        return
+    from pipelines.models.gate_trials import measure_gate  # torch, and more
+
+    result = measure_gate(config, model, config.gate.truth, config.gate.min_map, note)
+    if not result.passed:
+        raise BelowTheMark(f"gate: {result.verdict}", hint=result.advice)
+    note(f"gate: {result.verdict}")
 
 
 def refresh_listing(

@@ -124,6 +124,7 @@ def unseen(truth: Truth, image_ids: Iterable[str]) -> Truth:
         truth,
         images=tuple(truth.images[index] for index in kept),
         boxes=tuple(truth.boxes[index] for index in kept),
+        regions=tuple(truth.regions_of(index) for index in kept) if truth.regions else (),
     )
 
 
