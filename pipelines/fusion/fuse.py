@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.fusion.boxes import FusedBoxes, fuse_boxes
-from pipelines.fusion.inputs import FusionInput, RowsBySha, calibration_of, class_map
+from pipelines.fusion.inputs import FusionInput, calibration_of, class_map
 from storage.errors import AlreadyExists, ConfigError, RunMismatch
 from storage.objects.preflight import check_output
 from storage.objects.protocols import ObjectStore
@@ -33,6 +33,7 @@ from storage.runs.ledger import LedgerEntry, LedgerWriter, new_invocation
 from storage.runs.listing import Listing
 from storage.runs.lock import run_lock
 from storage.runs.manifest import RUN_KEY, Manifest, RunRecord, annotation_key, config_hash
+from storage.runs.rows_by_sha import RowsBySha
 
 FUSION_VERSION = 1
 _TOPK = 5
