@@ -1,4 +1,4 @@
-"""Several runs on the command line: fuse."""
+"""Several runs on the command line: fuse, compare."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.common import Endpoint, Json, open_manifest, show, storage_options
+from pipelines.cli.common import Endpoint, Json, RunUrl, open_manifest, show, storage_options
 
 
 def register(app: typer.Typer) -> None:
@@ -14,6 +14,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: labelfleet fuse runs/cells-a runs/cells-b --out runs/cells-fused")(
         fuse
     )
+    app.command(epilog="Example: labelfleet compare runs/cells-june runs/cells-july")(compare)
 
 
 def fuse(
@@ -66,3 +67,30 @@ def fuse(
         )
     show(fuse_table(done), done.to_json(), json_)
     raise typer.Exit(done.exit_code)
+
+
+def compare(
+    old: RunUrl,
+    new: RunUrl,
+    truth: Annotated[
+        str | None, typer.Option(help="COCO ground truth, for the mAP of both.")
+    ] = None,
+    risk: Annotated[
+        float, typer.Option(min=1e-6, max=0.5, help="Of a false alarm, over all looks.")
+    ] = 0.01,
+    pictures: Annotated[int, typer.Option(min=0, help="Images with the largest changes.")] = 12,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Compare two runs: two models on the same images, or two dates of one job.
+
+    Writes a page with pictures, and the same as JSON, to report/ below the second run.
+    """
+    from pipelines.evaluation.compare import compare_runs
+    from pipelines.report.comparison import comparison_table, write_comparison
+
+    options = storage_options(endpoint_url)
+    before, after = open_manifest(old, endpoint_url), open_manifest(new, endpoint_url)
+    found = compare_runs(before, after, truth=truth, options=options, risk=risk, pictures=pictures)
+    page = write_comparison(found, before, after, options)
+    show(comparison_table(found, page), found.to_json() | {"page": page}, json_)
