@@ -97,7 +97,15 @@ class ModelConfig(Part):
         "auto", description="auto: fp32 on CPU, fp16 on CUDA. Fixed when the run is created."
     )
     max_loss: float = Field(
-        0.5, ge=0, le=100, description="Points of mAP that int8 may cost; more is refused."
+        0.5,
+        ge=0,
+        le=100,
+        description="Points of mAP that int8 may cost, with 95 % confidence; more is refused.",
+    )
+    min_agreement: Share = Field(
+        0.9,
+        description="Share of the boxes with a score from 0.5 that int8 and fp32 must have in "
+        "common, with 95 % confidence.",
     )
     artefacts: Url | None = Field(
         None,

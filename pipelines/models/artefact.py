@@ -79,6 +79,7 @@ def _more(config: RunConfig, spec: ModelSpec) -> Mapping[str, Any]:
     return {
         "source": [normalise_url(part.url), part.kind, part.include, part.exclude, part.keys],
         "max_loss": config.model.max_loss,
+        "min_agreement": config.model.min_agreement,
     }
 
 

@@ -23,6 +23,7 @@ from pipelines.models.sample_images import unseen
 from pipelines.models.view import CompileSummary
 from storage.coco.truth import Truth, read_truth
 from storage.errors import ArtefactError
+from workers.compile.quantize import refusal
 from workers.runtimes.artefacts import Artefact, fetch_artefact
 from workers.runtimes.choose import needs_artefact
 from workers.spec import ModelSpec
@@ -79,15 +80,13 @@ def _check(
     with tempfile.TemporaryDirectory(prefix="labelfleet-compile-") as work:
         graph = exported_graph(config, replace(spec, precision="fp32"), Path(work), say)
         judge = Judge.by_truth(config, spec, graph, others)
-    refuse_unmeasured(judge.fp32, len(judge.inputs), judge.against, config.model.max_loss)
-    loss = judge.loss(artefact)
-    if loss > config.model.max_loss:
-        raise ArtefactError(
-            f"the INT8 model that is there loses {loss:.2f} points on {truth.source}, more than "
-            f"the {config.model.max_loss:g} that model.max_loss allows",
-            hint="remove its folder, and compile again with this ground truth",
+    refuse_unmeasured(judge.fp32_map, len(judge.inputs), judge.against, config.model.max_loss)
+    found = judge.verdict(artefact)
+    if not found.passed:
+        raise refusal(
+            found, config.model.max_loss, f"the INT8 model that is there, on {truth.source},"
         )
-    return judge.figures(loss, config.model.max_loss)
+    return judge.figures(found)
 
 
 def compile_from_file(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.run_config import RunConfig
 from pipelines.models.graph import Say, exported_graph, own_facts
+from pipelines.models.loss_interval import agreement, loss_between, match
 from pipelines.models.measure import (
     Expected,
     detect_all,
@@ -19,18 +21,16 @@ from pipelines.models.measure import (
 from pipelines.models.sample_images import Inputs, measured, sample
 from storage.coco.truth import Truth
 from storage.errors import ConfigError
+from storage.records import Detections
 from workers.compile.make_artefact import GRAPH, Made, versions
+from workers.compile.quantize import Verdict
 from workers.detectors.graph import GraphDetector
 from workers.models.load import session_of
 from workers.runtimes.artefacts import Artefact
 from workers.spec import ModelSpec
 
 CALIBRATION_IMAGES = 128
-
-
 AGREEMENT_IMAGES = 64
-
-
 _LEAST = 8  # images, to calibrate on some and compare on others
 
 
@@ -38,52 +38,95 @@ _FLOOR = 0.01  # of scores, when mAP is measured
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What INT8 must keep: ``model.max_loss`` and ``model.min_agreement``."""
+
+    max_loss: float
+    min_agreement: float
+
+    @staticmethod
+    def of(config: RunConfig) -> Limits:
+        """Those of a run."""
+        return Limits(config.model.max_loss, config.model.min_agreement)
+
+    @property
+    def any_loss(self) -> bool:
+        """Whether everything passes."""
+        return self.max_loss >= 100
+
+
+@dataclass(frozen=True, slots=True)
 class Judge:
-    """Says what a model loses against fp32, in points of mAP.
+    """Says what a model loses against fp32 on the same images.
 
     Attributes:
-        fp32: mAP of the float32 model: against the truth, or (100 by nature) against itself.
+        fp32: what the float32 model finds on ``inputs``.
+        expected: boxes to find: the truth's, or those that fp32 is sure of.
         against: the truth's URL, or ``fp32``.
+        limits: what passes.
     """
 
     spec: ModelSpec
     inputs: Inputs
+    fp32: tuple[Detections, ...]
     expected: Expected
-    fp32: float
     against: str
+    limits: Limits
 
     @staticmethod
     def by_truth(config: RunConfig, spec: ModelSpec, graph: Artefact, truth: Truth) -> Judge:
         """Ground truth of images in the source."""
         inputs, indices = measured(config, spec.preprocessing, truth)
         expected = expected_from_truth(truth, indices, spec.classes)
-        found = detect_all(_detector(spec, graph), inputs)
-        return Judge(spec, inputs, expected, mean_ap(found, expected), truth.source)
+        found = tuple(detect_all(_detector(spec, graph), inputs))
+        return Judge(spec, inputs, found, expected, truth.source, Limits.of(config))
 
     @staticmethod
-    def by_agreement(spec: ModelSpec, graph: Artefact, inputs: Inputs) -> Judge:
+    def by_agreement(spec: ModelSpec, graph: Artefact, inputs: Inputs, limits: Limits) -> Judge:
         """What the float32 model is sure of stands in for ground truth."""
-        found = detect_all(_detector(spec, graph), inputs)
+        found = tuple(detect_all(_detector(spec, graph), inputs))
         expected = expected_from_detections(found, len(spec.classes))
-        return Judge(spec, inputs, expected, mean_ap(found, expected), "fp32")
+        return Judge(spec, inputs, found, expected, "fp32", limits)
 
-    def score(self, artefact: Artefact) -> float:
-        """mAP of a model, in points."""
-        return mean_ap(detect_all(_detector(self.spec, artefact), self.inputs), self.expected)
+    @property
+    def fp32_map(self) -> float:
+        """mAP of the float32 model in points; against itself 100, or 0 where it is never sure."""
+        return mean_ap(self.fp32, self.expected)
 
     def loss(self, artefact: Artefact) -> float:
         """Points of mAP that a model loses."""
-        return self.fp32 - self.score(artefact)
+        found = detect_all(_detector(self.spec, artefact), self.inputs)
+        return self.fp32_map - mean_ap(found, self.expected)
 
-    def figures(self, loss: float, limit: float) -> dict[str, Any]:
+    def verdict(self, artefact: Artefact) -> Verdict:
+        """Points lost with their interval, the agreement with fp32, and whether both pass."""
+        return self.compare(detect_all(_detector(self.spec, artefact), self.inputs))
+
+    def compare(self, found: Sequence[Detections]) -> Verdict:
+        """The verdict on a model that found this on the judge's images."""
+        lost = loss_between(match(self.fp32, self.expected), match(found, self.expected))
+        share = agreement(self.fp32, found)
+        kept = lost.high <= self.limits.max_loss and share.low >= self.limits.min_agreement
+        return Verdict(
+            lost.value, lost.low, lost.high,
+            1.0 if share.value is None else share.value, share.low,
+            passed=kept or self.limits.any_loss,
+        )  # fmt: skip
+
+    def figures(self, found: Verdict) -> dict[str, Any]:
         """For ``artefact.json``; points of mAP."""
+        fp32 = self.fp32_map
         return {
             "images": len(self.inputs),
             "against": self.against,
-            "fp32_map": round(self.fp32, 3),
-            "int8_map": round(self.fp32 - loss, 3),
-            "loss": round(loss, 3),
-            "max_loss": limit,
+            "fp32_map": round(fp32, 3),
+            "int8_map": round(fp32 - found.loss, 3),
+            "loss": round(found.loss, 3),
+            "loss_interval": [round(found.low, 3), round(found.high, 3)],
+            "max_loss": self.limits.max_loss,
+            "agreement": round(found.agreement, 4),
+            "agreement_low": round(found.agreement_low, 4),
+            "min_agreement": self.limits.min_agreement,
         }
 
 
@@ -117,13 +160,13 @@ def make_int8(
         cut = max(_LEAST // 2, len(inputs) - AGREEMENT_IMAGES, len(inputs) * 2 // 3)
         calibration = inputs.part(0, min(cut, CALIBRATION_IMAGES))
         held_out = inputs.part(len(calibration), len(inputs))
-        judge = Judge.by_agreement(spec, graph, held_out)
-    refuse_unmeasured(judge.fp32, len(judge.inputs), judge.against, config.model.max_loss)
+        judge = Judge.by_agreement(spec, graph, held_out, Limits.of(config))
+    refuse_unmeasured(judge.fp32_map, len(judge.inputs), judge.against, config.model.max_loss)
     say(f"quantising, calibrated on {len(calibration)} images of the source")
     path = graph.files[GRAPH]
     scheme = None if spec.convention is None else family_scheme(path, spec)
     quantiser = Quantiser(path, calibration.pixels, work, spec.runtime, scheme)
-    chosen = search(quantiser, judge.loss, config.model.max_loss, say, scheme)
+    chosen = search(quantiser, judge, config.model.max_loss, say, scheme)
     facts = {
         **own_facts(graph.facts),
         "graph_precision": "int8",
@@ -133,7 +176,7 @@ def make_int8(
             "sha256": calibration.sha256,
             "image_ids": list(calibration.image_ids),
         },
-        "measured": judge.figures(chosen.loss, config.model.max_loss),
+        "measured": judge.figures(chosen.verdict),
         "kept": list(chosen.kept),
         "trials": [asdict(trial) for trial in chosen.trials],
         "loss_with_block_in_float32": dict(chosen.alone),

@@ -67,9 +67,16 @@ def compiled_table(summary: CompileSummary) -> RenderableType:
 def _figures(figures: Mapping[str, Any]) -> str:
     """What INT8 loses; against fp32 itself it is no mAP of objects, and called agreement."""
     on = f"on {figures['images']} images"
+    low, high = figures.get("loss_interval", (None, None))  # earlier artefacts have none
+    sure = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"
+    same = figures.get("agreement")
+    also = "" if same is None else f"; {same:.1%} of sure boxes are as in fp32"
     if figures["against"] == "fp32":
-        return f"agreement with fp32: {figures['int8_map']:.1f} of 100 {on} (no ground truth given)"
+        return (
+            f"agreement with fp32: {figures['int8_map']:.1f} of 100, {figures['loss']:+.2f} points "
+            f"lost{sure} {on} (no ground truth given){also}"
+        )
     return (
         f"mAP {figures['int8_map']:.2f}, fp32 {figures['fp32_map']:.2f}: {figures['loss']:+.2f} "
-        f"points lost {on} of {figures['against']}"
+        f"points lost{sure} {on} of {figures['against']}{also}"
     )

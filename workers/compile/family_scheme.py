@@ -1,8 +1,8 @@
 """How the graph of another family is quantised: its blocks by their order, and its inputs.
 
 YOLO-NAS's blocks are known by name; of another graph only the order of its operators is, so it is
-cut into a dozen runs of consecutive ones. The last of them, which makes boxes and scores, stays
-in float32 from the start, as YOLO-NAS's last convolutions do.
+cut into a dozen runs of consecutive ones. The operators that no other one follows, which make boxes
+and scores, stay in float32 from the start, as YOLO-NAS's last convolutions do.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from storage.errors import ModelError
 from workers.compile.quantize import Scheme
 from workers.models.families import read_ports
-from workers.models.onnx_family import graph_inputs, network_input
+from workers.models.onnx_family import PORTS, graph_inputs, network_input, ports_to_json
 from workers.spec import ModelSpec
 
 BLOCKS = 12
+LAST = "last layers"
 _WEIGHED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
@@ -31,8 +32,8 @@ def family_scheme(graph: Path, spec: ModelSpec) -> Scheme:
         ModelError: it has no operator that could be quantised.
     """
     convention = spec.convention
-    names = _weighed_names(graph)
-    if convention is None or not names:
+    weighed = _weighed(graph)
+    if convention is None or not weighed:
         raise ModelError(f"{graph.name} has no convolution or matrix product to quantise")
     ports = read_ports(graph)
 
@@ -42,16 +43,27 @@ def family_scheme(graph: Path, spec: ModelSpec) -> Scheme:
             pixels = np.repeat(pixels, ports.batch or 1, axis=0)
         return graph_inputs(pixels, ports, convention, spec.preprocessing)
 
-    parts = np.array_split(np.array(names), min(BLOCKS, len(names)))
+    last = [name for name, follows in weighed.items() if not follows]
+    rest = [name for name, follows in weighed.items() if follows]
+    parts = np.array_split(np.array(rest), min(BLOCKS, len(rest))) if rest else []
     groups = {f"block {k}": _pattern(part.tolist()) for k, part in enumerate(parts, 1)}
-    return Scheme(groups, (list(groups)[-1],), feed)
+    groups[LAST] = _pattern(last)
+    return Scheme(groups, (LAST,), feed, {PORTS: ports_to_json(ports)})
 
 
-def _weighed_names(graph: Path) -> list[str]:
+def _weighed(graph: Path) -> dict[str, bool]:
+    """Convolutions and matrix products in the graph's order: whether another one follows it."""
     import onnx
 
-    nodes = onnx.load(str(graph)).graph.node
-    return [node.name or node.output[0] for node in nodes if node.op_type in _WEIGHED]
+    found: dict[str, bool] = {}
+    leading: set[str] = set()  # tensors that lead to one
+    for node in reversed(onnx.load(str(graph)).graph.node):  # ONNX keeps nodes sorted
+        weighed, leads = node.op_type in _WEIGHED, not leading.isdisjoint(node.output)
+        if weighed:
+            found[node.name or node.output[0]] = leads
+        if weighed or leads:
+            leading.update(node.input)
+    return dict(reversed(found.items()))
 
 
 def _pattern(names: list[str]) -> str:

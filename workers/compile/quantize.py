@@ -1,9 +1,9 @@
 """INT8 by post-training quantization with NNCF: most layers, but not those that measurably hurt.
 
 The graph's convolutions form groups, the blocks of YOLO-NAS. The heads' last convolutions and all
-that decodes boxes always stay in float32. When the loss is over the limit, each other group is
-given back to float32 in turn, and the loss is measured; the one that recovers most stays in
-float32, and so on from there, until the limit is kept. (What a group recovers alone does not tell
+that decodes boxes always stay in float32. While a model is not good enough with confidence, each
+other group is given back to float32 in turn, and the loss is measured; the one that recovers most
+stays in float32, and so on from there. (What a group recovers alone does not tell
 what it recovers beside another one: on bccd the stem makes things worse alone, and brings half of
 what is left once stage 1 is in float32. The error of the class logits was tried as a cheaper
 measure: it finds other blocks than those that cost mAP.)
@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,6 @@ _DECODING = "^/[^/]+$"  # normalisation, DFL, selection: operators of no module
 _MOST = 5  # groups that may stay in float32 beside the recipe's
 _FEW = 24  # images to calibrate on where groups are only compared
 
-Loss = Callable[[Artefact], float]
 Say = Callable[[str], None]
 
 
@@ -65,19 +64,62 @@ class Scheme:
         groups: patterns of operator names, by the group's name.
         recipe: groups that always stay in float32.
         feed: the graph's inputs for one letterboxed image, uint8 [H, W, 3].
+        facts: what a session needs to know of the quantised graph and cannot read from it.
     """
 
     groups: Mapping[str, str]
     recipe: tuple[str, ...]
     feed: Callable[[NDArray[np.uint8]], dict[str, Any]]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an INT8 model loses against float32 on the same images.
+
+    Attributes:
+        loss: points of mAP; ``low`` to ``high`` is its 90 % interval over images, so the loss is
+            at most ``high`` with 95 % confidence.
+        agreement: share of the boxes with a score from 0.5 that both have; ``agreement_low`` is
+            the lower end of its interval.
+        passed: neither may be worse, with that confidence, than what is allowed.
+    """
+
+    loss: float
+    low: float
+    high: float
+    agreement: float
+    agreement_low: float
+    passed: bool
+
+    def __str__(self) -> str:
+        return (
+            f"{self.loss:+.2f} points lost [{self.low:+.2f}, {self.high:+.2f}], "
+            f"{self.agreement:.1%} of sure boxes as in fp32 (at least {self.agreement_low:.1%})"
+        )
+
+
+class Judging(Protocol):
+    """Measures models of one graph on images that were not calibrated on."""
+
+    def loss(self, artefact: Artefact) -> float:
+        """Points of mAP lost, to compare blocks."""
+        ...
+
+    def verdict(self, artefact: Artefact) -> Verdict:
+        """Points lost with their interval, the agreement, and whether that is good enough."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One choice of groups kept in float32, and what it lost, in points."""
+    """One choice of groups kept in float32, and what it lost."""
 
     kept: tuple[str, ...]
     loss: float
+    low: float
+    high: float
+    agreement: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +133,7 @@ class Quantised:
 
     artefact: Artefact
     kept: tuple[str, ...]
-    loss: float
+    verdict: Verdict
     trials: tuple[Trial, ...]
     alone: Mapping[str, float]
 
@@ -146,13 +188,14 @@ class Quantiser:
         self._made += 1
         folder = self._folder / f"int8-{self._made}"
         folder.mkdir()
+        facts = {} if self._scheme is None else self._scheme.facts
         if self._runtime == "openvino":
             self._ov.save_model(quantised, folder / MODEL, compress_to_fp16=False)
-            return Artefact({name: folder / name for name in (MODEL, WEIGHTS)}, MODEL, {})
+            return Artefact({name: folder / name for name in (MODEL, WEIGHTS)}, MODEL, facts)
         if self._runtime == "tensorrt":
             _make_signed(quantised)
         (folder / QDQ_MODEL).write_bytes(quantised.SerializeToString())
-        return Artefact({QDQ_MODEL: folder / QDQ_MODEL}, QDQ_MODEL, {})
+        return Artefact({QDQ_MODEL: folder / QDQ_MODEL}, QDQ_MODEL, facts)
 
     def _read(self) -> Any:
         """The float32 graph as NNCF takes it."""
@@ -224,17 +267,17 @@ def _make_signed(model: Any) -> None:
 
 
 def search(
-    quantiser: Quantiser, loss: Loss, limit: float, say: Say, scheme: Scheme | None = None
+    quantiser: Quantiser, judge: Judging, limit: float, say: Say, scheme: Scheme | None = None
 ) -> Quantised:
-    """The recipe, and as many more groups in float32 as the limit needs.
+    """The recipe, and as many more groups in float32 as the verdict needs.
 
     Args:
-        loss: what an artefact loses against float32, in points.
-        limit: the most it may lose.
+        judge: what an artefact loses against float32, and whether that passes.
+        limit: the most it may lose, in points; for the message.
         scheme: of the quantiser.
 
     Raises:
-        ArtefactError: no choice that was tried stays within the limit; the message says how near.
+        ArtefactError: no choice that was tried passes; the message says how near.
     """
     groups, recipe = (GROUPS, RECIPE) if scheme is None else (scheme.groups, scheme.recipe)
     kept: tuple[str, ...] = recipe
@@ -242,23 +285,43 @@ def search(
     trials: list[Trial] = []
     while True:
         artefact = quantiser.quantise(kept)
-        lost = loss(artefact)
-        trials.append(Trial(kept, round(lost, 3)))
-        say(f"INT8 but {', '.join(kept)}: {lost:+.2f} points lost")
-        if lost <= limit:
-            return Quantised(artefact, kept, lost, tuple(trials), alone)
+        found = judge.verdict(artefact)
+        rounded = (round(x, 3) for x in (found.loss, found.low, found.high, found.agreement))
+        trials.append(Trial(kept, *rounded))
+        say(f"INT8 but {', '.join(kept)}: {found}")
+        if found.passed:
+            return Quantised(artefact, kept, found, tuple(trials), alone)
         left = [name for name in groups if name not in kept]
         if len(kept) == len(recipe) + _MOST or not left:
             break
         say("looking for the block that hurts most")
         beside = {}
         for name in left:
-            beside[name] = round(loss(quantiser.quantise((*kept, name), few=True)), 3)
+            beside[name] = round(judge.loss(quantiser.quantise((*kept, name), few=True)), 3)
             say(f"  with {name} in float32 too: {beside[name]:+.2f} points lost")
         alone = alone or beside
         kept = (*kept, min(left, key=beside.__getitem__))
-    raise ArtefactError(
-        f"INT8 loses {lost:.2f} points, more than the {limit:g} that model.max_loss allows, even "
-        f"with {', '.join(kept)} in float32",
-        hint="use `precision: fp32` or bf16, calibrate on more images, or raise model.max_loss",
+    raise refusal(found, limit, f"INT8, even with {', '.join(kept)} in float32,")
+
+
+def refusal(found: Verdict, limit: float, what: str) -> ArtefactError:
+    """The error for a verdict that did not pass: what is too large, and what would help."""
+    if found.high <= limit:
+        return ArtefactError(
+            f"{what} finds other objects than fp32: {found.agreement:.1%} of the boxes with a "
+            f"score from 0.5 agree (at least {found.agreement_low:.1%} with confidence), and "
+            "model.min_agreement asks for more",
+            hint="use `precision: fp32` or bf16, calibrate on more images, or lower "
+            "model.min_agreement",
+        )
+    more = "" if found.loss > limit else "; it may be less, but these images do not show it"
+    return ArtefactError(
+        f"{what} loses {found.loss:.2f} points, and up to {found.high:.2f} with 95 % confidence: "
+        f"more than the {limit:g} that model.max_loss allows{more}",
+        hint=(
+            "use `precision: fp32` or bf16, calibrate on more images, or raise model.max_loss"
+            if found.loss > limit
+            else "measure on more images (`--truth`), use `precision: fp32` or bf16, or raise "
+            "model.max_loss"
+        ),
     )
