@@ -21,6 +21,10 @@ from workers.images.preprocessing import ValueRange
 
 ORIENTATION_TAG = 0x0112
 _NARROW = 1 / 4  # of the range; an image that uses less is nearly flat in 8 bits
+_VIPS_TYPES = {
+    "uchar": np.uint8, "char": np.int8, "ushort": np.uint16, "short": np.int16,
+    "uint": np.uint32, "int": np.int32, "float": np.float32, "double": np.float64,
+}  # fmt: skip
 _SRGB_NAMES = ("srgb", "c2")  # c2: the tiny sRGB profile that several sites embed
 
 
@@ -49,6 +53,20 @@ def libvips() -> Any:
     logging.getLogger("pyvips").setLevel(logging.CRITICAL)
     pyvips.cache_set_max(0)
     return pyvips
+
+
+def vips_samples(image: Any) -> NDArray[Any]:
+    """Return a libvips image as [H, W, channels], also where ``numpy()`` would drop an axis.
+
+    Raises:
+        pyvips.Error: the pixels cannot be decoded.
+        Unsupported: complex samples.
+    """
+    dtype = _VIPS_TYPES.get(image.format)
+    if dtype is None:
+        raise Unsupported(f"samples of libvips' format {image.format}")
+    samples: NDArray[Any] = np.frombuffer(image.write_to_memory(), dtype)
+    return samples.reshape(image.height, image.width, image.bands)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from workers.images.pixels import (
     profile_warning,
     to_8_bits,
     upright,
+    vips_samples,
     whole_image,
 )
 from workers.images.preprocessing import ValueRange
@@ -221,11 +222,11 @@ def _samples(png: PngFile) -> NDArray[Any]:
         image = vips.Image.pngload_buffer(
             plain, access="sequential", fail_on="warning", unlimited=True
         )
-        samples: NDArray[Any] = image.numpy()
+        samples = vips_samples(image)
     except vips.Error as exc:
         reason = " ".join(str(exc).split())[:200]
         raise Undecodable(f"damaged PNG: its pixels cannot be read ({reason})") from exc
-    return samples[..., None] if samples.ndim == 2 else samples
+    return samples
 
 
 def _chunk(name: bytes, body: bytes) -> bytes:

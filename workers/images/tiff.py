@@ -1,8 +1,8 @@
 """TIFF: its directories read here, its pixels by libvips.
 
 Pillow reads planar samples, 16 bits, palettes, inverted grey and subsampled YCbCr wrongly or not at
-all. It is asked only where libvips stumbles over tags that the pixels do not depend on. EXIF is
-made of the same directories.
+all. It is asked only where libvips stumbles over tags that the pixels do not depend on, or lacks a
+codec. EXIF is made of the same directories.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from workers.images.pixels import (
     to_8_bits,
     upright,
     valid_orientation,
+    vips_samples,
     whole_image,
 )
 from workers.images.preprocessing import ValueRange
@@ -222,6 +223,10 @@ def decode_tiff(
             raise Undecodable(f"damaged TIFF: {exc}") from exc
         warnings.append(f"corrupt data: {exc}")
         pixels = _by_pillow(data, max_pixels)
+    except Unsupported:  # old JPEG and LZMA are not in every libtiff; Pillow has its own
+        if index > 0 or not _is_plain(page):
+            raise
+        pixels = _by_pillow(data, max_pixels)
     return whole_image(pixels, page.orientation, frames, warnings)
 
 
@@ -280,10 +285,19 @@ def _plane(data: bytes, page: TiffPage, index: int) -> bytes:
     return whole.ljust(at, b"\0") + directory + bytes(size) + behind
 
 
+def _is_plain(page: TiffPage) -> bool:
+    """Whether Pillow reads it as everybody does: 8 bits, interleaved, no further samples."""
+    if set(page.tags.get(_BITS, ())) != {8} or page.first(_PLANAR, 1) != 1 or _EXTRA in page.tags:
+        return False
+    colour = (page.first(_PHOTOMETRIC, -1), page.first(_SAMPLES, 1))
+    return page.first(_SAMPLE_FORMAT, 1) == 1 and colour in ((1, 1), (2, 3), (5, 4))
+
+
 def _check_kind(page: TiffPage) -> None:
     bits = set(page.tags.get(_BITS, (1,)))
     readable = (
         page.first(_PHOTOMETRIC, 1) in _COLOURS
+        and (_PHOTOMETRIC in page.tags or page.first(_SAMPLES, 1) == 1)
         and page.first(_COMPRESSION, 1) in _READABLE
         and len(bits) == 1
         and bits <= {1, 2, 4, 8, 16, 32}
@@ -303,7 +317,7 @@ def _by_vips(data: bytes, index: int, page: TiffPage) -> NDArray[Any]:
     vips = libvips()
     try:
         image = vips.Image.tiffload_buffer(data, page=index, access="sequential", fail_on="error")
-        samples: NDArray[Any] = image.numpy()
+        samples = vips_samples(image)
     except vips.Error as exc:
         reason = " ".join(str(exc).split())[:200]
         if any(word in reason for word in _VIPS_CANNOT):
@@ -311,7 +325,7 @@ def _by_vips(data: bytes, index: int, page: TiffPage) -> NDArray[Any]:
         if any(word in reason for word in _ABOUT_TAGS):
             raise _DamagedTags(reason) from exc
         raise Undecodable(f"damaged TIFF: {reason}") from exc
-    return samples[..., None] if samples.ndim == 2 else samples
+    return samples
 
 
 def _eight_bits(

@@ -21,7 +21,7 @@ from storage.errors import ImageError
 from tests.support.fuzz.mutations import ANY, mutated
 from tests.support.samples.image_samples import encode, picture
 from workers.images.decode import decode
-from workers.images.pixels import as_rgb, libvips
+from workers.images.pixels import as_rgb, libvips, vips_samples
 from workers.images.signatures import format_of
 
 MAX_PIXELS = 2_000_000
@@ -85,7 +85,7 @@ def by_vips(data: bytes) -> Pixels | None:
     vips = libvips()
     try:
         image = vips.Image.new_from_buffer(data, "", fail_on="error").autorot()
-        samples, model = image.numpy(), image.interpretation
+        samples, model = vips_samples(image), image.interpretation
     except vips.Error:
         return None
     if samples.dtype == np.uint16:

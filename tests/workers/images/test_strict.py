@@ -170,3 +170,19 @@ def test_samples_that_a_tiffs_tags_do_not_name_are_warned_about() -> None:
         if struct.unpack_from("<H", whole, entry)[0] == 262:
             struct.pack_into("<H", whole, entry + 8, 1)  # photometric: grey
     assert kinds(bytes(whole)) == ["ignored bands"]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1)])
+def test_an_image_of_one_row_or_column_keeps_its_shape(
+    kind: str, mode: str, size: tuple[int, int]
+) -> None:
+    data = encode(Image.new(mode, size, "white"), kind)
+    assert decoded(data).pixels.shape == (size[1], size[0], 3)
+    assert decoded(data).pixels.min() >= 250
+
+
+def test_codecs_that_libvips_lacks_are_pillows() -> None:
+    data = encode(RGB, "TIFF", compression="lzma")
+    np.testing.assert_array_equal(decoded(data).pixels, picture())
