@@ -174,3 +174,16 @@ def test_a_room_says_in_one_line_what_it_is(name: str) -> None:
     docstring = ast.get_docstring(ast.parse(MODULES[name].read_text()))
     assert docstring
     assert docstring.splitlines()[0].endswith(".")
+
+
+def test_to_fields_gives_a_dictionary_and_to_json_gives_bytes() -> None:
+    promised = {"to_fields": "dict", "to_json": "bytes"}
+    others = {
+        f"{name}:{node.lineno} {node.name} -> {ast.unparse(node.returns) if node.returns else ''}"
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        and node.name in promised
+        and not (node.returns and ast.unparse(node.returns).startswith(promised[node.name]))
+    }
+    assert others == set()

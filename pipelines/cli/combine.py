@@ -65,7 +65,7 @@ def fuse(
         done = fuse_runs(
             manifests, open_store(out, storage_options(endpoint_url)), options, progress=progress
         )
-    show(fuse_table(done), done.to_json(), json_)
+    show(fuse_table(done), done.to_fields(), json_)
     raise typer.Exit(done.exit_code)
 
 
@@ -93,4 +93,4 @@ def compare(
     before, after = open_manifest(old, endpoint_url), open_manifest(new, endpoint_url)
     found = compare_runs(before, after, truth=truth, options=options, risk=risk, pictures=pictures)
     page = write_comparison(found, before, after, options)
-    show(comparison_table(found, page), found.to_json() | {"page": page}, json_)
+    show(comparison_table(found, page), found.to_fields() | {"page": page}, json_)

@@ -119,7 +119,7 @@ def run(
     with stopping_on_signals() as stopper, watching() as watcher:
         caller = Caller(watcher, stopper)
         summary = label_run(loaded, address=address, limit=limit, strict=strict, caller=caller)
-    show(run_table(summary), summary.to_json(), json_)
+    show(run_table(summary), summary.to_fields(), json_)
     raise typer.Exit(summary.exit_code)
 
 
@@ -130,7 +130,7 @@ def plan(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
     from pipelines.labelling.plan import plan_run, plan_table
 
     planned = plan_run(load_config(config, tuple(set_ or ())))
-    show(plan_table(planned), planned.to_json(), json_)
+    show(plan_table(planned), planned.to_fields(), json_)
 
 
 @app.command(epilog="Example: labelfleet status s3://plates/labels/blood-cells")
@@ -139,7 +139,7 @@ def status(run: RunUrl, endpoint_url: Endpoint = None, json_: Json = False) -> N
     from pipelines.runs.status import run_status, status_table
 
     found = run_status(open_manifest(run, endpoint_url))
-    show(status_table(found), found.to_json(), json_)
+    show(status_table(found), found.to_fields(), json_)
 
 
 @app.command(epilog="Example: labelfleet evaluate runs/cells --truth instances.json")
@@ -165,7 +165,7 @@ def evaluate(
         allow_missing=allow_missing,
         policy=choose_policy(manifest, None, None, None, options),
     )
-    show(evaluation_table(result), result.to_json(), json_)
+    show(evaluation_table(result), result.to_fields(), json_)
 
 
 @app.command(epilog="Example: labelfleet report runs/cells --truth instances.json")
@@ -219,7 +219,7 @@ def ingest(
             skip_unreachable=skip_unreachable,
             progress=progress,
         )
-    show(ingest_table(summary), summary.to_json(), json_)
+    show(ingest_table(summary), summary.to_fields(), json_)
     raise typer.Exit(summary.exit_code)
 
 
@@ -235,7 +235,7 @@ def train(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
     loaded, console = load_train_config(config, tuple(set_ or ())), HarmlessConsole(stderr=True)
     with stopping_on_signals() as stopper:
         summary = train_model(loaded, console=console, stopper=stopper)
-    show(training_table(summary), summary.to_json(), json_)
+    show(training_table(summary), summary.to_fields(), json_)
 
 
 @app.command("compile", epilog="Example: labelfleet compile cells.yaml --set model.precision=int8")
@@ -254,7 +254,7 @@ def compile_(
     from pipelines.models.view import compiled_table
 
     summary = compile_from_file(config, tuple(set_ or ()), truth, say)
-    show(compiled_table(summary), summary.to_json(), json_)
+    show(compiled_table(summary), summary.to_fields(), json_)
 
 
 @app.command(epilog="Example: labelfleet gate cells.yaml --truth val.json --min-map 0.4")
@@ -278,7 +278,7 @@ def gate(
     from pipelines.models.gate_trials import gate_from_file
 
     result = gate_from_file(config, tuple(set_ or ()), truth, min_map, say)
-    show(gate_table(result), result.to_json(), json_)
+    show(gate_table(result), result.to_fields(), json_)
     raise typer.Exit(0 if result.passed else BELOW_THE_MARK)
 
 
@@ -293,7 +293,7 @@ def doctor(
     from pipelines.doctor.examine import examine, findings_table
 
     findings = examine(config)
-    show(findings_table(findings), findings.to_json(), json_)
+    show(findings_table(findings), findings.to_fields(), json_)
     raise typer.Exit(0 if findings.healthy else 1)
 
 
@@ -312,7 +312,7 @@ def demo(
 
     with stopping_on_signals() as stopper, watching() as watcher:
         summary = run_demo(dest, caller=Caller(watcher, stopper))
-    show(demo_text(summary), summary.to_json(), json_)
+    show(demo_text(summary), summary.to_fields(), json_)
 
 
 cli_init.register(app)

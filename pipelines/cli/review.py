@@ -161,7 +161,7 @@ def push(
             manifest, server, settings, source=source, serving=serving, options=options
         )
         write_settings(manifest.store, join_round(manifest, server, settings))
-    show(render_push(summary), summary.to_json(), json_)
+    show(render_push(summary), summary.to_fields(), json_)
     raise typer.Exit(3 if summary.not_shown else 0)
 
 
@@ -196,7 +196,7 @@ def pull(
             accept_withdrawals=accept_withdrawals,
         )  # fmt: skip
         refresh_rounds(manifest, server)
-    show(render_pull(summary), summary.to_json(), json_)
+    show(render_pull(summary), summary.to_fields(), json_)
     raise typer.Exit(3 if summary.unusable or summary.held_back or summary.unreadable else 0)
 
 
@@ -229,7 +229,7 @@ def retract(
     connected = nullcontext() if keep_there else open_server(settings.url)
     with connected as server, run_lock(manifest.store, "labelfleet review retract"):
         summary = withdrawals.retract(manifest, chosen, server, settings)
-    show(render_retract(summary), summary.to_json(), json_)
+    show(render_retract(summary), summary.to_fields(), json_)
 
 
 @review_app.command(epilog="Example: labelfleet review status runs/cells")
@@ -247,7 +247,7 @@ def status(
 
     manifest = open_manifest(run, endpoint_url)
     found = ask_status(manifest, choose_settings(manifest, url, project, None))
-    show(render_status(found), found.to_json(), json_)
+    show(render_status(found), found.to_fields(), json_)
 
 
 def fit(
@@ -323,12 +323,12 @@ def fit(
     store, key = (manifest.store, POLICY_KEY) if out is None else open_object(out, options)
     store.put(key, fitted.policy.to_yaml().encode())
     written = out or f"{manifest.url}/{POLICY_KEY}"
-    fields = {**fitted.to_json(), "written": written}
+    fields = {**fitted.to_fields(), "written": written}
     if proven is None:
         show(fit_table(fitted, written), fields, json_)
         return
     told = Group(fit_table(fitted, written), guarantee_table(proven))
-    show(told, {**fields, "guarantee": proven.to_json()}, json_)
+    show(told, {**fields, "guarantee": proven.to_fields()}, json_)
     raise typer.Exit(0 if proven.guarantee is not None else 3)
 
 

@@ -73,7 +73,7 @@ def submit(
     )
     state = submitted.status.lower()
     ended = "" if submitted.exit_code is None else f" with exit code {submitted.exit_code}"
-    show(f"{submitted.submission_id} {state}{ended}", submitted.to_json(), json_)
+    show(f"{submitted.submission_id} {state}{ended}", submitted.to_fields(), json_)
     raise typer.Exit(submitted.exit_code or 0)
 
 

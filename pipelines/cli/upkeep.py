@@ -76,4 +76,4 @@ def gc(
         raise typer.BadParameter(str(exc), param_hint="--older-than") from exc
     manifest = open_manifest(run, endpoint_url)
     summary = collect_garbage(manifest, older_than_s=older_than_s, dry_run=dry_run)
-    show(garbage_table(summary), summary.to_json(), json_)
+    show(garbage_table(summary), summary.to_fields(), json_)

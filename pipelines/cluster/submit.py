@@ -66,7 +66,7 @@ class Submitted:
     status: str
     exit_code: int | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {name: getattr(self, name) for name in self.__slots__}
 

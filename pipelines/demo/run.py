@@ -59,10 +59,10 @@ class DemoSummary:
     report: str
     total_seconds: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """Return the run's fields, with the demo's own beside them: mAP, plain_mAP50, …"""
         own = {re.sub(r"map_?", "mAP", k): v for k, v in asdict(self).items() if k != "run"}
-        return {**own, **self.run.to_json()}
+        return {**own, **self.run.to_fields()}
 
 
 def run_demo(dest: Path, *, images: int = IMAGES, caller: Caller | None = None) -> DemoSummary:

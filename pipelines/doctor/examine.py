@@ -48,7 +48,7 @@ class Findings:
         """Whether there is no problem among them."""
         return all(finding.level != "problem" for finding in self.findings)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {"healthy": self.healthy, "findings": [asdict(f) for f in self.findings]}
 

@@ -91,7 +91,7 @@ class Comparison:
     class_shares: tuple[dict[str, float], dict[str, float]]
     map_: tuple[float | None, float | None] | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """Plain values, with the names of the images that changed most."""
         return {
             "old": self.old,
@@ -105,7 +105,7 @@ class Comparison:
             "by_size": {k: _counts(v) for k, v in self.changes.by_size.items()},
             "largest": [{"image_id": c.new.image_id, "old_image_id": c.old.image_id,
                          "changes": c.changes} for c in self.changes.largest],
-            "drift": self.drift.to_json(),
+            "drift": self.drift.to_fields(),
             "scores": [list(one) for one in self.scores],
             "class_shares": list(self.class_shares),
             "map": None if self.map_ is None else list(self.map_),

@@ -102,7 +102,7 @@ class Drift:
         moved = ", ".join(f"{s.name} {s.before:.3g} → {s.after:.3g}" for s in shown)
         return f"left the distribution, clear after {self.alarm_after:,} images: {moved}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self) | {"alarm": self.alarm, "sentence": self.sentence}
 

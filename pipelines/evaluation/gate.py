@@ -111,7 +111,7 @@ class GateResult:
             f"{cause.map_:.3f}{short}: {cause.remedy}"
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """Return the result for machines."""
         cause = self.cause
         return {

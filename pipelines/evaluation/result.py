@@ -87,7 +87,7 @@ class Evaluation:
     unknown_to_truth: tuple[str, ...]
     diagnosis: Diagnosis | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """Plain values, under COCO's customary names (mAP, mAP50, AR, …)."""
         plain = asdict(self)
         for field, name in _JSON_NAMES.items():

@@ -90,7 +90,7 @@ class FuseSummary:
         """0: all is fused; 3: some shards wait for one of the runs."""
         return 3 if self.waiting else 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 

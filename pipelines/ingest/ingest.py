@@ -97,7 +97,7 @@ class IngestSummary:
         """3 where an entry is in no shard."""
         return 3 if self.errors else 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """For ``--json``."""
         return asdict(self) | {"exit_code": self.exit_code}
 

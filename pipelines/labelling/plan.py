@@ -55,7 +55,7 @@ class Plan:
     model_remarks: tuple[str, ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """For machines."""
         return asdict(self)
 

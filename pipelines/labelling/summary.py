@@ -57,7 +57,7 @@ class RunSummary:
     max_bad_share: float = 1.0
     truncated: list[str] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
 
@@ -112,7 +112,7 @@ def notify(config: RunConfig, summary: RunSummary) -> None:
         return
     try:
         httpx.post(
-            config.notify.get_secret_value(), json=summary.to_json(), timeout=10
+            config.notify.get_secret_value(), json=summary.to_fields(), timeout=10
         ).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:
         log.warning("notify: the webhook failed: %s", type(exc).__name__)

@@ -30,7 +30,7 @@ class CompileSummary:
     new: bool
     checked: Mapping[str, Any] | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """For machines."""
         facts = {k: v for k, v in self.facts.items() if k != "files"}
         return {

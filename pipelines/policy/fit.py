@@ -98,7 +98,7 @@ class Fit:
     ignored_area: float | None = None
     warnings: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """For machines."""
         return {**asdict(self), "policy": self.policy.to_fields()}
 

@@ -82,7 +82,7 @@ class Guaranteed:
     all: ClassProof
     classes: tuple[ClassProof, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """For machines."""
         said = None if self.guarantee is None else self.guarantee.sentence
         return {"sentence": said, "all": asdict(self.all), "classes": [*map(asdict, self.classes)]}

@@ -55,7 +55,7 @@ def write_comparison(
         problem=problem,
     )  # fmt: skip
     new.store.put(COMPARISON_KEY, html.encode("utf-8", "backslashreplace"))
-    new.store.put(COMPARISON_JSON_KEY, json.dumps(found.to_json(), indent=2).encode() + b"\n")
+    new.store.put(COMPARISON_JSON_KEY, json.dumps(found.to_fields(), indent=2).encode() + b"\n")
     return f"{new.url}/{COMPARISON_KEY}"
 
 

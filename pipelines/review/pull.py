@@ -87,7 +87,7 @@ class PullSummary:
     twins_deleted: int
     part: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """For machines."""
         return asdict(self)
 

@@ -101,7 +101,7 @@ class PushSummary:
     lost_replies: int
     not_shown: dict[str, str] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """For machines."""
         return asdict(self)
 

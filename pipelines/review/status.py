@@ -61,7 +61,7 @@ class ReviewStatus:
     figures: PeopleReport | None = None
     pace: float = 1.0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """For machines."""
         fields = asdict(self)
         fields["last_answer"] = self.last_answer.isoformat() if self.last_answer else None

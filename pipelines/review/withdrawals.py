@@ -143,7 +143,7 @@ class RetractSummary:
     deleted_there: int
     not_reopened: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """For machines."""
         return asdict(self)
 

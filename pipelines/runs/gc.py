@@ -71,7 +71,7 @@ class GcSummary:
     older_than_s: float
     dry_run: bool
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """For machines."""
         return asdict(self)
 

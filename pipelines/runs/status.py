@@ -99,7 +99,7 @@ class RunStatus:
     invocation: InvocationStatus | None
     warnings: dict[str, int] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 

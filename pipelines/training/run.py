@@ -203,7 +203,7 @@ class _Run:
             machine=machine_facts(self._machine),
             fingerprint=fingerprint,
         )
-        (self._config.output / FILE_NAME).write_text(json.dumps(summary.to_json()) + "\n")
+        (self._config.output / FILE_NAME).write_text(json.dumps(summary.to_fields()) + "\n")
         (self._config.output / STATE_NAME).unlink(missing_ok=True)
         return summary
 

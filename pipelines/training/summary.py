@@ -54,7 +54,7 @@ class TrainSummary:
     machine: dict[str, str]
     fingerprint: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """Return plain values, under COCO's customary names (mAP, mAP50, mAP75, AR)."""
         plain = asdict(self)
         plain["val"] = _renamed(plain["val"], _JSON_NAMES)

@@ -40,8 +40,8 @@ def test_it_labels_its_own_pages_and_then_has_nothing_left_to_do(tmp_path: Path)
     for place in (second.config, second.output, second.truth, second.report):
         assert Path(place).exists()
         assert place in shown.getvalue()
-    assert second.to_json()["images"] == 60
-    assert second.to_json()["shards"] == 2
-    assert second.to_json()["mAP50"] == second.map50
-    assert second.to_json()["plain_mAP50"] == second.plain_map50
-    assert not any("map" in name for name in second.to_json())
+    assert second.to_fields()["images"] == 60
+    assert second.to_fields()["shards"] == 2
+    assert second.to_fields()["mAP50"] == second.map50
+    assert second.to_fields()["plain_mAP50"] == second.plain_map50
+    assert not any("map" in name for name in second.to_fields())

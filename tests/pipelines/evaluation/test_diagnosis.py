@@ -90,7 +90,7 @@ def test_the_table_has_the_diagnosis(tmp_path: Path) -> None:
     text = out.file.getvalue()  # type: ignore[attr-defined]
     assert "calibration error" in text
     assert "nothing there" in text
-    assert json.loads(json.dumps(e.to_json()))["diagnosis"]["recall"] == 1.0
+    assert json.loads(json.dumps(e.to_fields()))["diagnosis"]["recall"] == 1.0
 
 
 def test_error_types_without_any_object() -> None:

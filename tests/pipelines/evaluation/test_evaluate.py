@@ -255,7 +255,7 @@ def shown(e: Evaluation) -> str:
 
 def test_json_and_table(example: tuple[Manifest, Path]) -> None:
     e = evaluate_run(*example)
-    plain = json.loads(json.dumps(e.to_json()))
+    plain = json.loads(json.dumps(e.to_fields()))
     assert plain["mAP"] == e.map_
     assert {"mAP50", "mAP75", "AR", "AP_small", "images", "missing"} <= plain.keys()
     assert plain["classes"][1]["AP50"] == e.classes[1].ap50

@@ -74,7 +74,7 @@ def test_what_is_left_out_is_counted_and_said(bench: Bench) -> None:
         (bench.folder / "in" / name).write_text("no image")
     planned = plan_run(bench.config())
     assert planned.left_out == {".txt": 2, "no suffix": 1}
-    assert planned.to_json()["left_out"] == {".txt": 2, "no suffix": 1}
+    assert planned.to_fields()["left_out"] == {".txt": 2, "no suffix": 1}
 
 
 def test_loose_images_are_counted_exactly(bench: Bench) -> None:

@@ -202,7 +202,7 @@ def test_a_run_that_was_only_created() -> None:
 def test_json_and_text(manifest: Manifest) -> None:
     write_ledger(manifest, "1", start(100), shard(110, TARS[0]), beat(140, 1))
     s = run_status(manifest, now=145)
-    assert json.loads(json.dumps(s.to_json())) == s.to_json()
+    assert json.loads(json.dumps(s.to_fields())) == s.to_fields()
     text = text_of(s)
     assert "2 of 5 labelled (40.0 %), 2 left, 1 quarantined" in text
     assert "running on 1 workers" in text
