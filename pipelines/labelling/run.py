@@ -22,6 +22,7 @@ from pipelines.dispatch.drive import Drive, Journal, Outcome, Terms
 from pipelines.dispatch.limits import Limits
 from pipelines.dispatch.metrics import Measured, RayMetrics, count_review_queue
 from pipelines.dispatch.tally import Caller, Tally, Watcher
+from pipelines.evaluation.watch import watch_run
 from pipelines.labelling.exit_codes import exit_code
 from pipelines.labelling.open_run import OpenRun, open_run
 from pipelines.labelling.planned_review import PlannedReview
@@ -83,11 +84,27 @@ def label_run(
         # From here on no GPU is held.
         release_quarantine(run.manifest)
         routed = review.route(run.manifest, tally.shards)
+        drift = watched(run.manifest, tally, caller.watcher)
         status = run_status(run.manifest)
         summary = summarise(status, tally, outcome, began_s, config, routed)
-    summary = replace(summary, exit_code=exit_code(summary, strict=strict))
+    summary = replace(summary, drift=drift, exit_code=exit_code(summary, strict=strict))
     notify(config, summary)
     return summary
+
+
+def watched(manifest: Manifest, tally: Tally, watcher: Watcher) -> str:
+    """How the images that were added lately differ from the first ones; '' where they do not.
+
+    That it cannot be found out does not fail the run.
+    """
+    if not tally.shards:
+        return ""
+    try:
+        found = watch_run(manifest)
+    except LabelfleetError as exc:
+        watcher.note(f"the run could not be compared with itself: {exc.message}")
+        return ""
+    return found.alarm if found is not None and found.alarm_at == found.checked_at else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ class RunSummary:
         truncated: tars that ended in the middle, with the reason.
         outcome: ``done``, or ``stopped`` on request with work left.
         exit_code: of the process, see ``exit_codes``.
+        drift: how later images differ from the first ones, if this invocation found out; else ''.
         max_bad_share: the config's, which the exit code depends on.
     """
 
@@ -55,6 +56,7 @@ class RunSummary:
     exit_code: int = 0
     routed: int = 0
     max_bad_share: float = 1.0
+    drift: str = ""
     truncated: list[str] = field(default_factory=list)
 
     def to_fields(self) -> dict[str, Any]:

@@ -42,6 +42,8 @@ def _remarks(summary: RunSummary) -> list[Text]:
                 style="red",
             )
         )
+    if summary.drift:
+        remarks.append(Text(f"Drift: later images {summary.drift}", style="yellow"))
     if summary.outcome == "stopped":
         remarks.append(Text("Stopped with work left; run the same command to continue."))
     if summary.routed:

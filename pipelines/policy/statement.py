@@ -27,6 +27,7 @@ class Guarantee(Part):
     model_sha256: str = Field(description="The only model it holds for.")
     precision: str = Field("", description="Arithmetic that the model ran in.")
     void: str = Field("", description="Why it no longer holds; '' while it does.")
+    stale: str = Field("", description="How later images differ; '' while they do not.")
 
     @property
     def sentence(self) -> str:
@@ -42,7 +43,10 @@ class Guarantee(Part):
             "more, counted before boxes on one object are joined. It holds for this model, these "
             "images and these thresholds only."
         )
-        return f"{said} {self.assumes}" if self.assumes else said
+        said = f"{said} {self.assumes}" if self.assumes else said
+        if self.stale:
+            said += f" It is stale, {self.stale}. Route and audit the newer images, and fit again."
+        return said
 
     def void_for(self, model_sha256: str, precision: str, run: str) -> str:
         """Why it says nothing of a run; '' if it holds there."""

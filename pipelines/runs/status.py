@@ -21,6 +21,8 @@ from rich.text import Text
 
 from pipelines.display.durations import shown_duration
 from pipelines.runs.bottleneck import WorkerTime
+from pipelines.runs.drift_record import DriftRecord, read_drift
+from storage.errors import StorageError
 from storage.records import STATUSES, warning_kinds
 from storage.runs.ledger import LedgerEntry, invocations, read_ledger
 from storage.runs.listing import Listing
@@ -79,6 +81,7 @@ class RunStatus:
     Attributes:
         images: live rows per status, every status named.
         warnings: live rows by kind of warning; see docs/annotations.md.
+        drift: how the later images compare with the first ones; None before a second listing.
         dead_objects: annotation objects of shards that are no longer live.
         tombstones: images that changed or vanished after their shard was listed.
         plain_glob_exact: whether reading annotations/*.parquet without the listing is exact.
@@ -98,6 +101,7 @@ class RunStatus:
     plain_glob_exact: bool
     invocation: InvocationStatus | None
     warnings: dict[str, int] = field(default_factory=dict)
+    drift: DriftRecord | None = None
 
     def to_fields(self) -> dict[str, Any]:
         """Plain values."""
@@ -148,7 +152,15 @@ def run_status(manifest: Manifest, *, now: float | None = None) -> RunStatus:
         plain_glob_exact=not dead and not (committed & dropped.keys()),
         invocation=newest.status(left, time.time() if now is None else now) if newest else None,
         warnings=dict(tally.warnings.most_common()),
+        drift=_drift(manifest),
     )
+
+
+def _drift(manifest: Manifest) -> DriftRecord | None:
+    try:
+        return read_drift(manifest.store)
+    except StorageError:
+        return None  # damaged: the next labelling run writes it anew
 
 
 @dataclass(slots=True)
@@ -270,6 +282,8 @@ def status_table(status: RunStatus) -> RenderableType:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in s.warnings.items())
         table.add_row("warnings", escape(kinds))
     table.add_row("detections", f"{s.detections:,}")
+    if s.drift is not None:
+        table.add_row("drift", _drift_text(s.drift))
     table.add_row("last run", _sentence(s.invocation))
     if s.invocation and s.invocation.limit:
         table.add_row("limit", s.invocation.limit)
@@ -283,6 +297,14 @@ def status_table(status: RunStatus) -> RenderableType:
         )
     table.add_row("reading", glob)
     return Group(table) if s.listed else Group(table, Text("nothing has been listed yet"))
+
+
+def _drift_text(found: DriftRecord) -> Text:
+    if not found.alarm_at:
+        return Text(found.sentence)
+    alarm = f"{found.alarm_at[:10]}: later images {found.alarm}"
+    later = "" if found.alarm_at == found.checked_at else f"; since then {found.sentence}"
+    return Text(alarm + later, style="yellow")
 
 
 def _shares(s: RunStatus) -> str:

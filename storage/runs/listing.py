@@ -144,6 +144,14 @@ class Listing:
                 if not self._is_repeat(shard_id, repeats):
                     yield shard_id
 
+    def added(self) -> Iterator[set[str]]:
+        """Ids of the live shards that each listing was the first to add, oldest listing first."""
+        live, seen = set(self.live_ids()), set[str]()
+        for key in self.generations():
+            ids = set(self._read.ids(key, "add")) - seen
+            seen |= ids
+            yield ids & live
+
     def _is_repeat(self, shard_id: str, repeats: set[str]) -> bool:
         if shard_id not in self._added_again:
             return False
