@@ -122,13 +122,13 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    images = sorted((given.bccd / "images").iterdir())
+    images = sorted(p for p in (given.bccd / "images").iterdir() if p.is_file())
     order = np.random.default_rng(0).permutation(len(images))
     first = [images[i] for i in order[: len(images) // 2]]
     second = [images[i] for i in order[len(images) // 2 :]]
     sets = {"reference": (first, None), "as they are": (second, None)}
     sets |= {name: (second[:CHANGED], name) for name in CHANGES}
-    cameras = sorted((given.hituav / "images").iterdir())
+    cameras = sorted(p for p in (given.hituav / "images").rglob("*") if p.is_file())
     sets["another camera"] = (cameras[:: max(1, len(cameras) // CHANGED)][:CHANGED], None)
     values = {}
     for name, (paths, change) in sets.items():
