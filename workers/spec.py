@@ -7,7 +7,7 @@ from typing import Literal
 
 from storage.logs import LogFormat
 from storage.objects.protocols import StorageOptions
-from workers.images.preprocessing import DecodeMode, Preprocessing, ValueRange
+from workers.images.preprocessing import DecodeMode, Preprocessing, Tiles, ValueRange
 
 RuntimeName = Literal["torch", "onnx", "openvino", "tensorrt"]
 PrecisionName = Literal["fp32", "bf16", "fp16", "int8"]
@@ -84,6 +84,7 @@ class ModelRequest:
         family: the name of the detector's family; all but yolo_nas are read from ONNX.
         convention: of the family's graph; None: YOLO-NAS. ``preprocessing`` is then its input
             without a size that counts, where ``size_stated`` is False.
+        tiles: how large images are cut; None: not at all.
     """
 
     checkpoint: str
@@ -104,6 +105,7 @@ class ModelRequest:
     family: str = "yolo_nas"
     convention: Convention | None = None
     size_stated: bool = True
+    tiles: Tiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ class ModelSpec:
         remarks: what a person should know about how the model was understood.
         artefact: what the runtime loads in place of the checkpoint; None: nothing (torch), or not
             made yet.
+        tiles: how images larger than a tile are cut; None: the network sees every image whole.
     """
 
     checkpoint: str
@@ -146,6 +149,7 @@ class ModelSpec:
     official_ids: tuple[int, ...] | None = None
     remarks: tuple[str, ...] = ()
     convention: Convention | None = None
+    tiles: Tiles | None = None
 
 
 @dataclass(frozen=True, slots=True)

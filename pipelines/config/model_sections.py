@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.part import Part
-from workers.images.preprocessing import Preprocessing, check_preprocessing
+from workers.images.preprocessing import Preprocessing, Tiles, check_preprocessing
 from workers.spec import Convention
 
 Side = Annotated[int, Field(ge=1, le=8192)]
 Triple = tuple[float, float, float]
+_MOST_OVERLAP = 0.9  # each image pixel is then labelled a hundred times
 
 
 def network_size(value: int | tuple[int, int]) -> int | tuple[int, int]:
@@ -87,6 +88,33 @@ class PreprocessingConfig(Part):
         )
         check_preprocessing(found)
         return found
+
+
+class TilesConfig(Part):
+    """Large images in overlapping tiles, each as large to the network as a small image."""
+
+    size: Annotated[int, Field(ge=32, le=16_384)] = Field(
+        640, description="Sides of a tile in pixels of the image; smaller images stay whole."
+    )
+    overlap: float = Field(
+        0.2, ge=0, description="Share of a tile that its neighbour repeats, below 1."
+    )
+    whole: bool = Field(
+        True, description="Also label the image as a whole, for objects larger than a tile."
+    )
+
+    @model_validator(mode="after")
+    def _advancing(self) -> TilesConfig:
+        if self.overlap > _MOST_OVERLAP:
+            raise ValueError(
+                f"tiles of {self.size} px that overlap by {self.overlap * self.size:g} px: an "
+                f"overlap of at most {_MOST_OVERLAP} of a tile is possible"
+            )
+        return self
+
+    def tiles(self) -> Tiles:
+        """As the worker layer wants it."""
+        return Tiles(self.size, self.overlap, self.whole)
 
 
 FamilyName = Literal["yolo_nas", "yolox", "d-fine", "rt-detr", "rf-detr"]

@@ -16,6 +16,7 @@ from pipelines.config.model_sections import (
     FamilyConfig,
     FamilyName,
     PreprocessingConfig,
+    TilesConfig,
     network_size,
 )
 from pipelines.config.part import Auto, Digest, Name, Part, Place, Share, Url, Webhook
@@ -117,7 +118,12 @@ class ModelConfig(Part):
     nms_iou: Share | None = Field(
         None, description="IoU above which NMS drops the lower box; none: the checkpoint's, or 0.7."
     )
-    max_detections: int = Field(300, ge=1, le=10_000, description="Boxes an image, at most.")
+    max_detections: int = Field(
+        300, ge=1, le=10_000, description="Boxes an image, at most; with `tiles`, a tile."
+    )
+    tiles: TilesConfig | None = Field(
+        None, description="Cut large images (docs/large_images.md); none: never."
+    )
 
     @field_validator("range")
     @classmethod

@@ -144,6 +144,8 @@ def inference_settings(config: RunConfig, model: ModelSpec) -> dict[str, Any]:
     settings["preprocessing"] = model.preprocessing.fields()
     if model.convention is None:
         settings.pop("convention")
+    if model.tiles is None:
+        settings.pop("tiles")
     if model.artefact is not None:
         output = open_store(config.output, config.storage.options())
         settings["artefact"] = _artefact_settings(model.artefact, output.url)

@@ -75,6 +75,7 @@ def model_request(config: RunConfig) -> ModelRequest:
         score_floor=part.score_floor,
         nms_iou=part.nms_iou,
         max_detections=part.max_detections,
+        tiles=part.tiles.tiles() if part.tiles else None,
     )
     return request if part.family == "yolo_nas" else _of_family(request, part.family)
 

@@ -14,7 +14,7 @@ from workers.images.decode import decode, probe
 from workers.images.letterbox import LetterboxTransform, letterbox
 from workers.images.phash import phash
 from workers.images.pixels import DecodedImage
-from workers.images.preprocessing import Preprocessing
+from workers.images.preprocessing import Preprocessing, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,11 @@ class Prepared:
 
     def row(self, detections: Detections) -> AnnotationRow:
         """The image's row; ``detections`` as the detector gave them, in input pixels."""
+        whole = self.transform
+        return self.upright_row(whole.invert(detections), whole.width, whole.height)
+
+    def upright_row(self, detections: Detections, width: int, height: int) -> AnnotationRow:
+        """The row of an image of that size; ``detections`` in its upright pixels."""
         return AnnotationRow(
             image_id=self.image_id,
             shard_id=self.shard_id,
@@ -49,12 +54,12 @@ class Prepared:
             nbytes=self.nbytes,
             sha256=self.sha256,
             phash=self.phash,
-            width=self.transform.width,
-            height=self.transform.height,
+            width=width,
+            height=height,
             exif_orientation=self.exif_orientation,
             status="ok",
             error=None,
-            detections=self.transform.invert(detections),
+            detections=detections,
             frames=self.frames,
             warning=self.warning,
         )
@@ -77,14 +82,26 @@ class Opened:
     sha256: str
     phash: int
 
-    def place(self, preprocessing: Preprocessing, slot: NDArray[np.uint8]) -> Prepared | Skipped:
-        """Letterbox into ``slot``, uint8 [H, W, 3] of the network's input size."""
+    def place(
+        self,
+        preprocessing: Preprocessing,
+        slot: NDArray[np.uint8],
+        window: Window | None = None,
+    ) -> Prepared | Skipped:
+        """Letterbox into ``slot``, uint8 [H, W, 3] of the network's input size.
+
+        Args:
+            window: the part that is meant, of an image that was decoded whole; None: all of it.
+        """
         record = self.record
         image = self.image
         try:
-            _, transform = letterbox(
-                image.pixels, preprocessing, slot, size=image.size, factor=image.factor
-            )
+            if window is None:
+                _, transform = letterbox(
+                    image.pixels, preprocessing, slot, size=image.size, factor=image.factor
+                )
+            else:
+                _, transform = letterbox(window.of(image.pixels), preprocessing, slot)
         except MemoryError:
             raise
         except Exception as exc:  # noqa: BLE001 - as in open_image

@@ -1,10 +1,13 @@
-"""How pixels become network input: size, letterbox, channels, scale."""
+"""How pixels become network input: size, letterbox, channels, scale, tiles."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 _LATER: dict[str, Any] = {
     "interpolation": "linear",
@@ -109,3 +112,52 @@ def _check_range(value_range: ValueRange) -> None:
     low, high = (float(v) for v in value_range)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"value_range is {value_range!r}: the first must be below the second")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of an upright image, in its pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def of(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Its pixels [height, width, 3]: a view."""
+        return pixels[self.y : self.y + self.height, self.x : self.x + self.width]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How images that are larger than a tile are cut.
+
+    Attributes:
+        size: a tile's sides in pixels of the image.
+        overlap: the share of a tile that its neighbour repeats, 0 to below 1.
+        whole: whether the network also sees the image as a whole, for objects larger than a tile.
+    """
+
+    size: int = 640
+    overlap: float = 0.2
+    whole: bool = True
+
+    def windows(self, width: int, height: int) -> list[Window]:
+        """The parts of an image, row by row, the whole of it last; one where it fits a tile.
+
+        The last tile of a row or column lies at the border and overlaps more, as SAHI's do.
+        """
+        image = Window(0, 0, width, height)
+        if max(width, height) <= self.size:
+            return [image]
+        parts = [
+            Window(x, y, min(self.size, width), min(self.size, height))
+            for y in self._starts(height)
+            for x in self._starts(width)
+        ]
+        return [*parts, image] if self.whole else parts
+
+    def _starts(self, length: int) -> list[int]:
+        step = max(1, self.size - int(self.overlap * self.size))
+        last = max(0, length - self.size)
+        return [*range(0, last, step), last]

@@ -108,4 +108,6 @@ def open_labeller(spec: WorkerSpec) -> ShardLabeller:
         )
         return _refusing_a_vanished_source(images, source)
 
-    return ShardLabeller(detector, read, manifest.commit, manifest.record.identity, options)
+    return ShardLabeller(
+        detector, read, manifest.commit, manifest.record.identity, options, tiles=spec.model.tiles
+    )

@@ -9,20 +9,32 @@ from dataclasses import dataclass
 from functools import partial
 
 from storage.errors import ShardFailed
+from storage.records import Detections
 from workers.images.prepare import Prepared
 from workers.labelling.inference import Inference, Inferred, Results
 from workers.labelling.job import ShardJob
 from workers.labelling.queues import Batch, BatchRing, ByteBudget
+from workers.labelling.tiled import Part
 from workers.labelling.writing import MadeRow, RowStage
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What is in a slot of a batch: one image of a job, decoded and placed."""
+    """What is in a slot of a batch: one image of a job, or a part of one, decoded and placed."""
 
     job: ShardJob
     index: int
     prepared: Prepared
+    part: Part | None = None
+
+    def finished(self, found: Detections) -> MadeRow | None:
+        """The image's row; None while parts of it are missing."""
+        if self.part is None:
+            return MadeRow(self.job, self.index, partial(self.prepared.row, found))
+        image = self.part.image
+        if not image.add(self.part.number, self.prepared, found):
+            return None
+        return MadeRow(self.job, self.index, partial(image.row, self.prepared))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,7 @@ class InferStage:
     ) -> None:
         self._inference, self._ring = inference, ring
         self._budget, self._rows = budget, rows
+        self.parts_done = 0  # of images in tiles, beside each image's last
         self._inferred: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
 
     def stop(self, nms_threads: int) -> None:
@@ -124,6 +137,8 @@ class InferStage:
                 item.job.spent("nms", share_s)
                 if isinstance(found, ShardFailed):
                     item.job.fail(found)
+                elif (row := item.finished(found)) is not None:
+                    rows.append(row)
                 else:
-                    rows.append(MadeRow(item.job, item.index, partial(item.prepared.row, found)))
+                    self.parts_done += 1
             self._rows.put(rows)

@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Protocol
@@ -33,13 +33,15 @@ from storage.runs.annotation_rows import rows_to_table
 from storage.runs.annotations import RowWriter, ShardFooter
 from storage.runs.manifest import Commit
 from workers.detectors.protocol import Detector, QueueingDetector
-from workers.images.prepare import Skipped, open_image
+from workers.images.prepare import Opened, Skipped, open_image
+from workers.images.preprocessing import Tiles, Window
 from workers.labelling.batch_size import BatchSize
 from workers.labelling.infer_stage import InferStage, Ready
 from workers.labelling.inference import Inference
 from workers.labelling.job import ShardJob, with_commit_seconds
 from workers.labelling.queues import BatchRing, ByteBudget
 from workers.labelling.spool import spool_error
+from workers.labelling.tiled import Part, TiledImage
 from workers.labelling.writing import Abandoned, Counted, MadeRow, RowStage
 from workers.local_folders import own_folder
 from workers.spec import LabellerOptions
@@ -80,6 +82,7 @@ class ShardLabeller:
         run: repeated in every annotation object.
         options: sizes of the pipeline.
         spool_dir: local folder for the Parquet being written; None: a temporary one.
+        tiles: how large images are cut; None: the network sees every image as a whole.
     """
 
     def __init__(
@@ -91,12 +94,17 @@ class ShardLabeller:
         options: LabellerOptions | None = None,
         *,
         spool_dir: Path | None = None,
+        tiles: Tiles | None = None,
     ) -> None:
         self._read, self._commit, self._run = read, commit, run
         self._options = options or LabellerOptions()
         self._spool = own_folder("spool", spool_dir)
         rows_to_table(())  # imports pandas, which pyarrow looks for at its first array: 0.3 s
-        self._preprocessing = detector.preprocessing
+        self._preprocessing, self._tiles = detector.preprocessing, tiles
+        # A tile needs every pixel of its image.
+        self._decoding = replace(
+            self._preprocessing, decode="exact" if tiles else self._preprocessing.decode
+        )
         self._batch_size = BatchSize(
             self._options.batch_size,
             self._options.batch_size_max,
@@ -128,8 +136,8 @@ class ShardLabeller:
 
     @property
     def images_done(self) -> int:
-        """Images that became rows so far; what the hang clock watches."""
-        return self._rows.images_done
+        """Images that became rows so far, and tiles of others; what the hang clock watches."""
+        return self._rows.images_done + self._infer.parts_done
 
     @property
     def batch_size(self) -> int:
@@ -250,7 +258,7 @@ class ShardLabeller:
     def _decode(self, item: _Fetched) -> None:
         job, began_s = item.job, time.perf_counter()
         opened = open_image(
-            item.record, job.shard.shard_id, self._preprocessing, self._options.max_pixels
+            item.record, job.shard.shard_id, self._decoding, self._options.max_pixels
         )
         self._decoded(job, began_s)
         self._budget.release(item.reserved)
@@ -258,17 +266,36 @@ class ShardLabeller:
             self._ring.expect(-1)
             self._put_row(item, opened)
             return
-        slot = self._ring.take()
-        if slot is None:
-            return  # closing: the job has been told
+        self._place(item, opened)
+
+    def _place(self, item: _Fetched, opened: Opened) -> None:
+        height, width = opened.image.size
+        windows = self._tiles.windows(width, height) if self._tiles else []
+        if len(windows) < 2:
+            self._place_one(item, opened, None, None)
+            return
+        self._ring.expect(len(windows) - 1)
+        image = TiledImage(windows, width, height)
+        for number, window in enumerate(windows):
+            if not self._place_one(item, opened, window, Part(image, number)):
+                self._ring.expect(number + 1 - len(windows))
+                return
+
+    def _place_one(
+        self, item: _Fetched, opened: Opened, window: Window | None, part: Part | None
+    ) -> bool:
+        """Fill a slot with an image, or a part of it; False: the rest of it is not wanted."""
+        if (slot := self._ring.take()) is None:
+            return False  # closing: the job has been told
         began_s = time.perf_counter()
-        placed = opened.place(self._preprocessing, slot.pixels)
-        self._decoded(job, began_s)
+        placed = opened.place(self._preprocessing, slot.pixels, window)
+        self._decoded(item.job, began_s)
         if isinstance(placed, Skipped):
             self._ring.fill(slot, None)
             self._put_row(item, placed)
-        else:
-            self._ring.fill(slot, Ready(job, item.index, placed))
+            return False
+        self._ring.fill(slot, Ready(item.job, item.index, placed, part))
+        return not item.job.ended.is_set()
 
     def _decoded(self, job: ShardJob, began_s: float) -> None:
         job.spent("decode", time.perf_counter() - began_s)

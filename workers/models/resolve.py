@@ -77,6 +77,7 @@ def resolve_model(
         licence=checkpoint.licence,
         official_ids=checkpoint.official_ids,
         remarks=_remarks(request, checkpoint, preprocessing),
+        tiles=request.tiles,
     )
 
 
@@ -142,6 +143,7 @@ def _resolve_family(
         nms_iou=DEFAULT_NMS_IOU if request.nms_iou is None else request.nms_iou,
         max_detections=request.max_detections,
         convention=convention,
+        tiles=request.tiles,
     )
 
 

@@ -36,6 +36,7 @@ from tests.support.ray.brightness import BrightnessDetector, QueueingBrightness
 from tests.support.samples.image_samples import encode
 from tests.support.samples.synthetic_run import record
 from tests.support.samples.tar_samples import tar_of
+from workers.images.preprocessing import Tiles
 from workers.labelling.labeller import ShardLabeller
 from workers.spec import LabellerOptions
 
@@ -60,6 +61,7 @@ class Bench:
         self.source, self.output = MemoryStore(), MemoryStore()
         self.manifest = Manifest.create_or_continue(self.output, record(("dark", "bright")))
         self.detector = detector or BrightnessDetector()
+        self.tiles: Tiles | None = None
         self.options = LabellerOptions(**{"batch_size": 4, **options})  # type: ignore[arg-type]  # by name
 
     @contextmanager
@@ -71,6 +73,7 @@ class Bench:
             parts["commit"],  # type: ignore[arg-type]  # a test's own callable
             self.manifest.record.identity,
             self.options,
+            tiles=self.tiles,
         )
         try:
             yield made
@@ -122,6 +125,28 @@ def test_boxes_come_back_in_pixels_of_the_upright_image() -> None:
     (row,) = read_rows(bench.output, annotation_key(shard.shard_id))
     assert (row.width, row.height) == (400, 200)
     np.testing.assert_allclose(row.detections.boxes[0], [200, 100, 300, 150], atol=7)
+
+
+def test_large_images_go_in_tiles_and_stay_one_row(device: Device) -> None:
+    bench = Bench(device(), decode_threads=3)
+    bench.tiles = Tiles(64, 0.25, whole=False)
+    pixels = np.zeros((150, 300, 3), np.uint8)
+    pixels[40:60, 44:84] = 255  # across two tiles of the first row, at 0 and 48
+    pixels[130:146, 250:280] = 255
+    large = encode(Image.fromarray(pixels), "PNG")
+    members = [(f"{i}.png", grey(i)) for i in range(3)]
+    shard = bench.tar("a.tar", members[0], ("large.png", large), *members[1:])
+    with bench.labeller() as labeller:
+        commit = labeller.label(shard, "try-1")
+    assert (commit.won, commit.footer.images, commit.footer.counts["ok"]) == (True, 4, 4)
+    rows = list(read_rows(bench.output, annotation_key(shard.shard_id)))
+    assert [row.image_id for row in rows] == [f"a.tar/{n}.png" for n in ("0", "large", "1", "2")]
+    row = rows[1]
+    assert (row.width, row.height, row.nbytes) == (300, 150, len(large))
+    lit = row.detections.boxes[row.detections.scores > 0]
+    for true in ([44, 40, 84, 60], [250, 130, 280, 146]):
+        near = np.abs(lit - np.array(true, np.float32)).max(axis=1)
+        assert (near <= 1).sum() == 1, (true, lit)  # found, and once
 
 
 def test_batches_cross_shard_borders(device: Device) -> None:
