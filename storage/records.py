@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -78,8 +79,8 @@ class ImageRecord:
     """One image as it comes out of a shard, before decoding.
 
     Attributes:
-        image_id: ``<object key>`` or ``<shard key>/<member>``; unique in the run (a repeated
-            member name becomes ``name#2``).
+        image_id: ``<object key>`` or ``<shard key>/<member>``; unique in the run: a repeated
+            member name becomes ``name#2``, and see ``image_id_of``.
         offset: where its bytes begin in the object; None inside a compressed tar.
         nbytes: their count (as announced, when they could not be read).
         data: the bytes; None when the record already failed (see ``status``).
@@ -181,13 +182,43 @@ def warning_kinds(warning: str | None) -> list[str]:
     return [part.split(":", 1)[0] for part in warning.split("; ")] if warning else []
 
 
-def printable(name: str | bytes) -> str:
-    """A name as it stands in ``image_id``: valid UTF-8; other bytes as ``\\xNN``.
+_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
+_IN_A_TAR = re.compile(r"\.(tar|tar\.gz|tgz)/", re.IGNORECASE)
 
-    Two members whose names become equal that way are told apart like any repeated name.
+
+def printable(name: str | bytes) -> str:
+    """A name as it stands in ``image_id``: valid UTF-8, and different for different names.
+
+    Bytes that are not UTF-8 become ``\\xNN``; a backslash that looks like the begin of such an
+    escape becomes ``\\x5c``.
     """
     raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
-    return raw.decode("utf-8", "backslashreplace")
+    return (
+        _ESCAPE.sub(r"\\x5c", raw.decode("utf-8", "surrogateescape"))
+        .encode("utf-8", "surrogateescape")
+        .decode("utf-8", "backslashreplace")
+    )
+
+
+def image_id_of(key: str) -> str:
+    """The id of a loose image, which no member of a tar has.
+
+    A folder that is named like a tar may lie beside that tar, see ``tar_folders``.
+    """
+    return printable(key) + tar_folders(key)
+
+
+def tar_folders(key: str) -> str:
+    """What ids end in to say where the object ends: ``#1`` for each folder named like a tar above
+    it; '' for ordinary keys. The name of a member ends in an image's suffix, or in ``#2`` or more.
+    """
+    return "#1" * len(_IN_A_TAR.findall(key))
+
+
+def image_ids_of(key: str) -> tuple[str, ...]:
+    """The id of a loose image, and the one under which an older run may have it, if another."""
+    raw = key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return tuple(dict.fromkeys((image_id_of(key), raw)))
 
 
 LINK_ETAG = "link"  # a symbolic link, to a file or a folder: listed, never followed

@@ -13,7 +13,7 @@ from pipelines.exports.upright import upright
 from storage.errors import ConfigError, LabelfleetError, ObjectChanged, ObjectNotFound
 from storage.labels.rows import LabelRow
 from storage.objects.protocols import ObjectStore, StorageOptions
-from storage.records import StoredObject, printable
+from storage.records import StoredObject, image_ids_of
 from storage.runs.image_bytes import read_images
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
@@ -158,7 +158,7 @@ def _local_files(manifest: Manifest) -> dict[str, _LinkedFile]:
             )
         for listed in shard.objects:
             path = Path(os.path.realpath(root)) / listed.key
-            files[printable(listed.key)] = _LinkedFile(path, listed)
+            files.update(dict.fromkeys(image_ids_of(listed.key), _LinkedFile(path, listed)))
     return files
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 
 from storage.errors import LabelfleetError
 from storage.objects.protocols import SupportsStream
-from storage.records import Shard, StoredObject, printable
+from storage.records import Shard, StoredObject, image_ids_of
 from storage.runs.annotations import read_tables
 from storage.runs.ledger import invocations, read_ledger
 from storage.runs.listing import Listing
@@ -71,7 +71,9 @@ def _missing(
                 row["image_id"] for row in table.to_pylist() if row["status"] == "missing"
             )
         gone = dropped.get(shard.shard_id, set())
-        objects = [o for o in shard.objects if o.key not in gone and printable(o.key) in missing]
+        objects = [
+            o for o in shard.objects if o.key not in gone and missing & {*image_ids_of(o.key)}
+        ]
         if objects:
             yield shard, objects, len(missing) == rows
 

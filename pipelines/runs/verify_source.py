@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from storage.errors import ObjectChanged, ObjectNotFound, SourceError, SourceTruncated
 from storage.parquet.files import opened
-from storage.records import ImageRecord, Shard, printable
+from storage.records import ImageRecord, Shard, image_id_of, image_ids_of
 from storage.runs.annotation_check import some
 from storage.shards.reading import SupportsShards, read_shard
 from workers.images.decode import probe
@@ -60,10 +60,11 @@ def check_against_source(
     """
     check = SourceCheck()
     rows = _rows(raw, key)
-    if shard.kind == "tar" and rows.keys() == {printable(shard.key)}:
+    if shard.kind == "tar" and rows.keys() in [{name} for name in image_ids_of(shard.key)]:
         check.changed += 1  # it was gone when it was to be labelled
         return check
-    gone = {printable(object_key) for object_key in dropped}
+    rows = _as_of_now(rows, shard)
+    gone = {image_id_of(object_key) for object_key in dropped}
     seen: list[str] = []
     wrong: dict[str, list[str]] = {}
     try:
@@ -99,6 +100,15 @@ def _rows(raw: bytes, key: str) -> dict[str, Row]:
     with opened(raw, key) as file:
         table: pa.Table = file.read(columns=_COLUMNS)
         return {row["image_id"]: row for row in table.to_pylist()}
+
+
+def _as_of_now(rows: dict[str, Row], shard: Shard) -> dict[str, Row]:
+    """Rows by the ids that this version gives, where an older one gave others."""
+    if shard.kind == "tar":
+        return rows
+    now = {ids[-1]: ids[0] for o in shard.objects if len(ids := image_ids_of(o.key)) > 1}
+    return {(image_id if now.get(image_id) in rows else now.get(image_id, image_id)): row
+            for image_id, row in rows.items()} if now else rows  # fmt: skip
 
 
 def _differences(row: Row, image: ImageRecord) -> Iterator[str]:

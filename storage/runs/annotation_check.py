@@ -17,7 +17,15 @@ from storage.errors import StorageError
 from storage.objects.protocols import SupportsGetRange
 from storage.parquet.errors import reading_parquet
 from storage.parquet.files import metadata_of, opened, read_metadata
-from storage.records import STATUSES, RunIdentity, Shard, StoredObject, printable
+from storage.records import (
+    STATUSES,
+    RunIdentity,
+    Shard,
+    StoredObject,
+    image_id_of,
+    image_ids_of,
+    printable,
+)
 from storage.runs.annotation_rows import SCHEMA, untrue_values
 from storage.runs.annotations import ShardFooter, footer_of, identity_of
 
@@ -162,16 +170,27 @@ def _about_rows(
     if twice := [i for i, n in Counter(ids).items() if n > 1]:
         yield f"images twice: {some(twice)}"
     if shard.kind == "images":
-        yield from _compared(ids, [printable(o.key) for o in shard.objects])
+        yield from _compared(ids, _expected(ids, shard))
     elif not _is_missing_tar(ids, check, shard):
-        prefix = f"{printable(shard.objects[0].key)}/"
-        if outside := [i for i in ids if not i.startswith(prefix)]:
+        prefixes = (f"{printable(shard.key)}/", f"{image_ids_of(shard.key)[-1]}/")
+        if outside := [i for i in ids if not i.startswith(prefixes)]:
             yield f"images that are not of this tar: {some(outside)}"
+
+
+def _expected(ids: list[str], shard: Shard) -> list[str]:
+    """The ids of a group of loose images, as of now or as an older version wrote them."""
+    at_all = set(ids)
+    return [
+        next((i for i in image_ids_of(o.key) if i in at_all), image_id_of(o.key))
+        for o in shard.objects
+    ]
 
 
 def _is_missing_tar(ids: list[str], check: ObjectCheck, shard: Shard) -> bool:
     """A tar that was gone, or another, when it was to be read: one row in its own name."""
-    return ids == [printable(shard.key)] and check.counts == Counter(missing=1)
+    return ids in [[name] for name in image_ids_of(shard.key)] and check.counts == Counter(
+        missing=1
+    )
 
 
 def _compared(ids: list[str], expected: Sequence[str]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from storage.errors import LabelfleetError, ObjectNotFound, StorageError
 from storage.objects.protocols import ObjectStore
-from storage.records import Shard, StoredObject, printable
+from storage.records import Shard, StoredObject, image_ids_of
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
 from storage.shards.reading import read_shard
@@ -92,7 +92,7 @@ def _object_of(shard: Shard | None, place: Placed) -> StoredObject:
     if shard is not None and shard.kind == "tar":
         return shard.objects[0]
     for listed in shard.objects if shard is not None else ():
-        if printable(listed.key) == place.image_id:
+        if place.image_id in image_ids_of(listed.key):
             return listed
     raise ObjectNotFound(f"{place.image_id!r} is not listed in shard {place.shard_id}")
 

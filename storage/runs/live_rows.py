@@ -6,13 +6,13 @@ Live rows are those of committed, live shards, less the images that a later list
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.errors import ObjectNotFound
-from storage.records import AnnotationRow, printable
+from storage.records import AnnotationRow, image_ids_of
 from storage.runs.annotation_rows import table_to_rows
 from storage.runs.annotations import read_tables
 from storage.runs.listing import Listing
@@ -56,5 +56,12 @@ def live_rows(manifest: Manifest) -> Iterator[AnnotationRow]:
 
 
 def _without(table: pa.Table, gone: set[str]) -> pa.Table:
-    ids = pa.array([printable(key) for key in gone], pa.string())
-    return table.filter(pc.invert(pc.is_in(table.column("image_id"), value_set=ids)))
+    there = table.column("image_id")
+    candidates = [image_ids_of(key) for key in gone]
+    known = set(there.filter(pc.is_in(there, value_set=_strings(sum(candidates, ())))).to_pylist())
+    ids = [next((i for i in several if i in known), "") for several in candidates]
+    return table.filter(pc.invert(pc.is_in(there, value_set=_strings(ids))))
+
+
+def _strings(values: Iterable[str]) -> pa.Array:
+    return pa.array(list(values), pa.string())

@@ -26,7 +26,9 @@ from storage.records import (
     ImageRecord,
     Shard,
     StoredObject,
+    image_id_of,
     printable,
+    tar_folders,
 )
 from storage.shards.selecting import classify
 from storage.shards.tar_header import TarMember
@@ -90,7 +92,7 @@ def member_ids(store: SupportsShards, shard: Shard) -> list[str] | None:
         None where the tar is not the one that was listed any more, or no tar.
     """
     if shard.kind == "images":
-        return [printable(listed.key) for listed in shard.objects]
+        return [image_id_of(listed.key) for listed in shard.objects]
     found: list[str] = []
     try:
         # No image is as small as that: every body is skipped.
@@ -115,7 +117,7 @@ def _read_tar(
         for member in members:
             name = printable(member.name)
             if classify(name) == "image" and member.kind != "directory":
-                image_id = f"{printable(tar.key)}/{names.unique(name)}"
+                image_id = f"{printable(tar.key)}/{names.unique(name)}{tar_folders(tar.key)}"
                 yield _member_record(members, member, image_id, max_image_bytes)
 
 
@@ -157,7 +159,8 @@ def _too_large(image_id: str, offset: int | None, nbytes: int, limit: int) -> Im
 class _UniqueNames:
     """Makes repeated image names unique: the second ``a.jpg`` becomes ``a.jpg#2``.
 
-    That can't be the name of another image, which ends in an image suffix. Keeps 8 bytes of hash
+    That can't be the name of another image, which ends in an image suffix, nor ``#1``, which is for
+    loose images. Keeps 8 bytes of hash
     a name, since a shard may hold millions; two names that share a hash (one chance in 10^7 for
     a million members) merely number one of them without need.
     """
@@ -196,7 +199,7 @@ def _image_record(
     others_readable: Callable[[], bool],
     listed: StoredObject,
 ) -> ImageRecord:
-    image_id = printable(listed.key)
+    image_id = image_id_of(listed.key)
     try:
         check_key(listed.key)
     except StorageError as exc:

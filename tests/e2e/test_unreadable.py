@@ -29,7 +29,7 @@ def test_archived_tars_are_named_the_others_labelled_and_a_later_run_takes_them_
         client.put_object(Bucket=bucket, Key=f"in/{name}", Body=tar, **place)
     job = Job(
         tmp_path, f"s3://{bucket}/in", f"s3://{bucket}/out", {**moto_s3.env(), **shared_ray},
-        options=moto_s3.options,
+        fields={"storage": {"endpoint_url": moto_s3.endpoint_url}}, options=moto_s3.options,
     )  # fmt: skip
     code, summary, err = job.run()
     assert code == 3, err

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
-from storage.records import printable
+from storage.records import image_id_of, image_ids_of, printable
 from storage.runs.live_rows import live_rows, live_tables
 from storage.runs.manifest import Manifest
 from storage.stores.memory import MemoryStore
@@ -85,6 +87,39 @@ def test_columns_and_shards_can_be_chosen() -> None:
     assert [(shard_id, t.column_names, t.num_rows) for shard_id, t in tables] == [
         (a.shard_id, ["status", "width"], 1)
     ]
+
+
+def test_rows_under_the_ids_of_an_older_version_leave_with_their_images() -> None:
+    names = ["in.tar/a.jpg", r"\xff.jpg", "b.jpg"]
+    shard = image_shard(*names)
+    manifest = make_run(MemoryStore(), {shard: [row(name, shard.shard_id) for name in names]})
+    list_shards(manifest.store, [image_shard("b.jpg")])
+    assert ids(manifest) == ["b.jpg"]
+
+
+def test_one_of_two_names_that_an_older_version_took_for_one_stays() -> None:
+    names = [r"\xff.jpg", "\udcff.jpg"]
+    shard = image_shard(*names)
+    rows = [row(image_id_of(name), shard.shard_id) for name in names]
+    manifest = make_run(MemoryStore(), {shard: rows})
+    list_shards(manifest.store, [image_shard("\udcff.jpg")])
+    assert ids(manifest) == [r"\xff.jpg"]
+
+
+PIECES = st.sampled_from([b"\\", b"x", b"f", b"5", b"c", b"\xff", "é".encode()])
+NAMES = st.lists(PIECES, max_size=9).map(b"".join)
+
+
+@given(NAMES, NAMES)
+def test_ids_differ_where_names_differ(one: bytes, other: bytes) -> None:
+    assert (printable(one) == printable(other)) == (one == other)
+    for name in (one, other):
+        assert printable(name.decode("utf-8", "surrogateescape")) == printable(name)
+
+
+def test_ids_of_ordinary_names_are_their_keys() -> None:
+    for key in ("a/b.jpg", "ü 日本.jpg", r"c:\photos\x.jpg", "a.tar.jpg", "my.target/a.jpg"):
+        assert image_ids_of(key) == (key,)
 
 
 def test_printable_keys() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import threading
 import time
@@ -20,6 +21,7 @@ from storage.shards.reading import read_shard
 from storage.shards.selecting import LeftOut, classify, group_images, list_source, tar_shards
 from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
+from tests.support.samples.tar_samples import tar_of
 
 
 def filled(*keys: str) -> MemoryStore:
@@ -288,3 +290,21 @@ def test_the_real_folders_list_and_group_completely(data_dir: Path) -> None:
     assert len(keys) == len(set(keys))
     assert set(keys) == on_disk
     assert list(tar_shards(list_source(store))) == []
+
+
+def test_images_beside_a_tar_have_other_ids_than_its_members() -> None:
+    store = filled("in/x.tar/a.jpg", "in/x.tar/y.tgz/b.jpg")
+    store.put("in/x.tar", tar_of(("a.jpg", b"1"), ("a.jpg", b"2"), ("y.tgz/b.jpg", b"3")))
+    store.put("in/x.tar/y.tgz", gzip.compress(tar_of(("b.jpg", b"4"))))
+    listed = list(list_source(store))
+    shards = [*tar_shards(listed), *group_images(listed, 9)]
+    found = [r for s in shards for r in read_shard(store, s, max_image_bytes=99)]
+    assert {r.image_id: r.data for r in found} == {
+        "in/x.tar/a.jpg": b"1",
+        "in/x.tar/a.jpg#2": b"2",
+        "in/x.tar/y.tgz/b.jpg": b"3",
+        "in/x.tar/y.tgz/b.jpg#1": b"4",
+        "in/x.tar/a.jpg#1": b"in/x.tar/a.jpg",
+        "in/x.tar/y.tgz/b.jpg#1#1": b"in/x.tar/y.tgz/b.jpg",
+    }
+    assert len(found) == 6
