@@ -221,7 +221,8 @@ def image_ids_of(key: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((image_id_of(key), raw)))
 
 
-LINK_ETAG = "link"  # a symbolic link, to a file or a folder: listed, never followed
+LINK_ETAG = "link"  # a symbolic link to a file: listed, never followed
+FOLDER_LINK_ETAG = "folder link"  # a symbolic link to a folder: likewise
 
 
 SPECIAL_ETAG = "special"  # a pipe, a socket or a device

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from storage.errors import ConfigError
 from storage.objects.protocols import StorageOptions
+from storage.shards.selecting import classify
 from storage.stores.open import open_object
 from storage.urls import shown_url
 
@@ -17,7 +18,8 @@ COLUMN = "key"
 
 
 def read_keys(url: str, options: StorageOptions) -> frozenset[str]:
-    """The keys in ``url``'s column ``key``, or in its only column.
+    """The keys in ``url``'s column ``key``, or in its only column; or one a line, commas and all,
+    where the first line is the name of an image or tar.
 
     Raises:
         ConfigError: no such column, or neither CSV nor Parquet.
@@ -44,6 +46,12 @@ def _keys(table: pa.Table, shown: str) -> frozenset[str]:
     return frozenset(str(value) for value in column.to_pylist() if value is not None)
 
 
+def _unquoted(line: str) -> str:
+    if len(line) > 1 and line.startswith('"') and line.endswith('"'):
+        return line[1:-1].replace('""', '"')
+    return line
+
+
 def _parquet(raw: bytes) -> pa.Table:
     return pq.read_table(io.BytesIO(raw))
 
@@ -52,6 +60,9 @@ def _csv(raw: bytes) -> pa.Table:
     raw = raw.removeprefix(b"\xef\xbb\xbf")  # the mark that spreadsheets put before UTF-8
     # Every column as text: a key such as 000123 is no number.
     header = raw.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
+    if "," in header and classify(header.strip('"')) != "other":  # a name with commas, no header
+        lines = (_unquoted(line.strip("\r")) for line in raw.decode("utf-8").split("\n"))
+        return pa.table({COLUMN: [line for line in lines if line]})
     names = [name.strip().strip('"') for name in header.split(",")]
     convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
     if COLUMN in names or len(names) > 1:

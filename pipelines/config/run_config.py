@@ -36,6 +36,14 @@ class SourceConfig(Part):
     keys: Url | None = Field(
         None, description="CSV or Parquet with a column `key`: label only these objects."
     )
+    max_absent_keys: Share = Field(
+        0.1, description="Share of the keys in `keys` that may be absent; more is an error."
+    )
+    sniff: bool = Field(
+        False,
+        description="Also label files without a suffix whose first bytes are those of an image: "
+        "one small read each, at every listing.",
+    )
     shard_size: int = Field(
         256, ge=1, le=100_000, description="Loose images a virtual shard; one commit each."
     )

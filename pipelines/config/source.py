@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 from pipelines.config.keys import read_keys
-from pipelines.config.run_config import RunConfig
-from storage.errors import ConfigError, SourceEmpty, SourceError
-from storage.records import Shard, StoredObject, shard_id_of
+from pipelines.config.run_config import RunConfig, SourceConfig
+from storage.errors import ConfigError, SourceEmpty, SourceError, StorageError
+from storage.objects.protocols import ObjectStore
+from storage.records import (
+    LINK_ETAG,
+    SPECIAL_ETAG,
+    Shard,
+    StoredObject,
+    printable,
+    shard_id_of,
+)
 from storage.runs.listing import ListingDrop
 from storage.shards.selecting import LeftOut, classify, group_images, list_source
 from storage.stores.open import open_store
 from storage.urls import normalise_url, overlaps, shown_url
+from workers.images.signatures import format_of
+
+_HEAD_NBYTES = 256  # of a file without a suffix
 
 
 def check_places(config: RunConfig) -> None:
@@ -37,6 +49,8 @@ def listed_objects(config: RunConfig, left_out: LeftOut | None = None) -> Iterat
 
     Raises:
         SourceEmpty: there is none.
+        SourceError: more of ``source.keys`` than ``source.max_absent_keys`` are not there; raised
+            at the end of the listing.
         StorageError: the source cannot be listed.
     """
     options = config.storage.options()
@@ -44,10 +58,15 @@ def listed_objects(config: RunConfig, left_out: LeftOut | None = None) -> Iterat
     part = config.source
     left = left_out or LeftOut()
     found = list_source(
-        source, kind=part.kind, include=part.include, exclude=part.exclude, left_out=left
+        source,
+        kind=part.kind,
+        include=part.include,
+        exclude=part.exclude,
+        left_out=left,
+        sniff=partial(_is_image, source) if part.sniff else lambda listed: False,
     )
     if part.keys is not None:
-        found = _only(found, read_keys(part.keys, options), left)
+        found = _only(found, part, read_keys(part.keys, options), left)
     first = next(found, None)
     if first is None:
         what = {"tar": "tar shards", "images": "images", "auto": "images or tar shards"}[part.kind]
@@ -61,14 +80,34 @@ def listed_objects(config: RunConfig, left_out: LeftOut | None = None) -> Iterat
     yield from found
 
 
+def _is_image(source: ObjectStore, listed: StoredObject) -> bool:
+    if listed.etag in (LINK_ETAG, SPECIAL_ETAG) or not listed.nbytes:
+        return False
+    try:
+        head = source.get_range(listed.key, 0, min(listed.nbytes, _HEAD_NBYTES))
+    except StorageError:
+        return False  # counted as a file without a suffix
+    return format_of(head) is not None
+
+
 def _only(
-    found: Iterable[StoredObject], wanted: Container[str], left: LeftOut
+    found: Iterable[StoredObject], part: SourceConfig, wanted: frozenset[str], left: LeftOut
 ) -> Iterator[StoredObject]:
+    absent = set(wanted)
     for listed in found:
         if listed.key in wanted:
+            absent.discard(listed.key)
             yield listed
         else:
             left.note_filtered()
+    left.note_absent(len(absent))
+    if len(absent) > part.max_absent_keys * len(wanted) and len(absent) < len(wanted):
+        examples = ", ".join(repr(printable(key)) for key in sorted(absent)[:3])
+        raise SourceError(
+            f"{len(absent):,} of {len(wanted):,} keys are not in the source, such as {examples}",
+            hint="keys are paths below source.url and case matters; source.max_absent_keys says "
+            "what share may be absent",
+        )
 
 
 def _filtered(config: RunConfig) -> bool:

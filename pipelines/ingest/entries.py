@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from storage.errors import TooLarge, Undecodable
-from storage.shards.selecting import classify
+from storage.shards.selecting import LeftOut, classify
 from workers.images.signatures import format_of
 
 _SUFFIX_OF = {
     "JPEG": ".jpg", "PNG": ".png", "WebP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif",
+    "AVIF": ".avif", "JPEG 2000": ".jp2", "PNM": ".pnm", "Photoshop": ".psd", "TGA": ".tga",
+    "HEIF": ".heic", "JPEG XL": ".jxl", "DICOM": ".dcm", "camera RAW": ".dng",
 }  # fmt: skip
 
 
@@ -51,6 +53,8 @@ class Source(Protocol):
     def url(self) -> str:
         """Where it is, without secrets."""
         ...
+
+    left_out: LeftOut  # what the last whole pass over the entries passed over
 
     @property
     def readers(self) -> int:

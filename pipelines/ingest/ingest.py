@@ -79,6 +79,7 @@ class IngestSummary:
         nbytes: of the images.
         errors_url: lists the entries that could not be read; None: there were none.
         remarks: what a person should know of how the source was read.
+        left_out: what is no image by its name, by suffix or reason.
     """
 
     source: str
@@ -91,6 +92,7 @@ class IngestSummary:
     seconds: float
     errors_url: str | None
     remarks: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -168,8 +170,12 @@ def pack(
     """``ingest`` with source and store already open."""
     began = time.monotonic()
     surveyed = survey(source)
+    surveyed_left = dict(source.left_out.counts)
     if surveyed.entries == 0:
-        raise SourceEmpty(f"no images in {source.url}", hint="check the path and the suffixes")
+        there = f"there are {left}" if (left := str(source.left_out)) else "there is nothing"
+        raise SourceEmpty(
+            f"no images in {source.url}; {there}", hint="check the path and the suffixes"
+        )
     check_output(store)
     book = IngestBook(store, name)
     identity = {"source": source.url, "fingerprint": surveyed.fingerprint}
@@ -194,6 +200,7 @@ def pack(
         seconds=time.monotonic() - began,
         errors_url=errors_url if done.errors else None,
         remarks=source.remarks(),
+        left_out=surveyed_left,
     )
 
 

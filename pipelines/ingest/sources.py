@@ -25,8 +25,8 @@ from storage.errors import (
 )
 from storage.objects.protocols import StorageOptions
 from storage.objects.ranged_file import open_ranged
-from storage.records import LINK_ETAG, SPECIAL_ETAG, StoredObject
-from storage.shards.selecting import classify, list_source
+from storage.records import FOLDER_LINK_ETAG, LINK_ETAG, SPECIAL_ETAG, StoredObject
+from storage.shards.selecting import LeftOut, classify, list_source
 from storage.stores.open import open_object, open_store
 from storage.urls import shown_url
 
@@ -63,6 +63,7 @@ class FolderSource:
 
     def __init__(self, url: str, options: StorageOptions, max_image_bytes: int) -> None:
         self._store = open_store(url, options)
+        self.left_out = LeftOut()
         self._limit = max_image_bytes
 
     @property
@@ -70,7 +71,8 @@ class FolderSource:
         return self._store.url
 
     def entries(self) -> Iterator[Entry]:
-        for listed in list_source(self._store, kind="images"):
+        left = LeftOut()
+        for listed in list_source(self._store, kind="images", left_out=left):
             yield Entry(
                 member_name(listed.key),
                 f"{self.url}/{listed.key}",
@@ -78,6 +80,7 @@ class FolderSource:
                 listed.etag,
                 functools.partial(self._read, listed),
             )
+        self.left_out = left
 
     def remarks(self) -> list[str]:
         return []
@@ -85,6 +88,8 @@ class FolderSource:
     def _read(self, listed: StoredObject) -> bytes:
         if listed.etag == LINK_ETAG:
             raise Unsupported("a symbolic link; links are not followed")
+        if listed.etag == FOLDER_LINK_ETAG:
+            raise Unsupported("a symbolic link to a folder; links are not followed")
         if listed.etag == SPECIAL_ETAG:
             raise Unsupported("a pipe, socket or device, not a plain file")
         check_size(listed.nbytes, self._limit)
@@ -104,6 +109,7 @@ class ZipSource:
     def __init__(self, url: str, options: StorageOptions, max_image_bytes: int) -> None:
         store, key = open_object(url, options)
         self.url = shown_url(url)
+        self.left_out = LeftOut()
         self._limit = max_image_bytes
         self._lock = threading.Lock()
         file = open_ranged(store, key)
@@ -122,9 +128,14 @@ class ZipSource:
             )
 
     def entries(self) -> Iterator[Entry]:
+        left = LeftOut()
         for member in self._zip.infolist():
             name = zip_name(member).text
-            if not name.endswith("/") and classify(name) == "image":
+            if name.endswith("/"):
+                continue
+            if (found := classify(name)) != "image":
+                left.note(name) if found == "other" else left.note_filtered()
+            else:
                 yield Entry(
                     member_name(name),
                     f"{self.url}#{name}",
@@ -132,6 +143,7 @@ class ZipSource:
                     f"{member.CRC:08x}",
                     functools.partial(self._read, member),
                 )
+        self.left_out = left
 
     def remarks(self) -> list[str]:
         """How many names were guessed, by code page."""

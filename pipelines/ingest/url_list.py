@@ -21,6 +21,7 @@ from storage.errors import (
     Undecodable,
 )
 from storage.objects.protocols import ObjectStore, StorageOptions
+from storage.shards.selecting import LeftOut
 from storage.stores.open import open_object, open_store
 from storage.urls import parse_url, shown_url, split_url
 
@@ -44,6 +45,7 @@ class ListSource:
 
     def __init__(self, url: str, options: StorageOptions, max_image_bytes: int) -> None:
         self.url = shown_url(url)
+        self.left_out = LeftOut()  # every line is an entry
         self._options = options
         self._limit = max_image_bytes
         self._root = split_url(url)[0]

@@ -12,6 +12,7 @@ from rich.text import Text
 from pipelines.display.progress_bar import progress_bar
 from pipelines.ingest.ingest import IngestProgress, IngestSummary
 from pipelines.ingest.ingest import Progress as Tell
+from storage.shards.selecting import shown_counts
 
 
 @contextmanager
@@ -35,6 +36,10 @@ def ingest_table(summary: IngestSummary) -> RenderableType:
     table.add_row("MiB", f"{summary.nbytes / 2**20:,.1f}")
     table.add_row("seconds", f"{summary.seconds:.1f}")
     remarks = [Text(said, style="yellow") for said in summary.remarks]
+    if summary.left_out:
+        remarks.append(
+            Text(f"left out, no images by their names: {shown_counts(summary.left_out)}")
+        )
     remarks.append(Text(f"shards: {summary.output}"))
     if summary.errors_url is not None:
         told = f"{summary.errors:,} could not be read, see {summary.errors_url}"

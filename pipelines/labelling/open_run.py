@@ -20,6 +20,7 @@ from storage.objects.protocols import ObjectStore
 from storage.records import RunIdentity, Shard, StoredObject
 from storage.runs.listing import Listing, ListingChange
 from storage.runs.manifest import Manifest, RunRecord, config_hash
+from storage.shards.selecting import LeftOut
 from storage.stores.open import open_store
 from storage.urls import normalise_url
 from workers.spec import INFERENCE_VERSION, ArtefactRef, ModelSpec
@@ -108,9 +109,15 @@ def refresh_listing(
             found(shard)
             yield shard
 
+    left_out = LeftOut()
     change = listing.refresh(
-        listed_objects(config), group, guard, check_drop=partial(check_drop, config), again=again
+        listed_objects(config, left_out),
+        group,
+        guard,
+        check_drop=partial(check_drop, config),
+        again=again,
     )
+    run.manifest.note_left_out(left_out.counts)
     return listing, change
 
 

@@ -14,12 +14,12 @@ from rich.text import Text
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, group_shards, listed_objects
 from storage.errors import LabelfleetError, ObjectNotFound, SourceTruncated
-from storage.records import Shard, StoredObject, printable
+from storage.records import Shard, StoredObject
 from storage.runs.ledger import invocations, read_ledger
 from storage.runs.listing import Listing, is_same
 from storage.runs.manifest import RUN_KEY, Manifest, RunRecord
 from storage.shards.reading import SupportsShards, read_shard
-from storage.shards.selecting import LeftOut
+from storage.shards.selecting import LeftOut, shown_counts
 from storage.stores.open import open_store
 
 _SAMPLED_TARS = 3
@@ -263,7 +263,6 @@ def plan_table(plan: Plan) -> RenderableType:
             "workers; more of them take less time"
         )
     if plan.left_out:
-        told = (f"{n:,} {printable(reason)}" for reason, n in plan.left_out.items())
-        remarks.append(f"left out of the source: {', '.join(told)}")
+        remarks.append(f"left out of the source: {shown_counts(plan.left_out)}")
     remarks += [f"model: {remark}" for remark in plan.model_remarks]
     return Group(table, *(Text(remark) for remark in remarks))

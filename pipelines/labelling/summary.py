@@ -31,6 +31,7 @@ class RunSummary:
             where it labelled nothing.
         routed: images drawn for people to see, in this invocation.
         truncated: tars that ended in the middle, with the reason.
+        left_out: what the listing of the source passed over, by suffix or reason.
         outcome: ``done``, or ``stopped`` on request with work left.
         exit_code: of the process, see ``exit_codes``.
         drift: how later images differ from the first ones, if this invocation found out; else ''.
@@ -58,6 +59,7 @@ class RunSummary:
     max_bad_share: float = 1.0
     drift: str = ""
     truncated: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def to_fields(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -95,6 +97,7 @@ def summarise(
         routed=routed,
         max_bad_share=config.max_bad_share,
         truncated=tally.truncated,
+        left_out=status.left_out,
     )
 
 

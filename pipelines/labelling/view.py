@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.labelling.summary import RunSummary
+from storage.shards.selecting import shown_counts
 
 _STATUSES = ("ok", "undecodable", "too_large", "unsupported", "missing")
 
@@ -44,6 +45,8 @@ def _remarks(summary: RunSummary) -> list[Text]:
         )
     if summary.drift:
         remarks.append(Text(f"Drift: later images {summary.drift}", style="yellow"))
+    if summary.left_out:
+        remarks.append(Text(f"left out of the source: {shown_counts(summary.left_out)}"))
     if summary.outcome == "stopped":
         remarks.append(Text("Stopped with work left; run the same command to continue."))
     if summary.routed:

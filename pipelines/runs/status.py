@@ -28,6 +28,7 @@ from storage.runs.ledger import LedgerEntry, invocations, read_ledger
 from storage.runs.listing import Listing
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
+from storage.shards.selecting import shown_counts
 
 # The driver beats every few seconds, and parts of the ledger are written every five.
 SILENT_AFTER_S = 60.0
@@ -82,6 +83,7 @@ class RunStatus:
         images: live rows per status, every status named.
         warnings: live rows by kind of warning; see docs/annotations.md.
         drift: how the later images compare with the first ones; None before a second listing.
+        left_out: what the newest listing of the source passed over, by suffix or reason.
         dead_objects: annotation objects of shards that are no longer live.
         tombstones: images that changed or vanished after their shard was listed.
         plain_glob_exact: whether reading annotations/*.parquet without the listing is exact.
@@ -102,6 +104,7 @@ class RunStatus:
     invocation: InvocationStatus | None
     warnings: dict[str, int] = field(default_factory=dict)
     drift: DriftRecord | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def to_fields(self) -> dict[str, Any]:
         """Plain values."""
@@ -153,6 +156,7 @@ def run_status(manifest: Manifest, *, now: float | None = None) -> RunStatus:
         invocation=newest.status(left, time.time() if now is None else now) if newest else None,
         warnings=dict(tally.warnings.most_common()),
         drift=_drift(manifest),
+        left_out=manifest.left_out(),
     )
 
 
@@ -281,6 +285,8 @@ def status_table(status: RunStatus) -> RenderableType:
     if s.warnings:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in s.warnings.items())
         table.add_row("warnings", escape(kinds))
+    if s.left_out:
+        table.add_row("left out", escape(shown_counts(s.left_out)))
     table.add_row("detections", f"{s.detections:,}")
     if s.drift is not None:
         table.add_row("drift", _drift_text(s.drift))

@@ -1,4 +1,4 @@
-"""The run's record at its output: run.json, the commits, the quarantine.
+"""The run's record at its output: run.json, the commits, the quarantine, what was left out.
 
 An annotation object that exists is the commit of its shard; nothing else says so. Everything here
 is layout and conditional puts; which shards there are is in storage/runs/listing.py, what each
@@ -30,6 +30,7 @@ from storage.runs.annotations import ShardFooter, read_footer
 from storage.stores.open import open_store
 
 RUN_KEY = "run.json"
+LEFT_OUT_KEY = "left_out.json"
 ANNOTATIONS = "annotations/"
 QUARANTINE = "quarantine/"
 _HEX = "0123456789abcdef"
@@ -175,6 +176,18 @@ class Manifest:
     def footer(self, shard_id: str) -> ShardFooter:
         """The footer of a committed shard. Raises ObjectNotFound when it is not committed."""
         return read_footer(self.store, self.store.head(annotation_key(shard_id)))
+
+    def note_left_out(self, counts: Mapping[str, int]) -> None:
+        """Record what the newest listing passed over, by reason."""
+        if dict(counts) != self.left_out():
+            self.store.put(LEFT_OUT_KEY, json_record({"counts": dict(counts)}))
+
+    def left_out(self) -> dict[str, int]:
+        """What the newest listing passed over; empty where that was not recorded."""
+        try:
+            return read_record(self.store, LEFT_OUT_KEY, lambda fields: dict(fields["counts"]))
+        except ObjectNotFound:
+            return {}
 
     def set_aside(self, shard: Shard, errors: list[str], invocation: str) -> None:
         """Record a shard that failed its last attempt."""

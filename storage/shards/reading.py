@@ -21,6 +21,7 @@ from storage.errors import (
 from storage.objects.prefetch import READERS, in_order
 from storage.objects.protocols import SupportsGet, SupportsStream
 from storage.records import (
+    FOLDER_LINK_ETAG,
     LINK_ETAG,
     SPECIAL_ETAG,
     ImageRecord,
@@ -37,6 +38,8 @@ from storage.urls import check_key
 
 _NOT_FILES = {
     LINK_ETAG: "a symbolic link; links are not followed",
+    FOLDER_LINK_ETAG: "a symbolic link to a folder; links are not followed, so nothing in it is "
+    "labelled: give it as a source of its own, or mount it there",
     SPECIAL_ETAG: "a pipe, socket or device, not a plain file",
 }
 

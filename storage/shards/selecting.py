@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Literal
 
 from storage.objects.protocols import SupportsList
 from storage.records import (
+    FOLDER_LINK_ETAG,
     Shard,
     StoredObject,
     printable,
@@ -42,12 +43,24 @@ def classify(key: str) -> Kind:
 
     ``._photo.jpg`` and the like are macOS resource forks: other, like all in a SYSTEM_FOLDERS.
     """
-    *folders, name = key.lower().split("/")
-    if name.startswith("._") or not SYSTEM_FOLDERS.isdisjoint(folders):
+    if is_system(key):
         return "other"
+    name = key.lower().rpartition("/")[2]
     if name.endswith(TAR_SUFFIXES):
         return "tar"
     return "image" if name.endswith(IMAGE_SUFFIXES) else "other"
+
+
+def is_system(key: str) -> bool:
+    """Whether a system or program made the object by itself."""
+    *folders, name = key.lower().split("/")
+    return name.startswith("._") or not SYSTEM_FOLDERS.isdisjoint(folders)
+
+
+def suffix_of(key: str) -> str:
+    """The suffix of a key's last part, in small letters; '' where it has none."""
+    stem, dot, suffix = key.lower().rpartition("/")[2].rpartition(".")
+    return f".{suffix}" if dot and stem else ""
 
 
 class LeftOut:
@@ -58,15 +71,18 @@ class LeftOut:
 
     def note(self, key: str) -> None:
         """Count an object that is neither image nor tar."""
-        *folders, name = key.lower().split("/")
-        if name.startswith("._") or not SYSTEM_FOLDERS.isdisjoint(folders):
+        if is_system(key):
             reason = "system files"
         else:
-            stem, dot, suffix = name.rpartition(".")
-            reason = f".{suffix[:_LONGEST_SUFFIX]}" if dot and stem else "no suffix"
+            reason = suffix_of(key)[: _LONGEST_SUFFIX + 1] or "no suffix"
         if reason not in self.counts and len(self.counts) >= _REASONS:
             reason = "other suffixes"
         self.counts[reason] += 1
+
+    def note_absent(self, keys: int) -> None:
+        """Count keys that were asked for and are not in the source."""
+        if keys:
+            self.counts["keys that are not there"] += keys
 
     def note_filtered(self) -> None:
         """Count an image or tar that kind, include, exclude or keys leave out."""
@@ -74,7 +90,12 @@ class LeftOut:
 
     def __str__(self) -> str:
         """For people: ``12 .json, 3 no suffix``; '' where nothing was left out."""
-        return ", ".join(f"{n:,} {printable(reason)}" for reason, n in self.counts.most_common())
+        return shown_counts(dict(self.counts.most_common()))
+
+
+def shown_counts(left_out: Mapping[str, int]) -> str:
+    """What was left out, for people, by reason."""
+    return ", ".join(f"{n:,} {printable(reason)}" for reason, n in left_out.items())
 
 
 def list_source(
@@ -84,6 +105,7 @@ def list_source(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     left_out: LeftOut | None = None,
+    sniff: Callable[[StoredObject], bool] = lambda listed: False,
 ) -> Iterator[StoredObject]:
     """The objects of a source that can be labelled, in the listing's order, lazily.
 
@@ -92,6 +114,10 @@ def list_source(
         include: globs on the key, any of which must match; none: everything.
         exclude: globs on the key, none of which may match.
         left_out: counts what is passed over.
+        sniff: asked of objects without a suffix: whether their bytes are those of an image.
+
+    A linked folder counts as an image, which cannot be read: what is in it is not passed over in
+    silence.
 
     In a glob ``*`` and ``?`` stay within one level, ``**`` crosses levels, ``[a-z]`` is a set;
     a glob without '/' is matched on the last part of the key, at any level. Case matters.
@@ -102,6 +128,11 @@ def list_source(
     left = left_out or LeftOut()
     for listed in store.list():
         found = classify(listed.key)
+        if found == "other" and not is_system(listed.key):
+            is_image = listed.etag == FOLDER_LINK_ETAG or (
+                not suffix_of(listed.key) and sniff(listed)
+            )
+            found = "image" if is_image else "other"
         if found == "other":
             left.note(listed.key)
         elif (
@@ -124,10 +155,10 @@ def tar_shards(objects: Iterable[StoredObject]) -> Iterator[Shard]:
 def group_images(objects: Iterable[StoredObject], shard_size: int) -> Iterator[Shard]:
     """Loose images in listing order, ``shard_size`` to a shard (fewer in the last).
 
-    Tars among ``objects`` are passed over.
+    Tars among ``objects`` are passed over; all others are images, whatever their names.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, not {shard_size}")
-    images = (listed for listed in objects if classify(listed.key) == "image")
+    images = (listed for listed in objects if classify(listed.key) != "tar")
     while group := tuple(islice(images, shard_size)):
         yield Shard(shard_id_of(group), "images", group)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from storage.errors import BucketNotFound
 from storage.objects.os_errors import from_os_error
-from storage.records import LINK_ETAG, SPECIAL_ETAG, StoredObject
+from storage.records import FOLDER_LINK_ETAG, LINK_ETAG, SPECIAL_ETAG, StoredObject
 from storage.stores.local_files import etag_of, is_own_file, is_temporary
 from storage.urls import readable
 
@@ -99,4 +99,6 @@ def _stored(root: str, key: str) -> StoredObject | None:
         return StoredObject(key, status.st_size, etag_of(status), status.st_mtime)
     if stat.S_ISDIR(status.st_mode):
         return None
-    return StoredObject(key, 0, LINK_ETAG if stat.S_ISLNK(status.st_mode) else SPECIAL_ETAG)
+    if not stat.S_ISLNK(status.st_mode):
+        return StoredObject(key, 0, SPECIAL_ETAG)
+    return StoredObject(key, 0, FOLDER_LINK_ETAG if Path(path).is_dir() else LINK_ETAG)

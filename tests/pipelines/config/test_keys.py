@@ -46,6 +46,11 @@ def test_keys_with_commas_and_quotes(tmp_path: Path) -> None:
     assert keys(tmp_path, 'key,n\n"a,b.jpg",1\n"say ""x"".jpg",2\n') == {"a,b.jpg", 'say "x".jpg'}
 
 
+def test_a_bare_list_of_names_with_commas(tmp_path: Path) -> None:
+    text = 'a,b.jpg\r\nc.jpg\n"say ""x"", y.jpg"\n1,2,3.tar\n\n'
+    assert keys(tmp_path, text) == {"a,b.jpg", "c.jpg", 'say "x", y.jpg', "1,2,3.tar"}
+
+
 def test_parquet_by_name_or_as_the_only_column(tmp_path: Path) -> None:
     for columns in ({"key": ["a", None, "b"], "n": [1, 2, 3]}, {"path": ["a", "b", "b"]}):
         pq.write_table(pa.table(columns), tmp_path / "keys.parquet")

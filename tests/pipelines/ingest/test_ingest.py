@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -75,6 +76,22 @@ def test_a_folder_becomes_shards_byte_for_byte(tmp_path: Path) -> None:
     names = {image_id.partition(".tar/")[2] for image_id in shards_of(dest)}
     assert names == {p.relative_to(folder).as_posix() for p in folder.rglob("*.jpg")}
     assert told[-1].entries == told[-1].total == told[-1].images == 23
+
+
+def test_what_is_no_image_by_its_name_is_counted(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, 2)
+    for name in ("a.json", "b.json", "README", "c.tar"):
+        (folder / name).write_bytes(b"x")
+    counted = {".json": 2, "no suffix": 1, "filtered": 1}
+    assert ingest(str(folder), str(tmp_path / "out")).left_out == counted
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as file:
+        for path in sorted(folder.iterdir()):
+            file.write(path, path.name)
+    assert ingest(str(tmp_path / "in.zip"), str(tmp_path / "out2")).left_out == counted
+    with zipfile.ZipFile(tmp_path / "none.zip", "w") as file:
+        file.writestr("a.json", b"{}")
+    with pytest.raises(SourceEmpty, match=r"no images in \S+; there are 1 \.json"):
+        ingest(str(tmp_path / "none.zip"), str(tmp_path / "out3"))
 
 
 def test_shards_keep_to_their_size(tmp_path: Path) -> None:
