@@ -82,7 +82,7 @@ def test_what_is_no_image_by_its_name_is_counted(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, 2)
     for name in ("a.json", "b.json", "README", "c.tar"):
         (folder / name).write_bytes(b"x")
-    counted = {".json": 2, "no suffix": 1, "filtered": 1}
+    counted = {".json": 2, "no suffix": 1, "filtered": 1, ".txt": 1}
     assert ingest(str(folder), str(tmp_path / "out")).left_out == counted
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as file:
         for path in sorted(folder.iterdir()):
@@ -220,7 +220,7 @@ def test_images_that_go_between_two_tries_are_errors_and_come_back_later(tmp_pat
         raise Undecodable("deleted since it was listed")
 
     class Changed:
-        url, readers = source.url, source.readers
+        url, readers, left_out = source.url, source.readers, source.left_out
         lost = gone
 
         def remarks(self) -> list[str]:

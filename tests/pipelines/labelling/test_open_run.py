@@ -18,6 +18,7 @@ from pipelines.config.source import group_shards
 from pipelines.labelling.open_run import open_run, refresh_listing
 from pipelines.labelling.plan import plan_run
 from pipelines.labelling.work import find_work
+from pipelines.runs.status import run_status
 from storage.errors import (
     AccessDenied,
     BucketNotFound,
@@ -180,8 +181,10 @@ def test_filters_that_leave_nothing(config: Make, filters: dict[str, Any]) -> No
 
 def test_keys_narrow_the_source(config: Make, tmp_path: Path) -> None:
     (tmp_path / "keys.csv").write_text("key\npage-0001.png\npage-0005.png\nelsewhere.png\n")
-    narrowed = config(source={"keys": str(tmp_path / "keys.csv")})
-    listing, _ = refresh_listing(open_run(narrowed, cuda=False), narrowed)
+    narrowed = config(source={"keys": str(tmp_path / "keys.csv"), "max_absent_keys": 0.5})
+    run = open_run(narrowed, cuda=False)
+    listing, _ = refresh_listing(run, narrowed)
+    assert run_status(run.manifest).left_out == {"filtered": 4, "keys that are not there": 1}
     keys = [o.key for shard in listing.live_shards() for o in shard.objects]
     assert keys == ["page-0001.png", "page-0005.png"]
 
