@@ -1,4 +1,4 @@
-"""Maintaining a run on the command line: verify, gc."""
+"""Maintaining a run on the command line: verify, gc, relocate."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this page."""
     app.command(epilog="Example: labelfleet verify runs/cells --complete")(verify)
     app.command(epilog="Example: labelfleet gc runs/cells --dry-run")(gc)
+    app.command(epilog="Example: labelfleet relocate runs/cells s3://archive/cells")(relocate)
 
 
 def verify(
@@ -54,6 +55,27 @@ def verify(
         )
     show(verify_table(found), found.to_fields(), json_)
     raise typer.Exit(found.exit_code)
+
+
+def relocate(
+    run: RunUrl,
+    new_url: Annotated[str, typer.Argument(help="Where the run's images are now.")],
+    sample: Annotated[
+        int, typer.Option(min=1, help="Labelled images whose bytes are compared, at most.")
+    ] = 200,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Continue a run whose images were moved: same keys and bytes at another URL.
+
+    Every listed object must be there with its size, and a sample of the labelled images with its
+    digest; else nothing is changed. Then set source.url in the config.
+    """
+    from pipelines.runs.relocate import relocate_run, relocated_table
+
+    manifest = open_manifest(run, endpoint_url)
+    done = relocate_run(manifest, new_url, storage_options(endpoint_url), sample=sample)
+    show(relocated_table(done), done.to_json(), json_)
 
 
 def gc(

@@ -14,7 +14,7 @@ from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_drop, check_places, group_shards, listed_objects
 from pipelines.models.requested import existing_record, requested_by
 from pipelines.truth import coco_classes as coco
-from storage.errors import BelowTheMark, ModelError, StorageError
+from storage.errors import BelowTheMark, ConfigError, ModelError, StorageError
 from storage.objects.preflight import check_output
 from storage.objects.protocols import ObjectStore
 from storage.records import RunIdentity, Shard, StoredObject
@@ -22,7 +22,7 @@ from storage.runs.listing import Listing, ListingChange
 from storage.runs.manifest import Manifest, RunRecord, config_hash
 from storage.shards.selecting import LeftOut
 from storage.stores.open import open_store
-from storage.urls import normalise_url
+from storage.urls import normalise_url, shown_url
 from workers.spec import INFERENCE_VERSION, ArtefactRef, ModelSpec
 
 UNSTATED = "unstated"
@@ -65,6 +65,12 @@ def open_run(config: RunConfig, *, cuda: bool, note: Callable[[str], None] = log
     for remark in model.remarks:
         note(f"note: {remark}")
     manifest = Manifest.create_or_continue(output, _record(config, model))
+    place = Listing(output).place()
+    if place is not None and place != manifest.record.source["url"]:
+        raise ConfigError(
+            f"the move of the source to {shown_url(place)} was interrupted",
+            hint=f"finish it: labelfleet relocate {shown_url(output.url)} {shown_url(place)}",
+        )
     return OpenRun(manifest, open_store(config.source.url, options), model)
 
 

@@ -10,7 +10,7 @@ from pipelines.runs.verification import Verification
 from pipelines.runs.verify_source import SourceCheck, check_against_source
 from storage.errors import ObjectChanged, ObjectNotFound
 from storage.objects.prefetch import in_order
-from storage.records import Shard, StoredObject, printable, shard_id_of
+from storage.records import STATUSES, Shard, StoredObject, printable, shard_id_of
 from storage.runs.annotation_check import ObjectCheck, check_footer, check_object
 from storage.runs.listing import Listing
 from storage.runs.manifest import QUARANTINE, Manifest, annotation_key
@@ -61,7 +61,7 @@ class ShardCheck:
     def _committed(self) -> Iterator[Shard]:
         """Live shards that have an object; the others are counted as they come by."""
         for shard in self.listing.live_shards():
-            if shard_id_of(shard.objects) != shard.shard_id:
+            if not self.listing.moved and shard_id_of(shard.objects) != shard.shard_id:
                 self.result.differs("source/", shard.shard_id, "its id is not that of its objects")
             if annotation_key(shard.shard_id) in self.annotated:
                 yield shard
@@ -72,6 +72,7 @@ class ShardCheck:
         key, result = annotation_key(shard.shard_id), self.result
         # What gc removed while the shard was not live is labelled again when it comes back.
         lost = shard.shard_id in self.ledger and not self.listing.returned(shard.shard_id)
+        lost = lost and not _only_missing(self.ledger[shard.shard_id])
         if lost:
             result.differs(key, shard.shard_id, "the ledger saw it labelled; it is gone")
         if shard.shard_id in self.quarantined:
@@ -142,3 +143,8 @@ class ShardCheck:
                 yield key, found.nbytes, why, True
             else:
                 yield key, found.nbytes, "not one of labelfleet's", False
+
+
+def _only_missing(counts: Counts) -> bool:
+    """Whether a shard had no labels: its commit goes when its images can be read again."""
+    return sum(counts[: len(STATUSES)]) == counts[STATUSES.index("missing")]

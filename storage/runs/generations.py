@@ -2,6 +2,8 @@
 
     source/<n>.parquet                  the last part; its creation commits the generation
     source/parts/<n>-<token>-<k>.parquet   the parts before it, which it names in its metadata
+    source/moved-<m>/<n>.parquet        the same generations, after the source's m-th move
+    source/moved-<m>.json               where to; once it is there, earlier ones do not count
 
 A part holds some 64 MiB at most, so that neither the writer's disk, nor a reader's memory, nor an
 S3 PutObject bounds a listing. Parts that no generation names are those of a writer that died.
@@ -32,9 +34,11 @@ PARTS = "source/parts/"
 PART_NBYTES = 64 << 20
 _CACHED_NBYTES = 64 << 20
 _GROUP_SHARDS, _GROUP_OBJECTS = 4096, 65_536  # in a row group, about
-_NAME = re.compile(rf"{SOURCE}(\d+)\.parquet")
+_NAME = re.compile(rf"{SOURCE}(?:moved-(\d+)/)?(\d+)\.parquet")
+_MOVE = re.compile(rf"{SOURCE}moved-(\d+)\.json")
 
 Op = Literal["add", "drop"]
+OPS: tuple[Op, ...] = ("add", "drop")
 
 NO_LISTING = "without it nobody knows what the run holds: bring it back from a backup"
 
@@ -60,20 +64,33 @@ def key_bytes(listed: StoredObject) -> bytes:
     return listed.key.encode("utf-8", "surrogateescape")
 
 
-def generation_key(number: int) -> str:
-    """Where generation ``number`` is committed."""
-    return f"{SOURCE}{number}.parquet"
+def generation_key(number: int, moves: int = 0) -> str:
+    """Where generation ``number`` is committed, after so many moves of the source."""
+    return f"{SOURCE}moved-{moves}/{number}.parquet" if moves else f"{SOURCE}{number}.parquet"
+
+
+def move_key(moves: int) -> str:
+    """The record of the source's n-th move."""
+    return f"{SOURCE}moved-{moves}.json"
+
+
+def moves_of(store: SupportsList) -> int:
+    """How often the source of a run has moved."""
+    found = (_MOVE.fullmatch(o.key) for o in store.list(f"{SOURCE}moved-"))
+    return max((int(name[1]) for name in found if name), default=0)
 
 
 def generation_keys(store: SupportsGenerations, url: str) -> list[str]:
     """Committed generations, oldest first. Raises StorageError where one of them is missing."""
-    named = (_NAME.fullmatch(o.key) for o in store.list(SOURCE))
-    numbers = sorted(int(name[1]) for name in named if name)
+    keys = [o.key for o in store.list(SOURCE)]
+    moves = max((int(name[1]) for key in keys if (name := _MOVE.fullmatch(key))), default=0)
+    named = (_NAME.fullmatch(key) for key in keys)
+    numbers = sorted(int(name[2]) for name in named if name and int(name[1] or 0) == moves)
     for expected, number in enumerate(numbers):
         if number != expected:
-            missing = f"{url}/{generation_key(expected)}"
+            missing = f"{url}/{generation_key(expected, moves)}"
             raise StorageError(f"{missing} is missing, but not later ones", hint=NO_LISTING)
-    return [generation_key(number) for number in numbers]
+    return [generation_key(number, moves) for number in numbers]
 
 
 class GenerationWriter:
@@ -84,6 +101,7 @@ class GenerationWriter:
         number: of the generation.
         folder: local, for the part being written.
         part_nbytes: a part that has so many bytes is put, and the next one begun.
+        moves: how often the source has moved.
     """
 
     def __init__(
@@ -93,8 +111,10 @@ class GenerationWriter:
         folder: Path,
         *,
         part_nbytes: int = PART_NBYTES,
+        moves: int = 0,
     ) -> None:
         self._store, self._number, self._part_nbytes = store, number, part_nbytes
+        self._moves = moves
         self._spool = folder / "part.parquet"
         self._token = secrets.token_hex(8)
         self._parts: list[str] = []
@@ -122,7 +142,7 @@ class GenerationWriter:
             AlreadyExists: somebody else has written this generation.
         """
         self._flush()
-        key = generation_key(self._number)
+        key = generation_key(self._number, self._moves)
         self._parquet.finish({"key": key, "parts": self._parts})
         try:
             self._store.create(key, self._spool)

@@ -14,24 +14,31 @@ from __future__ import annotations
 
 import heapq
 import tempfile
-from collections.abc import Callable, Container, Iterable, Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
+from storage.objects.json_records import json_record, read_record
 from storage.objects.protocols import ObjectStore
 from storage.parquet.files import read_metadata
 from storage.records import SHARD_KINDS, Shard, ShardKind, StoredObject
 from storage.runs.generations import (
+    OPS,
     PART_NBYTES,
     Generations,
     GenerationWriter,
+    generation_key,
     generation_keys,
     key_bytes,
+    move_key,
+    moves_of,
 )
 
 _EXAMPLES = 3
+
+Version = tuple[str, int, str]  # an object as it is listed: key, size, etag
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,7 @@ class Listing:
         self._read = Generations(store, store.url)
         self._generations: list[str] | None = None
         self._dropped: dict[str, set[str]] | None = None
+        self._moved: int | None = None
         self._added_again: set[str] = set()  # shard ids that were added, dropped and added
 
     def generations(self) -> list[str]:
@@ -96,6 +104,57 @@ class Listing:
         if self._generations is None:
             self._generations = generation_keys(self._store, self._store.url)
         return self._generations
+
+    @property
+    def moved(self) -> bool:
+        """Whether the source has moved: shards keep their ids, but their objects have others'
+        versions, so that the ids cannot be computed from them."""
+        return self._moves() > 0
+
+    def _moves(self) -> int:
+        if self._moved is None:
+            self._moved = moves_of(self._store)
+        return self._moved
+
+    def moved_to(self, new: Mapping[Version, str], url: str) -> None:
+        """Record that the source is at another place now, where its objects have other etags.
+
+        The generations are written again with the new etags; shards keep their ids, so that their
+        rows count on. The earlier ones stay, and do not count any more.
+
+        Args:
+            new: etags at the new place, by the version that is listed; others stay as they are.
+            url: the new place.
+        """
+        moves = self._moves() + 1
+        with tempfile.TemporaryDirectory(prefix="labelfleet-") as folder:
+            for number, key in enumerate(self.generations()):
+                if self._is_there(generation_key(number, moves)):
+                    self._store.delete(generation_key(number, moves))  # of a move that was cut
+                writer = GenerationWriter(
+                    self._store,
+                    number,
+                    Path(folder),
+                    part_nbytes=self._part_nbytes,
+                    moves=moves,
+                )
+                for op in OPS:
+                    for shard in self._read.shards(key, op):
+                        objects = [_moved(o, new) for o in shard.objects]
+                        writer.write(op, shard.shard_id, shard.kind, objects)
+                writer.commit()
+        self._store.create(move_key(moves), json_record({"url": url}))
+        self._generations = self._dropped = self._moved = None
+
+    def _is_there(self, key: str) -> bool:
+        return any(o.key == key for o in self._store.list(key))
+
+    def place(self) -> str | None:
+        """Where the source is since its last move; None: it never moved."""
+        moves = self._moves()
+        if not moves:
+            return None
+        return str(read_record(self._store, move_key(moves), lambda fields: fields["url"]))
 
     def parts(self) -> list[str]:
         """Keys of all objects that the generations consist of."""
@@ -223,7 +282,11 @@ class Listing:
         number = len(self.generations())
         with tempfile.TemporaryDirectory(prefix="labelfleet-") as folder:
             writer = GenerationWriter(
-                self._store, number, Path(folder), part_nbytes=self._part_nbytes
+                self._store,
+                number,
+                Path(folder),
+                part_nbytes=self._part_nbytes,
+                moves=self._moves(),
             )
             drop = _DropCount()
             change = self._write_difference(writer, number, listed, group, drop, again)
@@ -361,6 +424,11 @@ class Listing:
         # Within a generation tars and groups of images interleave; each kind alone is ordered.
         streams = [one(key, kind) for key in self.generations() for kind in SHARD_KINDS]
         yield from heapq.merge(*streams, key=itemgetter(0))
+
+
+def _moved(listed: StoredObject, new: Mapping[Version, str]) -> StoredObject:
+    etag = new.get((listed.key, listed.nbytes, listed.etag))
+    return listed if etag is None else replace(listed, etag=etag)
 
 
 class _DropCount:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,15 @@ class Manifest:
     def footer(self, shard_id: str) -> ShardFooter:
         """The footer of a committed shard. Raises ObjectNotFound when it is not committed."""
         return read_footer(self.store, self.store.head(annotation_key(shard_id)))
+
+    def move_source(self, url: str) -> None:
+        """Record that the source is at another URL now. The caller holds the lock."""
+        before = list(self.record.source.get("moved_from", ()))
+        if self.record.source["url"] != url:
+            before.append(self.record.source["url"])
+        source = {**self.record.source, "url": url, "moved_from": before}
+        self.record = replace(self.record, source=source)
+        self.store.put(RUN_KEY, self.record.to_json())
 
     def note_left_out(self, counts: Mapping[str, int]) -> None:
         """Record what the newest listing passed over, by reason."""

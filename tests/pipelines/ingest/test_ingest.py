@@ -85,8 +85,8 @@ def test_what_is_no_image_by_its_name_is_counted(tmp_path: Path) -> None:
     counted = {".json": 2, "no suffix": 1, "filtered": 1, ".txt": 1}
     assert ingest(str(folder), str(tmp_path / "out")).left_out == counted
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as file:
-        for path in sorted(folder.iterdir()):
-            file.write(path, path.name)
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            file.write(path, path.relative_to(folder))
     assert ingest(str(tmp_path / "in.zip"), str(tmp_path / "out2")).left_out == counted
     with zipfile.ZipFile(tmp_path / "none.zip", "w") as file:
         file.writestr("a.json", b"{}")
