@@ -75,7 +75,7 @@ def relocate(
 
     manifest = open_manifest(run, endpoint_url)
     done = relocate_run(manifest, new_url, storage_options(endpoint_url), sample=sample)
-    show(relocated_table(done), done.to_json(), json_)
+    show(relocated_table(done), done.to_fields(), json_)
 
 
 def gc(

@@ -43,7 +43,7 @@ class Relocation:
     compared: int
     added: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """For ``--json``."""
         return asdict(self)
 
