@@ -10,12 +10,15 @@ from pipelines.cli.common import Endpoint, Json, RunUrl, open_manifest, show, st
 
 review_app = typer.Typer(
     no_args_is_help=True,
-    help="Have people look where it pays. Route → push → (they answer) → pull → decide.",
+    help="Review uncertain images: route → push → (people answer) → pull → decide.",
 )
 
 PolicyUrl = Annotated[
     str | None,
-    typer.Option("--policy", help="policy.yaml at any URL; default: as fitted, or last routed by."),
+    typer.Option(
+        "--policy",
+        help="policy.yaml at any URL; default: the fitted one, or that of the last routing.",
+    ),
 ]
 Accept = Annotated[
     float | None, typer.Option(min=0, max=1, help="From this score on, a box is a label.")
@@ -24,18 +27,20 @@ Reject = Annotated[
     float | None, typer.Option(min=0, max=1, help="Below this score, a box is dropped.")
 ]
 ServerUrl = Annotated[
-    str | None, typer.Option("--url", help="Label Studio; default: the config's, or as last given.")
+    str | None,
+    typer.Option("--url", help="Label Studio; default: the config's, or the last one used."),
 ]
 Alone = Annotated[
     bool, typer.Option("--alone", help="Leave out the answers of the project's other runs.")
 ]
 ProjectTitle = Annotated[
-    str | None, typer.Option("--project", help="Its title; default: likewise, or the run's name.")
+    str | None,
+    typer.Option("--project", help="Project title; default: the same, or the run's name."),
 ]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this page."""
+    """Add the commands of this module."""
     app.add_typer(review_app, name="review")
     app.command(epilog="Example: labelfleet fit runs/cells --truth instances.json")(fit)
     app.command(epilog="Example: labelfleet decide runs/cells --policy policy.yaml")(decide)
@@ -46,17 +51,17 @@ def register(app: typer.Typer) -> None:
 @review_app.command(epilog="Example: labelfleet review route runs/cells --budget '240 minutes'")
 def route(
     run: RunUrl,
-    budget: Annotated[str, typer.Option(help="`N images` or `N minutes` of people's time.")],
+    budget: Annotated[str, typer.Option(help="`N images`, or `N minutes` of people's time.")],
     audit: Annotated[
-        float, typer.Option(min=0, max=1, help="Share drawn at random, for estimates.")
+        float, typer.Option(min=0, max=1, help="Share drawn at random, to estimate quality.")
     ] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the random draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random draw.")] = 0,
     policy: PolicyUrl = None,
     accept: Accept = None,
     reject: Reject = None,
     answers_from: Annotated[
         list[str] | None,
-        typer.Option(metavar="RUN", help="Another run whose images are not asked about again."),
+        typer.Option(metavar="RUN", help="Skip images that this run has queued or had answered."),
     ] = None,
     alone: Alone = False,
     show_boxes: Annotated[
@@ -71,7 +76,7 @@ def route(
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Draw what people should see; needs no GPU. Never the same image twice.
+    """Draw the images that people should see, each only once. Needs no GPU.
 
     What other runs of its review project queued or had answered is left out too, see --alone.
     """
@@ -112,23 +117,27 @@ def push(
     project: ProjectTitle = None,
     audit_blind: Annotated[
         bool | None,
-        typer.Option("--audit-blind/--audit-shown", help="Audit images without boxes, or with."),
+        typer.Option(
+            "--audit-blind/--audit-shown", help="Show audit images without or with boxes."
+        ),
     ] = None,
     presigned: Annotated[
         int | None,
-        typer.Option(metavar="DAYS", help="Links that expire, instead of a storage: 1 to 7 days."),
+        typer.Option(
+            metavar="DAYS", help="Use links that expire after 1 to 7 days instead of a storage."
+        ),
     ] = None,
     create: Annotated[
-        bool, typer.Option("--create", help="Make the project of --project if there is none.")
+        bool, typer.Option("--create", help="Create the project if it does not exist.")
     ] = False,
     again: Annotated[
-        bool, typer.Option("--again", help="Push images that people answered before, too.")
+        bool, typer.Option("--again", help="Also push images that people answered before.")
     ] = False,
     alone: Alone = False,
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Push what was routed to Label Studio. Run it again to continue; nothing is there twice.
+    """Push the queue to Label Studio. Run it again to continue; tasks are never doubled.
 
     The token comes from LABEL_STUDIO_API_KEY alone.
     """
@@ -171,16 +180,17 @@ def pull(
     url: ServerUrl = None,
     project: ProjectTitle = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Read every task, not only those touched since.")
+        bool,
+        typer.Option("--all", help="Read every task, not only those changed since the last pull."),
     ] = False,
     accept_withdrawals: Annotated[
         bool,
-        typer.Option(help="Most answers, or the project, were deleted on purpose: withdraw them."),
+        typer.Option(help="Withdraw answers although most, or the whole project, were deleted."),
     ] = False,
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Bring back what people answered, edited or deleted since the last pull."""
+    """Fetch what people answered, edited or deleted since the last pull."""
     from pipelines.label_studio.connect import open_server
     from pipelines.review.pull import pull_run
     from pipelines.review.rounds import refresh_rounds
@@ -207,14 +217,14 @@ def retract(
     annotator: Annotated[str | None, typer.Option(help="Answers of this person.")] = None,
     image: Annotated[str | None, typer.Option(help="Answers to this image id or sha256.")] = None,
     keep_there: Annotated[
-        bool, typer.Option("--keep-there", help="Leave Label Studio as it is.")
+        bool, typer.Option("--keep-there", help="Do not change Label Studio.")
     ] = False,
     url: ServerUrl = None,
     project: ProjectTitle = None,
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Withdraw answers by hand, and open their tasks again. Conditions add up."""
+    """Withdraw answers by hand and reopen their tasks. All conditions must match."""
     from contextlib import nullcontext
 
     from pipelines.label_studio.connect import open_server
@@ -240,7 +250,7 @@ def status(
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Show how far review is. Queue, pushed, answered, minutes left, worth so far."""
+    """Show review progress: queued, pushed, answered, minutes left, worth so far."""
     from pipelines.review.settings import choose_settings
     from pipelines.review.status import ask_status
     from pipelines.review.view import render_status
@@ -257,38 +267,36 @@ def fit(
         typer.Option(help="COCO ground truth, any URL; default: the answers to the run's audit."),
     ] = None,
     precision: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of accepted boxes that is to be right.")
+        float, typer.Option(min=0, max=1, help="Share of accepted boxes that shall be right.")
     ] = 0.9,
     lost: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of right boxes that may be dropped, at most.")
+        float, typer.Option(min=0, max=1, help="Largest share of right boxes that may be dropped.")
     ] = 0.02,
     out: Annotated[
-        str | None, typer.Option(help="Where policy.yaml goes; default: into the run.")
+        str | None, typer.Option(help="Where to write policy.yaml; default: into the run.")
     ] = None,
     allow_missing: Annotated[
         bool, typer.Option(help="Leave out truth images that the run has no row for.")
     ] = False,
     ignore_area: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of the image area that may be ignored, at most."),
+        typer.Option(min=0, max=1, help="Largest share of the image area that may be ignored."),
     ] = None,
     count_bulk: Annotated[
-        bool, typer.Option(help="Predictions accepted in bulk count as audit answers.")
+        bool, typer.Option(help="Count predictions accepted in bulk as audit answers.")
     ] = False,
     guarantee: Annotated[
         float | None,
         typer.Option(help="Share of accepted boxes to be proven right, such as 0.95."),
     ] = None,
-    confidence: Annotated[
-        float, typer.Option(help="How often a guarantee is to hold, at least.")
-    ] = 0.9,
+    confidence: Annotated[float, typer.Option(help="Confidence of a guarantee.")] = 0.9,
     guarantee_by: Annotated[
-        str, typer.Option(help="A guarantee over `all` accepted boxes, or of every `class`.")
+        str, typer.Option(help="Guarantee `all` accepted boxes together, or every `class`.")
     ] = "all",
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Fit calibration and thresholds: what scores mean here, and which boxes are labels.
+    """Fit calibration and thresholds, which decide which boxes become labels.
 
     decide and review route use a policy that lies in the run unless they are given another.
     """
@@ -339,17 +347,18 @@ def decide(
     reject: Reject = None,
     answers_from: Annotated[
         list[str] | None,
-        typer.Option(metavar="RUN", help="A further run whose answers count too; repeatable."),
+        typer.Option(metavar="RUN", help="Another run whose answers count too; repeatable."),
     ] = None,
     alone: Alone = False,
     settle: Annotated[
-        str, typer.Option(help="Several answers to one image: `latest` or `agreement`.")
+        str,
+        typer.Option(help="How to settle several answers to one image: `latest` or `agreement`."),
     ] = "latest",
     rename: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=CLASS",
-            help="A class in answers and what it is here; `NAME=` drops it. "
+            help="A class in answers and its name in the run; `NAME=` drops it. "
             "Remembered; repeatable.",
         ),
     ] = None,
@@ -403,7 +412,7 @@ def diff(
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Say what changed between two label versions."""
+    """Show what changed between two label versions."""
     from pipelines.labels.diff import diff_versions
     from pipelines.labels.view import render_diff
 

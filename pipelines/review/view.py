@@ -120,12 +120,13 @@ def render_pull(summary: PullSummary) -> RenderableType:
 
 
 def render_status(status: ReviewStatus) -> RenderableType:
-    """How far it is; below, what it was worth."""
+    """Render the progress of review, and what it was worth below."""
+    noun = "person" if status.people == 1 else "people"
     pushed = "?" if status.pushed is None else f"{status.pushed:,}"
     rows = [
         ("queued", f"{status.queued:,}, {status.audit:,} of them at random"),
         ("pushed", pushed),
-        ("answered", f"{status.answered:,} by {status.people:,} people"),
+        ("answered", f"{status.answered:,} by {status.people:,} {noun}"),
     ]
     if status.skipped:
         rows.append(("skipped", f"{status.skipped:,}"))

@@ -18,7 +18,7 @@ from workers.actors.shared_folders import check_folders
 from workers.actors.spot import SpotNotice, watch_this_machine
 from workers.spec import WorkerSpec
 
-if TYPE_CHECKING:  # heavy: OpenCV, which the driver needs not
+if TYPE_CHECKING:  # heavy: OpenCV, which the driver does not need
     from workers.labelling.labeller import ShardLabeller
 
 
@@ -38,7 +38,7 @@ class WorkerFacts:
 
 @dataclass(frozen=True, slots=True)
 class WorkerProgress:
-    """A worker's progress: images that became rows, and whether its node is about to go."""
+    """A worker's progress: images that became rows, and whether its node is about to leave."""
 
     images_done: int
     notice: SpotNotice | None = None
@@ -88,7 +88,7 @@ class LabelActor:
             return commit
 
     def progress(self) -> WorkerProgress:
-        """Return the progress; a thread of its own answers while the others are busy."""
+        """Return the progress; a separate thread answers while the others are busy."""
         return WorkerProgress(self._labeller.images_done, self._spot.notice)
 
     def close(self) -> None:

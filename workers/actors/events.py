@@ -19,7 +19,7 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerGone:
-    """A worker is gone and being replaced; ``blameless``: the cause was its node, not a shard."""
+    """A worker is lost and being replaced; ``blameless``: its node was the cause, not a shard."""
 
     worker: str
     reason: str
@@ -28,7 +28,7 @@ class WorkerGone:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDraining:
-    """A worker's node is going: it gets no more shards, and WorkerGone follows.
+    """A worker's node is leaving: the worker gets no more shards, and WorkerGone follows.
 
     ``within_s``: seconds until then; None: not said.
     """
@@ -40,7 +40,7 @@ class WorkerDraining:
 
 @dataclass(frozen=True, slots=True)
 class StartFailed:
-    """A worker could not be started; another one is tried."""
+    """A worker could not be started; the pool tries another one."""
 
     error: LabelfleetError
 

@@ -37,7 +37,7 @@ from workers.spec import WorkerSpec
 log = logging.getLogger("labelfleet.pool")
 
 _CLOSE_S = 5.0
-_LEAVE_EARLY_S = 5.0  # of a node's last seconds: its shards go to others while they still can
+_LEAVE_EARLY_S = 5.0  # before a node's deadline its unfinished shards go to others
 _ASK_S = 5.0
 _START_PAUSE_S, _START_PAUSE_MAX_S = 1.0, 120.0
 
@@ -58,10 +58,10 @@ class _Member:
     node_id: str = ""
     shards: set[str] = field(default_factory=set)
     images_done: int = 0
-    moved_s: float = 0.0  # when an image was last seen to be finished
+    moved_s: float = 0.0  # when a finished image was last seen
     asked_s: float = 0.0
     asking: bool = False
-    leaving: str = ""  # why, once its node is going
+    leaving: str = ""  # the reason, once its node is leaving
     until_s: float | None = None
 
 
@@ -102,7 +102,7 @@ class LabelPool:
         self._names = (f"worker-{i}" for i in count())
         self._said: list[Event] = []
         self._start_failures = 0
-        self._create_at_s: list[float] = []  # when to try again what could not start
+        self._create_at_s: list[float] = []  # when to retry starts that failed
         self._watched_s = clock()
 
     @property
@@ -124,8 +124,8 @@ class LabelPool:
         self._fill()
 
     def resize(self, count: int) -> None:
-        """From now on ``count`` workers are wanted. What is ready is never taken away by this:
-        a smaller count only withdraws actors that still load or wait for room."""
+        """Set the number of workers wanted. Ready workers stay; a smaller count only withdraws
+        actors that are still loading or waiting for room."""
         self._count = count
         while self._create_at_s and self._staying() > count:
             self._create_at_s.pop()
@@ -134,8 +134,8 @@ class LabelPool:
             self._forget(worker)
 
     def drain(self, worker: str, reason: str, within_s: float | None) -> None:
-        """A worker's node is going; WorkerDraining and, once it is empty or its time is up,
-        WorkerGone (blameless) come with ``events``. Another one is created at once."""
+        """Drain a worker whose node is leaving, and create another one at once. ``events`` reports
+        WorkerDraining and, once it is empty or its time is up, WorkerGone (blameless)."""
         member = self._members.get(worker)
         if member is None or member.leaving:
             return
@@ -161,7 +161,7 @@ class LabelPool:
             time.sleep(0 if self._said else timeout_s)
         elif ray.wait(refs, timeout=0 if self._said else timeout_s)[0]:
             done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-            # Deaths last: what a worker finished before it died is not to be lost with it.
+            # Deaths last, so that shards finished before a death are not lost.
             for call, answer in sorted(map(self._answer, done), key=lambda a: is_death(a[1])):
                 if call.worker in self._members:
                     self._said.extend(self._settle(call, answer))
@@ -174,7 +174,7 @@ class LabelPool:
             self._said.extend(self._replace(worker, reason, blameless=True))
 
     def close(self) -> None:
-        """End every actor: asked first, so that it can clean up, and killed after some seconds.
+        """End every actor: ask it first, so that it can clean up, and kill it after some seconds.
 
         What they had in flight is lost, what they committed stays.
         """
@@ -188,10 +188,10 @@ class LabelPool:
         for worker in list(self._members):
             self._forget(worker)
 
-    # -- how it works
+    # -- internals
 
     def _staying(self) -> int:
-        """Count the workers that are ready or starting, without those whose node is going."""
+        """Count the workers that are ready or starting, except those whose node is leaving."""
         return sum(not m.leaving for m in self._members.values()) + len(self._create_at_s)
 
     def _fill(self) -> None:
@@ -268,7 +268,7 @@ class LabelPool:
             yield from self._replace(call.worker, reason, blameless=node_went(exc))
 
     def _could_not_start(self, worker: str, error: LabelfleetError) -> Iterator[Event]:
-        """Try another one after a growing pause: a broken node would fail every few seconds."""
+        """Retry after a growing pause, since a broken node would fail every few seconds."""
         self._forget(worker)
         yield StartFailed(error)
         pause_s = min(_START_PAUSE_S * 2**self._start_failures, _START_PAUSE_MAX_S)
@@ -293,7 +293,7 @@ class LabelPool:
         self._fill()
         if now_s - self._watched_s > self._hang_after_s / 2:
             for member in self._members.values():
-                member.moved_s = now_s  # it was the driver that stood still, not they
+                member.moved_s = now_s  # the driver was suspended, not the workers
         self._watched_s = now_s
         for worker, member in list(self._members.items()):
             if member.leaving and (not member.shards or now_s >= (member.until_s or math.inf)):
@@ -305,7 +305,7 @@ class LabelPool:
                 self._ask(worker, member, now_s)
 
     def _ask(self, worker: str, member: _Member, now_s: float) -> None:
-        """Ask a worker for its progress, once at a time; an idle one too: its node may be going."""
+        """Ask a worker for its progress, one call at a time; idle ones too, for spot notices."""
         if not member.asking and now_s - member.asked_s > min(_ASK_S, self._hang_after_s / 4):
             member.asking, member.asked_s = True, now_s
             self._calls[member.handle.progress.remote()] = _Call("progress", worker)

@@ -1,4 +1,4 @@
-"""Ray's errors, told apart: a task's own error, a dead process, a node that went."""
+"""Classify Ray's errors: a task's own error, a dead process, a lost node."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from storage.errors import LabelfleetError, ShardFailed
 
 
 def is_death(answer: Any) -> bool:
-    """ "The actor is gone", in all the ways Ray says it; a task's own error is none."""
+    """Return whether the actor is lost, by any of Ray's errors but a task's own."""
     return isinstance(answer, ray_errors.RayError) and not isinstance(
         answer, ray_errors.RayTaskError
     )
@@ -29,7 +29,7 @@ def first_line(exc: Exception) -> str:
 
 
 def node_went(exc: Exception) -> bool:
-    """Return whether the node died or was taken, rather than the process."""
+    """Return whether the node died or was reclaimed, rather than only the process."""
     if isinstance(exc, ray_errors.NodeDiedError) or getattr(exc, "preempted", False):
         return True
     text = str(exc).lower()

@@ -11,7 +11,7 @@ from workers.spec import WorkerSpec
 
 
 def check_folders(spec: WorkerSpec) -> None:
-    """Refuse to work where an output of its own would be made, and where no image would be found.
+    """Refuse a node that would create an output of its own or find no image.
 
     Raises:
         ConfigError: the output is a folder that holds no such run here, or the source is a folder

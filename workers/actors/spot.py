@@ -1,4 +1,4 @@
-"""Spot notices: the two-minute warning that AWS gives on an instance it is about to take.
+"""Spot notices: the two-minute warning that AWS gives before it reclaims an instance.
 
 The notice stands in the instance's own metadata (IMDSv2: a token by PUT, then
 ``/latest/meta-data/spot/instance-action``, which is 404 until there is one:
@@ -21,15 +21,15 @@ import httpx
 
 EC2_METADATA_URL = "http://169.254.169.254"
 _POLL_S = 5.0
-_TOKEN_S = 21_600  # six hours, the longest there is
+_TOKEN_S = 21_600  # six hours, the maximum
 _WARNING_S = 120.0
 _SILENT_TRIES = 3
-_SILENT_POLL_S = 300.0  # a container that the metadata service does not answer: hardly worth asking
+_SILENT_POLL_S = 300.0  # in a container that the metadata service does not answer
 
 
 @dataclass(frozen=True, slots=True)
 class SpotNotice:
-    """A notice that the node is going.
+    """A notice that the node will be reclaimed.
 
     Attributes:
         action: terminate, stop or hibernate.
@@ -86,7 +86,7 @@ class SpotWatch:
 
     def _watch(self) -> None:
         silent = 0
-        # No proxy from the environment: the metadata service is this very machine's.
+        # No proxy from the environment: the metadata service is this machine's own.
         with httpx.Client(base_url=self._url, timeout=2, trust_env=False) as client:
             token = ""
             while self._notice is None:
@@ -107,7 +107,7 @@ class SpotWatch:
             "/latest/meta-data/spot/instance-action", headers={"X-aws-ec2-metadata-token": token}
         )
         if reply.status_code == httpx.codes.UNAUTHORIZED:
-            return "", None  # it has expired: another one next time
+            return "", None  # expired: get another one next time
         if reply.status_code == httpx.codes.NOT_FOUND:
             return token, None
         return token, self._read(reply.raise_for_status().text)
@@ -120,7 +120,7 @@ class SpotWatch:
             at = datetime.fromisoformat(str(fields.get("time"))).timestamp()
         except ValueError:
             at = self._wall() + _WARNING_S
-        # The bounds also hold where one of the two clocks is wrong.
+        # The bounds also hold if one of the two clocks is wrong.
         within_s = min(max(at - self._wall(), 0.0), _WARNING_S)
         return SpotNotice(str(fields.get("action", "terminate")), within_s)
 
