@@ -210,6 +210,39 @@ def pull(
     raise typer.Exit(3 if summary.unusable or summary.held_back or summary.unreadable else 0)
 
 
+@review_app.command(epilog="Example: labelfleet review refresh runs/cells")
+def refresh(
+    run: RunUrl,
+    policy: PolicyUrl = None,
+    accept: Accept = None,
+    reject: Reject = None,
+    alone: Alone = False,
+    url: ServerUrl = None,
+    project: ProjectTitle = None,
+    endpoint_url: Endpoint = None,
+    json_: Json = False,
+) -> None:
+    """Bring open tasks in line with a new policy: boxes, ranks, and whether they still pay.
+
+    Tasks that somebody answered, skipped or began stay as they are.
+    """
+    from pipelines.label_studio.connect import open_server
+    from pipelines.policy.choose import choose_policy
+    from pipelines.review.refresh import refresh_run
+    from pipelines.review.rounds import runs_besides
+    from pipelines.review.settings import choose_settings
+    from pipelines.review.view import render_refresh
+    from storage.runs.lock import run_lock
+
+    manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)
+    settings = choose_settings(manifest, url, project, None)
+    chosen = choose_policy(manifest, policy, accept, reject, options)
+    others = runs_besides(manifest, (), alone=alone, options=options)
+    with open_server(settings.url) as server, run_lock(manifest.store, "labelfleet review refresh"):
+        summary = refresh_run(manifest, server, settings, chosen, others=others)
+    show(render_refresh(summary), summary.to_json(), json_)
+
+
 @review_app.command(epilog="Example: labelfleet review retract runs/cells --annotator ann@x.org")
 def retract(
     run: RunUrl,

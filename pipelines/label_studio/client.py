@@ -349,6 +349,18 @@ class LabelStudio:
             if exc.status != 404:
                 raise
 
+    def update_data(self, task_id: int, data: Mapping[str, Any]) -> None:
+        """Replace a task's data."""
+        self.http.send("PATCH", f"/api/tasks/{task_id}", {"data": dict(data)})
+
+    def delete_prediction(self, prediction_id: int) -> None:
+        """Delete a prediction; a missing one is no error."""
+        try:
+            self.http.send("DELETE", f"/api/predictions/{prediction_id}")
+        except ReviewRefused as exc:
+            if exc.status != 404:
+                raise
+
     def delete_task(self, task_id: int) -> None:
         """Delete a task with all that hangs on it; a missing one is no error."""
         try:

@@ -19,12 +19,19 @@ _SLIVER_PX = 0.01
 
 @dataclass(frozen=True, slots=True)
 class ShownBox:
-    """A predicted box to be shown; ``region`` names it within its image, and survives edits."""
+    """A predicted box to be shown.
+
+    Attributes:
+        region: names it within its image, and survives edits.
+        bbox, category, score: as the model has it.
+        agreement: how much the runs of a fused run agree on it, in [0, 1]; None: not fused.
+    """
 
     region: str
     bbox: Xyxy
     category: str
     score: float
+    agreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,14 @@ def _add_tabs(server: LabelStudio, project_id: int, people: Sequence[str]) -> No
             server.add_view(project_id, _tab(title, person))
 
 
+def add_ranked_tab(server: LabelStudio, project_id: int) -> None:
+    """Add a tab that lists what pays most first, as the last refresh ranked it."""
+    title = "By what pays most"
+    there = {str(view.get("data", {}).get("title")) for view in server.views(project_id)}
+    if title not in there:
+        server.add_view(project_id, {**_tab(title, None), "ordering": ["tasks:data.rank"]})
+
+
 def _tab(title: str, person: str | None) -> dict[str, Any]:
     items = [] if person is None else [
         {"filter": f"filter:tasks:data.{ASSIGNED}", "operator": "equal", "type": "String",

@@ -124,7 +124,7 @@ def pull_run(
     if project is None:
         gone = project_is_gone(manifest, server, settings, accept=accept_withdrawals)
         return _summary(_Pulled(tombstones=gone), append_answers(manifest.store, gone), 0)
-    wanted = queued(manifest)
+    wanted = queued(manifest, closed=True)
     items = {q.item.sha256: q.item for q in wanted}
     records = list(read_answers(manifest.store))
     refs = list(server.task_refs(project.project_id))

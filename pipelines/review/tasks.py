@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from pipelines.policy.box_batch import box_batch
 from pipelines.policy.policy import Policy, Thresholds
 from pipelines.routing.showing import ShowRule
 from storage.review.queue import QueueHead, ReviewItem, queue_parts, read_head, read_queue
+from storage.review.refreshed import read_refreshed
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
 
@@ -72,6 +73,9 @@ class TaskMaker:
         }
         if told := one.rule.says(Policy.from_config(one.head.policy)):
             fields[SHOWN] = told
+        agreed = [box.agreement for box in boxes if box.agreement is not None]
+        if agreed:
+            fields["agreement"] = round(float(np.mean(agreed)), 2)
         if self.people:
             fields[ASSIGNED] = self.people[item.order % len(self.people)]
         made: dict[str, Any] = {"data": fields}
@@ -103,14 +107,25 @@ def model_version_of(manifest: Manifest) -> str:
     return f"{identity.name}-{identity.model_sha256[:12]}"
 
 
-def queued(manifest: Manifest) -> list[Queued]:
-    """Everything routed so far that is to be shown, in order, no pixels twice."""
+def queued(manifest: Manifest, *, closed: bool = False) -> list[Queued]:
+    """Everything routed so far that is to be shown, in order, no pixels twice.
+
+    Policy and rule are those of the last refresh where that came after the routing.
+
+    Args:
+        manifest: the run.
+        closed: also images that a refresh closed.
+    """
     found: dict[str, Queued] = {}
+    refreshed = read_refreshed(manifest.store)
     for key in queue_parts(manifest.store):
         head = read_head(manifest.store, key)
+        if refreshed and head.made_at <= refreshed.made_at:
+            head = replace(head, policy=refreshed.policy, show=refreshed.show)
         for item in read_queue(manifest.store, [key]):
             found.setdefault(item.sha256, Queued(item, head))
-    return list(found.values())
+    shut = refreshed.closed if refreshed and not closed else {}
+    return [one for key, one in found.items() if key not in shut]
 
 
 def shown_boxes(manifest: Manifest, wanted: Sequence[Queued]) -> dict[str, list[ShownBox]]:
@@ -148,6 +163,7 @@ class _Judges:
                 bbox=_xyxy(batch.boxes[at]),
                 category=names[batch.category_ids[at]],
                 score=float(batch.scores[at]),
+                agreement=None if np.isnan(batch.agreement[at]) else float(batch.agreement[at]),
             )
             for at in np.flatnonzero(one.rule.shown(batch))
         ]

@@ -16,6 +16,7 @@ from pipelines.evaluation.audit import AuditReport
 from pipelines.evaluation.intervals import Estimate, plain
 from pipelines.review.pull import PullSummary
 from pipelines.review.push import PushSummary, PushWatcher
+from pipelines.review.refresh import RefreshSummary
 from pipelines.review.status import ReviewStatus
 from pipelines.review.withdrawals import RetractSummary
 from pipelines.routing.route import RouteSummary
@@ -79,6 +80,17 @@ def render_push(summary: PushSummary) -> RenderableType:
     if len(summary.not_shown) > MOST_NAMED:
         remarks.append(Text(f"… and {len(summary.not_shown) - MOST_NAMED} more", style="yellow"))
     return Group(summary_table(summary.project, rows), *remarks, Text(f"review at {summary.url}"))
+
+
+def render_refresh(summary: RefreshSummary) -> RenderableType:
+    """What became of open tasks."""
+    rows = [("open tasks", f"{summary.open:,}"), ("  with other boxes", f"{summary.predicted:,}"),
+            ("  ranked anew", f"{summary.ranked:,}"),
+            ("closed, no longer pay", f"{summary.closed:,}")]  # fmt: skip
+    remarks = []
+    if summary.reopened:
+        remarks.append(f"{summary.reopened} closed images pay again: push them")
+    return Group(summary_table("refreshed", rows), *(Text(r, style="yellow") for r in remarks))
 
 
 def render_retract(summary: RetractSummary) -> RenderableType:

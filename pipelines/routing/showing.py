@@ -82,6 +82,17 @@ class ShowRule:
         hidden_by = winners(batch.image, batch.boxes, rank, wanted, ONE_PLACE)
         return np.asarray(wanted & (hidden_by < 0))
 
+    def seconds(self, batch: BoxBatch, cost: CostModel) -> NDArray[np.float64]:
+        """Human time by image: to check what is shown, to correct what is wrong or missing.
+
+        Not the corrections that a look is worth: a right box in the uncertain band is worth one,
+        and costs one only where it is hidden.
+        """
+        shown = self.shown(batch)
+        to_draw = np.where(batch.alternative, 0.0, batch.right)  # another box has the same object
+        to_correct = np.where(shown, 1.0 - batch.right, to_draw)
+        return cost.seconds(batch.per_image(shown), batch.per_image(to_correct))
+
     def says(self, policy: Policy) -> str:
         """What a task tells its reviewer about the boxes shown; the same for audit images."""
         if self.how == "none":

@@ -231,23 +231,12 @@ class RunSurvey:
     def _page(self, table: pa.Table, stratum: str) -> _Page:
         batch = box_batch(table, self._thresholds)
         per_box, amounts = measure(batch, self._options.signals)
-        seconds = self._seconds(batch)
+        seconds = self._options.show.seconds(batch, self._options.cost)
         rows = table.select(list(_COLUMNS)).to_pylist()
         seed = self._earlier.seed_of(stratum, self._options.seed)
         keys = [random_key(seed, row["image_id"]) for row in rows]
         price = self._options.budget.price(seconds)
         return _Page(rows, stratum, keys, batch, per_box, amounts, seconds, price)
-
-    def _seconds(self, batch: BoxBatch) -> NDArray[np.float64]:
-        """Human time: to check what is shown, and to correct what is wrong or missing.
-
-        Not the corrections that a look is worth: a right box in the uncertain band is worth one,
-        and costs one only where it is hidden.
-        """
-        shown = self._options.show.shown(batch)
-        to_draw = np.where(batch.alternative, 0.0, batch.right)  # another box has the same object
-        to_correct = np.where(shown, 1.0 - batch.right, to_draw)
-        return self._options.cost.seconds(batch.per_image(shown), batch.per_image(to_correct))
 
     def _see_audit(self, page: _Page) -> None:
         self.population += len(page.rows)

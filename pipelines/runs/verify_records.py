@@ -26,6 +26,7 @@ from storage.records import STATUSES
 from storage.review.answers import ANSWERS, read_answers
 from storage.review.frames import read_frame
 from storage.review.queue import QUEUE, read_head, read_queue
+from storage.review.refreshed import REFRESHED_KEY, read_refreshed
 from storage.review.settings import SETTINGS_KEY, read_settings
 from storage.runs.ledger import LEDGER, entries_of, invocations, ledger_parts, part_is_whole
 from storage.runs.manifest import QUARANTINE, RUN_KEY, Manifest, RunRecord, config_hash
@@ -85,6 +86,9 @@ def check_records(manifest: Manifest, differs: Differs, *, quick: bool) -> Recor
     with check.looking_at(SETTINGS_KEY):
         if read_settings(manifest.store) is not None:
             check.note_seal(SETTINGS_KEY)
+    with check.looking_at(REFRESHED_KEY):
+        if read_refreshed(manifest.store) is not None:
+            check.note_seal(REFRESHED_KEY)
     _check_versions(check)
     _check_model(check)
     return check

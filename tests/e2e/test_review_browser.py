@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -21,17 +22,27 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from pipelines.label_studio.client import KEY, LabelStudio
 from pipelines.label_studio.serving import choose_serving
 from pipelines.review.pull import pull_run
 from pipelines.review.push import push_run
+from pipelines.routing.route import route_run
 from storage.objects.protocols import StorageOptions
 from storage.records import Xyxy
 from storage.review.answers import read_answers
+from storage.review.queue import read_queue
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
+from tests.e2e.test_review import push, rerun, tasks_of
 from tests.support.patience import patient
-from tests.support.samples.review_samples import committed_run, routed
+from tests.support.samples.review_samples import (
+    POLICY,
+    committed_run,
+    loose_run,
+    routed,
+    three_boxes,
+)
 from tests.support.samples.synthetic_run import boxes, row
 from tests.support.servers.label_studio import ROOT, LabelStudioServer
 
@@ -144,6 +155,48 @@ def test_boxes_lie_over_the_objects_and_a_correction_comes_back(
     assert not answer.was_blind
     moved = np.array(OBJECT) + np.array([60, 40, 60, 40]) / scale
     assert np.abs(np.array(answer.boxes[0].bbox) - moved).max() <= 2 / scale + 0.5
+
+
+def test_tasks_of_the_first_and_the_second_round_show_their_boxes(
+    label_studio: LabelStudioServer, browser: webdriver.Chrome
+) -> None:
+    """Run B queues one of A's two images; the other stays open with A's boxes."""
+    place = label_studio.folder / uuid4().hex
+    source = open_store(str(place / "source"))
+    first = routed(loose_run(source, open_store(str(place / "run")), 2))
+    settings = ReviewSettings(label_studio.url, f"page {uuid4().hex}")
+    server = label_studio.client()
+    push(first, server, settings)
+    (older, _) = tasks_of(server, settings)
+    assert look_at(browser, server, settings, older["id"], "first-round") == ["0.95", "0.40"]
+
+    second = rerun(first, place / "second", three_boxes)
+    route_run(second, budget="1 image", policy=POLICY, invocation="b", audit=0.0)
+    assert push(second, server, settings).kept_shown == 1
+    (queued,) = read_queue(second.store)
+    for task in tasks_of(server, settings):
+        own = task["data"][KEY] == queued.sha256
+        name = "second-round-queued" if own else "second-round-open"
+        scores = look_at(browser, server, settings, task["id"], name)
+        assert scores == (["0.95"] if own else ["0.95", "0.40"])  # the second round hides the other
+
+
+def look_at(
+    browser: webdriver.Chrome, server: LabelStudio, settings: ReviewSettings, task: int, name: str
+) -> list[str]:
+    """Scores in the list of regions beside the image; the screenshot stays for people."""
+    project = server.find_project(settings.project)
+    assert project is not None
+    browser.get(f"{settings.url}/projects/{project.project_id}/data?task={task}")
+
+    def scores() -> list[str]:
+        said = browser.find_element(By.TAG_NAME, "body").text
+        return re.findall(r"^0\.\d\d$", said, flags=re.MULTILINE)
+
+    until(lambda: len(browser.execute_script(_CANVASES)) >= 2 and scores())
+    time.sleep(1)
+    browser.save_screenshot(str(artefact(name)))
+    return scores()
 
 
 def artefact(name: str) -> Path:

@@ -14,6 +14,7 @@ from uuid import uuid4
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import pipelines
 from pipelines.cli.main import main
@@ -21,11 +22,14 @@ from pipelines.label_studio.client import KEY, LabelStudio
 from pipelines.label_studio.regions import read_results
 from pipelines.label_studio.token import VARIABLE
 from pipelines.labels.decide import decide_run
-from pipelines.policy.policy import prior
+from pipelines.policy.policy import ClassThresholds, Policy, prior
 from pipelines.review.pull import pull_run
+from pipelines.review.refresh import refresh_run
 from pipelines.review.rounds import earlier_runs, join_round, refresh_rounds
 from pipelines.review.withdrawals import Chosen, retract
-from pipelines.routing.route import route_run
+from pipelines.routing.cost import Budget
+from pipelines.routing.route import route, route_run
+from pipelines.routing.survey import RouteOptions
 from pipelines.truth.matching import covered, iou_matrix
 from storage.errors import ReviewError
 from storage.labels.rows import LabelRow, label_rows
@@ -320,6 +324,54 @@ def test_rounds_know_each_other_and_answered_images_are_not_pushed_again(
         earlier_runs(second)
 
 
+def test_a_refresh_shows_other_boxes_closes_what_no_longer_pays_and_keeps_the_audit(
+    place: Path, server: LabelStudio, settings: ReviewSettings, ann: httpx.Client
+) -> None:
+    """Two policies that each find the other half of 24 images worth a look."""
+    source, output = open_store(str(place / "source")), open_store(str(place / "run"))
+    run = loose_run(source, output, 24, found=one_unsure_box)
+
+    def wants(other: str) -> Policy:
+        dropped = ClassThresholds(accept=0.7, reject=0.6)
+        return Policy(accept=0.7, reject=0.1, classes={other: dropped})
+
+    routing = RouteOptions(Budget.parse("10 images"), 0.2)
+    route(run, wants("WBC"), "a", routing)
+    push(run, server, settings)
+    parts = {item.sha256: item.part for item in queue(run)}
+    assert sorted(parts.values()) == ["audit"] * 2 + ["value"] * 8
+    tasks = tasks_of(server, settings)
+    done = next(task for task in tasks if parts[task["data"][KEY]] == "value")
+    answer(ann, done, done["predictions"][0]["result"])
+    assert {len(task["predictions"][0]["result"]) for task in tasks} >= {1}
+
+    first = refresh_run(run, server, settings, wants("WBC"))  # the rule changes: unsure is hidden
+    assert (first.open, first.closed, first.reopened) == (9, 0, 0)
+    assert first.predicted >= 7
+    open_now = [task for task in tasks_of(server, settings) if not task["annotations"]]
+    assert [len(task["predictions"]) for task in open_now] == [1] * 9
+    assert not any(task["predictions"][0]["result"] for task in open_now)
+    assert sorted(task["data"]["rank"] for task in open_now) == list(range(1, 10))
+    again = refresh_run(run, server, settings, wants("WBC"))
+    assert (again.predicted, again.ranked, again.closed) == (0, 0, 0)
+
+    turned = refresh_run(run, server, settings, wants("RBC"))
+    assert (turned.open, turned.closed) == (2, 7)
+    left = {task["data"][KEY] for task in tasks_of(server, settings)}
+    audit = {key for key, part in parts.items() if part == "audit"}
+    assert left == audit | {done["data"][KEY]}
+    assert push(run, server, settings).created == 0  # closed stays closed
+    back = refresh_run(run, server, settings, wants("WBC"))
+    assert (back.closed, back.reopened) == (0, 7)
+    assert push(run, server, settings).created == 7
+    assert pull_run(run, server, settings).answers == 1
+
+
+def one_unsure_box(at: int) -> Detections:
+    """An RBC in even images, a WBC in odd ones."""
+    return boxes([(20.0 + at, 30, 100.0 + at, 90)], [0.5], [at % 2])
+
+
 _LABEL_PAGES = """
 import sys
 from pathlib import Path
@@ -327,7 +379,7 @@ from pipelines import label_run, load_config
 from pipelines.demo.digits import make_pages
 
 place = Path(sys.argv[1])
-make_pages(place / "pages", images=4, hard_share=1.0, broken=False)
+make_pages(place / "pages", images=4, hard_share=0.5, broken=False)
 (place / "run.yaml").write_text(
     "name: pages\\n"
     f"source: {{url: {place / 'pages' / 'images'}}}\\n"
@@ -367,14 +419,15 @@ def test_a_page_shows_each_place_once_and_unchanged_means_what_was_shown(
         places = [
             region.bbox for region in read_results(prediction["result"], width, height).regions
         ]
-        assert 0 < len(places) < len(rows[key].detections) / 2
-        corners = np.array(places)
+        assert len(places) < len(rows[key].detections) / 2
+        corners = corners_of(places)
         assert (np.triu(iou_matrix(corners, corners), 1) < 0.8).all()  # no stacks
-        scores = np.array([region["score"] for region in prediction["result"]])
+        scores = np.array([region["score"] for region in prediction["result"]], np.float64)
         assert (prior(scores) > (1.6 + 7.0) / 14.0).all()
         assert "draw what is missing" in task["data"]["boxes_shown"]
         shown[key] = places
         answer(ann, task, prediction["result"], lead_time=30)
+    assert sum(map(len, shown.values())) >= 12
     assert pull_run(pages, server, settings).answers == 4
 
     def rounded(boxes: Iterable[Sequence[float]]) -> set[tuple[int, ...]]:
@@ -397,9 +450,13 @@ def test_a_page_shows_each_place_once_and_unchanged_means_what_was_shown(
         # What nobody was shown is as the policy alone would have it, where it is no shown place.
         alone = [
             (label.bbox, label.ignore) for label in machine[made.sha256].labels
-            if not covered(np.array([label.bbox]), np.array(shown[made.sha256])).any()
+            if not covered(np.array([label.bbox]), corners_of(shown[made.sha256])).any()
         ]  # fmt: skip
         assert sorted((label.bbox, label.ignore) for label in rest) == sorted(alone)
+
+
+def corners_of(places: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    return np.array(places, np.float64).reshape(-1, 4)
 
 
 def label_rows_of(manifest: Manifest, version: LabelVersion) -> list[LabelRow]:

@@ -37,6 +37,9 @@ def test_the_sdk_accepts_interface_tasks_and_predictions() -> None:
         (prediction,) = task.pop("predictions")  # with it the SDK's validate_task fails by itself
         assert judge.validate_task(task)
         assert judge.validate_prediction(prediction, return_errors=True) == []
+    assert not any("agreement" in task["data"] for task in tasks)  # the run is of one model
+    fused = [ShownBox("box0", (1.0, 1.0, 9.0, 9.0), "RBC", 0.9, share) for share in (1.0, 0.5)]
+    assert maker.task(wanted[0], "https://example.org/x.jpg", fused)["data"]["agreement"] == 0.75
     # It does look: a label the interface lacks and a box of the wrong kind are refused.
     odd = ShownBox("box0", (1.0, 1.0, 9.0, 9.0), "fly", 0.9)
     wrong = maker.task(wanted[0], "https://example.org/x.jpg", [odd])

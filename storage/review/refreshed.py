@@ -1,0 +1,46 @@
+"""How a queue reads since it was last refreshed: ``review/refreshed.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from storage.errors import ObjectNotFound
+from storage.objects.json_records import json_record, read_record
+from storage.objects.protocols import SupportsGet, SupportsPut
+
+REFRESHED_KEY = "review/refreshed.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """What replaces the policy and the rule of all queue parts made before.
+
+    Attributes:
+        made_at: ISO 8601, UTC.
+        policy, show: as in ``QueueHead``.
+        closed: image ids by sha256 of images that nobody is asked about any more.
+    """
+
+    made_at: str
+    policy: dict[str, Any]
+    show: dict[str, Any]
+    closed: Mapping[str, str] = field(default_factory=dict)
+
+
+class SupportsRefreshed(SupportsGet, SupportsPut, Protocol):
+    """What keeping the record needs of a store."""
+
+
+def read_refreshed(store: SupportsGet) -> Refreshed | None:
+    """The last refresh, or None. Raises StorageError when the record is damaged."""
+    try:
+        return read_record(store, REFRESHED_KEY, lambda fields: Refreshed(**fields))
+    except ObjectNotFound:
+        return None
+
+
+def write_refreshed(store: SupportsRefreshed, refreshed: Refreshed) -> None:
+    """Replace the record."""
+    store.put(REFRESHED_KEY, json_record(asdict(refreshed)))
