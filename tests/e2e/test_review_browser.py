@@ -190,7 +190,7 @@ def look_at(
     browser.get(f"{settings.url}/projects/{project.project_id}/data?task={task}")
 
     def scores() -> list[str]:
-        said = browser.find_element(By.TAG_NAME, "body").text
+        said = browser.find_element(By.TAG_NAME, "body").text.rpartition("Relations")[2]
         return re.findall(r"^0\.\d\d$", said, flags=re.MULTILINE)
 
     until(lambda: len(browser.execute_script(_CANVASES)) >= 2 and scores())
