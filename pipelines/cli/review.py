@@ -240,7 +240,7 @@ def refresh(
     others = runs_besides(manifest, (), alone=alone, options=options)
     with open_server(settings.url) as server, run_lock(manifest.store, "labelfleet review refresh"):
         summary = refresh_run(manifest, server, settings, chosen, others=others)
-    show(render_refresh(summary), summary.to_json(), json_)
+    show(render_refresh(summary), summary.to_fields(), json_)
 
 
 @review_app.command(epilog="Example: labelfleet review retract runs/cells --annotator ann@x.org")

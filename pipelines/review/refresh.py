@@ -61,7 +61,7 @@ class RefreshSummary:
     ranked: int
     above: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_fields(self) -> dict[str, Any]:
         """For machines."""
         return asdict(self)
 
