@@ -61,11 +61,6 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-def exported_name(name: str) -> str:
-    """Return the name as Prometheus sees it."""
-    return f"ray_{name}"
-
-
 class Sink(Protocol):
     """Where numbers go."""
 

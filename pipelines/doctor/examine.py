@@ -20,6 +20,7 @@ from pipelines.config.run_config import RunConfig, load_config
 from pipelines.doctor.finding import Finding
 from pipelines.doctor.runtimes import runtime_findings
 from storage.errors import LabelfleetError, NotAtomic
+from storage.objects.protocols import StorageOptions
 from storage.stores.open import open_store
 from storage.urls import shown_url
 
@@ -141,10 +142,12 @@ def _s3_credentials() -> Finding:
     try:
         import boto3
 
+        from storage.s3.client import endpoint_of
+
         credentials = boto3.Session().get_credentials()
     except Exception as exc:  # noqa: BLE001 - a damaged profile, an unreachable role
         return Finding("problem", "s3 credentials", f"{type(exc).__name__}: {exc}", "fix ~/.aws")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+    endpoint = endpoint_of(StorageOptions()) or "AWS"
     if credentials is None:
         advice = "for s3:// URLs: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
         return Finding("note", "s3 credentials", "none found", advice)

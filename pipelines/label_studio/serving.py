@@ -96,8 +96,9 @@ class S3Proxied:
             "title": "labelfleet review images", "bucket": self.bucket, "prefix": self._prefix,
             "presign": False, "use_blob_urls": True,
         }  # fmt: skip
-        endpoint = self.options.endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") \
-            or os.environ.get("AWS_ENDPOINT_URL")  # fmt: skip
+        from storage.s3.client import endpoint_of  # boto3, which is slow to import
+
+        endpoint = endpoint_of(self.options)
         if endpoint:
             fields["s3_endpoint"] = endpoint
         if self.options.region:

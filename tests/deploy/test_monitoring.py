@@ -10,11 +10,11 @@ from typing import Any
 import promql_parser
 import pytest
 
-from pipelines.dispatch.metrics import METRICS, RUN, exported_name
+from pipelines.dispatch.metrics import METRICS, RUN
 from tests.deploy.manifests import ROOT, documents
 
 BOARD = json.loads((ROOT / "deploy/grafana/labelfleet.json").read_text())
-KNOWN = {exported_name(name): metric for name, metric in METRICS.items()}
+KNOWN = {f"ray_{name}": metric for name, metric in METRICS.items()}
 
 
 def board_queries() -> list[str]:

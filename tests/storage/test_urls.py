@@ -205,7 +205,7 @@ def test_readable_text_is_one_printable_line(text: str) -> None:
 def test_importing_the_stores_loads_nothing_heavy() -> None:
     program = (
         "import sys; from storage.stores.open import open_store; "
-        "import storage.stores.faulty, storage.objects.preflight; "
+        "import storage.objects.preflight; "
         "open_store('/tmp'); open_store('memory://x'); "
         "heavy = {'boto3', 'botocore', 'fsspec', 'ray', 'torch', 'aiohttp'}; "
         "print(sorted(heavy & set(sys.modules)))"

@@ -22,8 +22,8 @@ from storage.errors import (
     WorkerStartFailed,
 )
 from storage.records import Shard
-from storage.stores.faulty import Fault, FaultyStore, drop_reply, fail
 from storage.stores.memory import MemoryStore
+from tests.support.faulty import Fault, FaultyStore, drop_reply, fail
 from tests.support.ray.scripted_drive import Bench, Cluster, ScriptedPool, done, failing, ready
 from workers.actors.events import (
     Event,

@@ -22,9 +22,9 @@ from storage.errors import ConfigError, NotAtomic, SourceEmpty, StorageError, Un
 from storage.objects.protocols import StorageOptions
 from storage.shards.reading import read_shard
 from storage.shards.selecting import list_source, tar_shards
-from storage.stores.faulty import FaultyStore, drop_reply, fail
 from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
+from tests.support.faulty import FaultyStore, drop_reply, fail
 
 OPTIONS = StorageOptions()
 LIMIT = 1 << 20

@@ -20,9 +20,9 @@ from storage.review.frames import shard_numbers, write_frame
 from storage.runs.live_rows import live_rows
 from storage.runs.lock import run_lock
 from storage.runs.manifest import Manifest, annotation_key
-from storage.stores.faulty import FaultyStore, fail
 from storage.stores.local import LocalStore
 from storage.stores.memory import MemoryStore
+from tests.support.faulty import FaultyStore, fail
 from tests.support.samples.labelled_run import fill, label, png
 from tests.support.samples.synthetic_run import commit_rows, row, tar_shard
 

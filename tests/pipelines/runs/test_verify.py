@@ -26,9 +26,9 @@ from storage.runs.ledger import read_ledger
 from storage.runs.listing import Listing
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest, annotation_key
-from storage.stores.faulty import FaultyStore, fail
 from storage.stores.local import LocalStore
 from storage.stores.memory import MemoryStore
+from tests.support.faulty import FaultyStore, fail
 from tests.support.samples.labelled_run import fill, label, png
 from tests.support.samples.synthetic_run import commit_rows, make_run, row, tar_shard
 from tests.support.samples.tar_samples import tar_of

@@ -25,9 +25,9 @@ from storage.errors import (
 from storage.objects.preflight import check_output
 from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.records import StoredObject
-from storage.stores.faulty import FaultyStore
 from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
+from tests.support.faulty import FaultyStore
 from tests.support.servers.s3 import S3Server
 
 WRITERS = 12

@@ -16,8 +16,8 @@ from storage.records import Shard, StoredObject, shard_id_of
 from storage.runs.generations import PARTS, Generations, GenerationWriter
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
-from storage.stores.faulty import FaultyStore, drop_reply, fail
 from storage.stores.memory import MemoryStore
+from tests.support.faulty import FaultyStore, drop_reply, fail
 from tests.support.samples.synthetic_run import record
 
 SHARDS = 9000  # three row groups

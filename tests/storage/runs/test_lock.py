@@ -20,9 +20,9 @@ from storage.errors import ObjectNotFound, RunLocked, StorageUnavailable
 from storage.objects.json_records import json_record, read_record
 from storage.objects.protocols import ObjectStore
 from storage.runs.lock import LOCK_KEY, Owner, _read, run_lock
-from storage.stores.faulty import FaultyStore, drop_reply, fail
 from storage.stores.local import LocalStore
 from storage.stores.memory import MemoryStore
+from tests.support.faulty import FaultyStore, drop_reply, fail
 from tests.support.servers.s3 import S3Server
 
 _LIMIT_S = 120

@@ -13,9 +13,9 @@ from storage.errors import AlreadyExists, ConfigError, NotAtomic, ObjectNotFound
 from storage.objects.protocols import Body
 from storage.runs.annotations import RowWriter, ShardFooter
 from storage.runs.manifest import Manifest, annotation_key, shard_id_of_key
-from storage.stores.faulty import FaultyStore, stale_list
 from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
+from tests.support.faulty import FaultyStore, stale_list
 from tests.support.samples.synthetic_run import (
     commit_rows,
     list_shards,

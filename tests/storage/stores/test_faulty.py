@@ -7,8 +7,8 @@ import pickle
 import pytest
 
 from storage.errors import AccessDenied, AlreadyExists, ShortRead, StorageFull, StorageUnavailable
-from storage.stores.faulty import Fault, FaultyStore, delay, drop_reply, fail, stale_list, truncate
 from storage.stores.memory import MemoryStore
+from tests.support.faulty import Fault, FaultyStore, delay, drop_reply, fail, stale_list, truncate
 
 
 def test_fails_so_many_times_where_told() -> None:
