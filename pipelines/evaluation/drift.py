@@ -157,7 +157,7 @@ def read_statistics(
 
 _BASIC = (
     "boxes", "unsure boxes", "mean score", "highest score", "relative size of boxes",
-    "bytes a pixel", "pixels",
+    "edge entropy", "bytes a pixel", "pixels",
 )  # fmt: skip
 
 
@@ -176,18 +176,22 @@ def _of_table(
     boxes = np.asarray(flat.field("bbox").flatten().to_numpy(), np.float64).reshape(-1, 4)
     areas = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
     scores += np.histogram(score, bins=20, range=(0, 1))[0]
+    entropy = flat.field("box_entropy").to_numpy(zero_copy_only=False).astype(np.float64)
+    entropy = np.nan_to_num(entropy, nan=0.0)  # of a detector that does not say
     ends = np.cumsum(lengths)
     sizes = [table.column(n).to_numpy().astype(np.float64) for n in ("width", "height", "nbytes")]
     for i, sha in enumerate(table.column("sha256").to_pylist()):
         at = slice(int(ends[i] - lengths[i]), int(ends[i]))
         pixels = sizes[0][i] * sizes[1][i]
-        values = _basic(score[at], areas[at] / pixels, sizes[2][i] / pixels, pixels)
+        values = _basic(score[at], areas[at] / pixels, entropy[at], (sizes[2][i] / pixels, pixels))
         shown = ids[at][score[at] >= SHOWN_SCORE]
         by_class = np.bincount(shown[shown >= 0], minlength=classes).astype(np.int64)
         yield random_place(sha), sha, values, by_class
 
 
-def _basic(score: Floats, relative: Floats, bytes_a_pixel: float, pixels: float) -> Floats:
+def _basic(
+    score: Floats, relative: Floats, entropy: Floats, of_file: tuple[float, float]
+) -> Floats:
     shown = score >= SHOWN_SCORE
     unsure = (score >= _UNSURE[0]) & (score < _UNSURE[1])
     return np.array(
@@ -197,8 +201,8 @@ def _basic(score: Floats, relative: Floats, bytes_a_pixel: float, pixels: float)
             score[shown].mean() if shown.any() else 0.0,
             score.max(initial=0.0),
             np.sqrt(np.median(relative[shown])) if shown.any() else 0.0,
-            bytes_a_pixel,
-            pixels,
+            entropy[shown].mean() if shown.any() else 0.0,
+            *of_file,
         ]
     )
 

@@ -50,7 +50,7 @@ class FuseOptions:
         renamed: class names of later runs by the first run's; '' leaves a class out.
         calibrated: use the calibration that ``fit`` left with a run.
         score_floor: fused boxes below it are dropped.
-        max_boxes: an image keeps at most so many, the highest scores.
+        max_boxes: of an image at most, the highest scores.
     """
 
     name: str = ""
@@ -111,7 +111,8 @@ def fuse_runs(
         progress: told (shards done, of how many).
 
     Raises:
-        ConfigError: the runs cannot be fused: their classes differ, or they share no image.
+        ConfigError: the runs cannot be fused: their classes differ, or one of them
+            shares no image with the first.
         RunMismatch: the output holds another run.
     """
     options = options or FuseOptions()
