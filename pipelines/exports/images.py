@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from pipelines.exports.file_names import FileNames
-from pipelines.exports.upright import upright
+from pipelines.exports.upright import copied_name, upright
 from storage.errors import ConfigError, LabelfleetError, ObjectChanged, ObjectNotFound
 from storage.labels.rows import LabelRow
 from storage.objects.protocols import ObjectStore, StorageOptions
@@ -19,6 +19,7 @@ from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
 from storage.urls import parse_url
+from workers.images.preprocessing import recorded_range
 
 ImageMode = Literal["copy", "link", "none"]
 Found = bytes | Path | None | Exception
@@ -36,7 +37,7 @@ class Images:
     """Gives rows their file names and, as the mode says, their bytes or the file to link to.
 
     Attributes:
-        turned: images that were copied upright because their file was not.
+        turned: images that were written anew, upright and in a format that every reader knows.
         kept: images that an earlier attempt had copied.
     """
 
@@ -60,7 +61,8 @@ class Images:
 
         Names are given in the order of ``rows``; what is copied comes in an order of its own.
         """
-        names = {row.image_id: self._names.name(row.image_id) for row in rows}
+        suffixed = copied_name if self._mode == "copy" else str
+        names = {row.image_id: self._names.name(suffixed(row.image_id)) for row in rows}
         if self._mode == "copy" and self._source is not None:
             copied = [row for row in rows if self._there and self._there(names[row.image_id])]
             self.kept += len(copied)
@@ -78,7 +80,7 @@ class Images:
         if not isinstance(found, bytes):
             return found
         try:
-            turned = upright(found)
+            turned = upright(found, recorded_range(self._manifest.record.inference))
         except LabelfleetError as exc:
             return exc
         self.turned += turned is not None

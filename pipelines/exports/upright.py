@@ -1,54 +1,56 @@
-"""Copies of turned images with their pixels upright, so that every reader sees the boxes in place.
+"""Copies of images that not every reader shows as they were labelled, written anew.
 
 Boxes are in pixels of the upright image. Readers that ignore the EXIF orientation, among them
-OpenCV with some flags, torchvision and many loaders, would show them elsewhere.
+OpenCV with some flags, torchvision and many loaders, would show them elsewhere; HEIC, JPEG 2000,
+AVIF and others they would not show at all.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
-
 import cv2
-from PIL import Image, UnidentifiedImageError
 
 from storage.errors import StorageError
-from workers.images.decode import decode
+from workers.images.decode import decode, probe
+from workers.images.preprocessing import ValueRange
+from workers.images.signatures import format_of
 
-_ORIENTATION = 0x0112
 _MAX_PIXELS = 1 << 29
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111]  # 4:4:4
-_ENCODERS = {"JPEG": (".jpg", _JPEG), "WEBP": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101])}
+_ENCODERS = {"JPEG": (".jpg", _JPEG), "WebP": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101])}
+_RARE = ("HEIF", "AVIF", "JPEG 2000", "JPEG XL", "DICOM", "camera RAW", "Photoshop")
+_RARE_SUFFIXES = (
+    ".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".j2c", ".jpx", ".jpf", ".jxl", ".dcm",
+    ".dicom", ".psd", ".dng", ".nef", ".nrw", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf",
+    ".pef", ".srw",
+)  # fmt: skip
 
 
-def upright(raw: bytes) -> bytes | None:
-    """The image turned upright in the same format, without its metadata; None: it is upright.
+def copied_name(image_id: str) -> str:
+    """Return the id with ``.png`` behind the suffix of a format that becomes PNG."""
+    stem = image_id.rsplit("#", 1)[0]  # the second member of one name
+    return f"{image_id}.png" if stem.lower().endswith(_RARE_SUFFIXES) else image_id
+
+
+def upright(raw: bytes, value_range: ValueRange = "full") -> bytes | None:
+    """Return the image upright, without its metadata, in a format that every reader knows.
 
     JPEGs are encoded again at quality 95, everything else without loss; formats other than JPEG
-    and WebP become PNG.
+    and WebP become PNG. None: it is upright and in such a format already.
+
+    Args:
+        value_range: as in the run, for samples of more than 8 bits.
 
     Raises:
-        ImageError: it is turned and cannot be decoded.
+        ImageError: it is to be converted and cannot be decoded.
         StorageError: it cannot be encoded.
     """
-    kind, orientation = _look(raw)
-    if orientation not in range(2, 9):
+    kind = format_of(raw) or ""
+    size = probe(raw)
+    if kind not in _RARE and (size is None or size[2] == 1):
         return None
-    pixels = decode(raw, max_pixels=_MAX_PIXELS).pixels
+    pixels = decode(raw, max_pixels=_MAX_PIXELS, value_range=value_range).pixels
     suffix, options = _ENCODERS.get(kind, (".png", []))
     done, encoded = cv2.imencode(suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     if not done:
-        raise StorageError(f"a turned {kind} cannot be encoded upright")
+        raise StorageError(f"a {kind} cannot be encoded as {suffix}")
     return bytes(encoded)
-
-
-def _look(raw: bytes) -> tuple[str, int]:
-    """Format and EXIF orientation by the header; 1 where there is none or it cannot be read."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(raw)) as opened:
-                return str(opened.format), int(opened.getexif().get(_ORIENTATION, 1))
-    except (OSError, ValueError, TypeError, SyntaxError, UnidentifiedImageError,
-            Image.DecompressionBombError):  # fmt: skip
-        return "", 1

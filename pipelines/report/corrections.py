@@ -32,6 +32,7 @@ from storage.runs.image_bytes import read_images
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
 from workers.images.decode import decode
+from workers.images.preprocessing import ValueRange, recorded_range
 
 KINDS = ("missed", "spurious", "wrong_class", "misplaced")
 _WIDE, _HIGH = 360, 270  # of a picture, pixels
@@ -90,8 +91,9 @@ def pictures(
     chosen = choose(corrections(manifest, lineage), n)
     by_image = {c.row.image_id: c for c in chosen}
     names = [c.name for c in lineage.categories]
+    value_range = recorded_range(manifest.record.inference)
     drawn = {
-        row.image_id: draw_correction(by_image[row.image_id], raw, names)
+        row.image_id: draw_correction(by_image[row.image_id], raw, names, value_range)
         for row, raw in read_images(manifest, source, [c.row for c in chosen])
     }
     return [drawn[c.row.image_id] for c in chosen]
@@ -175,13 +177,23 @@ def _says(c: Correction, names: Sequence[str]) -> str:
     }[c.kind]
 
 
-def draw_correction(c: Correction, raw: bytes | LabelfleetError, names: Sequence[str]) -> Picture:
-    """One correction in pictures, or why there are none; ``raw``: the image's bytes."""
+def draw_correction(
+    c: Correction,
+    raw: bytes | LabelfleetError,
+    names: Sequence[str],
+    value_range: ValueRange = "full",
+) -> Picture:
+    """Return one correction in pictures, or why there are none.
+
+    Args:
+        raw: the image's bytes.
+        value_range: as in the run, for samples of more than 8 bits.
+    """
     says = _says(c, names)
     try:
         if isinstance(raw, LabelfleetError):
             raise raw
-        pixels = decode(raw, max_pixels=_MAX_PIXELS).pixels
+        pixels = decode(raw, max_pixels=_MAX_PIXELS, value_range=value_range).pixels
         before = jpeg_uri(crop(pixels, c, c.before, c.was), _QUALITY)
         after = jpeg_uri(crop(pixels, c, c.after, c.now), _QUALITY)
     except LabelfleetError as exc:

@@ -24,6 +24,7 @@ from storage.records import Detections
 from storage.runs.image_bytes import fetch_images
 from storage.runs.manifest import Manifest
 from workers.images.decode import decode
+from workers.images.preprocessing import recorded_range
 
 LONGEST_PX = 640
 _SMALLEST_PX = 320  # smaller images are enlarged, or their labels would hide them
@@ -53,6 +54,7 @@ def draw_tiles(manifest: Manifest, source: ObjectStore, picks: Sequence[Pick]) -
     """Tiles by image_id; an image that cannot be had is a tile that says why."""
     names = [c.name for c in manifest.record.identity.categories]
     fetched = fetch_images(manifest, source, [p.row for p in picks])
+    value_range = recorded_range(manifest.record.inference)
 
     def tile(pick: Pick) -> Tile:
         d = pick.row.detections
@@ -61,7 +63,7 @@ def draw_tiles(manifest: Manifest, source: ObjectStore, picks: Sequence[Pick]) -
         try:
             if isinstance(raw, LabelfleetError):
                 raise raw
-            pixels = decode(raw, max_pixels=_MAX_PIXELS).pixels
+            pixels = decode(raw, max_pixels=_MAX_PIXELS, value_range=value_range).pixels
             return Tile(pick, shown, jpeg_uri(draw(pixels, d, names), _JPEG_QUALITY), None)
         except LabelfleetError as exc:
             return Tile(pick, shown, None, exc.message)

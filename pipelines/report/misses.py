@@ -17,6 +17,7 @@ from storage.runs.annotation_rows import table_to_rows
 from storage.runs.image_bytes import read_images
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
+from workers.images.preprocessing import recorded_range
 
 
 def worst_misses(
@@ -29,8 +30,9 @@ def worst_misses(
             chosen.setdefault(one.image_id, one)
     found = {c.row.image_id: c for c in _as_corrections(manifest, chosen, policy)}
     names = [c.name for c in manifest.record.identity.categories]
+    value_range = recorded_range(manifest.record.inference)
     drawn = {
-        row.image_id: draw_correction(found[row.image_id], raw, names)
+        row.image_id: draw_correction(found[row.image_id], raw, names, value_range)
         for row, raw in read_images(manifest, source, [c.row for c in found.values()])
     }
     return [drawn[image_id] for image_id in chosen if image_id in drawn]

@@ -19,6 +19,7 @@ from storage.review.queue import IMAGES, ReviewItem
 from storage.runs.image_bytes import Fetched, read_images
 from storage.runs.manifest import Manifest
 from workers.images.decode import decode
+from workers.images.preprocessing import ValueRange, recorded_range
 from workers.images.signatures import format_of
 
 _MAX_PIXELS = 500_000_000
@@ -57,9 +58,10 @@ def copy_images(
     copies = Copies(names=existing(manifest))
     missing = [item for item in items if item.sha256 not in copies.names]
     on_copied(len(items) - len(missing))
+    value_range = recorded_range(manifest.record.inference)
     for item, raw in read_images(manifest, source, missing):
         try:
-            name, shown = showable(item, raw)
+            name, shown = showable(item, raw, value_range)
             manifest.store.put(f"{IMAGES}{name}", shown)
             copies.names[item.sha256] = name
             copies.copied += 1
@@ -75,7 +77,7 @@ def existing(manifest: Manifest) -> dict[str, str]:
     return {name.split(".")[0]: name for name in names}
 
 
-def showable(item: ReviewItem, raw: Fetched) -> tuple[str, bytes]:
+def showable(item: ReviewItem, raw: Fetched, value_range: ValueRange = "full") -> tuple[str, bytes]:
     """File name and bytes that every browser shows upright.
 
     Raises:
@@ -88,9 +90,10 @@ def showable(item: ReviewItem, raw: Fetched) -> tuple[str, bytes]:
     kind = format_of(raw)
     if kind == "JPEG":
         return f"{item.sha256}.jpg", raw
-    decoded = decode(raw, max_pixels=_MAX_PIXELS)
-    # Browsers agree on EXIF in JPEG alone.
-    if kind in _SHOWN and decoded.exif_orientation == 1:
+    decoded = decode(raw, max_pixels=_MAX_PIXELS, value_range=value_range)
+    # Browsers agree on EXIF in JPEG alone, and show the highest 8 bits of 16.
+    as_labelled = kind != "PNG" or value_range == "full" or raw[24] <= 8
+    if kind in _SHOWN and decoded.exif_orientation == 1 and as_labelled:
         return f"{item.sha256}.{_SHOWN[kind]}", raw
     ok, encoded = cv2.imencode(".png", decoded.pixels[:, :, ::-1])
     if not ok:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -72,6 +73,14 @@ class Preprocessing:
             if values[name] == default:
                 del values[name]
         return values
+
+
+def recorded_range(inference: Mapping[str, Any]) -> ValueRange:
+    """Return the value range that a run's record (``inference`` in run.json) states."""
+    said = (inference.get("preprocessing") or {}).get("value_range", "full")
+    if said in ("full", "data"):
+        return "data" if said == "data" else "full"
+    return float(said[0]), float(said[1])
 
 
 _LARGEST = 8192  # pixels a side; a typing error would otherwise ask for terabytes

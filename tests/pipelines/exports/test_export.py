@@ -36,8 +36,10 @@ from storage.shards.reading import read_shard
 from storage.shards.selecting import IMAGE_SUFFIXES, group_images, tar_shards
 from storage.stores.local_files import LOCK_NAME
 from storage.stores.open import open_store
+from tests.support.samples.image_samples import picture
 from tests.support.samples.review_runs import distinct_row
 from tests.support.samples.synthetic_run import boxes, commit_rows, make_run
+from workers.images.decode import decode
 
 POLICY = Policy(accept=0.7, reject=0.1)
 FORMATS: tuple[ExportFormat, ...] = ("coco", "yolo", "hf")
@@ -496,6 +498,35 @@ def test_pycocotools_and_supervision_read_every_box(loose: Labelled, tmp_path: P
         str(yolo / "images"), str(yolo / "labels"), str(yolo / "data.yaml")
     )
     assert sum(len(found) for _, _, found in data) == 5
+
+
+def test_formats_that_few_readers_know_are_copied_as_png(tmp_path: Path) -> None:
+    import pillow_heif
+
+    (tmp_path / "run").mkdir()
+    folder = tmp_path / "source"
+    folder.mkdir()
+    image = Image.fromarray(picture(48, 64))
+    pillow_heif.from_pillow(image).save(folder / "a.heic", quality=-1)
+    image.save(folder / "b.jp2")
+    image.save(folder / "c.avif", quality=100)
+    image.save(folder / "d.jpg")
+    (shard,) = group_images(list(open_store(str(folder)).list()), 100)
+    labelled = _labelled(tmp_path, shard)
+    formats: tuple[ExportFormat, ...] = ("coco", "yolo")
+    for written in formats:
+        dest = tmp_path / written
+        summary = _export(labelled, dest, written, "copy")
+        assert (summary.left_out, summary.turned_upright) == (0, 3)
+        for name in ("a.heic", "b.jp2", "c.avif"):
+            (copy,) = dest.rglob(f"{name}.png")
+            seen = cv2.imread(str(copy))
+            assert seen is not None
+            pixels = decode((folder / name).read_bytes(), max_pixels=10**6).pixels
+            np.testing.assert_array_equal(seen[..., ::-1], pixels)
+        (kept,) = dest.rglob("d.jpg")
+        assert kept.read_bytes() == (folder / "d.jpg").read_bytes()
+    assert (tmp_path / "yolo" / "labels" / "a.heic.txt").is_file()
 
 
 def test_a_turned_image_is_copied_upright(tmp_path: Path) -> None:

@@ -70,3 +70,14 @@ def test_a_damaged_or_exchanged_file_has_no_copy(kind: str) -> None:
         showable(item(cut), cut)
     with pytest.raises(ImageError, match="not those that were labelled"):
         showable(item(FILES[kind]), FILES["TGA"] + b"x")
+
+
+def test_a_copy_of_sixteen_bits_shows_the_range_of_the_run() -> None:
+    dim = Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40))
+    for kind in ("PNG", "TIFF"):
+        data = encode(dim, kind)
+        _, shown = showable(item(data), data, "data")
+        with Image.open(io.BytesIO(shown)) as copy:
+            assert copy.convert("RGB").getextrema() == ((0, 255),) * 3
+    _, as_it_is = showable(item(encode(dim, "PNG")), encode(dim, "PNG"))
+    assert as_it_is == encode(dim, "PNG")  # full: browsers do the same
