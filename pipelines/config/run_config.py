@@ -29,7 +29,7 @@ class SourceConfig(Part):
 
     url: Place = Field(description="Folder, file:// or s3:// prefix of tar shards or loose images.")
     kind: Literal["auto", "tar", "images"] = Field(
-        "auto", description="What to label there; auto: tars and loose images, whichever are there."
+        "auto", description="What to label there; auto: all tars and loose images."
     )
     include: tuple[str, ...] = Field((), description="Globs on the key; empty: everything.")
     exclude: tuple[str, ...] = Field((), description="Globs on the key that are left out.")
@@ -45,7 +45,7 @@ class SourceConfig(Part):
         "one small read each, at every listing.",
     )
     shard_size: int = Field(
-        256, ge=1, le=100_000, description="Loose images a virtual shard; one commit each."
+        256, ge=1, le=100_000, description="Loose images per virtual shard; one commit each."
     )
     max_drop: Share = Field(
         0.1,
@@ -55,7 +55,7 @@ class SourceConfig(Part):
 
 
 class ModelConfig(Part):
-    """The detector. What the checkpoint knows about itself need not be repeated."""
+    """The detector. Fields that the checkpoint records may be omitted."""
 
     checkpoint: Url = Field(
         description=".pth, .pt, .ckpt, .pth.tar or .safetensors; .onnx of another family."
@@ -68,7 +68,7 @@ class ModelConfig(Part):
     )
     arch: Url | None = Field(None, description="arch_params yaml that scales `name`.")
     sha256: Digest | None = Field(
-        None, description="Expected digest of the checkpoint; refused when it differs."
+        None, description="Expected digest of the checkpoint; refused if it differs."
     )
     licence: str | None = Field(
         None, description="Recorded on the run. YOLO-NAS's own weights are non-commercial."
@@ -96,7 +96,7 @@ class ModelConfig(Part):
     )
     range: Literal["full", "data"] | tuple[float, float] | None = Field(
         None,
-        description="What is black and white where samples have more than 8 bits: their type's "
+        description="Black and white level of samples with more than 8 bits: their type's "
         "range, each image's own, or [lo, hi]; none: the checkpoint's, or full.",
     )
     runtime: Literal["auto", "torch", "onnx", "openvino", "tensorrt"] = Field(
@@ -127,7 +127,7 @@ class ModelConfig(Part):
         None, description="IoU above which NMS drops the lower box; none: the checkpoint's, or 0.7."
     )
     max_detections: int = Field(
-        300, ge=1, le=10_000, description="Boxes an image, at most; with `tiles`, a tile."
+        300, ge=1, le=10_000, description="Most boxes per image; with `tiles`, per tile."
     )
     tiles: TilesConfig | None = Field(
         None, description="Cut large images (docs/large_images.md); none: never."
@@ -160,21 +160,23 @@ class ModelConfig(Part):
 
 
 class WorkersConfig(Part):
-    """Actors and their share of the machine; `auto` looks at what is there."""
+    """Actors and their share of the machine; `auto` follows the hardware."""
 
     count: Auto | Annotated[int, Field(ge=1, le=100_000)] = Field(
-        "auto", description="Actors; auto: one a GPU, or on a CPU machine one per 4 cores or so."
+        "auto", description="Actors; auto: one per GPU, or on a CPU machine about one per 4 cores."
     )
     gpus: Auto | Annotated[float, Field(ge=0)] = Field(
-        "auto", description="GPUs an actor (0.5: two share one); auto: 1 where there are any."
+        "auto", description="GPUs per actor (0.5: two share one); auto: 1 if the machine has any."
     )
     cpus: Auto | Annotated[float, Field(gt=0)] = Field(
-        "auto", description="CPU cores an actor; auto: an equal share."
+        "auto", description="CPU cores per actor; auto: an equal share."
     )
     batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
-        "auto", description="Images a forward pass; auto: the fastest, found while it runs."
+        "auto", description="Images per forward pass; auto: the fastest, found during the run."
     )
-    depth: int = Field(3, ge=1, le=64, description="Shards queued an actor, so that none waits.")
+    depth: int = Field(
+        3, ge=1, le=64, description="Shards queued per actor, so that actors never wait."
+    )
     start_after_s: float = Field(
         1800, gt=0, description="Seconds without any ready actor after which the run ends."
     )
@@ -184,7 +186,7 @@ class WorkersConfig(Part):
 
 
 class PolicyConfig(Part):
-    """Thresholds for review and label versions; labelling itself never looks at them."""
+    """Thresholds for review and label versions; labelling itself ignores them."""
 
     accept: Share = Field(0.7, description="From this score on, a box is a label.")
     reject: Share = Field(0.1, description="Below this score, a box is dropped.")
@@ -197,25 +199,29 @@ class PolicyConfig(Part):
 
 
 class Overlap(Part):
-    """How much of the work is done more than once, so that people's agreement can be seen."""
+    """How many tasks several people answer, so that their agreement can be measured."""
 
-    share: Share = Field(1.0, description="Of the tasks, chosen at random by Label Studio.")
-    people: int = Field(1, ge=1, le=50, description="Who answer each of those; 1: no overlap.")
+    share: Share = Field(1.0, description="Share of the tasks, chosen at random by Label Studio.")
+    people: int = Field(
+        1, ge=1, le=50, description="People who answer each of those; 1: no overlap."
+    )
 
 
 class ReviewConfig(Part):
     """What people see, and where; without this section nothing is routed."""
 
     url: Url = Field("http://localhost:8080", description="Label Studio.")
-    project: str = Field(min_length=1, description="Created, or adopted when it exists.")
+    project: str = Field(min_length=1, description="Created, or adopted if it exists.")
     budget: str = Field(
         "500 images", description="Per invocation: `N images` or `N minutes` of human time."
     )
-    audit: Share = Field(0.2, description="Share of the budget drawn at random, for estimates.")
+    audit: Share = Field(
+        0.2, description="Share of the budget drawn at random, to estimate quality."
+    )
     audit_blind: bool = Field(False, description="Show audit images without boxes.")
-    seed: int = Field(0, description="Of the audit's draw.")
+    seed: int = Field(0, description="Seed of the audit's draw.")
     answers_from: tuple[Url, ...] = Field(
-        (), description="Other runs over the same images; what they asked is not asked again."
+        (), description="Other runs over the same images; images that they queued are skipped."
     )
     show: Literal["auto", "score", "none"] = Field(
         "auto",
@@ -231,7 +237,7 @@ class ReviewConfig(Part):
     )
     classes: dict[str, str | None] = Field(
         {},
-        description="What classes in answers are called in the run, as in `{smudge: null, "
+        description="Names in the run of classes in answers, as in `{smudge: null, "
         'Digit0: "0"}`; null drops their boxes.',
     )
 
@@ -244,10 +250,10 @@ class ReviewConfig(Part):
 
 
 class GateConfig(Part):
-    """What the model has to reach on labelled images before a run is created."""
+    """The mAP that a model must reach on labelled images before a run is created."""
 
     truth: Url = Field(description="COCO ground truth of images that the source holds.")
-    min_map: Share = Field(description="mAP@0.5:0.95, 0 to 1; below it nothing is labelled.")
+    min_map: Share = Field(description="mAP@0.5:0.95, 0 to 1; below it the run is refused.")
 
 
 class StorageConfig(Part):
@@ -256,7 +262,7 @@ class StorageConfig(Part):
     endpoint_url: Url | None = Field(None, description="None: AWS, or AWS_ENDPOINT_URL.")
     path_style: bool | None = Field(None, description="None: exactly when an endpoint is set.")
     region: str | None = Field(None, description="None: boto3's own chain.")
-    attempts: int = Field(5, ge=1, le=20, description="Tries a request.")
+    attempts: int = Field(5, ge=1, le=20, description="Tries per request.")
     connect_timeout_s: float = Field(10, gt=0, description="Seconds.")
     read_timeout_s: float = Field(60, gt=0, description="Seconds.")
 
@@ -290,17 +296,17 @@ class RunConfig(Part):
         512 * 1024 * 1024, ge=1, description="Larger files become `too_large` rows, unread."
     )
     max_bad_share: Share = Field(
-        1.0, description="More images than this that are not ok: exit 3, as with quarantine."
+        1.0, description="Larger share of images that are not ok: exit 3, as with quarantine."
     )
-    attempts: int = Field(3, ge=1, le=20, description="Tries a shard before quarantine.")
+    attempts: int = Field(3, ge=1, le=20, description="Tries per shard before quarantine.")
     price_per_gpu_hour: float | None = Field(None, ge=0, description="For `plan`; any currency.")
     max_hours: float | None = Field(None, gt=0, description="The run stops after it, resumable.")
     max_cost: float | None = Field(
-        None, gt=0, description="Likewise, at price_per_gpu_hour times GPUs."
+        None, gt=0, description="The run stops after it, at price_per_gpu_hour per GPU."
     )
     notify: Webhook | None = Field(
         None,
-        description="Webhook; gets the summary as JSON at the end. Shown and recorded nowhere.",
+        description="Webhook; gets the summary as JSON at the end. Never shown or recorded.",
     )
 
     @model_validator(mode="after")

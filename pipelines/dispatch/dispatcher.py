@@ -96,9 +96,9 @@ class Dispatcher:
         self._exhausted = False
         self._closed = False
         self._requeued: deque[Shard] = deque()
-        self._alone: deque[Shard] = deque()  # present at too many deaths: these run by themselves
+        self._alone: deque[Shard] = deque()  # present at too many deaths: each runs alone
         self._workers: dict[str, _Worker] = {}
-        # Workers with room, by load, so that a thousand of them cost no search a shard.
+        # Workers with room, binned by load, so that a thousand of them need no search per shard.
         self._open: list[dict[str, None]] = [{} for _ in range(self.rules.depth)]
         self._copies: dict[str, set[str]] = {}  # shard id -> workers that have it
         self._errors: dict[str, list[str]] = {}
@@ -144,7 +144,7 @@ class Dispatcher:
     def assign(self, now_s: float) -> list[Assignment]:
         """Fill the workers, emptiest first, one shard each in turn; then copy stragglers."""
         given: list[Assignment] = []
-        passed: set[str] = set()  # workers for which nothing of what is queued is meant
+        passed: set[str] = set()  # workers that may take none of the queued shards
         while (worker := self._emptiest(passed)) is not None:
             shard = self._next_for(worker)
             if shard is None:
@@ -236,7 +236,7 @@ class Dispatcher:
         new, self._taken = self.quarantined[self._taken :], len(self.quarantined)
         return new
 
-    # -- how it works
+    # -- internals
 
     def _has_queued(self) -> bool:
         return not self._closed and self.has_more
@@ -356,7 +356,7 @@ class Dispatcher:
 
     def _requeue(self, shard: Shard, *, suspect: bool = False) -> None:
         if shard.shard_id in self._copies:
-            return  # a copy is still running
+            return  # the other copy is still running
         self.requeued_count += 1
         deaths = self._deaths.get(shard.shard_id, 0)
         if suspect or deaths >= self.rules.deaths_before_alone:

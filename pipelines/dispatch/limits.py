@@ -1,4 +1,4 @@
-"""The hours and the money an invocation may take, and how much of them is used up."""
+"""Limits on the time and cost of an invocation, and how much of them is used."""
 
 from __future__ import annotations
 
