@@ -202,8 +202,9 @@ class _Changes:
         return predicted, ranked
 
     def _predict(self, task: Mapping[str, Any], made: dict[str, Any] | None) -> bool:
-        """Replace a task's prediction by this one, unless it is the same."""
-        there = list(task.get("predictions") or [])
+        """Replace this model's prediction of a task by this one, unless it is the same."""
+        version = model_version_of(self.manifest)
+        there = [p for p in task.get("predictions") or [] if p["model_version"] == version]
         if _boxes(there[-1:]) == _boxes([made] if made else []):
             return False
         for old in there:

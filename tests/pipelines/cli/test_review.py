@@ -20,7 +20,8 @@ from storage.stores.open import open_store
 from tests.support.samples.review_samples import loose_run
 
 COMMANDS = (
-    ("review", "route"), ("review", "push"), ("review", "pull"), ("review", "status"),
+    ("review", "route"), ("review", "push"), ("review", "pull"), ("review", "refresh"),
+    ("review", "status"),
     ("decide",), ("diff",), ("export",),
 )  # fmt: skip
 
