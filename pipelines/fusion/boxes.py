@@ -75,15 +75,18 @@ class _Cluster:
         return mean
 
 
-def fuse_boxes(runs: Sequence[Votes], iou: float = 0.55) -> FusedBoxes:
+def fuse_boxes(runs: Sequence[Votes], iou: float = 0.55, *, one_vote: bool = False) -> FusedBoxes:
     """Fuse the boxes that several runs found on one image.
 
     Args:
         runs: at least one.
         iou: boxes that overlap by more are one object.
+        one_vote: a run votes once for an object. Boxes of one run that overlap, as its own
+            non-maximum suppression left them, then stay apart, instead of being averaged. False:
+            as the reference implementation has it.
     """
     every = np.concatenate([run.category_ids for run in runs])
-    parts = [_fuse_class(runs, int(category_id), iou) for category_id in np.unique(every)]
+    parts = [_fuse_class(runs, int(category_id), iou, one_vote) for category_id in np.unique(every)]
     flat = [(box, score, cat, members) for part in parts for box, score, cat, members in part]
     flat.sort(key=lambda one: -one[1])  # stable: equal scores stay in the order of their classes
     members = tuple(tuple(one[3]) for one in flat)
@@ -106,7 +109,7 @@ def fuse_boxes(runs: Sequence[Votes], iou: float = 0.55) -> FusedBoxes:
 
 
 def _fuse_class(
-    runs: Sequence[Votes], category_id: int, iou: float
+    runs: Sequence[Votes], category_id: int, iou: float, one_vote: bool
 ) -> list[tuple[Floats, float, int, list[tuple[int, int]]]]:
     """(box, score, category id, members) of each object of one class."""
     candidates = [
@@ -117,13 +120,16 @@ def _fuse_class(
     candidates.sort(key=lambda one: (-one[0], one[1], one[2]))
     clusters: list[_Cluster] = []
     fused = np.empty((len(candidates), 4))
+    voted = np.zeros((len(candidates), len(runs)), np.bool_)
     for conf, number, at in candidates:
         box = runs[number].boxes[at]
-        which = _nearest(fused[: len(clusters)], box, iou)
+        closed = voted[: len(clusters), number] & one_vote
+        which = _nearest(fused[: len(clusters)], box, iou, closed)
         if which < 0:
             which = len(clusters)
             clusters.append(_Cluster(np.zeros(4), 0.0))
         fused[which] = clusters[which].add((number, at), box, conf)
+        voted[which, number] = True
     able = [run.weight for run in runs if run.knows[category_id]]
     return [
         (
@@ -136,11 +142,11 @@ def _fuse_class(
     ]
 
 
-def _nearest(boxes: Floats, box: Floats, iou: float) -> int:
-    """Index of the box that overlaps most, if by more than ``iou``; else -1."""
+def _nearest(boxes: Floats, box: Floats, iou: float, closed: NDArray[np.bool_]) -> int:
+    """Index of the box that overlaps most and is not closed, if by more than ``iou``; else -1."""
     if not len(boxes):
         return -1
-    overlaps = _ious(boxes, box)
+    overlaps = np.where(closed, -1.0, _ious(boxes, box))
     best = int(np.argmax(overlaps))
     return best if overlaps[best] > iou else -1
 

@@ -175,6 +175,7 @@ def _record(inputs: Sequence[FusionInput], options: FuseOptions) -> RunRecord:
             "version": FUSION_VERSION,
             "method": "weighted boxes fusion",
             "iou": options.iou,
+            "one_vote": True,
             "max_boxes": options.max_boxes,
             "runs": [run.settings() for run in inputs],
         },
@@ -390,7 +391,7 @@ class _Fusion:
         at = [i for i, row in enumerate(rows) if row is not None]
         voting = [(self._inputs[i], row) for i, row in enumerate(rows) if row is not None]
         cast = [run.votes(row) for run, row in voting]
-        fused = fuse_boxes([votes for votes, _ in cast], self._options.iou)
+        fused = fuse_boxes([votes for votes, _ in cast], self._options.iou, one_vote=True)
         keep = np.flatnonzero(fused.scores >= self._options.score_floor)[: self._options.max_boxes]
         if not len(keep):
             return Detections.empty()

@@ -58,6 +58,17 @@ def test_a_box_that_one_run_drew_alone_has_half_its_score_and_no_agreement() -> 
     assert_allclose(fused.run_scores, [[0.8, np.nan]])
 
 
+def test_with_one_vote_a_run_fused_with_itself_stays_as_it_was() -> None:
+    near = [[0, 0, 100, 100], [0, 0, 100, 65], [0, 0, 70, 100]]  # NMS at 0.7 leaves them apart
+    run = votes(near, [0.9, 0.3, 0.2], [1, 1, 1])
+    fused = fuse_boxes([run, run], one_vote=True)
+    assert_allclose(fused.boxes, near)
+    assert_allclose(fused.scores, [0.9, 0.3, 0.2])
+    assert fused.agreement.tolist() == [1.0, 1.0, 1.0]
+    averaged = fuse_boxes([run, run])  # as the reference has it: faint boxes dull a sure one
+    assert averaged.scores[0] < 0.6
+
+
 def test_agreement_is_overlap_times_ratio_of_scores() -> None:
     one, other = votes([[0, 0, 10, 10]], [0.8], [0]), votes([[0, 0, 10, 8]], [0.4], [0])
     assert_allclose(fuse_boxes([one, other]).agreement, [0.8 * 0.5])
