@@ -1,4 +1,4 @@
-"""PNG: its chunks checked here (W3C PNG, third edition), its pixels by libvips, which is strict.
+"""PNG: chunks are checked here (W3C PNG, third edition), pixels are decoded by libvips, strictly.
 
 Pillow stops reading when it has enough rows: it never sees the checksum of the compressed data, and
 takes an animation's later frame for the first where chunks are out of order.
@@ -39,7 +39,7 @@ _COLOURED = (2, 3, 6)
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _SEVERAL = frozenset({b"IDAT", b"fcTL", b"fdAT", b"sPLT", *_TEXTS})  # the others come once
 _KEPT = frozenset({b"eXIf", b"iCCP", b"acTL", *_TEXTS})
-# A header and a pixel: what Pillow needs to say what metadata means.
+# Header and pixel of the smallest PNG, in which Pillow is shown the metadata alone.
 _ONE_PIXEL = (b"\0\0\0\1\0\0\0\1\x08\0\0\0\0", zlib.compress(b"\0\0"))
 _MAX_PROFILE_NBYTES = 1 << 20
 
@@ -56,7 +56,7 @@ class PngFile:
         metadata: bodies of the chunks that tell the orientation, by order.
         profile: the compressed colour profile; empty: none.
         frames: what an animation says, 1 otherwise.
-        warnings: what is wrong with the rest.
+        warnings: damage that the pixels do not depend on.
     """
 
     width: int
@@ -104,7 +104,7 @@ def png_size(data: bytes, orientation_of: OrientationOf) -> tuple[int, int, int]
 
 
 def read_png(data: bytes, max_pixels: int) -> PngFile:
-    """Check the chunks and sort them.
+    """Check the chunks and sort them by what they are for.
 
     Raises:
         TooLarge: more than ``max_pixels``.
@@ -202,7 +202,7 @@ def _check_end(png: PngFile, data: bytes, chunks: list[tuple[bytes, int, int]]) 
     if png.colour == 3 and b"PLTE" not in names:
         raise Undecodable("damaged PNG: a palette image without its palette")
     if png.frames > 1 and b"fcTL" not in names[: names.index(b"IDAT")]:
-        png.frames += 1  # the static image is none of the animation's
+        png.frames += 1  # the static image is not a frame of the animation
     if name != b"IEND" or end > len(data):
         png.warnings.append("premature end: the pixels are whole, the end chunk is missing")
     elif behind := len(data) - end:
@@ -212,7 +212,7 @@ def _check_end(png: PngFile, data: bytes, chunks: list[tuple[bytes, int, int]]) 
 def _samples(png: PngFile) -> NDArray[Any]:
     """[H, W, channels] of 8 or 16 bits, palettes resolved.
 
-    Transparency is left out of what libvips sees, since it would only add a channel.
+    libvips does not see the transparency chunk, which would only add a channel.
     """
     vips = libvips()
     wanted = (b"IHDR", b"PLTE", b"IDAT") if png.colour in _COLOURED else (b"IHDR", b"IDAT")

@@ -1,4 +1,4 @@
-"""TIFF: its directories read here, its pixels by libvips.
+"""TIFF: directories are read here, pixels by libvips.
 
 Pillow reads planar samples, 16 bits, palettes, inverted grey and subsampled YCbCr wrongly or not at
 all. It is asked only where libvips stumbles over tags that the pixels do not depend on, or lacks a
@@ -62,7 +62,7 @@ _PHOTOMETRICS = {
     8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv",
 }  # fmt: skip
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 3, 5: 4, 6: 3}  # samples that are colour, by photometric
-# In libvips' messages: it has no code for this kind; what is wrong is no matter of the pixels.
+# In libvips' messages: it has no code for this kind; the pixels are not affected.
 _VIPS_CANNOT = (
     "not configured", "not supported", "nsupported", "can not handle", "samples_per_pixel",
     "samples out of range", "not implemented",
@@ -286,7 +286,7 @@ def _plane(data: bytes, page: TiffPage, index: int) -> bytes:
 
 
 def _is_plain(page: TiffPage) -> bool:
-    """Whether Pillow reads it as everybody does: 8 bits, interleaved, no further samples."""
+    """Whether Pillow reads it like other decoders: 8 bits, interleaved, no further samples."""
     if set(page.tags.get(_BITS, ())) != {8} or page.first(_PLANAR, 1) != 1 or _EXTRA in page.tags:
         return False
     colour = (page.first(_PHOTOMETRIC, -1), page.first(_SAMPLES, 1))

@@ -117,7 +117,7 @@ class BatchRing(Generic[T]):
         self._freed, self._filled = threading.Condition(lock), threading.Condition(lock)
 
     def expect(self, images: int) -> None:
-        """So many more (or less) are on their way to a slot; at zero a partial batch goes."""
+        """Add to the images on their way to a slot; at zero a partial batch goes."""
         with self._filled:
             self._expected += images
             if self._expected == 0:
@@ -163,7 +163,7 @@ class BatchRing(Generic[T]):
     def next(self, *, wait: bool = True) -> Batch[T] | None:
         """The oldest batch, whole or partial; waits for one. None: the ring is closed.
 
-        ``pixels`` of a partial batch has slots that nobody filled, behind ``items``.
+        ``pixels`` of a partial batch has unfilled slots behind ``items``.
 
         Args:
             wait: False: None, too, when there is no batch to be taken now.
@@ -203,7 +203,7 @@ class BatchRing(Generic[T]):
             return min(1.0, filled / ((self._buffers - 1) * self._size()))
 
     def close(self) -> None:
-        """Nobody gets anything any more."""
+        """Release every waiter; nothing is given out after this."""
         with self._filled:
             self._closed = True
             self._freed.notify_all()

@@ -31,7 +31,7 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """Nobody wants the job's rows any more."""
+    """The job's rows are not wanted any more."""
 
     job: ShardJob
 
@@ -53,7 +53,7 @@ class RowStage:
         """Until None comes."""
         while (entry := self._entries.get()) is not None:
             if isinstance(entry, Abandoned):
-                with suppress(Exception):  # on a full disk; nobody wants the file any more
+                with suppress(Exception):  # on a full disk; the file is not wanted
                     entry.job.writer.abandon()
             elif isinstance(entry, Counted):
                 entry.job.end_if_whole()
