@@ -22,7 +22,7 @@ from storage.stores.open import open_store
 from workers.detectors.protocol import Detector
 from workers.images.decode import decode
 from workers.images.letterbox import letterbox
-from workers.images.preprocessing import Preprocessing
+from workers.images.preprocessing import Preprocessing, Tiles
 from workers.labelling.labeller import ShardLabeller
 from workers.spec import LabellerOptions
 
@@ -35,17 +35,33 @@ class Worker:
 
     Args:
         detector: what it runs.
+        tiles: how large images are cut.
         options: its sizes; decode threads as ``pipelines.cluster.sizing`` would give them.
     """
 
-    def __init__(self, detector: Detector, options: LabellerOptions, scratch: Path) -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        options: LabellerOptions,
+        scratch: Path,
+        tiles: Tiles | None = None,
+    ) -> None:
         cv2.setNumThreads(1)  # as workers.labelling.assemble does
         self._scratch = scratch
         self._manifest: Manifest | None = None
         self._source: Path = scratch
         identity = identity_of(detector.classes)
-        self._labeller = ShardLabeller(detector, self._read, self._commit, identity, options)
+        self._labeller = ShardLabeller(
+            detector, self._read, self._commit, identity, options, tiles=tiles
+        )
         self._record = RunRecord(identity, {}, {}, "2026-01-01T00:00:00+00:00")
+
+    @property
+    def manifest(self) -> Manifest:
+        """The run that ``label`` wrote last."""
+        if self._manifest is None:
+            raise ValueError("nothing was labelled yet")
+        return self._manifest
 
     @property
     def batch_size(self) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from storage.records import Detections
+from workers.images.pixels import lies_on_disk, shrunk_from_disk
 from workers.images.preprocessing import Preprocessing
 
 
@@ -112,6 +113,7 @@ def _pad(
     canvas[top : top + height, left + width :] = value
 
 
+_LARGE = 64 * 1024 * 1024
 _METHODS = {
     "linear": (cv2.INTER_LINEAR, Image.Resampling.BILINEAR),
     "cubic": (cv2.INTER_CUBIC, Image.Resampling.BICUBIC),
@@ -129,6 +131,10 @@ def _resize_into(
     plain, averaged = _METHODS[preprocessing.interpolation]
     if preprocessing.antialias:
         inner[:] = np.asarray(Image.fromarray(pixels).resize(size, averaged))
+        return
+    # A tile shares the file with its image, and is small.
+    if preprocessing.interpolation == "linear" and pixels.nbytes >= _LARGE and lies_on_disk(pixels):
+        inner[:] = shrunk_from_disk(pixels, *size)
         return
     resized = cv2.resize(pixels, size, dst=inner, interpolation=plain)
     if resized is not inner and not np.shares_memory(resized, inner):

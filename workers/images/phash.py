@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.images.pixels import lies_on_disk, shrunk_from_disk
+
 _SAMPLED, _SIDE, _LOW = 96, 32, 8
 # The first rows of the orthonormal DCT-II of 32 values: two small products are a fifth of cv2.dct.
 _FREQUENCIES = np.arange(_LOW)[:, None] * (2 * np.arange(_SIDE)[None] + 1) * (np.pi / 2 / _SIDE)
@@ -25,7 +27,10 @@ def phash(pixels: NDArray[np.uint8]) -> int:
         Unsigned 64 bits; the Hamming distance of two hashes is the measure of likeness. An image
         of one colour gives 0.
     """
-    sampled = cv2.resize(pixels, (_SAMPLED, _SAMPLED), interpolation=cv2.INTER_LINEAR)
+    if lies_on_disk(pixels):
+        sampled = shrunk_from_disk(pixels, _SAMPLED, _SAMPLED)
+    else:
+        sampled = cv2.resize(pixels, (_SAMPLED, _SAMPLED), interpolation=cv2.INTER_LINEAR)
     grey = cv2.cvtColor(sampled, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     low = (_DCT @ small.astype(np.float32) @ _DCT.T).reshape(-1)

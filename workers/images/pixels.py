@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import mmap
 import os
+import tempfile
 import warnings as python_warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +71,57 @@ def vips_samples(image: Any) -> NDArray[Any]:
     return samples.reshape(image.height, image.width, image.bands)
 
 
+def on_disk(height: int, width: int) -> NDArray[np.uint8] | None:
+    """Return an array [height, width, 3] in a file without a name; None where there is no room.
+
+    The room is taken at once: a mapped file that runs out of disk later would end the process.
+    """
+    with tempfile.TemporaryFile(prefix="labelfleet-") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, height * width * 3)
+        except OSError:
+            return None
+        return np.memmap(file, np.uint8, "r+", shape=(height, width, 3))
+
+
+def lies_on_disk(pixels: NDArray[np.uint8]) -> mmap.mmap | None:
+    """Return the mapped file that holds the pixels; None for those in memory."""
+    at: Any = pixels
+    while isinstance(at, np.ndarray):
+        at = at.base
+    return at if isinstance(at, mmap.mmap) else None
+
+
+def let_go(pixels: NDArray[np.uint8]) -> None:
+    """Give back the memory of pixels that lie on disk; others stay as they are."""
+    if (mapped := lies_on_disk(pixels)) is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)  # of a shared mapping: the file keeps what was written
+
+
+def shrunk_from_disk(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """Resize with ``cv2.resize``'s bilinear rule, a few rows in memory; within 1 of its values."""
+    out = np.empty((height, width, 3), np.uint8)
+    last = pixels.shape[0] - 1
+    at = np.clip((np.arange(height) + 0.5) * (pixels.shape[0] / height) - 0.5, 0, last)
+    for row, place in enumerate(at):
+        upper = int(place)
+        pair = np.asarray(pixels[upper : min(upper, last - 1) + 2], np.float32)
+        share = place - upper
+        mixed = pair[0] * (1 - share) + pair[-1] * share
+        out[row] = np.rint(cv2.resize(mixed[None].astype(np.float32), (width, 1))[0])
+        if row % 8 == 7:  # a page that is read brings its neighbours in
+            let_go(pixels)
+    let_go(pixels)
+    return out
+
+
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
     """Pixels as a person would see them.
 
     Attributes:
-        pixels: uint8 [H, W, 3], RGB, upright, C-contiguous; may be read-only.
+        pixels: uint8 [H, W, 3], RGB, upright, C-contiguous; may be read-only. Of a very large
+            image they may lie on disk: ``let_go`` them after use.
         exif_orientation: 1-8, what the file said (1 where it said nothing usable); already
             applied to ``pixels``.
         size: (height, width) of the upright image; ``pixels`` may be smaller.

@@ -13,7 +13,7 @@ from storage.records import AnnotationRow, Detections, ImageRecord, Status
 from workers.images.decode import decode, probe
 from workers.images.letterbox import LetterboxTransform, letterbox
 from workers.images.phash import phash
-from workers.images.pixels import DecodedImage
+from workers.images.pixels import DecodedImage, let_go
 from workers.images.preprocessing import Preprocessing, Window
 
 
@@ -102,6 +102,7 @@ class Opened:
                 )
             else:
                 _, transform = letterbox(window.of(image.pixels), preprocessing, slot)
+            let_go(image.pixels)
         except MemoryError:
             raise
         except Exception as exc:  # noqa: BLE001 - as in open_image
@@ -133,7 +134,9 @@ def open_image(
             enough=preprocessing if preprocessing.decode == "fast" else None,
             value_range=preprocessing.value_range,
         )
-        return Opened(record, shard_id, image, digest, phash(image.pixels))
+        hashed = phash(image.pixels)
+        let_go(image.pixels)
+        return Opened(record, shard_id, image, digest, hashed)
     except ImageError as exc:
         return _skipped(record, shard_id, digest, exc.status, exc.message)
     except MemoryError:

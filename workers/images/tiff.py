@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,9 @@ from workers.images.pixels import (
     DecodedImage,
     as_rgb,
     check_pixels,
+    let_go,
     libvips,
+    on_disk,
     profile_warning,
     silence_pillow,
     to_8_bits,
@@ -40,6 +44,8 @@ _TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
           16: 8, 17: 8, 18: 8}  # fmt: skip
 _SHORT = 3
+# From this size on a page is read in strips, and lies on disk: 192 MiB of RGB.
+STRIPED_PIXELS, _STRIP_ROWS = 1 << 26, 128
 _WANTED = frozenset(
     {_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR,
      _TILE_WIDTH, _TILE_HEIGHT, _SUBIFDS, _EXTRA, _SAMPLE_FORMAT, _ICC, _DNG,
@@ -216,8 +222,12 @@ def decode_tiff(
         warnings.append(f"ignored bands: its tags name {colours + extra} of {bands} samples")
     try:
         planes = page.first(_PLANAR, 1) == 2 and page.first(_SAMPLES, 1) > 1
-        samples = _by_planes(data, page) if planes else _by_vips(data, index, page)
-        pixels = upright(_eight_bits(samples, page, value_range, warnings), page.orientation)
+        striped = None if planes else _by_strips(data, index, page)
+        if striped is not None:
+            pixels = striped
+        else:
+            samples = _by_planes(data, page) if planes else _by_vips(data, index, page)
+            pixels = upright(_eight_bits(samples, page, value_range, warnings), page.orientation)
     except _DamagedTags as exc:
         if index > 0 or set(page.tags.get(_BITS, (1,))) - {1, 8}:
             raise Undecodable(f"damaged TIFF: {exc}") from exc
@@ -312,20 +322,51 @@ def _is_coded(page: TiffPage) -> bool:
     return page.first(_PHOTOMETRIC, 1) in (3, 6) or page.first(_COMPRESSION, 1) in (6, 7)
 
 
-def _by_vips(data: bytes, index: int, page: TiffPage) -> NDArray[Any]:
-    """Samples [H, W, channels] as stored, palettes and inverted grey resolved."""
-    vips = libvips()
+def _by_strips(data: bytes, index: int, page: TiffPage) -> NDArray[np.uint8] | None:
+    """RGB of a very large page, on disk; None for others, and where the disk has no room.
+
+    A few rows at a time are in memory, or a row of the file's own tiles.
+    """
+    width, height = page.size
+    plain = set(page.tags.get(_BITS, ())) == {8} and page.first(_SAMPLE_FORMAT, 1) == 1
+    if width * height < STRIPED_PIXELS or not plain or page.orientation != 1:
+        return None
+    pixels = on_disk(height, width)
+    if pixels is None:
+        return None
+    rows = max(_STRIP_ROWS, page.first(_TILE_HEIGHT, 1))
+    with _told_by_vips(page):
+        image = libvips().Image.tiffload_buffer(
+            data, page=index, access="sequential", fail_on="error"
+        )
+        for top in range(0, height, rows):
+            samples = vips_samples(image.crop(0, top, width, min(rows, height - top)))
+            pixels[top : top + rows] = _eight_bits(samples, page, "full", [])
+            let_go(pixels)
+    return pixels
+
+
+@contextmanager
+def _told_by_vips(page: TiffPage) -> Iterator[None]:
+    """Translate what libvips raises while it reads a page."""
     try:
-        image = vips.Image.tiffload_buffer(data, page=index, access="sequential", fail_on="error")
-        samples = vips_samples(image)
-    except vips.Error as exc:
+        yield
+    except libvips().Error as exc:
         reason = " ".join(str(exc).split())[:200]
         if any(word in reason for word in _VIPS_CANNOT):
             raise Unsupported(page.describe()) from exc
         if any(word in reason for word in _ABOUT_TAGS):
             raise _DamagedTags(reason) from exc
         raise Undecodable(f"damaged TIFF: {reason}") from exc
-    return samples
+
+
+def _by_vips(data: bytes, index: int, page: TiffPage) -> NDArray[Any]:
+    """Samples [H, W, channels] as stored, palettes and inverted grey resolved."""
+    with _told_by_vips(page):
+        image = libvips().Image.tiffload_buffer(
+            data, page=index, access="sequential", fail_on="error"
+        )
+        return vips_samples(image)
 
 
 def _eight_bits(

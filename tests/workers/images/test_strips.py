@@ -1,0 +1,83 @@
+"""A very large TIFF is read in strips onto disk: the same pixels, and little memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from storage.records import ImageRecord
+from tests.support.samples.peak_memory import PeakMemory
+from workers.images import tiff
+from workers.images.decode import decode
+from workers.images.pixels import let_go, lies_on_disk, on_disk, shrunk_from_disk
+from workers.images.prepare import Opened, Prepared, open_image
+from workers.images.preprocessing import Preprocessing, Tiles
+
+
+def written(path: Path, side: int, **options: object) -> bytes:
+    """A TIFF of smooth colours, written a strip at a time."""
+    import pyvips
+
+    places = pyvips.Image.xyz(side, side)
+    red, green = places.extract_band(0) / (side / 250), places.extract_band(1) / (side / 240)
+    image = red.bandjoin([green, 255 - red]).cast("uchar").copy(interpretation="srgb")
+    image.tiffsave(str(path), compression="deflate", **options)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": True, "tile_width": 128, "tile_height": 256}])
+def test_strips_hold_the_same_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
+    data = written(tmp_path / "a.tif", 700, **options)
+    whole = decode(data, max_pixels=10**6)
+    assert lies_on_disk(whole.pixels) is None
+    monkeypatch.setattr(tiff, "STRIPED_PIXELS", 1)
+    striped = decode(data, max_pixels=10**6)
+    assert lies_on_disk(striped.pixels) is not None
+    np.testing.assert_array_equal(striped.pixels, whole.pixels)
+    assert (striped.size, striped.frames, striped.warning) == ((700, 700), 1, None)
+
+
+def test_a_damaged_one_is_still_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from storage.errors import Undecodable
+
+    data = bytearray(written(tmp_path / "a.tif", 700))
+    data[2000:2400] = bytes(400)
+    monkeypatch.setattr(tiff, "STRIPED_PIXELS", 1)
+    with pytest.raises(Undecodable, match="damaged TIFF"):
+        decode(bytes(data), max_pixels=10**6)
+
+
+def test_shrinking_from_disk_is_opencvs_within_one() -> None:
+    pixels = on_disk(901, 1203)
+    assert pixels is not None
+    pixels[:] = np.random.default_rng(0).integers(0, 256, pixels.shape, np.uint8)
+    let_go(pixels)
+    wanted = cv2.resize(np.array(pixels), (320, 240), interpolation=cv2.INTER_LINEAR)
+    got = shrunk_from_disk(pixels, 320, 240)
+    assert np.abs(got.astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_memory_stays_below_three_strips_of_tiles(tmp_path: Path) -> None:
+    data = written(tmp_path / "large.tif", 20_000)
+    preprocessing, slot = Preprocessing(), np.empty((640, 640, 3), np.uint8)
+
+    def opened(encoded: bytes) -> Opened:
+        found = open_image(
+            ImageRecord("x", 0, len(encoded), encoded), "", preprocessing, 400_000_000
+        )
+        assert isinstance(found, Opened)
+        return found
+
+    opened(written(tmp_path / "small.tif", 640)).place(preprocessing, slot)
+    peak = PeakMemory()
+    large = opened(data)
+    for window in Tiles(640).windows(20_000, 20_000)[::40]:  # the last one is the whole
+        assert isinstance(large.place(preprocessing, slot, window), Prepared)
+    assert peak.growth() <= 3 * 20_000 * 640 * 3
