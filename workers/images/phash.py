@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,7 @@ def phash(pixels: NDArray[np.uint8]) -> int:
         Unsigned 64 bits; the Hamming distance of two hashes is the measure of likeness. An image
         of one colour gives 0.
     """
+    sampled: NDArray[Any]
     if lies_on_disk(pixels):
         sampled = shrunk_from_disk(pixels, _SAMPLED, _SAMPLED)
     else:
