@@ -224,7 +224,18 @@ def ingest(
 
 
 @app.command(epilog="Example: labelfleet train examples/digits/train.yaml")
-def train(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
+def train(
+    config: ConfigPath,
+    set_: Sets = None,
+    accept_data: Annotated[
+        bool,
+        typer.Option(
+            "--accept-data",
+            help="Continue a stopped training although its annotations or images changed.",
+        ),
+    ] = False,
+    json_: Json = False,
+) -> None:
     """Train a YOLO-NAS on a COCO-format data set, on this machine."""
     from pipelines.dispatch.stopping import stopping_on_signals
     from pipelines.display.console import HarmlessConsole
@@ -234,7 +245,7 @@ def train(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
 
     loaded, console = load_train_config(config, tuple(set_ or ())), HarmlessConsole(stderr=True)
     with stopping_on_signals() as stopper:
-        summary = train_model(loaded, console=console, stopper=stopper)
+        summary = train_model(loaded, console=console, stopper=stopper, accept_data=accept_data)
     show(training_table(summary), summary.to_fields(), json_)
 
 

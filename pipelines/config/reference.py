@@ -49,7 +49,12 @@ model: {checkpoint: s3://plates/models/cells.pth}
 
 def page() -> str:
     """Return the whole page as Markdown."""
-    return "\n".join([_INTRODUCTION, *_section(RunConfig, "", "## The run", "")])
+    return "\n".join([_INTRODUCTION, *sections(RunConfig, "## The run")])
+
+
+def sections(model: type[BaseModel], heading: str) -> Iterator[str]:
+    """Lines of Markdown: a table of the model's fields, and one for each section in it."""
+    yield from _section(model, "", heading, "")
 
 
 def _section(model: type[BaseModel], prefix: str, heading: str, about: str) -> Iterator[str]:
@@ -82,13 +87,13 @@ def _row(name: str, field: FieldInfo, section: type[BaseModel] | None, path: str
 def _default(field: FieldInfo, section: type[BaseModel] | None) -> str:
     if field.is_required():
         return "**required**"
-    value: Any = field.default
+    value: Any = field.get_default(call_default_factory=True)
     if value is None:
         return "none"
     if section is not None and isinstance(value, section):
         return "its own defaults"
-    if value == ():
-        return "`[]`"
+    if value == () or value == {}:
+        return "`[]`" if value == () else "`{}`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     return f"`{value}`"

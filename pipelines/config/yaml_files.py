@@ -21,22 +21,28 @@ _DEEPEST = 100
 _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
 
 
-def read_yaml(path: str) -> dict[str, Any]:
-    """A YAML mapping from a path or URL. Raises ConfigError with line and column."""
+RUN_PAGE = "docs/configuration.md"
+
+
+def read_yaml(path: str, page: str = RUN_PAGE) -> dict[str, Any]:
+    """A YAML mapping from a path or URL; ``page`` documents its fields.
+
+    Raises ConfigError with line and column.
+    """
     store, key = open_object(path)
     try:
         raw = store.get(key)
     except (ObjectNotFound, BucketNotFound) as exc:
         raise ConfigError(
             f"{exc.message}, or is no file",
-            hint="give the path or URL of a YAML file; docs/configuration.md shows one",
+            hint=f"give the path or URL of a YAML file; {page} shows one",
         ) from exc
     loaded = load_yaml(raw, path)
     if not isinstance(loaded, dict):
         found = {type(None): "it is empty", list: "not a list"}.get(type(loaded), "not a text")
         raise ConfigError(
             f"{shown_url(path)} holds no config: `key: value` lines are expected, {found}",
-            hint="docs/configuration.md shows a config to start from",
+            hint=f"{page} shows a config to start from",
         )
     return loaded
 
@@ -104,13 +110,18 @@ def apply_override(fields: dict[str, Any], override: str) -> None:
         ) from exc
 
 
-def parse_config(kind: type[M], fields: dict[str, Any], *, where: str) -> M:
-    """Validate ``fields`` as ``kind``; every problem on a line of its own, in a ConfigError."""
+def parse_config(kind: type[M], fields: dict[str, Any], *, where: str, page: str = RUN_PAGE) -> M:
+    """Validate ``fields`` as ``kind``; every problem on a line of its own, in a ConfigError.
+
+    Args:
+        where: what the fields are from, for the message.
+        page: the page of docs/ that lists the fields.
+    """
     try:
         return kind.model_validate(fields)
     except ValidationError as exc:
         lines = "\n".join(f"  {problem}" for problem in explain(kind, exc.errors()))
         raise ConfigError(
             f"{shown_url(where)} cannot be used:\n{lines}",
-            hint="docs/configuration.md lists every field",
+            hint=f"{page} lists every field",
         ) from None  # pydantic's own text repeats the values, which may hold a secret

@@ -18,7 +18,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 # What may differ between a stopped training and its continuation: it moves no weight.
-_FREE = {"output", "threads", "eval_every"}
+_FREE = {"output", "threads", "eval_every", "max_bad_share"}
+
+
+TRAIN_PAGE = "docs/train_configuration.md"
 
 
 class DataConfig(Part):
@@ -81,7 +84,7 @@ class TrainConfig(Part):
 
     name: Name = Field(description="Also the checkpoint's file name.")
     output: Path = Field(description="Folder for checkpoint, summary and state.")
-    train: DataConfig
+    train: DataConfig = Field(description="The set that is learned.")
     val: DataConfig = Field(description="Chooses the checkpoint that is kept.")
     test: dict[Name, DataConfig] = Field(
         default_factory=dict, description="Sets measured once, at the end, by name."
@@ -89,7 +92,12 @@ class TrainConfig(Part):
     ignore_categories: tuple[str, ...] = Field(
         (), description="Categories whose boxes teach nothing: neither object nor background."
     )
-    model: NetworkConfig = NetworkConfig()
+    max_bad_share: Share = Field(
+        0.05,
+        description="Share of a set's images that may be left out because they are missing, "
+        "damaged or of another size than annotated; the summary names them.",
+    )
+    model: NetworkConfig = Field(NetworkConfig(), description="The network.")
     image_size: int | tuple[int, int] = Field(640, description="Pixels: a side, or [h, w].")
     padding: Literal["center", "bottom_right"] = Field("center", description="Of the letterbox.")
     batch_size: int = Field(8, ge=1, le=4096, description="Images a step.")
@@ -104,7 +112,7 @@ class TrainConfig(Part):
         None, ge=1, description="Validations in a row without a gain that end it; none: never."
     )
     seed: int = Field(0, ge=0, description="Of first weights, order and augmentation.")
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = Field(AugmentConfig(), description="How images are varied.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where it is.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Of the forward pass; auto: bf16 where the device is fast at it."
@@ -146,16 +154,19 @@ class TrainConfig(Part):
             return self.steps
         return max(1, round((self.epochs or 0) * images / self.batch_size))
 
-    def fingerprint(self, **resolved: Any) -> str:
-        """16 hex digits of all that decides the weights: config, files, what was resolved."""
+    def fingerprint(self, *, data: bool = True, **resolved: Any) -> str:
+        """16 hex digits of all that decides the weights: config, files, what was resolved.
+
+        ``data``: the annotations' contents count too.
+        """
         fields = self.model_dump(mode="json", exclude=_FREE)
         if self.early_stop is None:  # trainings of earlier versions continue
             del fields["early_stop"]
         if self.range == "full":  # as every training was before there was a choice
             fields.pop("range")
-        for data in (self.train, self.val):
-            digest = hashlib.sha256(data.annotations.read_bytes()).hexdigest()
-            fields[f"sha256 of {data.annotations}"] = digest
+        for part in (self.train, self.val) if data else ():
+            digest = hashlib.sha256(part.annotations.read_bytes()).hexdigest()
+            fields[f"sha256 of {part.annotations}"] = digest
         if self.model.arch is not None:
             fields["arch"] = read_yaml(self.model.arch)
         text = json.dumps({**fields, **resolved}, sort_keys=True)
@@ -168,10 +179,10 @@ def load_train_config(path: str, overrides: tuple[str, ...] = ()) -> TrainConfig
     Raises:
         ConfigError: naming the file, the key, what is wrong and the nearest valid key.
     """
-    fields = read_yaml(path)
+    fields = read_yaml(path, TRAIN_PAGE)
     for override in overrides:
         apply_override(fields, override)
-    config = parse_config(TrainConfig, fields, where=path)
+    config = parse_config(TrainConfig, fields, where=path, page=TRAIN_PAGE)
     for name, data in {"train": config.train, "val": config.val, **config.test}.items():
         if not data.annotations.is_file():
             raise ConfigError(

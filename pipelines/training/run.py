@@ -7,6 +7,7 @@ Everything below ``output``: ``<name>.safetensors`` (the best averaged weights s
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -40,7 +41,7 @@ from workers.spec import ModelRequest, ModelSpec
 from workers.training.augment import Augmentation
 from workers.training.batches import BatchSource
 from workers.training.coco_set import TrainingSet
-from workers.training.trainer import Trainer
+from workers.training.trainer import DataMark, Trainer
 from workers.yolo_nas.dense import DenseDetector
 from workers.yolo_nas.network import fuse
 
@@ -49,7 +50,11 @@ _SCORE_FLOOR = 0.01  # mAP counts boxes far below any threshold of use
 
 
 def train(
-    config: TrainConfig, *, console: Console | None = None, stopper: Stopper | None = None
+    config: TrainConfig,
+    *,
+    console: Console | None = None,
+    stopper: Stopper | None = None,
+    accept_data: bool = False,
 ) -> TrainSummary:
     """Train, or continue, or return the summary of what is already done.
 
@@ -57,6 +62,7 @@ def train(
         config: see ``pipelines.training.config``.
         console: where progress is shown; None: nowhere.
         stopper: looked at after every step.
+        accept_data: continue a stopped training although its annotations or images changed.
 
     Raises:
         ConfigError: the data cannot be used, or the output holds another training.
@@ -78,11 +84,22 @@ def train(
         len(sets["train"].classes),
         fit_options(config, machine, len(sets["train"].images)),
         fingerprint=fingerprint,
+        data=DataMark(
+            config.fingerprint(data=False, precision=machine.precision),
+            _mark_of(sets["train"]),
+            accept_data,
+        ),
         state=config.output / STATE_NAME,
     )
     run = _Run(config, machine, trainer, sets)
     run.fit(console, stopper or Stopper())
     return run.finish(fingerprint)
+
+
+def _mark_of(training: TrainingSet) -> str:
+    """16 hex digits of the images that are drawn from, in their order."""
+    names = "\0".join(image.file_name for image in training.images)
+    return hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
 class _Run:
@@ -202,6 +219,10 @@ class _Run:
             seconds=round(progress.seconds, 1),
             machine=machine_facts(self._machine),
             fingerprint=fingerprint,
+            left_out={part: dict(s.left_out) for part, s in self._sets.items() if s.left_out},
+            boxes_dropped={
+                part: s.without_area for part, s in self._sets.items() if s.without_area
+            },
         )
         (self._config.output / FILE_NAME).write_text(json.dumps(summary.to_fields()) + "\n")
         (self._config.output / STATE_NAME).unlink(missing_ok=True)

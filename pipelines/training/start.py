@@ -21,6 +21,8 @@ from workers.training.coco_set import TrainingSet, read_training_set
 from workers.training.options import FitOptions, TrainPrecision
 from workers.yolo_nas.network import build_network
 
+CHECKED_NAME = "checked_images.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -48,7 +50,11 @@ def read_sets(config: TrainConfig) -> dict[str, TrainingSet]:
 
 def _read(data: DataConfig, config: TrainConfig) -> TrainingSet:
     return read_training_set(
-        data.annotations, data.images, ignore_categories=config.ignore_categories
+        data.annotations,
+        data.images,
+        ignore_categories=config.ignore_categories,
+        max_bad_share=config.max_bad_share,
+        checked=config.output / CHECKED_NAME,
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class TrainSummary:
         seconds: training and validating, over all invocations.
         machine: what it ran on.
         fingerprint: of config, annotations and precision: equal ones continue each other.
+        left_out: images that could not be used, and why, by the set's name and the image's.
+        boxes_dropped: annotations without area in their image, by the set's name.
     """
 
     name: str
@@ -53,6 +55,8 @@ class TrainSummary:
     seconds: float
     machine: dict[str, str]
     fingerprint: str
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+    boxes_dropped: dict[str, int] = field(default_factory=dict)
 
     def to_fields(self) -> dict[str, Any]:
         """Return plain values, under COCO's customary names (mAP, mAP50, mAP75, AR)."""
@@ -109,4 +113,14 @@ def training_table(summary: TrainSummary) -> RenderableType:
         table.add_row(name, str(s.images), str(s.objects), *figures)
     parameters, size = summary.parameters / 1e6, summary.nbytes / 1e6
     kept = f"step {summary.best_step} of {summary.steps}, {parameters:.2f}M parameters"
-    return Group(table, Text(), Text(f"{summary.checkpoint}  ({size:.1f} MB, {kept})"))
+    last = Text(f"{summary.checkpoint}  ({size:.1f} MB, {kept})")
+    return Group(table, *(Text(line) for line in _dropped_lines(summary)), Text(), last)
+
+
+def _dropped_lines(summary: TrainSummary) -> Iterator[str]:
+    """What of the data was not used, a line a set; ``summary.json`` has every name."""
+    for part, faults in summary.left_out.items():
+        first = next(iter(faults.values()))
+        yield f"{part}: {len(faults)} images left out, such as {first}"
+    for part, count in summary.boxes_dropped.items():
+        yield f"{part}: {count} boxes left out, without area in their image"

@@ -14,7 +14,8 @@ from storage.records import Detections
 from workers.detectors.protocol import Detector
 from workers.images.letterbox import letterbox
 from workers.training.batches import load_sample
-from workers.training.coco_set import TrainingImage, TrainingSet
+from workers.training.coco_set import TrainingSet
+from workers.training.usable import TrainingImage
 
 _BATCH = 8
 _ALL_AREAS = 0

@@ -18,7 +18,8 @@ from storage.errors import ImageError, SourceError
 from workers.images.decode import decode
 from workers.images.preprocessing import Preprocessing, ValueRange
 from workers.training.augment import Augmentation, TrainingSample, augment
-from workers.training.coco_set import TrainingImage, TrainingSet
+from workers.training.coco_set import TrainingSet
+from workers.training.usable import TrainingImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def load_sample(image: TrainingImage, value_range: ValueRange = "full") -> Train
         SourceError: it cannot be read or decoded.
     """
     try:
-        # The header was checked against the annotations' size when the set was read.
+        # Decoded once, and its size compared with the annotations, when the set was read.
         decoded = decode(
             image.path.read_bytes(),
             max_pixels=image.width * image.height,
@@ -103,7 +104,8 @@ def load_sample(image: TrainingImage, value_range: ValueRange = "full") -> Train
         )
     except (ImageError, OSError) as exc:
         raise SourceError(
-            f"training image {image.path}: {exc}", hint="remove or replace it"
+            f"training image {image.path}: {exc}",
+            hint="it could be read when the training began: has it changed since?",
         ) from exc
     return TrainingSample(decoded.pixels, image.boxes, image.labels, image.ignore)
 

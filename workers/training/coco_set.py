@@ -10,43 +10,17 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from storage.boxes import clipped, has_area
 from storage.coco.truth import Truth, TruthImage, read_truth
-from storage.errors import ConfigError, SourceEmpty, SourceError
+from storage.errors import ConfigError, SourceEmpty
 from storage.records import Xyxy
-
-_HEADER_READERS = 8
-_EXIF_ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingImage:
-    """One image and what is on it; boxes in pixels of the upright image.
-
-    Attributes:
-        path: the image file; ``file_name`` is its name in the COCO JSON.
-        width, height: of the upright image, checked against the file's header.
-        boxes: float32 [N, 4] xyxy, clipped to the image, none without area.
-        labels: int64 [N], contiguous class indices.
-        ignore: float32 [M, 4] xyxy.
-    """
-
-    path: Path
-    file_name: str
-    width: int
-    height: int
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    ignore: NDArray[np.float32]
+from workers.training.usable import TrainingImage, find_faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +28,15 @@ class TrainingSet:
     """All images, the class names by contiguous index, and the ids the COCO file gives them.
 
     ``without_area`` counts annotations that were left out because nothing of them lies in the
-    image.
+    image. ``left_out`` names the images that cannot be
+    used, each with the reason.
     """
 
     images: tuple[TrainingImage, ...]
     classes: tuple[str, ...]
     official_ids: tuple[int, ...]
     without_area: int
+    left_out: tuple[tuple[str, str], ...] = ()
 
     @property
     def objects(self) -> int:
@@ -69,20 +45,27 @@ class TrainingSet:
 
 
 def read_training_set(
-    annotations: Path, images: Path, *, ignore_categories: Sequence[str] = ()
+    annotations: Path,
+    images: Path,
+    *,
+    ignore_categories: Sequence[str] = (),
+    max_bad_share: float = 0.0,
+    checked: Path | None = None,
 ) -> TrainingSet:
-    """Read a COCO JSON and check every image file's header against it.
+    """Read a COCO JSON, decode every image file once, and check its size against the JSON.
 
     Args:
         annotations: COCO JSON with ``images``, ``annotations`` and ``categories``.
         images: folder that ``file_name`` is relative to.
         ignore_categories: names of categories whose boxes become regions to ignore, and which
             are not classes of the model.
+        max_bad_share: share of the images that may be left out because they cannot be used.
+        checked: file that remembers by digest which images were decoded; None: none.
 
     Raises:
         ConfigError: the file is not COCO detection JSON, or a named category is not in it.
         ObjectNotFound: there is no such file.
-        SourceError: an image is missing, unreadable, or has another size than annotated.
+        SourceError: more images than that are missing, damaged, or of another size than annotated.
         SourceEmpty: without an image, or without a box to learn.
     """
     truth = read_truth(annotations)
@@ -93,8 +76,14 @@ def read_training_set(
         image, without_area = _image(truth, number, images, classes.index)
         read.append(image)
         lost += without_area
-    _check_headers(read, images)
-    found = TrainingSet(tuple(read), classes.names, classes.official_ids, lost)
+    faults = find_faults(read, images, max_bad_share, checked)
+    found = TrainingSet(
+        tuple(one for one in read if one.file_name not in faults),
+        classes.names,
+        classes.official_ids,
+        lost,
+        tuple(faults.items()),
+    )
     if found.objects == 0:
         raise SourceEmpty(
             f"{annotations}: {len(read)} images, but no box to learn",
@@ -168,34 +157,3 @@ def _inside(
     boxes = clipped(np.array(xyxy, np.float32).reshape(-1, 4), image.width, image.height)
     kept = has_area(boxes)
     return boxes[kept], kept
-
-
-def _check_headers(images: Sequence[TrainingImage], folder: Path) -> None:
-    """Check before the first step that every file exists and has the stated size."""
-    if not images:
-        raise SourceEmpty(f"no image is listed for {folder}")
-    with ThreadPoolExecutor(_HEADER_READERS) as pool:
-        faults = [fault for fault in pool.map(_header_fault, images) if fault]
-    if faults:
-        raise SourceError(
-            f"{len(faults)} of {len(images)} images cannot be used; the first: {faults[0]}",
-            hint=f"correct the annotations or the files under {folder}",
-        )
-
-
-def _header_fault(image: TrainingImage) -> str | None:
-    try:
-        with Image.open(image.path) as opened:
-            size = opened.size
-            sideways = opened.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
-    except FileNotFoundError:
-        return f"{image.path} does not exist"
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as exc:
-        return f"{image.path}: {exc}"
-    upright = size[::-1] if sideways else size
-    if upright != (image.width, image.height):
-        return (
-            f"{image.path} is {upright[0]}×{upright[1]} upright, "
-            f"annotated as {image.width}×{image.height}"
-        )
-    return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -53,6 +53,21 @@ class TrainingProgress:
         return sum(step > self.best_step for step, _, _ in self.history)
 
 
+@dataclass(frozen=True, slots=True)
+class DataMark:
+    """Tells changed data from a changed config when a training is continued.
+
+    Attributes:
+        config: names everything but the data.
+        images: names the images that are drawn from, in their order.
+        accepted: continue although the data changed.
+    """
+
+    config: str
+    images: str
+    accepted: bool = False
+
+
 class Trainer:
     """Fits one network; can be stopped after any step and continued from its state file.
 
@@ -60,9 +75,10 @@ class Trainer:
         network: from ``yolo_nas.build_network``, unfused.
         fingerprint: names everything that must not change between stop and continue.
         state: the state file; continued from if it exists.
+        data: tells changed data from a changed config; None: the fingerprint alone decides.
 
     Raises:
-        ConfigError: the state file is of another training.
+        ConfigError: the state file is of another training, or of other data.
     """
 
     def __init__(
@@ -73,6 +89,7 @@ class Trainer:
         *,
         fingerprint: str,
         state: Path,
+        data: DataMark | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.options = options
@@ -84,6 +101,7 @@ class Trainer:
         self._optimizer = _adamw(self._network, options)
         self._fingerprint = fingerprint
         self._state = state
+        self._data = data
         if state.exists():
             self._continue()
 
@@ -196,6 +214,11 @@ class Trainer:
         torch.save(
             {
                 "fingerprint": self._fingerprint,
+                **(
+                    {}
+                    if self._data is None
+                    else {"config": self._data.config, "images": self._data.images}
+                ),
                 "network": self._network.state_dict(),
                 "ema": self._ema.network.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
@@ -207,15 +230,31 @@ class Trainer:
 
     def _continue(self) -> None:
         saved = torch.load(self._state, map_location=self.options.device, weights_only=True)
-        if saved["fingerprint"] != self._fingerprint:
-            raise ConfigError(
-                f"{self._state} is of a training with another config",
-                hint="choose another output, or delete the file to start over",
-            )
+        self._refuse_another(saved)
         self._network.load_state_dict(saved["network"])
         self._ema.network.load_state_dict(saved["ema"])
         self._optimizer.load_state_dict(saved["optimizer"])
         self.progress = TrainingProgress(**saved["progress"])
+
+    def _refuse_another(self, saved: Mapping[str, object]) -> None:
+        """Raises ConfigError when the state is of another config, or of other data."""
+        data = self._data
+        same = saved["fingerprint"] == self._fingerprint
+        if data is not None:
+            same = same and saved.get("images", data.images) == data.images
+            if not same and saved.get("config") == data.config:
+                if data.accepted:
+                    return
+                raise ConfigError(
+                    f"the annotations or images changed since {self._state} was written",
+                    hint="--accept-data continues on the data as it is now; or choose another "
+                    "output",
+                )
+        if not same:
+            raise ConfigError(
+                f"{self._state} is of a training with another config",
+                hint="choose another output, or delete the file to start over",
+            )
 
 
 def _out_of_memory(exc: torch.OutOfMemoryError, images: int) -> ModelError:

@@ -117,7 +117,8 @@ def test_early_stop_leaves_older_fingerprints_alone(tmp_path: Path) -> None:
     config = load(tmp_path)
     # As the version before early_stop and range made it.
     fields = config.model_dump(
-        mode="json", exclude={"output", "threads", "eval_every", "early_stop", "range"}
+        mode="json",
+        exclude={"output", "threads", "eval_every", "early_stop", "range", "max_bad_share"},
     )
     for data in (config.train, config.val):
         digest = hashlib.sha256(data.annotations.read_bytes()).hexdigest()
@@ -125,3 +126,21 @@ def test_early_stop_leaves_older_fingerprints_alone(tmp_path: Path) -> None:
     wanted = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
     assert config.fingerprint() == wanted
     assert load(tmp_path, early_stop=3).fingerprint() != wanted
+
+
+def test_the_reference_page_lists_every_field_and_hints_lead_to_it(tmp_path: Path) -> None:
+    from pipelines.training import reference
+
+    root = Path(__file__).resolve().parents[3]
+    page = (root / "docs/train_configuration.md").read_text()
+    assert page == reference.page(), (
+        "run `python -m pipelines.training.reference > docs/train_configuration.md`"
+    )
+    for name, field in TrainConfig.model_fields.items():
+        assert f"| `{name}` |" in page
+        assert field.description, name
+    for text in ("name: x\nlearning: 3\n", "- a list\n"):
+        (tmp_path / "t.yaml").write_text(text)
+        with pytest.raises(ConfigError) as refused:
+            load_train_config(str(tmp_path / "t.yaml"))
+        assert "docs/train_configuration.md" in str(refused.value.hint)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import yaml
 from pipelines.demo.digits import make_pages
 from pipelines.dispatch.stopping import Stopper
 from pipelines.training.config import TrainConfig
-from storage.errors import CheckpointError, ConfigError, Interrupted
+from storage.errors import CheckpointError, ConfigError, Interrupted, SourceError
 from storage.objects.protocols import StorageOptions
 from tests.support.samples.training_samples import box, write_coco
 from workers.spec import ModelRequest
@@ -162,3 +164,75 @@ def test_val_with_other_classes_is_refused(
     val = {**pages["val"], "annotations": str(path)}
     with pytest.raises(ConfigError, match="same order"):
         train(config(val=val))
+
+
+def _jpeg_pages(folder: Path, images: int = 8) -> dict[str, str]:
+    """Drawn pages as a section; page 3 is a truncated JPEG under its old name."""
+    from PIL import Image
+
+    made = make_pages(folder, images=images, split="train", broken=False)
+    names = sorted(p.name for p in made.images.iterdir())
+    with Image.open(made.images / names[3]) as page:
+        page.convert("RGB").save(folder / "page.jpg", "JPEG", quality=95)
+    whole = (folder / "page.jpg").read_bytes()
+    (made.images / names[3]).write_bytes(whole[: len(whole) // 2])
+    return {"annotations": str(made.truth), "images": str(made.images)}
+
+
+def test_a_truncated_image_is_left_out_and_the_training_ends(
+    config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    from pipelines.training.run import train
+
+    bad = _jpeg_pages(tmp_path / "bad")
+    with pytest.raises(SourceError, match="1 of 8 images cannot be used"):
+        train(config(train=bad))
+    summary = train(config(train=bad, max_bad_share=0.2))
+    assert summary.steps == 4
+    assert summary.images == 7
+    assert [list(faults) for faults in summary.left_out.values()] == [
+        [sorted(p.name for p in Path(bad["images"]).iterdir())[3]]
+    ]
+    written = json.loads((tmp_path / "model/summary.json").read_text())
+    assert written["left_out"] == summary.left_out
+
+
+def test_changed_data_is_said_and_can_be_accepted(
+    config: Callable[..., TrainConfig], pages: dict[str, Any], tmp_path: Path
+) -> None:
+    from pipelines.training.run import train
+
+    truth = json.loads(Path(pages["train"]["annotations"]).read_text())
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps(truth))
+    section = {"annotations": str(mine), "images": pages["train"]["images"]}
+    stopper = Stopper()
+    stopper.request()
+    with pytest.raises(Interrupted):
+        train(config(train=section), stopper=stopper)
+    gone = truth["images"].pop()["id"]
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] != gone]
+    mine.write_text(json.dumps(truth))
+    with pytest.raises(ConfigError, match="annotations or images changed") as refused:
+        train(config(train=section))
+    assert "--accept-data" in str(refused.value.hint)
+    with pytest.raises(ConfigError, match="another config"):
+        train(config(train=section, lr=0.5), accept_data=True)
+    summary = train(config(train=section), accept_data=True)
+    assert (summary.steps, summary.images) == (4, 7)
+
+
+def test_the_commands_stdout_holds_the_summary_alone(
+    config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """In a fresh process: whatever super-gradients prints when it is imported would stand there."""
+    fields = config(steps=1, eval_every=1, test={}).model_dump(mode="json")
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(fields))
+    done = subprocess.run(
+        [sys.executable, "-c", "from pipelines.cli.main import main; main()", "train",
+         str(tmp_path / "train.yaml"), "--json"],
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["steps"] == 1

@@ -130,3 +130,57 @@ def test_hituav_keeps_dont_care_out_of_the_classes(data_dir: Path) -> None:
     assert sum(len(i.ignore) for i in found.images) > 0
     assert len(found.images) == 290
     assert np.all([i.labels.max(initial=0) < 4 for i in found.images])
+
+
+def _truncated(path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    Image.fromarray(noise).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_truncated_file_is_found_and_left_out_by_name(tmp_path: Path) -> None:
+    boxes = [box(n, 7, 1, 1, 5, 5) for n in range(1, 5)]
+    path = write_coco(tmp_path, [(80, 60)] * 4, boxes)
+    _truncated(tmp_path / "2.png")  # its header is whole, and states the right size
+    with Image.open(tmp_path / "2.png") as header:
+        assert header.size == (80, 60)
+    with pytest.raises(SourceError, match=r"1 of 4 images cannot be used.*2\.png"):
+        read_training_set(path, tmp_path)
+    with pytest.raises(SourceError, match="1 of 4"):
+        read_training_set(path, tmp_path, max_bad_share=0.24)
+    found = read_training_set(path, tmp_path, max_bad_share=0.25)
+    assert [image.file_name for image in found.images] == ["1.png", "3.png", "4.png"]
+    ((name, why),) = found.left_out
+    assert name == "2.png"
+    assert "truncated" in why or "end" in why
+
+
+def test_what_was_decoded_is_not_decoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers.training import usable
+
+    path = write_coco(tmp_path, [(80, 60)] * 3, [box(1, 7, 1, 1, 5, 5)])
+    for number in (1, 2):  # three different files
+        Image.new("RGB", (80, 60), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    _truncated(tmp_path / "3.png")
+    decoded: list[int] = []
+    real = usable.decode
+    monkeypatch.setattr(
+        usable, "decode", lambda data, **how: decoded.append(len(data)) or real(data, **how)
+    )
+    memory = tmp_path / "checked.json"
+
+    def read() -> tuple[tuple[str, str], ...]:
+        return read_training_set(path, tmp_path, max_bad_share=0.5, checked=memory).left_out
+
+    first = read()
+    assert len(decoded) == 3
+    assert read() == first
+    assert len(decoded) == 3
+    Image.new("RGB", (80, 60), (9, 9, 9)).save(tmp_path / "3.png")  # repaired
+    assert read() == ()
+    assert len(decoded) == 4
+    memory.write_text('{"format": 1, "images": [')  # damaged: as if it were not there
+    assert read() == ()
+    assert len(decoded) == 7
