@@ -13,7 +13,12 @@ from workers.yolo_nas.sg_environment import undisturbed
 import_super_gradients()  # before any other import of it: without its side effects
 
 with undisturbed():
+    import super_gradients
     from super_gradients.training.losses.ppyolo_loss import PPYoloELoss
+
+    # The loss asks for this at every step. Its first look-up imports modules that put their own
+    # streams in place of stdout and stderr, and print; here that ends with the block.
+    _ = super_gradients.is_distributed
 
 
 class RegionLoss(PPYoloELoss):  # type: ignore[misc]  # super_gradients ships no types

@@ -124,13 +124,18 @@ def fuse(network: nn.Module, size: tuple[int, int]) -> nn.Module:
     """
     network.eval()
     network.prep_model_for_conversion(input_size=size, full_fusion=True)  # type: ignore[operator]
+    fold_norms(network)
+    return network.requires_grad_(False)
+
+
+def fold_norms(network: nn.Module) -> None:
+    """Fold the plain convolution + batch norm pairs, in place."""
     for module in list(network.modules()):
         children = list(module.named_children())
         for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(module, conv_name, torch.nn.utils.fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())
-    return network.requires_grad_(False)
 
 
 def load_dense(spec: ModelSpec, options: StorageOptions) -> DenseDetector:
