@@ -74,6 +74,7 @@ _VIPS_CANNOT = (
     "samples out of range", "not implemented",
 )  # fmt: skip
 _ABOUT_TAGS = ("custom tag", "bad seek", "IFD")
+_PILLOWS = (6, 34925)  # old JPEG and LZMA are not in every libtiff; Pillow has its own
 _READABLE = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000, 50001})
 
 
@@ -233,8 +234,8 @@ def decode_tiff(
             raise Undecodable(f"damaged TIFF: {exc}") from exc
         warnings.append(f"corrupt data: {exc}")
         pixels = _by_pillow(data, max_pixels)
-    except Unsupported:  # old JPEG and LZMA are not in every libtiff; Pillow has its own
-        if index > 0 or not _is_plain(page):
+    except Unsupported:
+        if index > 0 or not _is_plain(page) or page.first(_COMPRESSION, 1) not in _PILLOWS:
             raise
         pixels = _by_pillow(data, max_pixels)
     return whole_image(pixels, page.orientation, frames, warnings)

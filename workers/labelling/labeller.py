@@ -33,6 +33,7 @@ from storage.runs.annotation_rows import rows_to_table
 from storage.runs.annotations import RowWriter, ShardFooter
 from storage.runs.manifest import Commit
 from workers.detectors.protocol import Detector, QueueingDetector
+from workers.images.pixels import libvips
 from workers.images.prepare import Opened, Skipped, open_image
 from workers.images.preprocessing import Tiles, Window
 from workers.labelling.batch_size import BatchSize
@@ -99,6 +100,7 @@ class ShardLabeller:
         self._read, self._commit, self._run = read, commit, run
         self._options = options or LabellerOptions()
         self._spool = own_folder("spool", spool_dir)
+        libvips()  # loads its library, which the first PNG would wait for
         rows_to_table(())  # imports pandas, which pyarrow looks for at its first array: 0.3 s
         self._preprocessing, self._tiles = detector.preprocessing, tiles
         # A tile needs every pixel of its image.
