@@ -148,11 +148,30 @@ class Detections:
 
 
 @dataclass(frozen=True, slots=True)
-class AnnotationRow:
+class ImageRef:
+    """Which image, and where its bytes lie: the part that every record of an image begins with.
+
+    Attributes:
+        image_id: as in ``ImageRecord``.
+        shard_id: the shard that holds the image.
+        offset: where its bytes begin in the shard's object; None inside a compressed tar.
+        nbytes: their count.
+        sha256: of the bytes, in hex; '' where they could not be read.
+    """
+
+    image_id: str
+    shard_id: str
+    offset: int | None
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationRow(ImageRef):
     """One image's row: what the annotation Parquet holds, see storage/runs/annotations.py.
 
-    Width, height and orientation are 0 where the image could not be opened; ``sha256`` is ''
-    where its bytes could not be read; ``phash`` is None where it could not be decoded.
+    Width, height and orientation are 0 where the image could not be opened; ``phash`` is None
+    where it could not be decoded.
 
     Attributes:
         frames: pages or animation frames in the file; None where they were not counted: the image
@@ -161,11 +180,6 @@ class AnnotationRow:
             joined by "; " (see ``warning_kinds``); None: nothing.
     """
 
-    image_id: str
-    shard_id: str
-    offset: int | None
-    nbytes: int
-    sha256: str
     phash: int | None
     width: int
     height: int

@@ -192,3 +192,103 @@ def test_to_fields_gives_a_dictionary_and_to_json_gives_bytes() -> None:
         and not (node.returns and ast.unparse(node.returns).startswith(promised[node.name]))
     }
     assert others == set()
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+LONGEST, WIDEST = 60, 6  # lines, parameters besides self and cls
+# Functions that are longer or take more, and why.
+LARGER = {
+    "pipelines.cluster.submit.submit_run": "what a submission consists of, callbacks included",
+    "pipelines.dispatch.drive.__init__": "the parts of a drive, each given by its caller",
+    "pipelines.ingest.ingest.ingest": "part of the face: one keyword an option",
+    "pipelines.policy.guarantee._stated": "the terms of the statement",
+    "pipelines.routing.route.route_run": "part of the face: one keyword an option",
+    "workers.checkpoints.description.description": "the fields of the description",
+    "workers.checkpoints.file.save_checkpoint": "the fields of the file",
+    "storage.s3.resuming.__init__": "the state that a resumed read carries on",
+}
+
+
+def size_of(function: Function, *, command: bool) -> tuple[int, int]:
+    """Return (lines, parameters); of a command, whose parameters are its options, the body's."""
+    if command:
+        return (function.end_lineno or 0) - function.body[0].lineno + 1, 0
+    a = function.args
+    names = [p.arg for p in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
+    return (function.end_lineno or 0) - function.lineno + 1, len({*names} - {"self", "cls"})
+
+
+def test_functions_are_short_and_take_few_parameters() -> None:
+    larger = {
+        f"{name}.{node.name}": size
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, Function)
+        for size in [size_of(node, command=name.startswith("pipelines.cli."))]
+        if size[0] > LONGEST or size[1] > WIDEST
+    }
+    assert {where: size for where, size in larger.items() if where not in LARGER} == {}
+
+
+def test_a_large_function_would_be_seen() -> None:
+    (small,) = ast.parse("def f(self, a, b, *, c):\n    return a").body
+    assert isinstance(small, ast.FunctionDef)
+    assert size_of(small, command=False) == (2, 3)
+    assert size_of(small, command=True) == (1, 0)
+
+
+def test_private_names_stay_in_their_module() -> None:
+    places = [p for part in (*PACKAGES, "tests", "benchmarks") for p in (ROOT / part).rglob("*.py")]
+    private = {
+        f"{path.relative_to(ROOT)}: {name} from {module}"
+        for path in places
+        for module, name in borrowed(ast.parse(path.read_text()))
+        if name.startswith("_") and not name.startswith("__")
+    }
+    assert private == set()
+
+
+# Defined here, used from outside the three packages, and why that is right.
+USED_OUTSIDE = {
+    "pipelines.__getattr__": "Python asks it",
+    "pipelines.__dir__": "Python asks it",
+    "pipelines.cluster.spot_nodes.SpotFirstNodeProvider": "a cluster's YAML names it",
+    "storage.runs.annotations.read_identity": "tests check an annotation object's header by it",
+    "storage.shards.selecting.tar_shards": "tests and benchmarks make shards of tars by it",
+}
+
+
+def used_names(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+
+
+def top_level_names(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, Function | ast.ClassDef):
+            if not any(_registers(decorator) for decorator in node.decorator_list):
+                yield node.name
+        elif isinstance(node, ast.Assign):
+            yield from (t.id for t in node.targets if isinstance(t, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id
+
+
+def _registers(decorator: ast.expr) -> bool:
+    """Whether a decorator makes a function a command, which the command line calls by itself."""
+    return ast.unparse(decorator).split("(")[0].endswith((".command", ".callback"))
+
+
+def test_what_is_defined_is_used_by_the_product() -> None:
+    trees = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+    used = {name for tree in trees.values() for name in used_names(tree)} | set(pipelines.__all__)
+    unused = {
+        f"{module}.{name}"
+        for module, tree in trees.items()
+        for name in top_level_names(tree)
+        if name not in used and name != "__all__"
+    }
+    assert unused - set(USED_OUTSIDE) == set()

@@ -472,20 +472,18 @@ def export(
     """
     from typing import cast
 
-    from pipelines.exports.export import ExportFormat, export_version
+    from pipelines.exports.export import ExportFormat, ExportRequest, export_version
     from pipelines.exports.formats import IgnoreBoxes
     from pipelines.exports.images import ImageMode
+    from pipelines.exports.view import export_table
 
-    summary = export_version(
-        open_manifest(run, endpoint_url),
-        dest,
+    manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)
+    request = ExportRequest(
         cast(ExportFormat, format_),
-        version=version,
-        images=cast(ImageMode, images),
-        ignore_boxes=cast(IgnoreBoxes | None, ignore_boxes),
-        options=storage_options(endpoint_url),
+        version,
+        cast(ImageMode, images),
+        cast(IgnoreBoxes | None, ignore_boxes),
     )
-    fields = summary.to_fields()
-    told = "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in fields.items())
-    show(told, fields, json_)
+    summary = export_version(manifest, dest, request, options)
+    show(export_table(summary), summary.to_fields(), json_)
     raise typer.Exit(3 if summary.left_out else 0)

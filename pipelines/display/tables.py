@@ -16,5 +16,5 @@ def summary_table(title: str, rows: Sequence[tuple[str, str]]) -> RenderableType
     table.add_column(style="bold")
     table.add_column(justify="right")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, Text(value))  # brackets in a URL or file name are not markup
     return Group(Text(title, style="bold"), table)

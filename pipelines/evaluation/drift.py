@@ -303,14 +303,6 @@ def common_classes(old: Manifest, new: Manifest) -> list[str]:
     return common
 
 
-def drift_of_runs(old: Manifest, new: Manifest, *, risk: float = RISK) -> Drift:
-    """Test a run against an earlier one. Raises ConfigError where they cannot be compared."""
-    classes = common_classes(old, new)
-    before = read_statistics(old, classes)
-    frequent = [n.removeprefix("boxes of ") for n in before.names[len(_BASIC) :]]
-    return drift_between(before, read_statistics(new, classes, names=frequent), risk=risk)
-
-
 def shares(counts: NDArray[np.int64], names: Sequence[str]) -> Mapping[str, float]:
     """Counts as shares, by name."""
     total = max(int(counts.sum()), 1)

@@ -1,7 +1,7 @@
 """Export a label version for trainers: ``labelfleet export RUN DEST --format coco|yolo|hf``.
 
-Rows stream shard by shard. Images without any object are exported too: an empty
-image teaches what background is. Boxes to ignore go where the format has a place for them.
+Rows stream shard by shard. Images without any object are exported too: an empty image teaches
+what background is. Ignore boxes go where the format has a place for them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class ExportSummary:
         dest, format, version: where, how, of what.
         images: exported; ``empty`` of them without a label.
         labels, ignored: boxes.
-        left_out: images whose bytes could not be had any more, and why for the first of them.
+        left_out: images whose bytes could no longer be read.
+        first_problem: why the first of them could not be read.
         turned_upright: copies whose pixels were turned as their EXIF orientation says.
         copied_before: copies that an earlier attempt had made.
     """
@@ -58,72 +59,98 @@ class ExportSummary:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What to export, and how.
+
+    Attributes:
+        format: ``coco``: annotations.json (official category ids; ignore boxes as crowds and in
+            a separate list). ``yolo``: images/, labels/, ignore/, data.yaml. ``hf``: Parquet
+            with Hugging Face features (image, objects).
+        version: a label version; None: the latest.
+        images: ``copy`` them by ranged reads, turning rotated ones upright; ``link`` to local
+            loose files; or ``none``.
+        ignore_boxes: ``in``: among the labels too (COCO: as crowds); ``out``: only in the
+            separate list. None: in for COCO, out for the others.
+    """
+
+    format: ExportFormat
+    version: str | None = None
+    images: ImageMode = "none"
+    ignore_boxes: IgnoreBoxes | None = None
+
+    def __post_init__(self) -> None:
+        for what, value, allowed in (
+            ("export format", self.format, get_args(ExportFormat)),
+            ("way to treat ignore boxes", self.ignore_boxes, (None, *get_args(IgnoreBoxes))),
+        ):
+            if value not in allowed:
+                known = ", ".join(one for one in allowed if one)
+                raise ConfigError(f"no {what} {value!r}", hint=f"one of {known}")
+
+    @property
+    def kept_boxes(self) -> IgnoreBoxes:
+        """Where ignore boxes go, the format's default resolved."""
+        return self.ignore_boxes or ("in" if self.format == "coco" else "out")
+
+
 def export_version(
-    manifest: Manifest,
-    dest: str,
-    format: ExportFormat,
-    *,
-    version: str | None = None,
-    images: ImageMode = "none",
-    ignore_boxes: IgnoreBoxes | None = None,
-    options: StorageOptions | None = None,
+    manifest: Manifest, dest: str, request: ExportRequest, options: StorageOptions | None = None
 ) -> ExportSummary:
     """Write a label version in a trainer's format.
 
     Args:
         manifest: the run.
-        dest: folder or URL, neither inside the run nor inside its source; empty, or where this
-            very export was stopped: it is continued.
-        format: ``coco``: annotations.json (official category ids; ignore boxes as crowds and in
-            a list of their own). ``yolo``: images/, labels/, ignore/, data.yaml. ``hf``: Parquet
-            with Hugging Face features (image, objects).
-        version: None: the latest.
-        images: ``copy`` them by ranged reads, turned ones upright; ``link`` to local loose files;
-            or ``none``.
-        ignore_boxes: ``in``: among the labels too (COCO: as crowds); ``out``: only in the list of
-            their own. None: in for COCO, out for the others.
+        dest: folder or URL, neither inside the run nor inside its source. It must be empty, or
+            hold an interrupted attempt at this same export, which is then continued.
+        request: what to export, and how.
         options: how to reach the source's and the destination's storage.
 
     Raises:
         ConfigError: no such version, format or mode; ``dest`` overlaps or holds anything else;
             ``link`` where there are no local files.
     """
-    for what, value, allowed in (
-        ("export format", format, get_args(ExportFormat)),
-        ("way to treat ignore boxes", ignore_boxes, (None, *get_args(IgnoreBoxes))),
-    ):
-        if value not in allowed:
-            known = ", ".join(one for one in allowed if one)
-            raise ConfigError(f"no {what} {value!r}", hint=f"one of {known}")
-    kept: IgnoreBoxes = ignore_boxes or ("in" if format == "coco" else "out")
-    lineage = read_version(manifest.store, version)
+    lineage = read_version(manifest.store, request.version)
     store = open_store(dest, options)
-    check_images(manifest, images, store, options=options)
-    request = {
-        "run": shown_url(manifest.url),
-        "version": lineage.version,
-        "attempt": lineage.attempt,
-        "format": format,
-        "images": images,
-        "ignore_boxes": kept,
-    }
-    place = open_place(store, manifest, request)
+    check_images(manifest, request.images, store, options=options)
+    place = open_place(store, manifest, _identity(manifest, lineage, request))
     pictures = open_images(
         manifest,
-        images,
-        flat=format == "yolo",
+        request.images,
+        flat=request.format == "yolo",
         options=options,
-        there=(lambda name: place.has(f"images/{name}")) if format != "hf" else None,
+        there=(lambda name: place.has(f"images/{name}")) if request.format != "hf" else None,
     )
     tally = _Tally([c.name for c in lineage.categories])
-    with _exporter(format, place, lineage, kept) as exporter:
+    with _exporter(request.format, place, lineage, request.kept_boxes) as exporter:
         for image in _exported(manifest, lineage, pictures, tally):
             exporter.add(image)
             tally.count(image.row)
         exporter.close()
-    summary = ExportSummary(
-        dest=store.url,
-        format=format,
+    summary = _summary(store.url, lineage, request, tally, pictures)
+    _write_card(place, manifest, lineage, summary, tally)
+    place.finish(summary.to_fields())
+    return summary
+
+
+def _identity(manifest: Manifest, lineage: LabelVersion, request: ExportRequest) -> dict[str, Any]:
+    """What makes two exports the same one, so that the second continues the first."""
+    return {
+        "run": shown_url(manifest.url),
+        "version": lineage.version,
+        "attempt": lineage.attempt,
+        "format": request.format,
+        "images": request.images,
+        "ignore_boxes": request.kept_boxes,
+    }
+
+
+def _summary(
+    dest: str, lineage: LabelVersion, request: ExportRequest, tally: _Tally, pictures: Images
+) -> ExportSummary:
+    return ExportSummary(
+        dest=dest,
+        format=request.format,
         version=lineage.version,
         images=tally.images,
         empty=tally.empty,
@@ -134,9 +161,6 @@ def export_version(
         turned_upright=pictures.turned,
         copied_before=pictures.kept,
     )
-    _write_card(place, manifest, lineage, summary, tally)
-    place.finish(summary.to_fields())
-    return summary
 
 
 def _write_card(

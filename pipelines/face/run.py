@@ -12,13 +12,13 @@ from storage.errors import LabelfleetError
 from storage.labels.rows import LabelRow, label_rows
 from storage.labels.versions import read_label_tables, read_version, versions
 from storage.objects.protocols import StorageOptions
-from storage.records import AnnotationRow
-from storage.runs.image_bytes import Placed, read_images
+from storage.records import AnnotationRow, ImageRef
+from storage.runs.image_bytes import read_images
 from storage.runs.live_rows import live_rows, live_tables
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
 
-P = TypeVar("P", bound=Placed)
+P = TypeVar("P", bound=ImageRef)
 
 
 class Run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.exports.export import ExportFormat, ExportSummary, export_version
+from pipelines.exports.export import ExportFormat, ExportRequest, ExportSummary, export_version
 from pipelines.exports.images import ImageMode
 from pipelines.face.run import Run
 from pipelines.labels.decide import decide_run
@@ -88,6 +88,5 @@ def export(
     Raises:
         LabelfleetError: as ``pipelines.exports.export.export_version``.
     """
-    return export_version(
-        run.manifest, dest, format, version=version, images=images, options=run.options
-    )
+    request = ExportRequest(format, version, images)
+    return export_version(run.manifest, dest, request, run.options)

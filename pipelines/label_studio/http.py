@@ -76,11 +76,6 @@ class LabelStudioHttp:
     def __repr__(self) -> str:
         return f"LabelStudioHttp({self.url})"
 
-    @property
-    def token_kind(self) -> str:
-        """``legacy``, ``personal`` or ``access``."""
-        return self._token.kind
-
     def close(self) -> None:
         """Close the connection."""
         self._client.close()

@@ -85,14 +85,13 @@ def decide_run(
     runs = list({run.url: run for run in (manifest, *answers_from)}.values())
     parts = {run.url: answer_parts(run.store) for run in runs}
     found = usable_answers(runs, parts)
-    book = settle(found.answers, settling)
     attempt, now = new_attempt(), datetime.now(UTC)
     version = claim_version(manifest.store, attempt)
     with AlternativesWriter([c.name for c in identity.categories]) as alternatives:
         merge = _Merge(
             thresholds=thresholds,
             categories=identity.categories,
-            book=book,
+            book=settle(found.answers, settling),
             places=QueuePlaces(runs),
             model=identity.model_sha256,
             policy=policy.digest(),
@@ -100,12 +99,7 @@ def decide_run(
             alternatives=alternatives,
         )
         written = _write_rows(manifest, version, merge, rows_per_part)
-        files: dict[str, Body] = {
-            ALTERNATIVES: alternatives.finish(),
-            "policy.yaml": policy.to_yaml().encode(),
-            "answered.jsonl": to_jsonl(merge.answered),
-            "set_aside.jsonl": _lines(found.set_aside),
-        }
+        files = _files(merge, policy, found.set_aside)
         lineage = LabelVersion(
             version=version,
             attempt=attempt,
@@ -132,6 +126,15 @@ def _write_rows(
         for _, table in live_tables(manifest, [*_COPIED, "status", "detections"]):
             writer.write(merge.table(table))
         return writer.close()
+
+
+def _files(merge: _Merge, policy: Policy, set_aside: Sequence[SetAside]) -> dict[str, Body]:
+    return {
+        ALTERNATIVES: merge.alternatives.finish(),
+        "policy.yaml": policy.to_yaml().encode(),
+        "answered.jsonl": to_jsonl(merge.answered),
+        "set_aside.jsonl": _lines(set_aside),
+    }
 
 
 def _run_fields(identity: RunIdentity) -> dict[str, str]:

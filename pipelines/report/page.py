@@ -36,6 +36,7 @@ from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
 
 REPORT_KEY = "report/index.html"
+_GALLERY = 27  # images, a third each least certain, most certain and random
 _MAX_CLASSES = 24
 _MAX_SHOWN = 50
 
@@ -50,7 +51,6 @@ def write_report(
     manifest: Manifest,
     *,
     source_options: StorageOptions | None = None,
-    sample: int = 27,
     seed: int = 0,
     evaluation: Evaluation | None = None,
     policy: Policy | None = None,
@@ -63,8 +63,7 @@ def write_report(
     Args:
         manifest: the run.
         source_options: how to reach the images.
-        sample: images in the gallery, a third each least certain, most certain and random.
-        seed: for the random third.
+        seed: for the random third of the gallery.
         evaluation: shown in a section of its own where given.
         policy: the one that ``evaluation`` diagnoses; for pictures of what its labels miss.
         now: seconds since the epoch; None: this machine's clock.
@@ -72,8 +71,8 @@ def write_report(
     Returns:
         The page's URL.
     """
-    found = scan(manifest, sample=sample, seed=seed)
-    picks = found.gallery(sample)
+    found = scan(manifest, sample=_GALLERY, seed=seed)
+    picks = found.gallery(_GALLERY)
     tiles, problem = _tiles(
         manifest, source_options, [p for group in picks.values() for p in group]
     )

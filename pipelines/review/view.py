@@ -197,10 +197,10 @@ def render_worth(report: AuditReport) -> RenderableType:
         ("precision", _share(report.precision)),
         ("recall" + (" (upper bound)" if report.recall_is_upper_bound else ""),
          _share(report.recall)),
-        ("errors per 100 images", _figure(report.errors_per_100_images)),
-        ("errors found a minute, by value", _figure(report.value.errors_per_minute)),
-        ("errors found a minute, at random", _figure(report.audit.errors_per_minute)),
-        ("gain over random review", _figure(report.gain)),
+        ("errors per 100 images", figure(report.errors_per_100_images)),
+        ("errors found a minute, by value", figure(report.value.errors_per_minute)),
+        ("errors found a minute, at random", figure(report.audit.errors_per_minute)),
+        ("gain over random review", figure(report.gain)),
     ]  # fmt: skip
     title = f"{report.version}: from {report.sampled:,} audit images, for {report.images:,}"
     return Group(
@@ -214,7 +214,8 @@ def _share(estimate: Estimate) -> str:
     return f"{estimate.value:.1%}  ({estimate.low:.1%} to {estimate.high:.1%})"
 
 
-def _figure(estimate: Estimate) -> str:
+def figure(estimate: Estimate) -> str:
+    """Show an estimate with its interval, or say that too few answers support one."""
     if estimate.value is None:
         return "unknown"
     if estimate.vague:

@@ -67,7 +67,7 @@ class TrainSummary:
 
     @staticmethod
     def from_json(fields: dict[str, Any]) -> TrainSummary:
-        """Read what ``to_json`` gave, in this version or earlier ones (``map_``, ``map50``, …).
+        """Read what ``to_fields`` gave, in this version or earlier ones (``map_``, ``map50``, …).
 
         Raises KeyError, TypeError or ValueError for anything else.
         """

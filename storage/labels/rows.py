@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from storage.labels.versions import LABEL_SCHEMA, LABELS, PartFile, part_metadata, sha256_of
 from storage.objects.protocols import SupportsCreate
 from storage.parquet.files import SealedWriter
-from storage.records import Xyxy
+from storage.records import ImageRef, Xyxy
 
 ROWS_PER_PART = 100_000
 LabelSource = Literal["model", "human"]
@@ -35,14 +35,9 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelRow:
+class LabelRow(ImageRef):
     """One image of a label version; fields are those of ``LABEL_SCHEMA``."""
 
-    image_id: str
-    shard_id: str
-    offset: int | None
-    nbytes: int
-    sha256: str
     width: int
     height: int
     source: LabelSource

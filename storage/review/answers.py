@@ -26,9 +26,6 @@ ANSWERS = "review/answers/"
 Origin = Literal["kept", "moved", "relabelled", "added"]
 
 
-ORIGINS: tuple[Origin, ...] = ("kept", "moved", "relabelled", "added")
-
-
 @dataclass(frozen=True, slots=True)
 class ReviewedBox:
     """A box as the person left it; ``score`` is the prediction's, None where they drew it."""

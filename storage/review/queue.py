@@ -28,6 +28,7 @@ from storage.parquet.parts import (
     read_header,
     read_parts,
 )
+from storage.records import ImageRef
 
 QUEUE = "review/queue/"
 VERSION = 1
@@ -48,12 +49,11 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True)
-class ReviewItem:
+class ReviewItem(ImageRef):
     """One image in the queue.
 
     Attributes:
-        image_id, shard_id, offset, nbytes: as in the annotation row; where the bytes lie.
-        sha256, phash, width, height: as in the annotation row.
+        phash, width, height: as in the annotation row.
         order: place in this part's queue, from 0; show them in this order.
         part: ``audit`` (drawn at random) or ``value`` (expected to pay).
         show: False where the same pixels are in the queue already, under this name or another,
@@ -67,11 +67,6 @@ class ReviewItem:
         reasons: what spoke for it, strongest first.
     """
 
-    image_id: str
-    shard_id: str
-    offset: int | None
-    nbytes: int
-    sha256: str
     phash: int | None
     width: int
     height: int

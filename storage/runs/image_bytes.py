@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from storage.errors import LabelfleetError, ObjectNotFound, StorageError
 from storage.objects.protocols import ObjectStore
-from storage.records import Shard, StoredObject, image_ids_of
+from storage.records import ImageRef, Shard, StoredObject, image_ids_of
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
 from storage.shards.reading import read_shard
@@ -22,20 +22,7 @@ _FETCHERS = 8
 _IN_FLIGHT = 32  # images whose bytes are held at once
 
 
-class Placed(Protocol):
-    """An image that says where its bytes lie: an annotation row, a review item, a label row."""
-
-    @property
-    def image_id(self) -> str: ...
-    @property
-    def shard_id(self) -> str: ...
-    @property
-    def offset(self) -> int | None: ...
-    @property
-    def nbytes(self) -> int: ...
-
-
-P = TypeVar("P", bound=Placed)
+P = TypeVar("P", bound=ImageRef)
 Fetched = bytes | LabelfleetError
 
 
@@ -64,7 +51,7 @@ def read_images(
 
 
 def fetch_images(
-    manifest: Manifest, source: ObjectStore, places: Sequence[Placed]
+    manifest: Manifest, source: ObjectStore, places: Sequence[ImageRef]
 ) -> dict[str, Fetched]:
     """As ``read_images``, all at once, by image_id."""
     return {place.image_id: raw for place, raw in read_images(manifest, source, places)}
@@ -80,7 +67,7 @@ def _shards_of(manifest: Manifest, wanted: set[str]) -> dict[str, Shard]:
     return found
 
 
-def _fetch(source: ObjectStore, shards: dict[str, Shard], place: Placed) -> Fetched:
+def _fetch(source: ObjectStore, shards: dict[str, Shard], place: ImageRef) -> Fetched:
     try:
         listed = _object_of(shards.get(place.shard_id), place)
         return source.get_range(listed.key, place.offset or 0, place.nbytes, if_match=listed.etag)
@@ -88,7 +75,7 @@ def _fetch(source: ObjectStore, shards: dict[str, Shard], place: Placed) -> Fetc
         return exc
 
 
-def _object_of(shard: Shard | None, place: Placed) -> StoredObject:
+def _object_of(shard: Shard | None, place: ImageRef) -> StoredObject:
     if shard is not None and shard.kind == "tar":
         return shard.objects[0]
     for listed in shard.objects if shard is not None else ():

@@ -218,7 +218,7 @@ class RunLock:
         try:
             self._etag = self._store.replace(LOCK_KEY, _body(owner), if_match=self._etag)
         except ObjectChanged:
-            found, etag = _read(self._store)
+            found, etag = read_lock(self._store)
             if found is None or found.token != owner.token:
                 raise
             # Our own renewal, now or an earlier one, whose reply was lost.
@@ -274,7 +274,7 @@ def _acquire(
         except AlreadyExists:
             pass
         try:
-            holder, etag = _read(store)
+            holder, etag = read_lock(store)
             if holder is not None and holder.token == owner.token:
                 return etag  # our own create, its reply lost
             if holder is None or holder.alive() is not False:
@@ -309,7 +309,7 @@ def _wait_until_abandoned(
         until_s = clock() + lease_s
         while clock() < until_s:
             sleep(min(1.0, lease_s / 10))
-            if store.head(LOCK_KEY).etag != etag and _moved(_read(store)[0], holder):
+            if store.head(LOCK_KEY).etag != etag and _moved(read_lock(store)[0], holder):
                 break
         else:
             return
@@ -326,8 +326,8 @@ def _moved(now: Owner | None, before: Owner | None) -> bool:
     return (now.token, now.counter) != (before.token, before.counter)
 
 
-def _read(store: LockStore) -> tuple[Owner | None, str]:
-    """Who holds it (None: that cannot be read), and the etag. Raises ObjectNotFound."""
+def read_lock(store: LockStore) -> tuple[Owner | None, str]:
+    """Return the lock's owner (None: unreadable) and its etag. Raises ObjectNotFound."""
     while True:
         listed = store.head(LOCK_KEY)
         try:

@@ -14,8 +14,6 @@ from storage.errors import (
     ObjectChanged,
     ObjectNotFound,
     ObjectUnreadable,
-    SourceError,
-    SourceTruncated,
     StorageError,
 )
 from storage.objects.prefetch import READERS, in_order
@@ -86,26 +84,6 @@ def read_shard(
         return _naming_the_unreadable(tar, others_readable)
     fetch = partial(_image_record, store, max_image_bytes, others_readable)
     return _read_images(fetch, shard.objects, max_image_bytes, abort, readers)
-
-
-def member_ids(store: SupportsShards, shard: Shard) -> list[str] | None:
-    """Image ids of a shard in order, without its images' bytes; of a tar, its headers are read.
-
-    Returns:
-        None where the tar is not the one that was listed any more, or no tar.
-    """
-    if shard.kind == "images":
-        return [image_id_of(listed.key) for listed in shard.objects]
-    found: list[str] = []
-    try:
-        # No image is as small as that: every body is skipped.
-        for record in read_shard(store, shard, max_image_bytes=0):
-            found.append(record.image_id)
-    except SourceTruncated:
-        pass  # what came before its end is what there is to label
-    except (ObjectNotFound, ObjectChanged, SourceError):
-        return None
-    return found
 
 
 def _read_tar(

@@ -14,6 +14,7 @@ from pipelines.dispatch.metrics import METRICS, RUN
 from tests.deploy.manifests import ROOT, documents
 
 BOARD = json.loads((ROOT / "deploy/grafana/labelfleet.json").read_text())
+# Ray puts its own name first.
 KNOWN = {f"ray_{name}": metric for name, metric in METRICS.items()}
 
 

@@ -133,7 +133,7 @@ def test_a_personal_access_token_works_and_outlives_its_access_tokens(
     made = httpx.post(f"{label_studio.url}/api/token/", headers=headers, timeout=60)
     personal = made.json()["token"]
     http = LabelStudioHttp(label_studio.url, Token(personal))
-    assert http.token_kind == "personal"
+    assert http._token.kind == "personal"
     assert LabelStudio(http).me()["email"] == label_studio.email
     http._token._access = _expired()  # as after five minutes
     assert LabelStudio(http).me()["email"] == label_studio.email

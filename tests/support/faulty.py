@@ -1,4 +1,4 @@
-"""FaultyStore: any store with trouble injected, for tests and for trying a run's recovery."""
+"""FaultyStore: any store with trouble injected."""
 
 from __future__ import annotations
 

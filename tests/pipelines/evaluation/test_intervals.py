@@ -16,7 +16,7 @@ from pipelines.evaluation.intervals import (
     rate_estimate,
     share_estimate,
 )
-from pipelines.review.view import _figure
+from pipelines.review.view import figure
 
 
 def _sample(images: int, x: list[float], y: list[float]) -> Sample:
@@ -135,5 +135,5 @@ def test_figures_for_people_have_no_exponents_and_no_absurd_ends() -> None:
     assert Estimate(72.2, 0.00005, 96716935.27).vague
     assert Estimate(2.0, 0.0, float("inf")).vague
     assert not Estimate(2.0, 0.5, 8.0).vague
-    assert "96" not in _figure(Estimate(72.2, 0.00005, 96716935.27))
-    assert _figure(Estimate(2.0, 0.5, 8.0)) == "2  (0.5 to 8)"
+    assert "96" not in figure(Estimate(72.2, 0.00005, 96716935.27))
+    assert figure(Estimate(2.0, 0.5, 8.0)) == "2  (0.5 to 8)"

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipelines.exports.export import ExportFormat, ExportSummary, export_version
+from pipelines.exports.export import ExportFormat, ExportRequest, ExportSummary, export_version
 from pipelines.exports.file_names import FileNames
 from pipelines.exports.place import ExportPlace
 from pipelines.labels.decide import decide_run
@@ -132,7 +132,7 @@ def hostile(tmp_path: Path, request: pytest.FixtureRequest) -> Labelled:
 def _export(
     labelled: Labelled, dest: Path, format: ExportFormat, images: str = "none"
 ) -> ExportSummary:
-    return export_version(labelled.manifest, str(dest), format, images=images)  # type: ignore[arg-type]
+    return export_version(labelled.manifest, str(dest), ExportRequest(format, images=images))  # type: ignore[arg-type]
 
 
 Exported = list[tuple[tuple[float, ...], int, bool]]
@@ -296,8 +296,8 @@ def test_places_that_would_mix_are_refused(loose: Labelled, tmp_path: Path) -> N
 
 def test_an_older_version_can_be_exported(loose: Labelled, tmp_path: Path) -> None:
     decide_run(loose.manifest, Policy(accept=0.95, reject=0.9))
-    new = export_version(loose.manifest, str(tmp_path / "new"), "coco")
-    old = export_version(loose.manifest, str(tmp_path / "old"), "coco", version="v0001")
+    new = export_version(loose.manifest, str(tmp_path / "new"), ExportRequest("coco"))
+    old = export_version(loose.manifest, str(tmp_path / "old"), ExportRequest("coco", "v0001"))
     assert (new.version, old.version) == ("v0002", "v0001")
     assert new.labels < old.labels
 
@@ -424,7 +424,7 @@ def test_a_rewrite_of_the_same_size_is_not_linked_either(loose: Labelled, tmp_pa
 def test_ignore_boxes_can_be_left_in_or_out(loose: Labelled, tmp_path: Path) -> None:
     def export(format: ExportFormat, keep: str) -> Path:
         dest = tmp_path / f"{format}-{keep}"
-        export_version(loose.manifest, str(dest), format, ignore_boxes=keep)  # type: ignore[arg-type]
+        export_version(loose.manifest, str(dest), ExportRequest(format, ignore_boxes=keep))  # type: ignore[arg-type]
         return dest
 
     crowds = {

@@ -19,7 +19,7 @@ import pytest
 from storage.errors import ObjectNotFound, RunLocked, StorageUnavailable
 from storage.objects.json_records import json_record, read_record
 from storage.objects.protocols import ObjectStore
-from storage.runs.lock import LOCK_KEY, Owner, _read, run_lock
+from storage.runs.lock import LOCK_KEY, Owner, read_lock, run_lock
 from storage.stores.local import LocalStore
 from storage.stores.memory import MemoryStore
 from tests.support.faulty import FaultyStore, drop_reply, fail
@@ -207,7 +207,7 @@ def test_a_flipped_bit_never_makes_a_live_holder_look_dead(store: MemoryStore) -
         raw = store.get(LOCK_KEY)
         for at in range(len(raw)):
             store.put(LOCK_KEY, raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
-            found, _ = _read(store)
+            found, _ = read_lock(store)
             assert found is None or found.alive(), raw[:at]
         store.put(LOCK_KEY, raw)
 
