@@ -203,6 +203,7 @@ LARGER = {
     "pipelines.ingest.ingest.ingest": "part of the face: one keyword an option",
     "pipelines.policy.guarantee._stated": "the terms of the statement",
     "pipelines.routing.route.route_run": "part of the face: one keyword an option",
+    "workers.labelling.labeller.__init__": "the parts of a labeller, each given by its caller",
     "workers.checkpoints.description.description": "the fields of the description",
     "workers.checkpoints.file.save_checkpoint": "the fields of the file",
     "storage.s3.resuming.__init__": "the state that a resumed read carries on",
