@@ -1,4 +1,4 @@
-"""The core types. Frozen, slotted, without behaviour beyond what their own fields answer."""
+"""The core types: frozen and slotted; their methods only derive values from their fields."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class StoredObject:
         key: path below the store's root, '/'-separated, no leading slash.
         nbytes: size in bytes.
         etag: opaque version; for files size and mtime_ns, for S3 the ETag without quotes.
-        modified_at: seconds since the epoch on the store's clock; None where it was not said, as
-            in a run's frozen listings. No part of what the object is.
+        modified_at: seconds since the epoch on the store's clock; None where unknown, as in a
+            run's frozen listings. Not part of the object's identity.
     """
 
     key: str
@@ -134,7 +134,7 @@ class Detections:
 
     @staticmethod
     def empty(topk: int = 1) -> Detections:
-        """No box at all."""
+        """Return detections without any box."""
         return Detections(
             boxes=np.zeros((0, 4), np.float32),
             scores=np.zeros(0, np.float32),
@@ -176,7 +176,7 @@ class AnnotationRow(ImageRef):
     Attributes:
         frames: pages or animation frames in the file; None where they were not counted: the image
             could not be opened, or the row was written under schema version 1.
-        warning: what was odd about an image that was labelled all the same, as ``kind: detail``
+        warning: what was odd about an image that was labelled nevertheless, as ``kind: detail``
             joined by "; " (see ``warning_kinds``); None: nothing.
     """
 
@@ -201,9 +201,9 @@ _IN_A_TAR = re.compile(r"\.(tar|tar\.gz|tgz)/", re.IGNORECASE)
 
 
 def printable(name: str | bytes) -> str:
-    """A name as it stands in ``image_id``: valid UTF-8, and different for different names.
+    """Return a name as it stands in ``image_id``: valid UTF-8, and different for different names.
 
-    Bytes that are not UTF-8 become ``\\xNN``; a backslash that looks like the begin of such an
+    Bytes that are not UTF-8 become ``\\xNN``; a backslash that looks like the start of such an
     escape becomes ``\\x5c``.
     """
     raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
@@ -215,7 +215,7 @@ def printable(name: str | bytes) -> str:
 
 
 def image_id_of(key: str) -> str:
-    """The id of a loose image, which no member of a tar has.
+    """Return the id of a loose image, which no member of a tar has.
 
     A folder that is named like a tar may lie beside that tar, see ``tar_folders``.
     """

@@ -85,7 +85,10 @@ class PeopleReport:
 
 
 def people_report(answers: Iterable[Answer]) -> PeopleReport:
-    """Figures from the answers that stand; of one person's answers to an image the last counts."""
+    """Return figures from the answers that stand.
+
+    Of one person's answers to an image the last counts.
+    """
     by_person: dict[str, dict[str, Answer]] = defaultdict(dict)
     skipped: Counter[str] = Counter()
     for answer in sorted(answers, key=lambda a: a.submitted_at):

@@ -95,10 +95,10 @@ class AuditReport:
 
 
 def audit_report(manifest: Manifest, version: str | None = None) -> AuditReport:
-    """Estimates for a label version; None: the latest.
+    """Return estimates for a label version; None: the latest.
 
     Raises:
-        ConfigError: there is no such version.
+        ConfigError: the version does not exist.
     """
     lineage = read_version(manifest.store, version)
     lines = from_jsonl(read_version_file(manifest.store, lineage, "answered.jsonl"))
@@ -117,7 +117,7 @@ def estimate(
     own_run: str = "",
     own_strata: dict[str, int] | None = None,
 ) -> AuditReport:
-    """Estimates from the lines of an answered.jsonl.
+    """Return estimates from the lines of an answered.jsonl.
 
     Args:
         lines: of one label version.
@@ -213,7 +213,7 @@ def _per_100_images(strata: Strata) -> Estimate:
 
 
 def _seconds(lines: Sequence[AnsweredImage]) -> Count:
-    """Human seconds of an image: measured and cut at lunch breaks, else as routing expected."""
+    """Return human seconds of an image: measured, less breaks, else as routing expected."""
     times = [a.lead_time_s for a in lines if a.state == "answered" and a.lead_time_s]
     limit = _LUNCH * median(times) if times else 0.0
 
@@ -249,7 +249,7 @@ def _notes(
     measured: int,
     answered: int,
 ) -> list[str]:
-    """What a reader must know; ``audit`` are the audit images of the run that is sampled."""
+    """Return what a reader must know; ``audit`` are the audit images of the run that is sampled."""
     notes = []
     skipped = sum(a.state == "skipped" for a in audit)
     bulk = sum(a.bulk for a in audit)

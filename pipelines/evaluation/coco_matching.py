@@ -74,7 +74,7 @@ def detection_rows(
     size: tuple[int, int] | None,
     classes: NDArray[np.integer[Any]] | None = None,
 ) -> NDArray[np.float64]:
-    """One image's detections as COCO takes them, clipped to the image.
+    """Return one image's detections as COCO takes them, clipped to the image.
 
     Args:
         number: the image's id in its chunk, from 1.
@@ -103,7 +103,7 @@ def detection_rows(
 def truth_box(
     index: int, xywh: Sequence[float], area: float, *, ignore: bool, number: int = 1
 ) -> dict[str, Any]:
-    """One true box as COCO takes it.
+    """Return one true box as COCO takes it.
 
     Args:
         index: its class, from 0.

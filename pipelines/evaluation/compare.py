@@ -92,7 +92,7 @@ class Comparison:
     map_: tuple[float | None, float | None] | None = None
 
     def to_fields(self) -> dict[str, Any]:
-        """Plain values, with the names of the images that changed most."""
+        """Return plain values, with the names of the images that changed most."""
         return {
             "old": self.old,
             "new": self.new,

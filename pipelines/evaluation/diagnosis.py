@@ -242,7 +242,7 @@ class _Found:
         del self._worst[_WORST:]
 
     def result(self, policy: str) -> Diagnosis:
-        """Everything added up."""
+        """Return everything added up."""
         scores, right, hit, overlap, ids = np.concatenate(self._boxes).T
         return Diagnosis(
             policy=policy,

@@ -25,7 +25,7 @@ from storage.runs.manifest import Manifest
 
 SHOWN_SCORE = 0.25
 _UNSURE = (0.1, 0.5)
-_MOST_CLASSES = 4  # with a statistic of their own: the most frequent of the reference
+_MOST_CLASSES = 4  # with a separate statistic: the most frequent of the reference
 MOST_IMAGES = 5000  # of each run: a random draw, where it has more
 RISK = 0.01
 _COLUMNS = ["image_id", "sha256", "status", "width", "height", "nbytes", "detections"]
@@ -103,7 +103,7 @@ class Drift:
         return f"left the distribution, clear after {self.alarm_after:,} images: {moved}"
 
     def to_fields(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self) | {"alarm": self.alarm, "sentence": self.sentence}
 
 
@@ -126,7 +126,7 @@ def read_statistics(
         classes: class names that both runs have; others are not counted by class.
         only: shard ids, None: all.
         most: images; of more, a draw by content.
-        names: class names with a statistic of their own; None: the most frequent ones.
+        names: class names with a separate statistic; None: the most frequent ones.
     """
     own = [c.name for c in manifest.record.identity.categories]
     to_common = np.array([classes.index(n) if n in classes else -1 for n in own], np.int64)
@@ -208,7 +208,7 @@ def _basic(
 
 
 def random_place(sha256: str) -> int:
-    """A place in a random order that content alone decides."""
+    """Return a place in a random order that content alone decides."""
     return int.from_bytes(hashlib.sha256(f"drift {sha256}".encode()).digest()[:8], "big") >> 1
 
 
@@ -252,7 +252,10 @@ class DriftTest:
         return [test.gambler for test in self._tests]
 
     def result(self, before: Floats, after: Floats, reference: int) -> Drift:
-        """The result so far; ``before`` and ``after``: float64 [statistics], means to show."""
+        """Return the result so far.
+
+        ``before`` and ``after``: float64 [statistics], means to show.
+        """
         found = [
             StatisticDrift(name, gambler.most / float(np.log(10)), float(a), float(b))
             for name, gambler, a, b in zip(
@@ -292,7 +295,7 @@ def _run(test: DriftTest, before: Floats, after: Floats, seen: Iterable[Floats])
 
 
 def common_classes(old: Manifest, new: Manifest) -> list[str]:
-    """Names of classes that both runs have. Raises ConfigError where there are none."""
+    """Return names of classes that both runs have. Raises ConfigError where there are none."""
     names = {c.name for c in new.record.identity.categories}
     common = [c.name for c in old.record.identity.categories if c.name in names]
     if not common:
@@ -304,6 +307,6 @@ def common_classes(old: Manifest, new: Manifest) -> list[str]:
 
 
 def shares(counts: NDArray[np.int64], names: Sequence[str]) -> Mapping[str, float]:
-    """Counts as shares, by name."""
+    """Return counts as shares, by name."""
     total = max(int(counts.sum()), 1)
     return {name: round(float(n) / total, 4) for name, n in zip(names, counts, strict=True)}

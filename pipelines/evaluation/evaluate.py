@@ -92,7 +92,7 @@ def _row_names(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 def _missing_hint(join: Join) -> str:
     if not join.image_of_row:
-        return "no name joined at all: is this the ground truth of the run's source?"
+        return "none of the names match: is this the ground truth of the run's source?"
     return (
         "finish the run (`labelfleet status` says what is left), or leave these images out "
         "with --allow-missing"
@@ -209,7 +209,7 @@ class _Scoring:
         return rows
 
     def result(self, run: str, join: Join) -> Evaluation:
-        """Everything added up."""
+        """Return everything added up."""
         self._flush()
         precision, recall = self._matching.curves()
         n_classes = len(self._classes.shared)

@@ -21,7 +21,7 @@ _STRATEGIES = 4 * len(_EXPONENTS)
 
 
 def _log_bets(p: float) -> Floats:
-    """Log growth of each strategy at one p-value: power bets on small, large, outer, inner ones."""
+    """Return each strategy's log growth: power bets on small, large, outer and inner p-values."""
     inner = abs(2.0 * p - 1.0)
     sides = np.clip(np.array([p, 1.0 - p, inner, 1.0 - inner]), 1e-12, 1.0)
     grown = np.log(_EXPONENTS)[None] + (_EXPONENTS - 1.0)[None] * np.log(sides)[:, None]

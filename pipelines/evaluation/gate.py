@@ -155,7 +155,7 @@ def gate_table(result: GateResult) -> RenderableType:
 def best_order(
     found: Sequence[Detections], truth: Sequence[Sequence[dict[str, Any]]], classes: int
 ) -> NDArray[np.int64]:
-    """The class that each output most likely stands for.
+    """Return the class that each output most likely stands for.
 
     Boxes are matched to the truth by their place alone; the order is the assignment that agrees
     with most of the score (Kuhn 1955, the Hungarian method).

@@ -4,7 +4,7 @@ Precision and recall are ratios of box counts, but images were drawn, not boxes:
 are right or wrong together. So the ratio's variance is taken over images (linearised, with the
 inclusion probabilities as weights), turned into an effective number of boxes, and that into a
 Clopper-Pearson interval, as Korn and Graubard (1998) do for surveys: it stays inside [0, 1] and has
-a sensible width where no error was seen at all.
+a sensible width even where no error was seen.
 
 Audits are small and errors bunch in few images, so three corrections lean to the safe side; how
 often the interval then covers the truth is measured by ``benchmarks/audit_coverage.py``:
@@ -75,12 +75,12 @@ class Estimate:
 
 
 def vague(low: float, high: float) -> bool:
-    """Whether an interval of a rate spans so much that its ends would only mislead."""
+    """Return whether an interval of a rate spans so much that its ends would only mislead."""
     return not np.isfinite(high) or (low > 0 and high > _VAGUE * low)
 
 
 def plain(value: float) -> str:
-    """A figure as people write it: three digits that count, no exponent."""
+    """Return a figure as people write it: three digits that count, no exponent."""
     if not np.isfinite(value):
         return "unbounded"
     if abs(value) >= 100:
@@ -135,7 +135,7 @@ def quotient(a: Estimate, b: Estimate) -> Estimate:
 
 
 def _share_interval(strata: Sequence[Sample], total: float, value: float) -> tuple[float, float]:
-    """The hull of the intervals without and with invented images: they only ever widen it."""
+    """Return the hull of the intervals without and with invented images, never a narrower one."""
     images, seen = sum(s.images for s in strata), sum(len(s.y) for s in strata)
     unseen = max(0.0, 1.0 - seen / images)
     size = sum(s.weight * float((s.y**2).sum()) for s in strata) / total

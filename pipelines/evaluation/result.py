@@ -88,7 +88,7 @@ class Evaluation:
     diagnosis: Diagnosis | None = None
 
     def to_fields(self) -> dict[str, Any]:
-        """Plain values, under COCO's customary names (mAP, mAP50, AR, …)."""
+        """Return plain values, under COCO's customary names (mAP, mAP50, AR, …)."""
         plain = asdict(self)
         for field, name in _JSON_NAMES.items():
             plain[name] = plain.pop(field)
@@ -106,7 +106,7 @@ _JSON_NAMES = {
 
 
 def evaluation_table(evaluation: Evaluation) -> RenderableType:
-    """The evaluation as a table for people, with what they should know below it."""
+    """Return the evaluation as a table for people, with what they should know below it."""
     table = Table(title=f"{evaluation.images:,} images", title_justify="left")
     for heading in ("class", "AP", "AP50", "AP75", "AR", "truth", "detections"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
@@ -130,7 +130,7 @@ def evaluation_table(evaluation: Evaluation) -> RenderableType:
 
 
 def diagnosis_facts(d: Diagnosis) -> list[tuple[str, str]]:
-    """The diagnosis as names and values for people, without the confusion matrix."""
+    """Return the diagnosis as names and values for people, without the confusion matrix."""
     return [
         (f"precision of {d.accepted:,} labels, percent", _percent(d.precision)),
         (f"recall of {d.objects:,} objects, percent", _percent(d.recall)),

@@ -1,4 +1,4 @@
-"""The data card: README.md beside each export, readable without labelfleet."""
+"""The data card: README.md next to each export, readable without labelfleet."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ class CocoExporter:
 
 
 def _outline(annotation: dict[str, Any]) -> dict[str, Any]:
-    """The box as a polygon, clockwise from the top left."""
+    """Return the box as a polygon, clockwise from the top left."""
     x, y, w, h = annotation["bbox"]
     right, bottom = round(x + w, 3), round(y + h, 3)
     return {"segmentation": [[x, y, right, y, right, bottom, x, bottom]]}

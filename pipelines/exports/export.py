@@ -134,7 +134,7 @@ def export_version(
 
 
 def _identity(manifest: Manifest, lineage: LabelVersion, request: ExportRequest) -> dict[str, Any]:
-    """What makes two exports the same one, so that the second continues the first."""
+    """Return what makes two exports the same one, so that the second continues the first."""
     return {
         "run": shown_url(manifest.url),
         "version": lineage.version,

@@ -33,7 +33,7 @@ class FileNames:
         self._folders: set[str] = set()
 
     def name(self, image_id: str) -> str:
-        """A relative path of safe components, never given before, not even in other case."""
+        """Return a relative path of safe components, never given before, not even in other case."""
         clean = _cleaned(image_id)
         expected = image_id
         if self._flat:

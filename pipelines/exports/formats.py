@@ -34,7 +34,7 @@ class ExportedImage:
 def split_labels(
     labels: Iterable[Label], ignore_boxes: IgnoreBoxes
 ) -> tuple[list[Label], list[Label]]:
-    """What stands among the labels of an export, and the ignore boxes in a list of their own."""
+    """Return the labels of an exported image, and separately its ignore boxes."""
     every = list(labels)
     kept = [label for label in every if ignore_boxes == "in" or not label.ignore]
     return kept, [label for label in every if label.ignore]
@@ -49,7 +49,7 @@ class Exporter(Protocol):
 
 
 def provenance(lineage: LabelVersion) -> dict[str, Any]:
-    """Where exported labels come from, for the format's own description field."""
+    """Return where exported labels come from, for the format's own description field."""
     guarantee = {"guarantee": lineage.guarantee} if lineage.guarantee else {}
     return {
         "description": f"{lineage.run['name']}, label version {lineage.version}, by labelfleet",
@@ -64,5 +64,5 @@ def provenance(lineage: LabelVersion) -> dict[str, Any]:
 
 
 def json_line(value: Any) -> bytes:
-    """One line of JSON, any file name included."""
+    """Return one line of JSON, any file name included."""
     return json.dumps(value).encode() + b"\n"

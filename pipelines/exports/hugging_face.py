@@ -67,7 +67,7 @@ class HfExporter:
 
     def __enter__(self) -> HfExporter:
         self._folder = tempfile.TemporaryDirectory(prefix="labelfleet-")
-        self._place.clear("data/")  # images come in an order of their own: parts never continue
+        self._place.clear("data/")  # images come in no fixed order, so parts cannot be continued
         return self
 
     def __exit__(

@@ -57,9 +57,9 @@ class Images:
         self.turned = self.kept = 0
 
     def of(self, rows: Sequence[LabelRow]) -> Iterator[tuple[LabelRow, str, Found]]:
-        """Every row with its name and its image, or with the reason why it cannot be read.
+        """Yield every row with its name and its image, or with the reason why it cannot be read.
 
-        Names are given in the order of ``rows``; what is copied comes in an order of its own.
+        Names are given in the order of ``rows``; copied images come in no particular order.
         """
         suffixed = copied_name if self._mode == "copy" else str
         names = {row.image_id: self._names.name(suffixed(row.image_id)) for row in rows}
@@ -135,7 +135,7 @@ def open_images(
     options: StorageOptions | None,
     there: Callable[[str], bool] | None = None,
 ) -> Images:
-    """The images of a run for an export that ``check_images`` allowed.
+    """Return the images of a run for an export that ``check_images`` allowed.
 
     Args:
         manifest, mode: the run; ``copy``, ``link`` or ``none``.
@@ -165,5 +165,5 @@ def _local_files(manifest: Manifest) -> dict[str, _LinkedFile]:
 
 
 def local_root(url: str) -> Path:
-    """The folder of a file:// URL or plain path."""
+    """Return the folder of a file:// URL or plain path."""
     return Path(parse_url(url).path)

@@ -41,7 +41,10 @@ class ExportPlace:
         return self._store.url
 
     def has(self, key: str) -> bool:
-        """Whether an earlier attempt wrote this object; objects appear whole or not at all."""
+        """Return whether an earlier attempt wrote this object.
+
+        Objects appear whole or not at all.
+        """
         return key in self._there
 
     def write(self, key: str, body: Body) -> None:

@@ -83,6 +83,6 @@ class AlternativesWriter:
         }
 
     def finish(self) -> Path:
-        """The file with all lines; without a line where there are none."""
+        """Return the file with all lines; without a line where there are none."""
         self._file.close()
         return Path(self._file.name)

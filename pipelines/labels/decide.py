@@ -151,7 +151,7 @@ def _lines(set_aside: Sequence[SetAside]) -> bytes:
 
 
 def read_set_aside(manifest: Manifest, version: LabelVersion) -> list[SetAside]:
-    """Answers that a label version could not take, by task."""
+    """Return answers that a label version could not take, by task."""
     raw = read_version_file(manifest.store, version, "set_aside.jsonl")
     return [SetAside(**json.loads(line)) for line in raw.splitlines()]
 
@@ -193,7 +193,7 @@ class _Merge:
         return pa.concat_tables([machine, people]).take(pa.array(order))
 
     def totals(self) -> dict[str, int]:
-        """Counts for the lineage, zeros included where their absence would be a question."""
+        """Return counts for the lineage, zeros included where their absence would be a question."""
         names = ("images_model", "images_human", "images_human_empty", "labels", "ignored",
                  "rejected", "rejected_outside", "rejected_alternative",
                  "labels_unseen", "ignored_unseen")  # fmt: skip
@@ -302,7 +302,7 @@ def _model_labels(batch: BoxBatch, image: int) -> ModelLabels:
 
 
 def _unseen(batch: BoxBatch, image: int, settled: Settled) -> list[Label]:
-    """What the policy makes of the model's boxes that an answer says nothing about.
+    """Return what the policy makes of the model's boxes that an answer says nothing about.
 
     See ``Answer.hidden``. Model boxes at such a place (IoU >= 0.5) stay labels or ignore boxes,
     unless they overlap as much with a box that people left.

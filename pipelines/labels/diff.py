@@ -63,7 +63,7 @@ def diff_versions(manifest: Manifest, old: str, new: str) -> LabelDiff:
         old, new: version names, or ``latest``.
 
     Raises:
-        ConfigError: there is no such version.
+        ConfigError: the version does not exist.
     """
     before, after = read_version(manifest.store, old), read_version(manifest.store, new)
     tally = _Tally([c.name for c in before.categories], [c.name for c in after.categories])

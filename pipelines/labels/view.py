@@ -15,7 +15,7 @@ from storage.labels.versions import LabelVersion
 
 
 def render_version(lineage: LabelVersion, set_aside: Sequence[SetAside] = ()) -> RenderableType:
-    """What a label version holds, and the answers that it could not take."""
+    """Return what a label version holds, and the answers that it could not take."""
     rows = [(name.replace("_", " "), f"{count:,}") for name, count in lineage.counts.items()]
     rows += [("answers from", url) for url in lineage.answers]
     lines = [Text(f"policy {lineage.policy}")]
@@ -28,7 +28,7 @@ def render_version(lineage: LabelVersion, set_aside: Sequence[SetAside] = ()) ->
 
 
 def render_diff(diff: LabelDiff) -> RenderableType:
-    """What changed between two versions."""
+    """Return what changed between two versions."""
     images = [(f"images {kind.replace('_', ' ')}", f"{n:,}") for kind, n in diff.images.items()]
     boxes = [(f"boxes {kind.replace('_', ' ')}", f"{n:,}") for kind, n in diff.boxes.items()]
     classes = Table("class", diff.old, diff.new, box=None)

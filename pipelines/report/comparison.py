@@ -98,7 +98,7 @@ def _tiles(
 
 
 def comparison_table(found: Comparison, page: str) -> RenderableType:
-    """The comparison for people."""
+    """Return the comparison for people."""
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for change in CHANGES:

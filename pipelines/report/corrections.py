@@ -139,7 +139,7 @@ def corrections(manifest: Manifest, lineage: LabelVersion) -> list[Correction]:
 
 
 def _rows(manifest: Manifest, image_ids: set[str]) -> Iterator[tuple[AnnotationRow, pa.Table]]:
-    """Rows of queued images, each also as a table; only shards that have some are read."""
+    """Yield rows of queued images, each also as a table; only shards that have some are read."""
     queue = read_queue(manifest.store, hidden=True)
     shards = {item.shard_id for item in queue if item.image_id in image_ids}
     wanted = pa.array(sorted(image_ids), pa.string())
@@ -204,7 +204,7 @@ def draw_correction(
 def crop(
     pixels: NDArray[np.uint8], c: Correction, labels: Labels, focus: int | None
 ) -> NDArray[np.uint8]:
-    """The place of a correction with one side's labels, the one in question drawn thicker.
+    """Return the place of a correction with one side's labels, the one in question drawn thicker.
 
     Args:
         pixels: uint8 [H, W, 3], RGB, upright.
@@ -230,7 +230,7 @@ def crop(
 
 
 def view(c: Correction, width: int, height: int) -> tuple[int, int, int, int]:
-    """The part of an image to show: around what was corrected, 4:3, inside the image if it fits."""
+    """Return the part of an image to show: around the correction, 4:3, inside the image."""
     boxes = [c.before.boxes[c.was]] if c.was is not None else []
     boxes += [c.after.boxes[c.now]] if c.now is not None else []
     hull = np.array([np.min(boxes, axis=0)[:2], np.max(boxes, axis=0)[2:]])

@@ -26,7 +26,7 @@ def columns(
     tips: Sequence[str],
     classes: Sequence[str] | None = None,
 ) -> Markup:
-    """A column chart.
+    """Return a column chart.
 
     Args:
         values: heights, from 0.
@@ -62,7 +62,7 @@ def columns(
 def area(
     edges: Sequence[float], values: Sequence[float], *, says: str, x_title: str, mean: float
 ) -> Markup:
-    """A stepped line over intervals, filled, with a dashed line at the mean.
+    """Return a stepped line over intervals, filled, with a dashed line at the mean.
 
     Args:
         edges: borders of the intervals, ascending, one more than ``values``.
@@ -105,7 +105,7 @@ def whiskers(
     x_title: str,
     top: float | None = None,
 ) -> Markup:
-    """Figures with their intervals, one a line: a dot between two ends.
+    """Return figures with their intervals, one a line: a dot between two ends.
 
     Args:
         figures: (label, value or None where it is unknown, low, high); high may be infinite.
@@ -184,7 +184,10 @@ def _svg(parts: Sequence[Markup], says: str) -> Markup:
 
 
 def _nice_top(highest: float) -> float:
-    """The least of 1, 2, 4, 8, 10 × 10ⁿ that is not below; quarters of it are round numbers."""
+    """Return the least of 1, 2, 4, 8, 10 × 10ⁿ that is not below.
+
+    Quarters of it are round numbers.
+    """
     if highest <= 0:
         return 1.0
     unit = 10.0 ** floor(log10(highest))
@@ -192,7 +195,7 @@ def _nice_top(highest: float) -> float:
 
 
 def short(value: float) -> str:
-    """A number in a few characters: 950, 1.2k, 34k, 5.6M."""
+    """Return a number in a few characters: 950, 1.2k, 34k, 5.6M."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
             scaled = value / unit

@@ -51,7 +51,7 @@ class Tile:
 
 
 def draw_tiles(manifest: Manifest, source: ObjectStore, picks: Sequence[Pick]) -> dict[str, Tile]:
-    """Tiles by image_id; an image that cannot be had is a tile that says why."""
+    """Tiles by image_id; for an unreadable image the tile says why."""
     names = [c.name for c in manifest.record.identity.categories]
     fetched = fetch_images(manifest, source, [p.row for p in picks])
     value_range = recorded_range(manifest.record.inference)
@@ -75,7 +75,7 @@ def draw_tiles(manifest: Manifest, source: ObjectStore, picks: Sequence[Pick]) -
 def draw(
     pixels: NDArray[np.uint8], detections: Detections, names: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """A thumbnail with boxes of SHOWN_SCORE and more, and labels where there is room.
+    """Return a thumbnail with boxes of SHOWN_SCORE and more, and labels where there is room.
 
     Args:
         pixels: uint8 [H, W, 3], RGB, upright.

@@ -23,7 +23,7 @@ class Pace:
         startup_s: until a worker was ready, as far as the driver's beats tell.
         seconds: from its start to its last commit.
         images: committed in it.
-        workers: as many as it said at its start, or None.
+        workers: the count it reported at its start, or None.
         invocations: how many there were in all.
         time: where its workers' time went.
         edges_s, images_per_s: [bins + 1] seconds since the start, [bins] images a second between.
@@ -68,7 +68,7 @@ class Pace:
 
 
 def newest_pace(manifest: Manifest, bins: int = 48) -> Pace | None:
-    """The newest invocation that committed a shard; None where no ledger tells of one."""
+    """Return the newest invocation that committed a shard; None where no ledger has one."""
     names = invocations(manifest.store)
     for name in reversed(names):
         if pace := _pace(list(read_ledger(manifest.store, name)), len(names), bins):
@@ -113,7 +113,10 @@ def startup_seconds(entries: Iterable[LedgerEntry]) -> float:
 def _done_by(
     edges: NDArray[np.float64], won: list[LedgerEntry], start: float, startup_s: float
 ) -> NDArray[np.float64]:
-    """Images done by each edge; a shard's are spread over the time since its worker's last one."""
+    """Return images done by each edge.
+
+    A shard's are spread over the time since its worker's last one.
+    """
     last: dict[object, float] = {}
     begun, ended, images = [], [], []
     for entry in won:

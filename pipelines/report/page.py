@@ -1,8 +1,8 @@
 """The run's report: one self-contained HTML page with counts, charts and annotated images.
 
-The page loads nothing, runs no script, and escapes all that came from file names and labels.
-What it shows is in report_scan.py (rows), report_pace.py (ledger), report_gallery.py (pictures)
-and report_review.py (what people corrected); how, in assets/report.html.j2.
+The page loads nothing, runs no script, and escapes everything that came from file names and
+labels. Its content comes from scan.py (rows), pace.py (ledger), gallery.py (pictures) and review.py
+(corrections); its layout is assets/report.html.j2.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def write_report(
         manifest: the run.
         source_options: how to reach the images.
         seed: for the random third of the gallery.
-        evaluation: shown in a section of its own where given.
+        evaluation: shown in a separate section where given.
         policy: the one that ``evaluation`` diagnoses; for pictures of what its labels miss.
         now: seconds since the epoch; None: this machine's clock.
 

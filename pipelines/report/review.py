@@ -29,8 +29,8 @@ class ReviewSection:
     """What the page shows.
 
     Attributes:
-        worth: estimates of the latest label version; None: people answered, and nobody merged.
-        guarantee: what may be said of that version's accepted boxes; '' if nothing was shown.
+        worth: estimates of the latest label version; None: answers exist, but no version yet.
+        guarantee: the proven statement on that version's accepted boxes; '' without one.
         shares, rates: charts of precision and recall, and of errors found a minute.
         kinds: (name, errors found by value, at random).
         pictures: corrections; ``problem``: why there are none.
@@ -48,7 +48,7 @@ class ReviewSection:
 
 
 def review_section(manifest: Manifest, options: StorageOptions | None) -> ReviewSection | None:
-    """The section; None where nobody answered and nothing is guaranteed.
+    """Return the section; None without answers and without a guarantee.
 
     A source out of reach costs only the pictures.
     """

@@ -179,7 +179,7 @@ def _add(found: Scan, table: pa.Table) -> None:
 def _per_image(
     scores: NDArray[np.float32], offsets: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Boxes of SHOWN_SCORE and more, and their mean score entropy in bits (NaN: none)."""
+    """Return boxes of SHOWN_SCORE and more, and their mean score entropy in bits (NaN: none)."""
     shown = scores >= SHOWN_SCORE
     p = np.clip(scores.astype(np.float64), 1e-9, 1 - 1e-9)
     entropy = np.where(shown, -(p * np.log2(p) + (1 - p) * np.log2(1 - p)), 0.0)
@@ -222,7 +222,7 @@ _PARTICULARS: tuple[tuple[re.Pattern[str], Any], ...] = (
 
 
 def error_kind(error: str) -> str:
-    """An error without names and numbers, so that alike ones fall together."""
+    """Return an error without names and numbers, so that alike ones fall together."""
     for pattern, instead in _PARTICULARS:
         error = pattern.sub(instead, error)
     return error if len(error) <= 160 else f"{error[:160]}…"

@@ -62,7 +62,7 @@ class WorkerTime:
 
     @property
     def fill(self) -> dict[str, float]:
-        """Mean fill of the workers' queues over the images, 0 to 1; empty where nobody told."""
+        """Mean fill of the workers' queues over the images, 0 to 1; empty where not reported."""
         return {queue: total / self._images for queue, total in self._fill.items() if self._images}
 
     @property
@@ -78,7 +78,7 @@ class WorkerTime:
 
     @property
     def limit(self) -> str | None:
-        """The sentence; None where no worker has told of its seconds."""
+        """The sentence; None where no worker has reported its seconds."""
         busy = self.busy
         if not busy:
             return None

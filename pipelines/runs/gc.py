@@ -1,6 +1,6 @@
 """``labelfleet gc``: remove from a run's output what no reader of ours counts.
 
-Every rule below says what it finds and why nobody reads it. What is younger than a day stays, since
+Every rule below says what it finds and why it is unused. What is younger than a day stays, since
 a writer that was thought dead may still be at it; rows of a shard that was dropped stay for a day
 after the drop, since its images may come back; ages are told by the store's own clock, from the
 lock that gc itself has just written. Listings, ledgers, answers, finished label versions and the
@@ -47,7 +47,7 @@ _IN_VERSION = re.compile(rf"{LABELS}(v\d+)/.+")
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """An object that nobody reads, and why."""
+    """An unused object, and why it is unused."""
 
     key: str
     nbytes: int
@@ -85,10 +85,10 @@ def collect_garbage(
         manifest: the run.
         older_than_s: only objects that were written, and whose shards were dropped, at least so
             long ago; 0: all of them, for when certainly no process writes.
-        dry_run: only say what would be removed; nothing is written, the lock neither.
+        dry_run: only report what would be removed; write nothing, not even the lock.
 
     Raises:
-        RunLocked: somebody works on the run, or took it over meanwhile.
+        RunLocked: another process is working on the run, or took it over meanwhile.
         StorageError: what was removed until then stays removed.
     """
     locked = nullcontext() if dry_run else run_lock(manifest.store, "labelfleet gc")
@@ -110,7 +110,7 @@ def collect_garbage(
 
 
 def find_garbage(manifest: Manifest) -> Iterator[tuple[StoredObject, str]]:
-    """(object, why nobody reads it), each once, of any age."""
+    """Yield (object, why it is unused), each once, of any age."""
     live = set(Listing(manifest.store).live_ids())
     annotated = list(manifest.annotation_objects())
     yield from _dead_rows(annotated, live)
@@ -176,13 +176,16 @@ def _unread_review(manifest: Manifest) -> Iterator[tuple[StoredObject, str]]:
 
 
 def _shard_of(key: str) -> str:
-    """The shard that an object with rows or a quarantine record is of; '' for other objects."""
+    """Return the shard that an object with rows or a quarantine record is of.
+
+    '' for other objects.
+    """
     named = _ANNOTATION.fullmatch(key) or _QUARANTINED.fullmatch(key)
     return named[1] if named else ""
 
 
 def _dropped_at(manifest: Manifest) -> dict[str, StoredObject]:
-    """The listing that dropped from a shard last, by shard id: its age is the drop's."""
+    """Return the listing that dropped from a shard last, by shard id: its age is the drop's."""
     listings = {o.key: o for o in manifest.store.list(SOURCE)}
     dropped = Listing(manifest.store).dropped_by()
     return {shard_id: listings[key] for shard_id, key in dropped.items() if key in listings}
@@ -190,7 +193,7 @@ def _dropped_at(manifest: Manifest) -> dict[str, StoredObject]:
 
 def _age_s(found: StoredObject, now_s: float | None) -> float:
     if found.modified_at is None or now_s is None:
-        return 0.0  # not said: never old enough, unless age is no matter
+        return 0.0  # unknown: never old enough, unless any age will do
     return max(0.0, now_s - found.modified_at)
 
 
@@ -206,7 +209,7 @@ def parse_age(text: str) -> float:
     """Seconds of ``36h``, ``1d``, ``90m``, ``30s`` or ``0``. Raises ValueError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
     if match is None or (not match[2] and float(match[1])):
-        raise ValueError(f"{text!r} is no age; write 12h, 1d, 30m or 0")
+        raise ValueError(f"{text!r} is not an age; write 12h, 1d, 30m or 0")
     return float(match[1]) * {"": 0, "s": 1, "m": 60, "h": 3600, "d": DAY_S}[match[2]]
 
 

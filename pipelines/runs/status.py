@@ -47,7 +47,7 @@ class InvocationStatus:
         outcome: done, quarantined, interrupted, failed; None while it has not ended.
         started_at: seconds since the epoch, on the driver's clock.
         silent_s: since its last entry.
-        workers: alive, as last said; None where it was not.
+        workers: alive, as last reported; None where never reported.
         shards, images: done by this invocation.
         seconds: from its start to its last entry.
         startup_s: until a worker was ready, as far as the driver's beats tell.
@@ -107,7 +107,7 @@ class RunStatus:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def to_fields(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
@@ -273,7 +273,7 @@ def _value_counts(table: Any) -> list[dict[str, Any]]:
 
 
 def status_table(status: RunStatus) -> RenderableType:
-    """The status for people."""
+    """Return the status for people."""
     s = status
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")

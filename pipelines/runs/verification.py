@@ -38,8 +38,9 @@ class Verification:
         images_rehashed: images whose bytes were compared with their row.
         images_changed: images that could not be, since they changed or are gone.
         label_versions, queue_parts, answer_parts, model_files: objects beside the rows.
-        unsealed: objects without a checksum of their own, as older versions wrote them.
-        orphans: named; those that a later listing dropped are no difference, `gc` removes them.
+        unsealed: objects without a checksum, as older versions wrote them.
+        orphans: unused objects; those that a later listing dropped are not differences, `gc`
+            removes them.
         remarks: worth knowing, and no difference.
         differences: the first ten thousand. ``found``: all of them.
     """

@@ -88,7 +88,7 @@ def _take(records: RecordCheck, result: Verification) -> None:
 def _remark(result: Verification) -> None:
     if result.unsealed:
         result.remarks.append(
-            f"{result.unsealed:,} objects of an older labelfleet carry no checksum of their own: "
+            f"{result.unsealed:,} objects of an older labelfleet carry no checksum: "
             "of them only what contradicts itself is noticed"
         )
     if result.images_changed:

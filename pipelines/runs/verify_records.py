@@ -95,7 +95,7 @@ def check_records(manifest: Manifest, differs: Differs, *, quick: bool) -> Recor
 
 
 def read_ledgers(manifest: Manifest, differs: Differs) -> dict[str, Counts]:
-    """What the ledgers say of every shard they saw labelled; damaged parts are noted.
+    """Return the ledgers' counts for every shard they saw labelled; note damaged parts.
 
     Equal counts are one object, so that a million shards cost some 100 MB.
     """
@@ -152,7 +152,7 @@ def _check_quarantine(check: RecordCheck) -> None:
 
 
 def _numbered(check: RecordCheck, prefix: str) -> list[str]:
-    """Keys of a room's numbered parts; gaps are noted."""
+    """Return keys of a folder's numbered parts; note gaps."""
     store = check.manifest.store
     keys = [o.key for o in store.list(prefix) if o.key.endswith(".parquet")]
     for missing in _gaps([k.removeprefix(prefix).removesuffix(".parquet") for k in keys]):
@@ -238,7 +238,7 @@ def _check_version(check: RecordCheck, lineage: LabelVersion) -> None:
 
 
 def _rows_of(check: RecordCheck, lineage: LabelVersion, key: str) -> int | None:
-    """Rows of one part, all of them read; None: quick, and only its footer was."""
+    """Return the rows of one part; None in a quick check, which reads the footer alone."""
     store = check.manifest.store
     if check.quick:
         read_metadata(store, store.head(key))

@@ -136,7 +136,7 @@ class ShardCheck:
         ever = {annotation_key(shard_id) for shard_id in self.listing.all_ids()}
         for key, found in self.annotated.items():
             if key in ever:
-                why = "its shard is not live any more; `labelfleet gc` removes it"
+                why = "its shard is no longer live; `labelfleet gc` removes it"
                 yield key, found.nbytes, why, False
             elif key.endswith(".parquet"):
                 why = "no listing has its shard, and whoever reads annotations/*.parquet reads it"

@@ -28,7 +28,7 @@ class SourceCheck:
     Attributes:
         is_tar_reread: whether a tar was read to its end.
         hashed: images whose bytes were compared.
-        changed: images that are not those that were listed any more: they say nothing.
+        changed: images that changed since they were listed, which prove nothing.
         problems: sentences.
     """
 
@@ -53,7 +53,7 @@ def check_against_source(
         shard: as it was listed.
         source: where its images lie.
         dropped: keys of its objects that a later listing tombstoned; their images may be others.
-        max_image_bytes: larger ones were not labelled; None: not said.
+        max_image_bytes: larger ones were not labelled; None: unknown.
 
     Raises:
         StorageError: the source cannot be reached.
@@ -112,7 +112,7 @@ def _as_of_now(rows: dict[str, Row], shard: Shard) -> dict[str, Row]:
 
 
 def _differences(row: Row, image: ImageRecord) -> Iterator[str]:
-    """What a row says otherwise than the image."""
+    """Yield what a row says otherwise than the image."""
     if image.data is None:
         return
     if row["nbytes"] != len(image.data):

@@ -28,7 +28,7 @@ class AuditImage:
 
     Attributes:
         scores: float32 [N], raw; ``ids`` int64 [N], category ids.
-        right: bool [N]; True too for boxes in regions that nobody labelled.
+        right: bool [N]; True too for boxes in unlabelled regions.
     """
 
     scores: NDArray[np.float32]
@@ -67,7 +67,7 @@ def audit_images(manifest: Manifest, *, count_bulk: bool = False) -> dict[str, l
         for _, key in sorted(ranked):
             if key not in live and key[1] not in book.settled:
                 break
-            if key in live:  # a drawn image that is gone is no longer of the population
+            if key in live:  # a drawn image that is gone has left the population
                 out[stratum].append(known[key])
     return out
 
@@ -75,7 +75,7 @@ def audit_images(manifest: Manifest, *, count_bulk: bool = False) -> dict[str, l
 def sampled_truth(
     manifest: Manifest, truth: Truth, *, allow_missing: bool = False
 ) -> list[AuditImage]:
-    """The images with ground truth, in an order that has nothing to do with what is in them.
+    """Return the images with ground truth, in an order that has nothing to do with what is in them.
 
     Raises:
         TruthMismatch: names and rows do not join one to one, or (unless allowed) some are missing.

@@ -2,7 +2,7 @@
 
 Label Studio can accept the predictions of many tasks with one action. Such an annotation has no
 lead time, since no page was open, and its boxes are exactly the predicted ones. As labels they
-are what the model said; as audit answers they would prove the model right.
+repeat the model; as audit answers they would prove the model right.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from storage.review.answers import Answer
 
 
 def accepted_in_bulk(answer: Answer) -> bool:
-    """Whether an answer repeats the prediction and was given in no time."""
+    """Return whether an answer repeats the prediction and was given in no time."""
     return (
         not answer.skipped
         and not answer.was_blind

@@ -42,12 +42,12 @@ class Join:
 
 
 def normal_name(name: str) -> str:
-    """A class name without case, spaces and punctuation: 'Traffic Light' is 'traffic_light'."""
+    """Return a class name without case, spaces and punctuation, so that spellings agree."""
     return "".join(ch for ch in name.casefold() if ch.isalnum())
 
 
 def match_categories(run: Sequence[str], truth: dict[int, str]) -> dict[int, int]:
-    """The run's contiguous category id for each of the file's ids that has one.
+    """Return the run's contiguous category id for each of the file's ids that has one.
 
     By exact name first, then without case, spaces and punctuation where that is unambiguous.
     """
@@ -65,7 +65,7 @@ def _unique(names: dict[int, str]) -> dict[str, int]:
 
 
 def is_ignore_class(name: str) -> bool:
-    """Whether a class name marks regions that are not to be counted, such as DontCare."""
+    """Return whether a class name marks regions that are not to be counted, such as DontCare."""
     return normal_name(name) in IGNORE_NAMES
 
 
@@ -148,7 +148,7 @@ class _Names:
         if repeated:
             raise TruthMismatch(
                 _with_examples(f"{truth.source} lists {len(repeated)} file names twice", repeated),
-                hint="each image needs a file_name of its own; add the folder to it",
+                hint="each image needs a unique file_name; add the folder to it",
             )
 
     def candidates(self, image_id: str) -> Iterator[tuple[int, int]]:

@@ -150,13 +150,13 @@ class ModelLabels:
     ignored: NDArray[np.float32]
 
     def against(self, settled: Settled, names: Sequence[str]) -> dict[str, Any]:
-        """The fields of ``AnsweredImage`` that an answer fills."""
+        """Return the fields of ``AnsweredImage`` that an answer fills."""
         answer = settled.answer
         truth = np.array([box.bbox for box in answer.boxes], np.float64).reshape(-1, 4)
         ids = np.array([names.index(box.category) for box in answer.boxes], np.int64)
         disputed = np.array([box.bbox for box in settled.disputed], np.float64).reshape(-1, 4)
         hidden = np.array(answer.hidden, np.float64).reshape(-1, 4)
-        # People disagree about them, or said nothing of them: neither right nor wrong.
+        # People disagree about them, or did not judge them: neither right nor wrong.
         judged = ~covered(self.boxes, disputed)
         judged &= ~covered(self.boxes, hidden) | covered(self.boxes, truth)
         boxes, category_ids = self.boxes[judged], self.category_ids[judged]
@@ -199,12 +199,12 @@ def _line(image_id: str, sha256: str, place: QueueEntry | None, state: str) -> A
 
 
 def to_jsonl(images: Sequence[AnsweredImage]) -> bytes:
-    """One JSON object a line."""
+    """Return one JSON object a line."""
     return "".join(json.dumps(asdict(image)) + "\n" for image in images).encode()
 
 
 def from_jsonl(raw: bytes) -> list[AnsweredImage]:
-    """The inverse of ``to_jsonl``. Raises StorageError when it is damaged."""
+    """Read what ``to_jsonl`` wrote. Raises StorageError when it is damaged."""
     try:
         return [AnsweredImage(**json.loads(line)) for line in raw.splitlines()]
     except (ValueError, TypeError) as exc:

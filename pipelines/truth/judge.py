@@ -124,7 +124,7 @@ def judge(images: Iterable[tuple[Detections, TrueBoxes, float]], n_classes: int)
 def truth_images(
     manifest: Manifest, truth: Truth, *, allow_missing: bool = False
 ) -> Iterator[tuple[AnnotationRow, TrueBoxes]]:
-    """Every readable live row that the ground truth knows, with what is true of it.
+    """Yield every readable live row that the ground truth knows, with what is true of it.
 
     Raises:
         TruthMismatch: names and rows do not join one to one, or (unless allowed) some are missing.
@@ -147,8 +147,8 @@ def answered_images(
 ) -> Iterator[tuple[AnnotationRow, TrueBoxes, float]]:
     """Yield answered live rows of the audit: row, the boxes left by the person, and the weight.
 
-    Predictions that were accepted in bulk are no answers unless ``count_bulk``. The audit draws
-    images by name: the same pixels under a name that was not drawn are no sample. Answers that
+    Predictions accepted in bulk do not count as answers unless ``count_bulk``. The audit draws
+    images by name: the same pixels under another name are not part of the sample. Answers that
     name a class which the run lacks are left out, and logged.
     """
     found = usable_answers([manifest])
@@ -181,7 +181,7 @@ def _names(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def within(row: AnnotationRow) -> AnnotationRow:
-    """The row with its boxes clipped to its image, less those that have no area there."""
+    """Return the row with its boxes clipped to its image, less those that have no area there."""
     found = row.detections
     boxes = clipped(found.boxes, row.width, row.height)
     kept = has_area(boxes)
@@ -200,7 +200,7 @@ def true_boxes(
     ignore: Collection[int],
     size: tuple[int, int],
 ) -> TrueBoxes:
-    """What is true of one image of the file.
+    """Return what is true of one image of the file.
 
     Args:
         truth, number: the file, and the image's index in it.
@@ -229,7 +229,10 @@ _Named = tuple[Sequence[float], int]
 def _boxes(
     counted: Sequence[_Named], regions: Sequence[_Named], size: tuple[int, int]
 ) -> TrueBoxes:
-    """What is true of an image of this size, clipped to it; boxes without area are dropped."""
+    """Return what is true of an image of this size, clipped to it.
+
+    Boxes without area are dropped.
+    """
 
     def inside(of: Sequence[_Named]) -> tuple[NDArray[Any], NDArray[Any]]:
         given = np.array([at for at, _ in of], np.float64).reshape(-1, 4)

@@ -102,7 +102,7 @@ class Pairing:
     missed: NDArray[np.intp]
 
     def count(self) -> Corrections:
-        """How many there are of each."""
+        """Return how many there are of each."""
         return Corrections(
             right=len(self.right[0]),
             wrong_class=len(self.wrong_class[0]),

@@ -13,7 +13,10 @@ _ROBOFLOW = re.compile(r"[_.](jpe?g|png|bmp|webp|tiff?)\.rf\.[0-9a-f]+", re.IGNO
 
 
 def nearest_lines(names: Iterable[str], rows: Sequence[str]) -> list[str]:
-    """One line a name: the most similar row and why it is not the same; none without a row."""
+    """Return one line a name: the most similar row and why it is not the same.
+
+    Omit names without a row.
+    """
     lines = []
     for name in names:
         row = _nearest(name, rows)
@@ -23,7 +26,7 @@ def nearest_lines(names: Iterable[str], rows: Sequence[str]) -> list[str]:
 
 
 def why_not(name: str, row: str) -> str:
-    """What keeps a name of the ground truth and a row's image id from joining."""
+    """Return what keeps a name of the ground truth and a row's image id from joining."""
     last, row_last = _last(name), _last(row)
     if last == row_last:
         return "they lie in different folders"
@@ -53,7 +56,7 @@ def _nearest(name: str, rows: Sequence[str]) -> str | None:
 
 
 def _bare(name: str) -> str:
-    """A file name without what exporters and file systems change about it."""
+    """Return a file name without what exporters and file systems change about it."""
     text = unicodedata.normalize("NFKC", unquote(_without_export_mark(_last(name))))
     return "".join(_stem(text).casefold().split())
 

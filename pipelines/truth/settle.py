@@ -47,7 +47,7 @@ class AnswerBook:
 
 
 def settle(answers: Iterable[Answer], how: Settling = "latest") -> AnswerBook:
-    """One answer an image.
+    """Return one answer an image.
 
     ``latest``: of several people's answers the last one counts, and one person's skip never takes
     another's answer away. ``agreement``: a box counts when more than half of the people who
@@ -84,12 +84,12 @@ def settle(answers: Iterable[Answer], how: Settling = "latest") -> AnswerBook:
 
 
 def _gold(answers: list[Answer]) -> list[Answer]:
-    """The starred answers, or all where there is none."""
+    """Return the starred answers, or all where there is none."""
     return [a for a in answers if a.ground_truth] or answers
 
 
 def _without_flat_boxes(answer: Answer) -> Answer:
-    """The answer without boxes of no area: a click that drew nothing."""
+    """Return the answer without boxes of no area: a click that drew nothing."""
     kept = tuple(
         box for box in answer.boxes
         if box.bbox[2] > box.bbox[0] and box.bbox[3] > box.bbox[1]
@@ -102,7 +102,7 @@ def _latest(answers: Sequence[Answer]) -> Settled:
 
 
 def _agreed(answers: Sequence[Answer]) -> Settled:
-    """Boxes by majority, each as the last person of its majority left it."""
+    """Return boxes by majority, each as the last person of its majority left it."""
     last = answers[-1]
     people = tuple(a.annotator for a in answers)
     votes = _votes(answers)
@@ -112,7 +112,7 @@ def _agreed(answers: Sequence[Answer]) -> Settled:
 
 
 def _votes(answers: Sequence[Answer]) -> list[tuple[ReviewedBox, int]]:
-    """Every distinct box with how many people drew it; of equal boxes the last person's."""
+    """Return every distinct box with how many people drew it; of equal boxes the last person's."""
     found: list[tuple[ReviewedBox, int]] = []
     for answer in reversed(answers):
         pool = [box for box, _ in found]

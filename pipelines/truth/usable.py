@@ -52,7 +52,7 @@ class UsableAnswers:
 def usable_answers(
     runs: Sequence[Manifest], parts: Mapping[str, Sequence[str]] | None = None
 ) -> UsableAnswers:
-    """The answers of several runs that stand, with their classes as the first run has them.
+    """Return the answers of several runs that stand, with their classes as the first run has them.
 
     ``review.classes`` of the first run renames classes or drops their boxes. An answer that names
     a class which the run then still lacks is set aside whole: it would be an answer with a hole.
@@ -72,7 +72,7 @@ def usable_answers(
 def in_classes(
     answers: Iterable[Answer], names: set[str], renamed: Mapping[str, str | None]
 ) -> UsableAnswers:
-    """Rename classes, drop the boxes of those renamed to None, and set aside what is left over."""
+    """Rename classes, drop the boxes of those renamed to None, and set aside the rest."""
     usable, aside = [], []
     for answer in answers:
         made = _renamed(answer, renamed)
@@ -87,7 +87,7 @@ def in_classes(
 
 
 def told(unusable: Sequence[str]) -> str:
-    """What cannot become a box, counted by kind."""
+    """Return what cannot become a box, counted by kind."""
     kinds = sorted(Counter(unusable).items())
     return ", ".join(f"{n} {kind}" if n > 1 else kind for kind, n in kinds)
 

@@ -27,7 +27,7 @@ def entries(coco: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[s
 
 
 def identifier(entry: Mapping[str, Any], key: str) -> int | str:
-    """An id: an integer, also where it is written ``7.0`` or ``"7"``; else text."""
+    """Return an id: an integer, also where it is written ``7.0`` or ``"7"``; else text."""
     value = _there(entry, key)
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -39,7 +39,7 @@ def identifier(entry: Mapping[str, Any], key: str) -> int | str:
 
 
 def whole_number(entry: Mapping[str, Any], key: str) -> int:
-    """An id that has to be a number, such as a category's."""
+    """Return an id that has to be a number, such as a category's."""
     value = identifier(entry, key)
     if isinstance(value, str):
         raise ValueError(f"{key} is {_shown(value)}, not a whole number")
@@ -55,7 +55,7 @@ def text(entry: Mapping[str, Any], key: str) -> str:
 
 
 def flag(entry: Mapping[str, Any], key: str) -> bool:
-    """A flag: false where it is missing or null; numbers and text are understood."""
+    """Return a flag: false where it is missing or null; numbers and text are understood."""
     value = entry.get(key)
     if value is None or isinstance(value, bool):
         return bool(value)
@@ -79,7 +79,7 @@ def side(entry: Mapping[str, Any], key: str) -> int:
 
 
 def area(entry: Mapping[str, Any], box: Xywh) -> float:
-    """The stated area in pixels; the box's own where it is missing, null or 0."""
+    """Return the stated area in pixels; the box's own where it is missing, null or 0."""
     value = entry.get("area")
     number = 0.0 if value is None else _finite(value, "area")
     if number < 0:

@@ -1,7 +1,7 @@
 """COCO detection JSON: read once, checked, and the same for evaluate, fit, compile and train.
 
 What files in the wild write differently but unmistakably is understood (flags, areas and ids as
-text, categories listed twice); what cannot be told is refused with the entry it stands in.
+text, categories listed twice); ambiguous values are refused, and the error names their entry.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def read_truth(location: str | Path, options: StorageOptions | None = None) -> T
 
 
 def parse_truth(raw: bytes, where: str) -> Truth:
-    """The ground truth in a COCO file's bytes. Raises ConfigError as ``read_truth``."""
+    """Return the ground truth in a COCO file's bytes. Raises ConfigError as ``read_truth``."""
     try:
         coco = json.loads(raw)
     except UnicodeDecodeError as exc:
@@ -190,7 +190,7 @@ def _box(at: str, entry: Mapping[str, Any], categories: Categories) -> TruthBox:
 
 
 def _at(where: str, read: Callable[..., T], *args: Any) -> T:
-    """What ``read`` gives; its complaint gains the place."""
+    """Return what ``read`` gives; add the place to its error."""
     try:
         return read(*args)
     except ValueError as exc:

@@ -55,12 +55,12 @@ class LabelRow(ImageRef):
 
 
 def rows_to_label_table(rows: Sequence[LabelRow]) -> pa.Table:
-    """Rows as an Arrow table in ``LABEL_SCHEMA``."""
+    """Return rows as an Arrow table in ``LABEL_SCHEMA``."""
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=LABEL_SCHEMA)
 
 
 def label_rows(table: pa.Table) -> Iterator[LabelRow]:
-    """An Arrow table in ``LABEL_SCHEMA`` as rows."""
+    """Yield an Arrow table in ``LABEL_SCHEMA`` as rows."""
     for row in table.to_pylist():
         labels = tuple(
             Label(**{**label, "bbox": tuple(label["bbox"])}) for label in row.pop("labels")

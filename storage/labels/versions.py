@@ -72,7 +72,7 @@ LABEL_SCHEMA = pa.schema(
         pa.field("rejected", pa.int32(), nullable=False),  # boxes the policy dropped
         pa.field("model", pa.string(), nullable=False),  # sha256 of the weights
         pa.field("policy", pa.string(), nullable=False),  # digest of policy.yaml
-        pa.field("annotator", pa.string()),  # null: nobody
+        pa.field("annotator", pa.string()),  # null: not labelled by a person
         pa.field("labelled_at", pa.timestamp("us", tz="UTC"), nullable=False),
     ]
 )
@@ -151,7 +151,7 @@ class SupportsReadVersions(SupportsList, SupportsGet, Protocol):
 
 
 def claim_version(store: SupportsVersions, attempt: str) -> str:
-    """Take the next free version number; nobody else gets it, even if we die."""
+    """Claim the next free version number; no other process can get it, even if this one dies."""
     number = max((_number(name) for name in claimed_versions(store)), default=0) + 1
     while True:
         version = f"v{number:04d}"
@@ -177,12 +177,12 @@ def finish_version(store: SupportsVersions, lineage: LabelVersion) -> None:
 
 
 def new_attempt() -> str:
-    """An id for one writer."""
+    """Return an id for one writer."""
     return secrets.token_hex(8)
 
 
 def versions(store: SupportsReadVersions) -> list[str]:
-    """Versions that exist, oldest first."""
+    """Return versions that exist, oldest first."""
     suffix = "/lineage.json"
     found = [o.key for o in store.list(f"{LABELS}v") if o.key.endswith(suffix)]
     names = [key.removeprefix(LABELS).removesuffix(suffix) for key in found]
@@ -190,7 +190,7 @@ def versions(store: SupportsReadVersions) -> list[str]:
 
 
 def read_version(store: SupportsReadVersions, version: str | None = None) -> LabelVersion:
-    """A version's lineage; None or ``latest``: the newest.
+    """Return a version's lineage; None or ``latest``: the newest.
 
     Raises:
         ConfigError: no such version; those there are named.
@@ -212,7 +212,7 @@ def read_lineage(store: SupportsGet, version: str) -> LabelVersion:
     """lineage.json of a version.
 
     Raises:
-        ObjectNotFound: there is no such version.
+        ObjectNotFound: the version does not exist.
         StorageError: it is damaged, or that of another version.
     """
     key = f"{LABELS}{version}/lineage.json"
@@ -229,7 +229,7 @@ def read_label_tables(
     *,
     only: str | None = None,
 ) -> Iterator[pa.Table]:
-    """A version's rows as Arrow tables, a row group at a time, in listing order.
+    """Yield a version's rows as Arrow tables, a row group at a time, in listing order.
 
     Args:
         columns: names from the label schema, or None for all.
@@ -272,7 +272,7 @@ def sha256_of(body: Body) -> str:
 
 
 def read_version_file(store: SupportsGet, lineage: LabelVersion, name: str) -> bytes:
-    """An object of a version beside its parts: policy.yaml, answered.jsonl.
+    """Return an object of a version beside its parts: policy.yaml, answered.jsonl.
 
     Raises:
         ObjectNotFound: it is missing.
@@ -290,13 +290,13 @@ def read_version_file(store: SupportsGet, lineage: LabelVersion, name: str) -> b
 
 
 def part_metadata(lineage_so_far: dict[str, Any]) -> dict[str, Any]:
-    """The JSON in a part's footer: the version, the classes and what boxes mean."""
+    """Return the JSON in a part's footer: the version, the classes and what boxes mean."""
     header = {"schema_version": VERSION, "box": "xyxy, pixels of the upright image"}
     return {**header, **lineage_so_far}
 
 
 def claimed_versions(store: SupportsList) -> set[str]:
-    """Versions that were begun, finished or not."""
+    """Return versions that were begun, finished or not."""
     names = (o.key.removeprefix(LABELS).split("/", 1)[0] for o in store.list(f"{LABELS}v"))
     return {name for name in names if re.fullmatch(r"v\d+", name)}
 
@@ -338,4 +338,4 @@ def _point_latest(store: SupportsVersions, version: str) -> None:
             store.replace(LATEST, body, if_match=etag)
             return
         except (ObjectChanged, ObjectNotFound):
-            continue  # somebody moved it between our look and our put
+            continue  # another process moved it between our read and our put

@@ -1,4 +1,4 @@
-"""JSON records: small objects that say something about a run, written and read one way.
+"""JSON records: small objects that describe a run, written and read in one way.
 
 A record carries the sha256 of its other fields under ``digest``, over their canonical JSON, so that
 any change of a value is an error. Records of older versions have none, and are read as they are.
@@ -45,7 +45,7 @@ def parse_record(raw: bytes, key: str) -> dict[str, Any]: ...
 @overload
 def parse_record(raw: bytes, key: str, parse: Callable[[dict[str, Any]], T]) -> T: ...
 def parse_record(raw: bytes, key: str, parse: Callable[[dict[str, Any]], Any] = dict) -> Any:
-    """What ``parse`` makes of a record's fields, once their digest is checked.
+    """Return what ``parse`` makes of a record's fields, once their digest is checked.
 
     Args:
         raw: the object.
@@ -74,10 +74,13 @@ def read_record(store: SupportsGet, key: str) -> dict[str, Any]: ...
 @overload
 def read_record(store: SupportsGet, key: str, parse: Callable[[dict[str, Any]], T]) -> T: ...
 def read_record(store: SupportsGet, key: str, parse: Callable[[dict[str, Any]], Any] = dict) -> Any:
-    """The record at ``key``, as ``parse_record`` gives it. Raises ObjectNotFound, StorageError."""
+    """Return the record at ``key``, as ``parse_record`` gives it.
+
+    Raises ObjectNotFound, StorageError.
+    """
     return parse_record(store.get(key), key, parse)
 
 
 def has_digest(raw: bytes) -> bool:
-    """Whether a readable record carries its digest."""
+    """Return whether a readable record carries its digest."""
     return DIGEST in json.loads(raw)

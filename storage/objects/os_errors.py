@@ -29,7 +29,7 @@ _TRANSIENT = frozenset(
 
 
 def from_os_error(exc: OSError, where: str) -> StorageError:
-    """The error of ours that says what ``exc`` means at ``where``."""
+    """Return labelfleet's error for ``exc``, raised at ``where``."""
     reason = exc.strerror or type(exc).__name__
     if exc.errno in _FULL:
         return StorageFull(

@@ -42,7 +42,7 @@ class StorageOptions:
 
 class SupportsList(Protocol):
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """All objects whose key starts with ``prefix``, ordered by key (UTF-8 bytes).
+        """Return all objects whose key starts with ``prefix``, ordered by key (UTF-8 bytes).
 
         Lazy: a page at a time. Zero-byte "folder" markers (keys ending in '/') are left out.
         In a folder, symbolic links are listed with the etag ``link``, and pipes, sockets and
@@ -63,7 +63,7 @@ class SupportsHead(Protocol):
 
 class SupportsGet(Protocol):
     def get(self, key: str, *, if_match: str | None = None) -> bytes:
-        """The whole object.
+        """Return the whole object.
 
         Raises:
             ObjectNotFound: no such object.
@@ -82,7 +82,7 @@ class SupportsGetRange(Protocol):
 
 class SupportsStream(Protocol):
     def stream(self, key: str, *, if_match: str | None = None) -> AbstractContextManager[BinaryIO]:
-        """The object from its start as a forward-only binary file, in bounded memory.
+        """Return the object from its start as a forward-only binary file, in bounded memory.
 
         A connection that breaks in the middle is resumed from where it broke (If-Match on the
         etag seen first); bytes never repeat and never go missing silently (ShortRead).
@@ -98,7 +98,7 @@ class SupportsCreate(Protocol):
             The new etag.
 
         Raises:
-            AlreadyExists: somebody else's object is there. A put whose reply was lost may
+            AlreadyExists: another writer's object is there. A put whose reply was lost may
                 look like that too: the caller compares its attempt id with the winner's.
         """
         ...
@@ -114,7 +114,7 @@ class SupportsPut(Protocol):
 class SupportsReplace(Protocol):
     def replace(self, key: str, body: Body, *, if_match: str) -> str:
         """Overwrite only if the etag still is ``if_match``; ObjectChanged otherwise (also when
-        there is no object any more). Returns the new etag.
+        the object no longer exists). Returns the new etag.
 
         A put whose reply was lost may look like ObjectChanged too: the caller compares.
         """
@@ -123,7 +123,7 @@ class SupportsReplace(Protocol):
 
 class SupportsDelete(Protocol):
     def delete(self, key: str) -> None:
-        """Delete; a missing object is no error."""
+        """Delete an object; a missing one is not an error."""
         ...
 
 
@@ -138,7 +138,10 @@ class SupportsLeftovers(Protocol):
 
 class SupportsPresign(Protocol):
     def presign(self, key: str, *, expires_s: int) -> str:
-        """A GET URL anyone can use until it expires: a secret. StorageError where unsupported."""
+        """Return a GET URL anyone can use until it expires: a secret.
+
+        StorageError where unsupported.
+        """
         ...
 
 

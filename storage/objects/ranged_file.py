@@ -48,7 +48,7 @@ class _RangedFile(io.RawIOBase):
 def open_ranged(
     store: SupportsRanges, key: str, *, buffer_bytes: int = _BUFFER_BYTES
 ) -> io.BufferedReader:
-    """The object as it is now; reading raises ObjectChanged once it is another.
+    """Return the object as it is now; reading raises ObjectChanged once it is another.
 
     Holds ``buffer_bytes`` at most. Raises ObjectNotFound.
     """

@@ -1,4 +1,4 @@
-"""The one translation of errors for Parquet that was damaged, or written by something else."""
+"""Translate the errors that damaged or foreign Parquet files raise; the only place that does."""
 
 from __future__ import annotations
 

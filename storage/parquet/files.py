@@ -45,7 +45,7 @@ class SealedWriter:
         return int(self._sink.tell())
 
     def write(self, table: pa.Table) -> None:
-        """Add a table as row groups of its own."""
+        """Add a table as separate row groups."""
         self._parquet.write_table(table)
 
     def finish(self, metadata: Mapping[str, Any]) -> None:
@@ -79,14 +79,14 @@ def opened(raw: bytes, key: str, *, hint: str = MOVE_IT) -> Iterator[pq.ParquetF
 
 
 def metadata_of(file: pq.ParquetFile, key: str) -> dict[str, Any]:
-    """The JSON in the footer. Raises StorageError: not one of ours, or a newer one."""
+    """Return the JSON in the footer. Raises StorageError: not one of ours, or a newer one."""
     return _parsed(file.metadata, key)
 
 
 def read_metadata(
     store: SupportsGetRange, listed: StoredObject, *, required: bool = True
 ) -> tuple[dict[str, Any], bool]:
-    """The footer's JSON by a ranged read of the object's end, and whether the object is sealed.
+    """Return the footer's JSON, read from the object's end alone, and whether it is sealed.
 
     Args:
         required: a footer without our JSON is an error; else its JSON is empty (parts of old

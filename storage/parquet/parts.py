@@ -22,12 +22,15 @@ _DIGITS = 6
 
 
 def part_key(prefix: str, number: int) -> str:
-    """Where part ``number`` lies."""
+    """Return where part ``number`` lies."""
     return f"{prefix}{number:0{_DIGITS}d}.parquet"
 
 
 def part_keys(store: SupportsList, prefix: str) -> list[str]:
-    """Keys of all parts below ``prefix``, oldest first; other objects there are passed over."""
+    """Return keys of all parts below ``prefix``, oldest first.
+
+    Other objects there are passed over.
+    """
     numbered = []
     for listed in store.list(prefix):
         name = listed.key.removeprefix(prefix).removesuffix(".parquet")
@@ -37,7 +40,7 @@ def part_keys(store: SupportsList, prefix: str) -> list[str]:
 
 
 def part_bytes(table: pa.Table, header: dict[str, Any]) -> bytes:
-    """A table as a Parquet file with ``header`` as its footer's JSON."""
+    """Return a table as a Parquet file with ``header`` as its footer's JSON."""
     with tempfile.TemporaryDirectory(prefix="labelfleet-") as folder:
         path = Path(folder) / "part.parquet"
         writer = SealedWriter(path, table.schema)
@@ -64,7 +67,7 @@ class SupportsAppend(SupportsParts, SupportsCreate, Protocol):
 
 
 def append_part(store: SupportsAppend, prefix: str, table: pa.Table, header: dict[str, Any]) -> str:
-    """Create the next free part and return its key; a rival's part just moves ours one further.
+    """Create the next free part and return its key; a rival's part only moves ours to the next.
 
     A reply lost on the way makes our own part look like a rival's: the bytes tell.
     """
@@ -83,7 +86,7 @@ def append_part(store: SupportsAppend, prefix: str, table: pa.Table, header: dic
 
 
 def read_header(store: SupportsGet, key: str) -> dict[str, Any]:
-    """The footer's JSON of one part. Raises StorageError when it is not one of ours."""
+    """Return the footer's JSON of one part. Raises StorageError when it is not one of ours."""
     with opened(store.get(key), key) as file:
         return metadata_of(file, key)
 
@@ -94,7 +97,7 @@ def read_parts(
     schema: pa.Schema,
     make: Callable[[dict[str, Any]], T],
 ) -> Iterator[T]:
-    """What ``make`` makes of the parts' rows, in order, a row group at a time.
+    """Yield what ``make`` makes of the parts' rows, in order, a row group at a time.
 
     Nullable columns that a part of an older version lacks are null.
     """
@@ -108,7 +111,7 @@ def read_parts(
 
 
 def with_missing_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table, with nulls for those nullable columns of the schema that it lacks."""
+    """Return the table, with nulls for those nullable columns of the schema that it lacks."""
     for column in schema:
         if column.nullable and column.name not in table.column_names:
             table = table.append_column(column, pa.nulls(table.num_rows, column.type))

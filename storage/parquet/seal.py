@@ -64,7 +64,7 @@ def check_seal(raw: bytes, key: str, *, hint: str = MOVE_IT) -> bool:
 
 
 def read_footer_bytes(store: SupportsGetRange, listed: StoredObject) -> tuple[bytes, bool]:
-    """The end of an object from its footer on, and whether it is sealed; the footer is checked.
+    """Return an object's end, from its checked footer on, and whether the object is sealed.
 
     Raises:
         StorageError: the footer is not as it was written, or there is none.

@@ -67,7 +67,7 @@ class Answer:
             ``task deleted``, ``project deleted`` or ``retracted`` (by hand). Such a record is a
             tombstone: a copy of the answer that it withdraws.
         project: Label Studio's project as it identifies itself; '' in answers of older versions.
-        ground_truth: somebody gave the annotation Label Studio's star: it is gold.
+        ground_truth: the annotation has Label Studio's star, which makes it gold.
         shown: boxes that the person began with.
         hidden: boxes of the model at places where the person was shown none and drew none. The
             answer says nothing about them; everywhere else it is the last word. Empty for audit
@@ -137,7 +137,7 @@ ANSWER_SCHEMA = pa.schema(
 
 
 def answer_parts(store: SupportsList) -> list[str]:
-    """Keys of the answers' parts, oldest first."""
+    """Return keys of the answers' parts, oldest first."""
     return part_keys(store, ANSWERS)
 
 
@@ -150,7 +150,7 @@ def append_answers(store: SupportsAppend, answers: Sequence[Answer]) -> str | No
 
 
 def read_answers(store: SupportsParts, keys: Sequence[str] | None = None) -> Iterator[Answer]:
-    """All records in the order of pulling: versions of answers, tombstones included.
+    """Yield all records in the order of pulling: versions of answers, tombstones included.
 
     For what counts now, see ``standing``.
     """
@@ -170,7 +170,7 @@ def _answer(row: dict[str, Any]) -> Answer:
 
 
 def latest_versions(records: Iterable[Answer]) -> dict[tuple[str, int, int], Answer]:
-    """The last record of each annotation of one run, tombstones included.
+    """Return the last record of each annotation of one run, tombstones included.
 
     Args:
         records: of one run, in the order of pulling.
@@ -184,7 +184,7 @@ def latest_versions(records: Iterable[Answer]) -> dict[tuple[str, int, int], Ans
 
 
 def standing(*runs: Iterable[Answer]) -> list[Answer]:
-    """The answers that count: the last version of each annotation, unless it was withdrawn.
+    """Return the answers that count: the last version of each annotation, unless it was withdrawn.
 
     An annotation that several runs pulled is withdrawn as soon as one of them has noticed it.
 

@@ -23,7 +23,7 @@ _SCHEMA = pa.schema([pa.field("shard", pa.uint64(), nullable=False)])
 
 
 def shard_numbers(shard_ids: Iterable[str]) -> NDArray[np.uint64]:
-    """Shard ids (16 hex digits) as uint64."""
+    """Return shard ids (16 hex digits) as uint64."""
     return np.fromiter((int(shard_id, 16) for shard_id in shard_ids), np.uint64)
 
 
@@ -36,7 +36,7 @@ def write_frame(store: SupportsCreate, shards: NDArray[np.uint64]) -> str:
 
 
 def read_frame(store: SupportsGet, key: str) -> NDArray[np.uint64]:
-    """The shards of one frame, sorted."""
+    """Return the shards of one frame, sorted."""
     with opened(store.get(key), key) as file:
         table = file.read().cast(_SCHEMA)
         shards: NDArray[np.uint64] = table.column("shard").to_numpy()
@@ -55,7 +55,7 @@ class Frames:
         self._shards = [np.sort(shards) for _, shards in frames]
 
     def stratum_of(self, shard_id: str) -> str | None:
-        """The stratum, or None: no routing has seen the shard."""
+        """Return the stratum, or None: no routing has seen the shard."""
         number = np.uint64(int(shard_id, 16))
         for name, shards in zip(self._names, self._shards, strict=True):
             at = int(np.searchsorted(shards, number))

@@ -155,7 +155,7 @@ class QueueHead:
 
 
 def queue_parts(store: SupportsList) -> list[str]:
-    """Keys of the queue's parts, oldest first."""
+    """Return keys of the queue's parts, oldest first."""
     return part_keys(store, QUEUE)
 
 
@@ -165,7 +165,7 @@ def write_queue(
     """Create queue part ``number``; returns its key.
 
     Raises:
-        ReviewError: somebody else routed meanwhile, so these items may be theirs as well.
+        ReviewError: another process routed meanwhile, so it may have drawn these items as well.
     """
     table = pa.Table.from_pylist([asdict(item) for item in items], schema=QUEUE_SCHEMA)
     header = {"schema_version": VERSION, "queue": asdict(head)}
@@ -179,7 +179,7 @@ def write_queue(
 
 
 def read_head(store: SupportsGet, key: str) -> QueueHead:
-    """What the queue part at ``key`` says about its routing."""
+    """Return what the queue part at ``key`` says about its routing."""
     header = read_header(store, key)
     with reading_parquet(key):
         values = header["queue"]
@@ -190,7 +190,7 @@ def read_head(store: SupportsGet, key: str) -> QueueHead:
 def read_queue(
     store: SupportsParts, keys: Sequence[str] | None = None, *, hidden: bool = False
 ) -> Iterator[ReviewItem]:
-    """Items of the queue in the order they are to be shown, part by part.
+    """Yield items of the queue in the order they are to be shown, part by part.
 
     Args:
         store: the run's output.

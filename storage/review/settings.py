@@ -1,4 +1,4 @@
-"""Where a run's review goes, as it was last said: ``review/settings.json``, without secrets.
+"""Where a run's review goes, as last configured: ``review/settings.json``, without secrets.
 
 ``labelfleet run`` writes it from the config's ``review:`` section, ``review push`` from its
 options; ``push``, ``pull`` and ``status`` then need only the run.
@@ -52,7 +52,10 @@ class SupportsSettings(SupportsGet, SupportsPut, Protocol):
 
 
 def read_settings(store: SupportsGet) -> ReviewSettings | None:
-    """The settings, or None where nobody gave any. Raises ConfigError when they are damaged."""
+    """Return the settings, or None where none were given.
+
+    Raises ConfigError when they are damaged.
+    """
     try:
         return read_record(store, SETTINGS_KEY, _settings)
     except ObjectNotFound:
@@ -73,6 +76,6 @@ def _settings(fields: dict[str, Any]) -> ReviewSettings:
 
 
 def write_settings(store: SupportsSettings, settings: ReviewSettings) -> None:
-    """Keep the settings, if they are others than those that are there."""
+    """Write the settings if they differ from the stored ones."""
     if read_settings(store) != settings:
         store.put(SETTINGS_KEY, json_record(asdict(settings)))

@@ -1,7 +1,7 @@
 """Does an annotation object hold what its footer says, and the images its shard was listed with?
 
-All of it is read, checksums included. What is wrong is told as sentences, all that is found and not
-the first alone; an object that can be read and counted is told about in an ``ObjectCheck``.
+All of it is read, checksums included. Every problem is reported as a sentence, not the first
+alone; a readable object's counts are in its ``ObjectCheck``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ObjectCheck:
         return self.counts.total()
 
     def totals(self) -> tuple[int, ...]:
-        """Rows by STATUSES, then boxes."""
+        """Return rows by STATUSES, then boxes."""
         return (*(self.counts.get(status, 0) for status in STATUSES), self.detections)
 
 
@@ -178,7 +178,7 @@ def _about_rows(
 
 
 def _expected(ids: list[str], shard: Shard) -> list[str]:
-    """The ids of a group of loose images, as of now or as an older version wrote them."""
+    """Return the ids of a group of loose images, as of now or as an older version wrote them."""
     at_all = set(ids)
     return [
         next((i for i in image_ids_of(o.key) if i in at_all), image_id_of(o.key))
@@ -187,7 +187,7 @@ def _expected(ids: list[str], shard: Shard) -> list[str]:
 
 
 def _is_missing_tar(ids: list[str], check: ObjectCheck, shard: Shard) -> bool:
-    """A tar that was gone, or another, when it was to be read: one row in its own name."""
+    """Return whether the tar was gone or replaced when read: one row, named after it."""
     return ids in [[name] for name in image_ids_of(shard.key)] and check.counts == Counter(
         missing=1
     )
@@ -206,6 +206,6 @@ def _compared(ids: list[str], expected: Sequence[str]) -> Iterator[str]:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names, and how many more there are."""
     shown = ", ".join(names[:_NAMED])
     return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"

@@ -1,4 +1,4 @@
-"""Annotation rows as Arrow: the schema, rows to a table and back, and what no row may say."""
+"""Annotation rows as Arrow: the schema, rows to a table and back, and which values are invalid."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _ragged(values: np.ndarray[Any, Any], kind: pa.DataType) -> pa.ListArray:
 
 
 def rows_to_table(rows: Sequence[AnnotationRow]) -> pa.Table:
-    """Rows to an Arrow table in ``SCHEMA``; the inverse of ``table_to_rows``."""
+    """Convert rows to an Arrow table in ``SCHEMA``; the inverse of ``table_to_rows``."""
     detections = [row.detections for row in rows]
     width = max((d.topk_ids.shape[1] for d in detections if len(d)), default=1)
     parts = [d for d in detections if len(d)] or [Detections.empty(width)]
@@ -132,7 +132,10 @@ def _joined(
     *,
     nan_is_null: bool = False,
 ) -> pa.Array:
-    """Values of some rows' boxes one after the other; of rows that have none, as many nulls."""
+    """Return values of some rows' boxes one after the other.
+
+    Of rows that have none, as many nulls.
+    """
     arrays = []
     for values, count in parts:
         if values is None:
@@ -192,7 +195,10 @@ def table_to_rows(table: pa.Table) -> Iterator[AnnotationRow]:
 
 
 def _votes(array: pa.Array | None, at: slice) -> np.ndarray[Any, Any] | None:
-    """One row's ``run_scores``; None in a run that was not fused, or before schema version 3."""
+    """Return one row's ``run_scores``.
+
+    None in a run that was not fused, or before schema version 3.
+    """
     part = None if array is None else array.slice(at.start, at.stop - at.start)
     if part is None or not len(part) or part.null_count:
         return None
@@ -201,14 +207,14 @@ def _votes(array: pa.Array | None, at: slice) -> np.ndarray[Any, Any] | None:
 
 
 def _agreement(array: pa.Array, at: slice) -> np.ndarray[Any, Any]:
-    """One row's ``agreement``, not a number where it is null."""
+    """Return one row's ``agreement``, not a number where it is null."""
     part = array.slice(at.start, at.stop - at.start)
     values: np.ndarray[Any, Any] = part.to_numpy(zero_copy_only=False)
     return values.astype(np.float32)
 
 
 def _known(array: pa.Array, at: slice, width: int | None = None) -> np.ndarray[Any, Any] | None:
-    """One row's values; None where they are null."""
+    """Return one row's values; None where they are null."""
     part = array.slice(at.start, at.stop - at.start)
     if part.null_count:
         return None
@@ -275,7 +281,7 @@ def _validate_shapes(d: Detections, where: str) -> None:
 
 
 def untrue_values(table: pa.Table, n_categories: int) -> Iterator[str]:
-    """What rows say that none may say, as in ``validate_row`` but by column: sentences."""
+    """Yield a sentence for each invalid value: ``validate_row``'s rules, checked by column."""
     ok = pc.equal(table.column("status").cast(pa.string()), "ok")
     for name in ("width", "height"):
         if pc.any(pc.and_(ok, pc.less(table.column(name), 1))).as_py():

@@ -139,7 +139,7 @@ class RowWriter:
 
 
 def read_footer(store: SupportsGetRange, listed: StoredObject) -> ShardFooter:
-    """The footer of one annotation object, by a ranged read of its end only.
+    """Return the footer of one annotation object, by a ranged read of its end only.
 
     Raises:
         StorageError: not a Parquet file, or not one of ours.
@@ -149,7 +149,7 @@ def read_footer(store: SupportsGetRange, listed: StoredObject) -> ShardFooter:
 
 
 def footer_of(metadata: dict[str, Any], key: str) -> ShardFooter:
-    """The footer in an annotation object's JSON. Raises StorageError: it holds none."""
+    """Return the footer in an annotation object's JSON. Raises StorageError: it holds none."""
     with reading_parquet(key):
         footer = ShardFooter(**metadata["shard"])
         if sum(footer.counts.values()) < 0 or footer.detections < 0:
@@ -158,13 +158,16 @@ def footer_of(metadata: dict[str, Any], key: str) -> ShardFooter:
 
 
 def read_identity(store: SupportsGet, key: str) -> RunIdentity:
-    """The run identity that an annotation object carries. Raises StorageError: not one of ours."""
+    """Return the run identity that an annotation object carries.
+
+    Raises StorageError: not one of ours.
+    """
     with opened(store.get(key), key) as file:
         return identity_of(metadata_of(file, key))
 
 
 def identity_of(metadata: dict[str, Any]) -> RunIdentity:
-    """The run identity in an annotation object's JSON."""
+    """Return the run identity in an annotation object's JSON."""
     run = dict(metadata["run"])
     categories = tuple(Category(**c) for c in run.pop("categories"))
     return RunIdentity(**run, categories=categories)
@@ -173,7 +176,7 @@ def identity_of(metadata: dict[str, Any]) -> RunIdentity:
 def read_tables(
     store: SupportsGet, key: str, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """One annotation object as Arrow tables, a row group at a time; ``columns`` None: all.
+    """Yield one annotation object as Arrow tables, a row group at a time; ``columns`` None: all.
 
     Raises:
         ObjectNotFound: no such object.
@@ -187,7 +190,7 @@ def read_tables(
 
 
 def read_rows(store: SupportsGet, key: str) -> Iterator[AnnotationRow]:
-    """One annotation object as rows, in the order of the shard."""
+    """Yield one annotation object as rows, in the order of the shard."""
     for table in read_tables(store, key):
         with reading_parquet(key):
             yield from table_to_rows(table)

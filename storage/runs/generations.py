@@ -40,7 +40,7 @@ _MOVE = re.compile(rf"{SOURCE}moved-(\d+)\.json")
 Op = Literal["add", "drop"]
 OPS: tuple[Op, ...] = ("add", "drop")
 
-NO_LISTING = "without it nobody knows what the run holds: bring it back from a backup"
+NO_LISTING = "the run's shards are unknown without it: restore it from a backup"
 
 # Keys are binary: a file name need not be UTF-8, and must come back as it was.
 _OBJECT_FIELDS = [("key", pa.binary()), ("nbytes", pa.int64()), ("etag", pa.string())]
@@ -60,22 +60,22 @@ class SupportsGenerations(SupportsList, SupportsGet, SupportsCreate, Protocol):
 
 
 def key_bytes(listed: StoredObject) -> bytes:
-    """A key as the bytes it is ordered by."""
+    """Return a key as the bytes it is ordered by."""
     return listed.key.encode("utf-8", "surrogateescape")
 
 
 def generation_key(number: int, moves: int = 0) -> str:
-    """Where generation ``number`` is committed, after so many moves of the source."""
+    """Return where generation ``number`` is committed, given the count of moves of the source."""
     return f"{SOURCE}moved-{moves}/{number}.parquet" if moves else f"{SOURCE}{number}.parquet"
 
 
 def move_key(moves: int) -> str:
-    """The record of the source's n-th move."""
+    """Return the key of the record of the source's n-th move."""
     return f"{SOURCE}moved-{moves}.json"
 
 
 def moves_of(store: SupportsList) -> int:
-    """How often the source of a run has moved."""
+    """Return how often the source of a run has moved."""
     found = (_MOVE.fullmatch(o.key) for o in store.list(f"{SOURCE}moved-"))
     return max((int(name[1]) for name in found if name), default=0)
 
@@ -100,7 +100,7 @@ class GenerationWriter:
         store: the run's output.
         number: of the generation.
         folder: local, for the part being written.
-        part_nbytes: a part that has so many bytes is put, and the next one begun.
+        part_nbytes: once a part has reached this size, it is put and the next one begun.
         moves: how often the source has moved.
     """
 
@@ -139,7 +139,7 @@ class GenerationWriter:
         """Write what is buffered, and make the generation exist; returns its key.
 
         Raises:
-            AlreadyExists: somebody else has written this generation.
+            AlreadyExists: another process has written this generation.
         """
         self._flush()
         key = generation_key(self._number, self._moves)
@@ -198,7 +198,7 @@ class Generations:
         self._named: dict[str, list[str]] = {}
 
     def parts(self, key: str) -> list[str]:
-        """The objects of a generation in order, ``key`` itself last."""
+        """Return the objects of a generation in order, ``key`` itself last."""
         if key not in self._named:
             with self._opened(key) as file:
                 metadata = file.metadata.metadata or {}
@@ -207,7 +207,7 @@ class Generations:
         return self._named[key]
 
     def ids(self, key: str, op: Op) -> Iterator[str]:
-        """Shard ids of the rows with this ``op``, in order."""
+        """Yield shard ids of the rows with this ``op``, in order."""
         for group in self._groups(key, op, None, ["op", "shard_id"]):
             yield from group.column("shard_id").to_pylist()
 
@@ -219,7 +219,7 @@ class Generations:
         kind: ShardKind | None = None,
         skip: Set[str] = frozenset(),
     ) -> Iterator[Shard]:
-        """Rows with this ``op`` (and kind) as shards, in order, without those in ``skip``."""
+        """Yield rows with this ``op`` (and kind) as shards, in order, without those in ``skip``."""
         for group in self._groups(key, op, kind, None):
             yield from _shards(group, skip)
 
@@ -255,7 +255,7 @@ class Generations:
 
 
 def _surely_without(group: Any, wanted: dict[str, str]) -> bool:
-    """Whether a row group's statistics say that none of its rows is wanted."""
+    """Return whether a row group's statistics say that none of its rows is wanted."""
     for index in range(group.num_columns):
         column = group.column(index)
         if column.path_in_schema in wanted and column.statistics is not None:

@@ -1,4 +1,4 @@
-"""The bytes of labelled images, back from the source they were labelled in.
+"""Read the bytes of labelled images from the source again.
 
 By ranged reads, with If-Match on what was listed; a compressed tar, where offsets are of no use, is
 read once for all of its images that are asked for.
@@ -29,7 +29,7 @@ Fetched = bytes | LabelfleetError
 def read_images(
     manifest: Manifest, source: ObjectStore, places: Sequence[P]
 ) -> Iterator[tuple[P, Fetched]]:
-    """Every image with its bytes, or with why they cannot be had; in an order of its own.
+    """Yield every image with its bytes, or with the reason why not, in no particular order.
 
     A few dozen images are in memory at a time, however many are asked for.
     """

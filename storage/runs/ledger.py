@@ -51,7 +51,7 @@ class LedgerEntry:
 
 
 def new_invocation(now: datetime | None = None) -> str:
-    """An id that sorts by time: 20260131T120000Z-1f3a9c."""
+    """Return an id that sorts by time: 20260131T120000Z-1f3a9c."""
     stamp = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
     return f"{stamp}-{secrets.token_hex(3)}"
 
@@ -94,13 +94,13 @@ class LedgerWriter:
 
 
 def invocations(store: ObjectStore) -> list[str]:
-    """Ids of all invocations that left a ledger, oldest first."""
+    """Return ids of all invocations that left a ledger, oldest first."""
     found = {o.key.removeprefix(LEDGER).split("/", 1)[0] for o in store.list(LEDGER)}
     return sorted(found)
 
 
 def read_ledger(store: ObjectStore, invocation: str) -> Iterator[LedgerEntry]:
-    """The entries of one invocation, in order; what cannot be read is passed over."""
+    """Yield the entries of one invocation, in order; what cannot be read is passed over."""
     for _, part in ledger_parts(store, invocation):
         yield from entries_of(part)
 
@@ -128,7 +128,7 @@ _SEALED = re.compile(rb'\{"sha256": "([0-9a-f]{64})"\}\n')
 
 
 def part_is_whole(part: bytes) -> bool:
-    """Whether a part is as it was written, as far as it says: older ones carry no digest."""
+    """Return whether a part is as it was written, as far as it says: older ones carry no digest."""
     lines, digest = _unsealed(part)
     if digest is None:
         return all(_is_entry(line) for line in lines.splitlines())
@@ -151,7 +151,7 @@ def _is_entry(line: bytes) -> bool:
 
 
 def entries_of(part: bytes) -> Iterator[LedgerEntry]:
-    """The entries of one part; those that cannot be read are passed over."""
+    """Yield the entries of one part; those that cannot be read are passed over."""
     body, digest = _unsealed(part)
     if digest is not None and hashlib.sha256(body).hexdigest() != digest:
         return

@@ -64,7 +64,7 @@ class ListingDrop:
     Attributes:
         known: live objects before it.
         deleted: those of them that it does not show.
-        folders: how many first-level folders it does not show at all.
+        folders: count of first-level folders that it lacks entirely.
         examples: the first of these folders.
     """
 
@@ -100,7 +100,7 @@ class Listing:
         self._added_again: set[str] = set()  # shard ids that were added, dropped and added
 
     def generations(self) -> list[str]:
-        """Keys of the listings, oldest first. Raises StorageError where one is missing."""
+        """Return keys of the listings, oldest first. Raises StorageError where one is missing."""
         if self._generations is None:
             self._generations = generation_keys(self._store, self._store.url)
         return self._generations
@@ -157,11 +157,11 @@ class Listing:
         return str(read_record(self._store, move_key(moves), lambda fields: fields["url"]))
 
     def parts(self) -> list[str]:
-        """Keys of all objects that the generations consist of."""
+        """Return keys of all objects that the generations consist of."""
         return [part for key in self.generations() for part in self._read.parts(key)]
 
     def unsealed(self) -> int:
-        """Objects of the listings without a checksum of their own: an older labelfleet's."""
+        """Return the listings' objects without a checksum, as older versions wrote them."""
         heads = (self._store.head(key) for key in self.parts())
         return sum(not read_metadata(self._store, head, required=False)[1] for head in heads)
 
@@ -195,7 +195,7 @@ class Listing:
                     yield shard
 
     def all_ids(self) -> Iterator[str]:
-        """Ids of every shard that was ever listed, each once, without their objects."""
+        """Yield ids of every shard that was ever listed, each once, without their objects."""
         self.dropped()
         repeats: set[str] = set()
         for key in self.generations():
@@ -230,7 +230,7 @@ class Listing:
         return repeats
 
     def returned(self, shard_id: str) -> bool:
-        """Whether a shard was dropped whole once and is live again."""
+        """Return whether a shard was dropped whole once and is live again."""
         self.dropped()
         return shard_id in self._added_again
 
@@ -248,7 +248,7 @@ class Listing:
         return sum(1 for _ in self.live_ids())
 
     def live_ids(self) -> Iterator[str]:
-        """Ids of live shards, without their objects where nothing was dropped from them."""
+        """Yield ids of live shards, without their objects where nothing was dropped from them."""
         if not self.dropped():
             yield from self.all_ids()
             return
@@ -343,7 +343,7 @@ class Listing:
         return ListingChange(newest, shards_added, added, changed, deleted, returned)
 
     def _dropped_versions(self) -> dict[tuple[str, int, str], str]:
-        """Shard ids by (key, size, etag) of what is dropped now."""
+        """Return shard ids by (key, size, etag) of what is dropped now."""
         dropped = self.dropped()
         if not dropped:
             return {}
@@ -388,7 +388,7 @@ class Listing:
     def joined(
         self, listed: Iterable[StoredObject]
     ) -> Iterator[tuple[StoredObject | None, Known | None]]:
-        """A fresh listing beside the live objects, by key: (new, None) was not there before,
+        """Return a fresh listing beside the live objects, by key: (new, None) was not there before,
         (None, known) is gone, and what has both may have changed (see ``is_same``)."""
         return _join(iter(listed), self._known())
 
@@ -470,7 +470,7 @@ class _DropCount:
 
 
 def is_same(new: StoredObject, old: Known) -> bool:
-    """Whether an object is the version that was listed."""
+    """Return whether an object is the version that was listed."""
     return (new.nbytes, new.etag) == (old.listed.nbytes, old.listed.etag)
 
 

@@ -68,7 +68,7 @@ class Owner:
         return f"`{self.command}` (pid {self.pid} on {self.host})"
 
     def alive(self) -> bool | None:
-        """Whether the process lives, as far as this host can tell; None: it cannot.
+        """Return whether the process lives, as far as this host can tell; None: it cannot.
 
         Another user's process may be hidden in /proc (hidepid): whether it is the owner or a later
         one with the same pid is then unknown.
@@ -90,7 +90,7 @@ def _boot_id() -> str:
 
 
 def _started(pid: int) -> str:
-    """The process's start in clock ticks since boot, '' when there is none, or it has ended."""
+    """Return the process's start in clock ticks since boot; '' when it does not run."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -100,7 +100,7 @@ def _started(pid: int) -> str:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether a process that /proc does not show us lives all the same."""
+    """Return whether a process is alive although /proc does not show it."""
     try:
         Path(f"/proc/{pid}/stat").read_text()
         return False  # it is shown: it has ended, its parent has not looked yet
@@ -171,7 +171,7 @@ class RunLock:
         self._released.set()
         self._thread.join(timeout=self._lease_s)
         if self._lost is not None or not self._renewing.acquire(timeout=self._lease_s):
-            return  # not ours any more, or a beat that hangs
+            return  # no longer ours, or a beat that hangs
         try:
             self._renew(released=True)
             if not self._overdue():  # else a taker may have stopped waiting for the delete
@@ -247,7 +247,7 @@ def run_lock(
         lease_s: seconds; the same for all who share a run.
 
     Raises:
-        RunLocked: somebody alive holds it; says who (exit code 75).
+        RunLocked: a live process holds it; the message names it (exit code 75).
     """
     pid = os.getpid()
     owner = Owner(
@@ -320,7 +320,7 @@ def _wait_until_abandoned(
 
 
 def _moved(now: Owner | None, before: Owner | None) -> bool:
-    """Whether another beat, or another owner, is there."""
+    """Return whether another beat, or another owner, is there."""
     if now is None or before is None:
         return True
     return (now.token, now.counter) != (before.token, before.counter)

@@ -61,7 +61,10 @@ class RunRecord:
 
     @staticmethod
     def from_json(raw: bytes) -> RunRecord:
-        """The inverse of ``to_json``. Raises ConfigError when it is not a run.json of ours."""
+        """Read what ``to_json`` wrote.
+
+        Raises ConfigError when it is not a run.json of ours.
+        """
         try:
             return parse_record(raw, RUN_KEY, _run_record)
         except StorageError as exc:
@@ -106,7 +109,7 @@ class Manifest:
 
     @staticmethod
     def open(url: str, options: StorageOptions | None = None) -> Manifest:
-        """An existing run. Raises ConfigError when there is none."""
+        """Return an existing run. Raises ConfigError when there is none."""
         store = open_store(url, options)
         try:
             return Manifest(store, RunRecord.from_json(store.get(RUN_KEY)))
@@ -138,7 +141,7 @@ class Manifest:
         return Manifest(store, existing)
 
     def committed(self) -> set[str]:
-        """Shard ids that have an annotation object, listed in parallel by their first hex digit."""
+        """Return ids of shards that have an annotation object, listed in parallel by hex digit."""
 
         def listed(digit: str) -> list[str]:
             keys = (o.key for o in self.store.list(f"{ANNOTATIONS}{digit}"))
@@ -148,7 +151,7 @@ class Manifest:
             return set().union(*pool.map(listed, _HEX))
 
     def annotation_objects(self) -> Iterator[StoredObject]:
-        """Every annotation object, live or not, ordered by key."""
+        """Yield every annotation object, live or not, ordered by key."""
 
         def listed(digit: str) -> list[StoredObject]:
             return [
@@ -162,7 +165,7 @@ class Manifest:
     def commit(self, footer: ShardFooter, spool: Path) -> Commit:
         """Commit a shard's rows by one conditional put.
 
-        A rival's object, or our own whose reply was lost, is told apart by the attempt id in its
+        A rival's object, or our own whose reply was lost, is distinguished by the attempt id in its
         footer.
         """
         key = annotation_key(footer.shard_id)
@@ -174,7 +177,10 @@ class Manifest:
             return Commit(footer.shard_id, winner.attempt == footer.attempt, winner)
 
     def footer(self, shard_id: str) -> ShardFooter:
-        """The footer of a committed shard. Raises ObjectNotFound when it is not committed."""
+        """Return the footer of a committed shard.
+
+        Raises ObjectNotFound when it is not committed.
+        """
         return read_footer(self.store, self.store.head(annotation_key(shard_id)))
 
     def move_source(self, url: str) -> None:
@@ -210,7 +216,7 @@ class Manifest:
         self.store.put(f"{QUARANTINE}{shard.shard_id}.json", json_record(body))
 
     def quarantined_ids(self) -> set[str]:
-        """Shards that are in quarantine, by their keys alone."""
+        """Return shards that are in quarantine, by their keys alone."""
         keys = (o.key for o in self.store.list(QUARANTINE) if o.key.endswith(".json"))
         return {key.removeprefix(QUARANTINE).removesuffix(".json") for key in keys}
 
@@ -222,7 +228,7 @@ class Manifest:
         }
 
     def quarantine_record(self, shard_id: str) -> dict[str, Any]:
-        """One quarantine record. Raises ObjectNotFound; StorageError when it is damaged."""
+        """Return one quarantine record. Raises ObjectNotFound; StorageError when it is damaged."""
         key = f"{QUARANTINE}{shard_id}.json"
         record = read_record(self.store, key, _quarantine_record)
         if record["shard_id"] != shard_id:
@@ -239,12 +245,12 @@ def _quarantine_record(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def annotation_key(shard_id: str) -> str:
-    """Where a shard's rows lie."""
+    """Return where a shard's rows lie."""
     return f"{ANNOTATIONS}{shard_id}.parquet"
 
 
 def shard_id_of_key(key: str) -> str:
-    """The inverse of ``annotation_key``."""
+    """Return the shard that an annotation object's key names: the inverse of ``annotation_key``."""
     return key.removeprefix(ANNOTATIONS).removesuffix(".parquet")
 
 

@@ -39,7 +39,7 @@ class RowsBySha:
         self._kept_boxes: dict[str, int] = {}
 
     def find(self, shard_id: str, sha256: str) -> AnnotationRow | None:
-        """The row of an image, of status ok where there is one.
+        """Return the row of an image, of status ok where there is one.
 
         Args:
             shard_id: where it is likely to be.

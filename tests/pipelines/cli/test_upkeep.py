@@ -65,7 +65,7 @@ def test_gc_says_what_and_how_many_bytes(
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["gc", "RUN", "--older-than", "soon"], "is no age"), (["verify"], "RUN")],
+    [(["gc", "RUN", "--older-than", "soon"], "is not an age"), (["verify"], "RUN")],
 )
 def test_wrong_usage(
     out: LocalStore, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
