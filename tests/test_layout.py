@@ -206,6 +206,7 @@ LARGER = {
     "workers.labelling.labeller.__init__": "the parts of a labeller, each given by its caller",
     "workers.checkpoints.description.description": "the fields of the description",
     "workers.checkpoints.file.save_checkpoint": "the fields of the file",
+    "workers.training.trainer.__init__": "the parts of a trainer, each given by its caller",
     "storage.s3.resuming.__init__": "the state that a resumed read carries on",
 }
 
