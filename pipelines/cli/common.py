@@ -1,4 +1,4 @@
-"""What the commands share: options, opening a run, and showing a result."""
+"""Shared by the commands: options, opening a run, and showing a result."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def show(rendered: Any, fields: dict[str, Any], as_json: bool) -> None:
         sys.stdout.flush()
     else:
         from pipelines.display.console import (
-            HarmlessConsole,  # half of what `--help` would wait for
+            HarmlessConsole,  # importing it would double the time of `--help`
         )
 
         # A bare string is plain text: brackets in a URL are not markup.

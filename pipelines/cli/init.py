@@ -56,7 +56,7 @@ def init(
 def schema(
     kind: Annotated[str, typer.Argument(metavar="run|train", help="Which YAML file.")] = "run",
 ) -> None:
-    """Print the JSON Schema of a YAML file, with which editors complete and check it."""
+    """Print the JSON Schema of a YAML file, so that editors can complete and check it."""
     if kind not in ("run", "train"):
         raise typer.BadParameter("it is run or train", param_hint="KIND")
     sys.stdout.write(schema_of(kind))

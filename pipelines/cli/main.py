@@ -1,4 +1,4 @@
-"""The command line: parse, load the config, call. No logic, and no heavy import at start."""
+"""The command line: parse, load the config, call. No logic, and no heavy imports at start."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from workers.local_folders import cache_folder
 
 
 class _Commands(TyperGroup):
-    """Tell people how to go on after Ctrl-C, which Typer would turn into a silent exit code."""
+    """Say how to continue after Ctrl-C, which Typer would turn into a silent exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -55,7 +55,7 @@ app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich draws panels, and takes three times as long as all the rest
+    rich_markup_mode=None,  # rich draws panels, and takes three times as long as everything else
     context_settings={"max_content_width": 100},
     help="Label image collections too large to label by hand.\n\n"
     "YOLO-NAS on Ray, from object storage to Parquet annotations.",
@@ -79,7 +79,7 @@ def _options(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Options before any command; the program's help stands above."""
+    """Handle the options before any command; the program's help is above."""
 
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run config: YAML, any URL.")]
@@ -125,7 +125,7 @@ def run(
 
 @app.command(epilog="Example: labelfleet plan cells.yaml")
 def plan(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
-    """Say what a run would do and what it costs. Shards, images, GiB, hours; touches nothing."""
+    """Estimate a run: shards, images, GiB, hours and cost. Writes nothing."""
     from pipelines.config.run_config import load_config
     from pipelines.labelling.plan import plan_run, plan_table
 
@@ -135,7 +135,7 @@ def plan(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
 
 @app.command(epilog="Example: labelfleet status s3://plates/labels/blood-cells")
 def status(run: RunUrl, endpoint_url: Endpoint = None, json_: Json = False) -> None:
-    """Show how far a run is. In flight or ended, from any machine that reaches its output."""
+    """Show a run's progress, running or ended, from any machine that can read its output."""
     from pipelines.runs.status import run_status, status_table
 
     found = run_status(open_manifest(run, endpoint_url))
@@ -259,7 +259,7 @@ def compile_(
     set_: Sets = None,
     json_: Json = False,
 ) -> None:
-    """Make the model ready for its runtime, once; `run` does it too when it was not done."""
+    """Compile the model for its runtime, once; `run` does so when it has not been done."""
     from pipelines.display.console import say
     from pipelines.models.compile import compile_from_file
     from pipelines.models.view import compiled_table
@@ -300,7 +300,7 @@ def doctor(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Say what is installed and works here, and what to do about what does not."""
+    """Check what is installed and works here, and how to fix what does not."""
     from pipelines.doctor.examine import examine, findings_table
 
     findings = examine(config)
@@ -363,7 +363,7 @@ def _main(given: list[str]) -> NoReturn:
         if debug:
             logging.exception("the traceback behind the error")
         _fail(exc.message, exc.hint, exc.exit_code, given)
-    except Exception as exc:  # the process's border: a line, not a traceback
+    except Exception as exc:  # the process border: print a line, not a traceback
         if debug:
             logging.exception("the traceback behind the error")
         hint = "this is a bug of labelfleet: run again with --debug and report the traceback"
@@ -372,7 +372,7 @@ def _main(given: list[str]) -> NoReturn:
 
 
 def _take_log_format(given: list[str]) -> list[str]:
-    """``--log-format json``, anywhere: into the environment, where workers find it too."""
+    """Copy ``--log-format json``, given anywhere, to the environment, where workers find it too."""
     for at, argument in enumerate(given):
         name, equals, value = argument.partition("=")
         if name == "--log-format":
@@ -388,7 +388,7 @@ def _take_log_format(given: list[str]) -> list[str]:
 def _usage(exc: typer.TyperException, given: list[str]) -> NoReturn:
     """Report a wrong command, option or argument; print the help where there are none."""
     message = exc.format_message()
-    if message.startswith("Usage: "):  # called without arguments: it is the help
+    if message.startswith("Usage: "):  # called without arguments: the message is the help
         sys.stdout.write(message + "\n")
         _leave(2)
     command = getattr(getattr(exc, "ctx", None), "command_path", "labelfleet")

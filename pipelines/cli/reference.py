@@ -25,7 +25,7 @@ RUN is the URL of a run's output, CONFIG the path or URL of a YAML file
 
 
 def page() -> str:
-    """The page's Markdown."""
+    """Return the page as Markdown."""
     return "\n".join([_INTRO, *_commands(typer.main.get_group(app), "labelfleet")])
 
 

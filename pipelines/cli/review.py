@@ -76,9 +76,9 @@ def route(
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Draw the images that people should see, each only once. Needs no GPU.
+    """Select the images to review, each only once. Needs no GPU.
 
-    What other runs of its review project queued or had answered is left out too, see --alone.
+    Images that other runs of its review project queued or had answered are left out, see --alone.
     """
     from dataclasses import asdict
     from typing import cast
@@ -137,9 +137,9 @@ def push(
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Push the queue to Label Studio. Run it again to continue; tasks are never doubled.
+    """Push the queue to Label Studio. Run it again to continue; tasks are never duplicated.
 
-    The token comes from LABEL_STUDIO_API_KEY alone.
+    The token is read only from LABEL_STUDIO_API_KEY.
     """
     from pipelines.label_studio.connect import open_server
     from pipelines.label_studio.serving import choose_serving
@@ -190,7 +190,7 @@ def pull(
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Fetch what people answered, edited or deleted since the last pull."""
+    """Fetch the answers given, edited or deleted since the last pull."""
     from pipelines.label_studio.connect import open_server
     from pipelines.review.pull import pull_run
     from pipelines.review.rounds import refresh_rounds
@@ -222,9 +222,9 @@ def refresh(
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Bring open tasks in line with a new policy: boxes, ranks, and whether they still pay.
+    """Update open tasks to a new policy: their boxes, their ranks, and whether to keep them.
 
-    Tasks that somebody answered, skipped or began stay as they are.
+    Tasks that were answered, skipped or begun stay as they are.
     """
     from pipelines.label_studio.connect import open_server
     from pipelines.policy.choose import choose_policy
@@ -331,7 +331,7 @@ def fit(
 ) -> None:
     """Fit calibration and thresholds, which decide which boxes become labels.
 
-    decide and review route use a policy that lies in the run unless they are given another.
+    decide and review route use the policy stored in the run unless given another.
     """
     from dataclasses import replace
     from typing import cast

@@ -48,7 +48,7 @@ def submit(
     ] = True,
     json_: Json = False,
 ) -> None:
-    """Have a Ray cluster do a run. Submitting it again attaches, until it has ended."""
+    """Run a config on a Ray cluster. Submitting it again attaches to the job until it has ended."""
     from pipelines.cluster.bundle import bundle_run
     from pipelines.cluster.submit import submit_run
 

@@ -32,9 +32,9 @@ def verify(
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Check that a run is as it was written, down to the bit; exits 1 where it is not.
+    """Check that a run is bit for bit as it was written; exits 1 if it is not.
 
-    Every object is read whole, unless --quick. Nothing is changed.
+    Every object is read in full, unless --quick. Nothing is changed.
     """
     from pipelines.runs.verify import verify_run
     from pipelines.runs.verify_view import verify_progress, verify_table
@@ -68,8 +68,8 @@ def relocate(
 ) -> None:
     """Continue a run whose images were moved: same keys and bytes at another URL.
 
-    Every listed object must be there with its size, and a sample of the labelled images with its
-    digest; else nothing is changed. Then set source.url in the config.
+    Every listed object must be there with its size, and a sample of the labelled images with their
+    digests; otherwise nothing is changed. Then set source.url in the config.
     """
     from pipelines.runs.relocate import relocate_run, relocated_table
 
@@ -89,7 +89,7 @@ def gc(
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Remove what no reader of a run counts. Takes the run's lock."""
+    """Remove objects of a run that no reader uses. Takes the run's lock."""
     from pipelines.runs.gc import collect_garbage, garbage_table, parse_age
 
     try:

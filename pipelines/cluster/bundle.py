@@ -1,4 +1,4 @@
-"""What travels with a submitted run: its config and the local files that it names."""
+"""Pack what travels with a submitted run: its config and the local files it names."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Bundle:
 def bundle_run(
     path: str, overrides: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
 ) -> Bundle:
-    """Read and check a config as ``labelfleet run`` does, and find what it needs from here.
+    """Read and check a config as ``labelfleet run`` does, and find the local files it needs.
 
     Args:
         path: of the config: a local one is packed, one at a URL is read again by the job.

@@ -1,4 +1,4 @@
-"""Elastic: keeps the pool in step with a cluster whose nodes come and go during a run."""
+"""Elastic: keep the pool in step with a cluster whose nodes come and go during a run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Elastic:
     Args:
         pool: resized and drained.
         watch: lists the nodes.
-        wanted: how many actors these nodes are good for.
+        wanted: how many actors fit on these nodes.
         shards: how many the run has to label; there are never more actors than shards left.
         announce: tells the cluster that a node is leaving (its id, why, within how many seconds).
         home: the node this process is on; without it nothing can be placed.
@@ -72,7 +72,7 @@ class Elastic:
             ended: shards that are done or set aside.
 
         Raises:
-            RayLost: Ray's head does not answer any more, or Ray died on this machine.
+            RayLost: Ray's head no longer answers, or Ray died on this machine.
         """
         if self._watch.silent_s() > self._silent_s:
             raise _lost(f"the Ray cluster's head has not answered for {self._silent_s:.0f} s")

@@ -1,6 +1,6 @@
 """One job per run: choosing its id, attaching to a running one, following it to its end.
 
-Nothing here knows Ray: the job server is a Protocol, and pipelines/cluster/submit.py has Ray's.
+Independent of Ray: the job server is a Protocol, implemented in pipelines/cluster/submit.py.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def job_name(name: str, output: str) -> str:
 def submit(server: JobServer, base: str, digest: str = "") -> Submission:
     """Start the run's job, or attach to the one that has not ended.
 
-    Two submissions at once choose the same id, of which the server takes one: the other attaches.
+    Two concurrent submissions choose the same id; the server accepts one and the other attaches.
 
     Args:
         server: where it runs.
@@ -127,7 +127,7 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> SubmittedJob:
-    """Show what the job says until it ends. A connection that breaks is taken up again.
+    """Show the job's output until it ends. A broken connection is resumed.
 
     Args:
         server: where it runs.
@@ -136,7 +136,7 @@ def follow(
         again: the command that attaches again, for messages.
 
     Raises:
-        ClusterLost: no answer for five minutes; the job may well go on.
+        ClusterLost: no answer for five minutes; the job may still be running.
     """
     seen, heard_s = 0, clock()
     while True:
@@ -161,7 +161,7 @@ def follow(
 
 @contextmanager
 def detaching(job_id: str, *, again: str, stop: str) -> Iterator[None]:
-    """Make Ctrl-C leave the job alone. Raises Interrupted, naming the commands for going on."""
+    """Leave the job running on Ctrl-C. Raises Interrupted, naming the commands to continue."""
     try:
         yield
     except KeyboardInterrupt:

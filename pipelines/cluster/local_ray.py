@@ -70,15 +70,15 @@ def start_patiently(
     sleep: Callable[[float], None] = time.sleep,
     within_s: float = _START_WITHIN_S,
 ) -> None:
-    """Start Ray, and again while it fails: on a busy machine it gives up after 30 s by itself.
+    """Start Ray, retrying while it fails: on a busy machine it gives up after 30 s by itself.
 
     Args:
         start: connects, or raises.
         sleep: for the pauses in between.
-        within_s: no further try is made after this time.
+        within_s: no further attempt is made after this time.
     """
     patient = Retrying(
-        # Ray says with a bare Exception that it took too long; these are no matter of time.
+        # Ray reports a timeout as a bare Exception; these are not timeouts.
         retry=retry_if_not_exception_type((ValueError, OSError, LabelfleetError)),
         stop=stop_after_delay(within_s),
         wait=wait_exponential(multiplier=2, max=30),
@@ -111,7 +111,7 @@ def _init(folder: Path) -> None:
     with keeping_signal_handlers():
         ray.init(
             num_cpus=len(os.sched_getaffinity(0)),
-            address="local",  # RAY_ADDRESS would win over no address at all
+            address="local",  # without an address, Ray would use RAY_ADDRESS
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             log_to_driver=False,
@@ -124,7 +124,7 @@ def end_ray(within_s: float = _END_WITHIN_S) -> None:
     """Disconnect from Ray, and end the one that this process started.
 
     ``ray.shutdown`` waits without limit for a raylet that does not answer. Past ``within_s`` the
-    processes of a Ray of our own are killed; one that was joined is left as it is.
+    processes of our own Ray are killed; a cluster that was joined is left as it is.
     """
     processes = _own_processes()
     ender = threading.Thread(target=_shut_down, daemon=True, name="ray-end")
@@ -159,7 +159,7 @@ def _own_processes() -> list[int]:
 def private_folder(parent: Path = Path("/tmp")) -> Iterator[Path]:  # noqa: S108 - see below
     """Make a folder that only this user may enter; remove it, and those of killed processes.
 
-    Ray opens its own folder to everybody (mode 0777), so that must lie inside this one. It holds
+    Ray makes its own folder world-writable (mode 0777), so it must lie inside this one. It holds
     unix sockets, whose paths may have 107 bytes: TMPDIR can be too long for that.
     """
     sweep(parent)
@@ -176,7 +176,7 @@ def private_folder(parent: Path = Path("/tmp")) -> Iterator[Path]:  # noqa: S108
 def sweep(parent: Path) -> None:
     """Remove the folders of this user's processes that were killed."""
     for folder in parent.glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # another's, or gone meanwhile
+        with suppress(OSError):  # another user's, or already gone
             if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
                 continue
             owner = os.open(folder / _OWNER, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -189,10 +189,10 @@ def sweep(parent: Path) -> None:
 
 @contextmanager
 def private_token(folder: Path) -> Iterator[None]:
-    """Have Ray use a token that only this user can read, in a folder of ours.
+    """Make Ray use a token that only this user can read, in a folder of ours.
 
-    One that was given is left alone: in the environment, or at ~/.ray/auth_token, where Ray itself
-    would look. Ray's own would be written there for everybody to read, or not at all where the home
+    An existing token is left alone: in the environment, or at ~/.ray/auth_token, where Ray itself
+    would look. Ray's own would be written there world-readable, or not at all where the home
     folder does not exist or cannot be written.
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get(_TOKEN_PATH) or _has_token_at_home():
@@ -213,7 +213,7 @@ def _has_token_at_home() -> bool:
         token = Path.home() / ".ray" / "auth_token"
         if not token.read_text().strip():
             return False
-        token.chmod(0o600)  # an earlier Ray may have written it for everybody to read
+        token.chmod(0o600)  # an earlier Ray may have written it world-readable
     except (OSError, RuntimeError, UnicodeDecodeError):  # no home, nothing there, not ours
         return False
     return True

@@ -1,6 +1,6 @@
 """The cluster's nodes as they come and go: which are alive, which are about to leave.
 
-Ray tells of draining nodes through private calls only; they are all on this page.
+Ray reports draining nodes through private calls only; all of them are in this module.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class ClusterNode:
 
     Attributes:
         node_id: Ray's, hex.
-        size: what it has for actors.
-        leaving: it drains, on somebody's request or because it is being preempted.
-        within_s: seconds until it goes; None: not said.
+        size: its resources for actors.
+        leaving: it drains, on request or because it is being preempted.
+        within_s: seconds until it goes; None: unknown.
     """
 
     node_id: str

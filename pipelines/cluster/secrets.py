@@ -1,7 +1,7 @@
-"""What looks like a secret, and so must not travel with a job: Ray keeps what a job is given.
+"""Find what looks like a secret and must not travel with a job: Ray stores a job's inputs.
 
 The runtime environment, the metadata, the entry point and the packed files of a job are stored on
-the head and shown to everybody who may ask the cluster for its jobs.
+the head and shown to anyone who may list the cluster's jobs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NAME = re.compile(
     r"secret|token|passw(or)?d|passphrase|credential|api_?key|access_?key|private_?key|webhook",
     re.IGNORECASE,
 )
-# A variable that says where a mounted secret lies holds none itself.
+# A variable that names the path of a mounted secret does not hold the secret.
 _PLACE = re.compile(r"_(FILE|PATH|DIR|ARN|URI)\Z", re.IGNORECASE)
 _VALUES = {
     "an AWS access key": re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"),
@@ -61,10 +61,10 @@ def refuse_secrets(config: Mapping[str, Any], environment: Mapping[str, str]) ->
         environment: variables of the job.
 
     Raises:
-        ConfigError: with what to do instead.
+        ConfigError: it carries a secret; the hint says what to do instead.
     """
     for path, text in texts_in(config):
-        # Whatever a webhook's address looks like, whoever knows it can write there.
+        # A webhook's address is a secret in itself: anyone who knows it can post there.
         kind = secret_in(text) or ("a webhook's address" if path == "notify" else None)
         if kind is not None:
             raise ConfigError(

@@ -15,7 +15,7 @@ from storage.urls import parse_url
 
 
 def check_shared_folders(source: str, output: str) -> None:
-    """Refuse a folder that some node of the cluster does not see.
+    """Refuse a folder that any node of the cluster cannot see.
 
     Args:
         source, output: normalised URLs; those other than file:// are skipped. The

@@ -9,7 +9,7 @@ from math import ceil
 from pipelines.config.run_config import WorkersConfig
 from storage.errors import ConfigError
 
-CORES_PER_CPU_ACTOR = 4  # more threads an actor scale badly, fewer cost memory: measured
+CORES_PER_CPU_ACTOR = 4  # measured: more threads per actor scale badly, fewer cost memory
 DECODERS_MAX = 8
 AWAITED_CPUS = 4  # an actor's cores, unless configured, while the cluster has no node yet
 
@@ -42,10 +42,10 @@ def wants_gpu(config: WorkersConfig, nodes: Sequence[Node]) -> bool:
 
 
 def awaited(config: WorkersConfig, nodes: Sequence[Node]) -> bool:
-    """Return whether all the nodes that the run needs are yet to come.
+    """Return whether the run must start before the cluster has any node for it.
 
-    So it does on a cluster that starts nodes when they are asked for, and has none that works:
-    when the config says how many actors, and with how many GPUs.
+    That is so on an autoscaling cluster without a usable node yet, when the config states how
+    many actors it wants and with how many GPUs.
     """
     said = config.count != "auto" and config.gpus != "auto"
     return said and all(node.cpus < 1 for node in nodes)
@@ -57,10 +57,10 @@ def size_pool(config: WorkersConfig, nodes: Sequence[Node], *, cuda: bool) -> Si
     Args:
         config: the ``workers`` section.
         nodes: what the cluster has now.
-        cuda: whether the run is one on GPUs.
+        cuda: whether the run labels on GPUs.
 
     Raises:
-        ConfigError: what is asked for fits on no node.
+        ConfigError: the requested actors fit on none of the nodes.
     """
     gpus = _gpus_per_actor(config, cuda)
     if awaited(config, nodes):
@@ -84,7 +84,7 @@ def size_pool(config: WorkersConfig, nodes: Sequence[Node], *, cuda: bool) -> Si
 
 
 def batch_sizes(*, cuda: bool) -> tuple[int, int]:
-    """Return where ``auto`` begins, and how far a worker may raise it while that is faster.
+    """Return the batch size ``auto`` starts at, and the most a worker may raise it to.
 
     A worker halves its batches by itself where they do not fit the device's memory. On CPUs 16
     images were not reliably faster than 8, and took torch 320 MB more.
@@ -107,8 +107,8 @@ def _fitting(hosts: Sequence[Node], gpus: float, cpus: float) -> int:
 def wanted_actors(config: WorkersConfig, sizing: Sizing, nodes: Sequence[Node]) -> int:
     """Return the number of actors for the nodes that the cluster has now.
 
-    With ``count: auto`` as many as fit, and never fewer than it began with: those without room
-    wait for it, which an autoscaler sees.
+    With ``count: auto`` as many as fit, but never fewer than at the start: actors that do not fit
+    stay pending, which an autoscaler sees.
     """
     if config.count != "auto":
         return config.count
@@ -163,7 +163,7 @@ def _cpus_per_actor(config: WorkersConfig, hosts: Sequence[Node], gpus: float) -
 
 
 def _even_share(cpus: float) -> int:
-    """Cores an actor, at most CORES_PER_CPU_ACTOR, so that few are left over: 6 is 2 x 3."""
+    """Return the cores per actor, at most CORES_PER_CPU_ACTOR, leaving few over: 6 is 2 x 3."""
     return int(cpus // ceil(cpus / CORES_PER_CPU_ACTOR))
 
 

@@ -24,7 +24,7 @@ from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND
 
-# EC2 has none of this type in this zone just now, or the account may have no more of its kind.
+# EC2 lacks this type in this zone at the moment, or the account's quota for it is used up.
 # Anything else (rights, a wrong subnet) would fail every choice alike, and should be seen.
 _NONE_LEFT = frozenset({
     "InsufficientInstanceCapacity", "InsufficientHostCapacity", "InsufficientCapacity",
@@ -51,7 +51,7 @@ class SpotFirstNodeProvider(AWSNodeProvider):
     def create_node(
         self, node_config: dict[str, Any], tags: dict[str, str], count: int
     ) -> dict[str, Any]:
-        """Start up to ``count`` instances: instance by its id; fewer when there are no more.
+        """Start up to ``count`` instances, fewer where EC2 lacks capacity; return them by id.
 
         Raises:
             NodeLaunchException: none could be had, or EC2 refused for another reason.

@@ -39,14 +39,14 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Seconds that a stopped job has to finish the shards in flight; Ray's own 3 would kill it.
 STOP_WAIT_S = 120
 _QUIET_S = 20.0
-_TRIES = 5  # of a question whose connection broke: a busy head drops some
+_TRIES = 5  # for a request whose connection broke: a busy head drops some
 _HEAD_AWAY = re.compile(r"Request failed with status code (50[234])\b")
-# Said with status 500 while the head's own agent has not come up: on a cold or busy cluster.
+# Sent with status 500 until the head's own agent is up, on a cold or busy cluster.
 _NO_AGENT = "No available agent"
 _AGENT_WITHIN_S = 300.0
 # Its name in the job's metadata; "digest", of earlier versions, left out files, --limit and --env.
 _DIGEST = "content_digest"
-_NO_SUCH_COMMAND = 127  # a shell's word for it
+_NO_SUCH_COMMAND = 127  # a shell's exit code for it
 # Where Ray itself looks, and where it would overrule an address that was given.
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _HOW_TO_SIGN_IN = (
@@ -95,7 +95,7 @@ def submit_run(
         again: the command that attaches again, for messages.
 
     Raises:
-        ConfigError: no job server there, or it wants another token.
+        ConfigError: the address has no job server, or the server wants another token.
         RunLocked: a job of this run is under way that does something else.
         Interrupted: Ctrl-C while following; the job goes on.
         LabelfleetError: the server refused.
@@ -229,7 +229,7 @@ class RayJobs:
     def _connect(self) -> Any:
         from ray.job_submission import JobSubmissionClient  # a second to import
 
-        # Its notes on packages would stand between the lines of the job.
+        # Its notes on packages would appear between the lines of the job.
         for name in ("ray", *(kind.__module__ for kind in JobSubmissionClient.__mro__)):
             logging.getLogger(name).setLevel(logging.WARNING)
         headers = auth_headers()
@@ -237,7 +237,7 @@ class RayJobs:
             return JobSubmissionClient(self._url, headers=headers)
 
     def _ask(self, call: Callable[[], Any]) -> Any:
-        """Ask, and retry when the connection breaks; an id is submitted only once in any case."""
+        """Send a request, retrying when the connection breaks; an id is never submitted twice."""
         with self._asking():
             return patient()(call)
 

@@ -1,4 +1,4 @@
-"""A list of keys that narrows a source: one column of a CSV or Parquet file."""
+"""Read a list of keys that narrows a source: one column of a CSV or Parquet file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ COLUMN = "key"
 
 
 def read_keys(url: str, options: StorageOptions) -> frozenset[str]:
-    """The keys in ``url``'s column ``key``, or in its only column; or one a line, commas and all,
-    where the first line is the name of an image or tar.
+    """Return the keys in ``url``'s column ``key``, or in its only column.
+
+    A file whose first line is the name of an image or tar has one key per line, commas included.
 
     Raises:
         ConfigError: no such column, or neither CSV nor Parquet.
@@ -58,7 +59,7 @@ def _parquet(raw: bytes) -> pa.Table:
 
 def _csv(raw: bytes) -> pa.Table:
     raw = raw.removeprefix(b"\xef\xbb\xbf")  # the mark that spreadsheets put before UTF-8
-    # Every column as text: a key such as 000123 is no number.
+    # Read every column as text: a key such as 000123 is not a number.
     header = raw.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
     if "," in header and classify(header.strip('"')) != "other":  # a name with commas, no header
         lines = (_unquoted(line.strip("\r")) for line in raw.decode("utf-8").split("\n"))

@@ -1,4 +1,4 @@
-"""What a config's fields take, in words: for error messages and for the reference page."""
+"""Describe the values that a config's fields accept, for error messages and the reference page."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _SAID_AS_IT_IS = ("value_error", "extra_forbidden", "missing")
 
 
 def explain(kind: type[BaseModel], errors: Sequence[Any]) -> list[str]:
-    """One line a field: its path, and what is wrong there.
+    """Return one line per field: its path, and what is wrong there.
 
     Args:
         kind: the config's root.
         errors: ``ValidationError.errors()``. Of a union they hold each member's complaint, of
-            which only the one that the value was meant for says something.
+            which only that of the intended member is useful.
     """
     by_field: dict[str, list[Any]] = {}
     for error in errors:
         by_field.setdefault(".".join(_names(kind, error)), []).append(error)
-    # A complaint about something inside a section speaks for the section.
+    # An error inside a section stands for the section's own.
     said = {p for p in by_field if not any(q.startswith(f"{p}.") for q in by_field)}
     return [_line(kind, path, by_field[path]) for path in by_field if path in said]
 
@@ -48,7 +48,7 @@ def _line(kind: type[BaseModel], path: str, errors: Sequence[Any]) -> str:
 
 
 def mismatch(field: FieldInfo, value: Any) -> str:
-    """What a field takes, and what is there instead.
+    """Return what a field accepts, and what it holds instead.
 
     Texts are never repeated, since they may hold a secret.
     """
@@ -61,7 +61,7 @@ def mismatch(field: FieldInfo, value: Any) -> str:
 
 
 def expected(field: FieldInfo) -> str:
-    """What a field takes, such as ``auto` or a whole number from 1 to 4096``."""
+    """Return what a field accepts, such as ``auto` or a whole number from 1 to 4096``."""
     return _expected(field.annotation, field.metadata)
 
 

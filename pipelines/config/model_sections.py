@@ -1,4 +1,4 @@
-"""Sections of ``model:`` that state how a network wants its images."""
+"""Sections of ``model:`` that state how a network expects its images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_OVERLAP = 0.9  # each image pixel is then labelled a hundred times
 
 
 def network_size(value: int | tuple[int, int]) -> int | tuple[int, int]:
-    """A YOLO-NAS input size as it is given. Raises ValueError when a side is not one of its."""
+    """Return a YOLO-NAS input size unchanged. Raises ValueError when it does not support a side."""
     for side in value if isinstance(value, tuple) else (value,):
         if side % 32 or not 32 <= side <= 4096:
             raise ValueError(f"{side} is not a multiple of 32 between 32 and 4096")
@@ -25,7 +25,7 @@ def network_size(value: int | tuple[int, int]) -> int | tuple[int, int]:
 
 
 class PreprocessingConfig(Part):
-    """What an upright RGB image goes through on its way into the network, all of it."""
+    """Every step that takes an upright RGB image into the network."""
 
     size: Side | tuple[Side, Side] = Field(
         640, description="Network input in pixels, one side or [h, w]."
@@ -91,7 +91,7 @@ class PreprocessingConfig(Part):
 
 
 class TilesConfig(Part):
-    """Large images in overlapping tiles, each as large to the network as a small image."""
+    """Split large images into overlapping tiles of the network's input size."""
 
     size: Annotated[int, Field(ge=32, le=16_384)] = Field(
         640, description="Sides of a tile in pixels of the image; smaller images stay whole."

@@ -1,4 +1,4 @@
-"""What every config section is made of: the strict base, and kinds of values with their checks."""
+"""Building blocks of config sections: the strict base, and value types with their checks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Part(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_numbers(cls, value: Any, given: ValidationInfo) -> Any:
-        """YAML reads `yes` and `on` as true, which pydantic would take for 1."""
+        """Refuse booleans: YAML reads `yes` and `on` as true, which pydantic would take for 1."""
         field = cls.model_fields[str(given.field_name)]
         if isinstance(value, bool) and "true or false" not in expected(field):
             raise ValueError(mismatch(field, value))
@@ -74,6 +74,6 @@ def _digest(text: str) -> str:
 
 Url = Annotated[str, "a URL or path", AfterValidator(_url)]
 Place = Annotated[str, "a URL or path", AfterValidator(_place)]
-Webhook = Annotated[SecretStr, "a web address", AfterValidator(_webhook)]  # its path is a secret
+Webhook = Annotated[SecretStr, "a web address", AfterValidator(_webhook)]  # its path is secret
 Name = Annotated[str, "a name", AfterValidator(_run_name)]
 Digest = Annotated[str, "64 hex digits", AfterValidator(_digest)]

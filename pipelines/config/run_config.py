@@ -208,7 +208,7 @@ class Overlap(Part):
 
 
 class ReviewConfig(Part):
-    """What people see, and where; without this section nothing is routed."""
+    """What reviewers see, and where; without this section nothing is routed."""
 
     url: Url = Field("http://localhost:8080", description="Label Studio.")
     project: str = Field(min_length=1, description="Created, or adopted if it exists.")

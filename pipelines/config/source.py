@@ -1,4 +1,4 @@
-"""What a run labels: its source's objects after all filters, and their grouping into shards."""
+"""List what a run labels: the source's objects after all filters, grouped into shards."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def check_places(config: RunConfig) -> None:
 
 
 def listed_objects(config: RunConfig, left_out: LeftOut | None = None) -> Iterator[StoredObject]:
-    """Every object of the source to label, ordered by key.
+    """Yield every object of the source to label, ordered by key.
 
     Args:
         left_out: counts what is passed over.
 
     Raises:
-        SourceEmpty: there is none.
+        SourceEmpty: the source has none.
         SourceError: more of ``source.keys`` than ``source.max_absent_keys`` are not there; raised
             at the end of the listing.
         StorageError: the source cannot be listed.
@@ -117,7 +117,7 @@ def _filtered(config: RunConfig) -> bool:
 def check_drop(config: RunConfig, drop: ListingDrop) -> None:
     """Refuse a listing that lacks more of the source than ``source.max_drop``, or a whole folder.
 
-    A mount that failed or a prefix that cannot be listed for a night looks like this.
+    A failed mount or a prefix that temporarily cannot be listed looks like this.
 
     Raises SourceError.
     """
@@ -141,7 +141,7 @@ def check_drop(config: RunConfig, drop: ListingDrop) -> None:
 
 
 def group_shards(objects: Iterable[StoredObject], shard_size: int) -> Iterator[Shard]:
-    """Tars as they are, loose images in groups; both in the order of the listing."""
+    """Yield tars as they are and loose images in groups, both in listing order."""
     loose: list[StoredObject] = []
     for listed in objects:
         if classify(listed.key) == "tar":

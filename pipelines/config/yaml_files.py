@@ -16,8 +16,8 @@ from storage.urls import shown_url
 M = TypeVar("M", bound=BaseModel)
 _SECRETS = ("notify",)
 _DEEPEST = 100
-# What PyYAML ends in besides its own errors: dates that are none, numbers that are none, a
-# thousand brackets.
+# What PyYAML raises besides its own errors: invalid dates, invalid numbers, a thousand
+# brackets.
 _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
 
 
@@ -25,7 +25,7 @@ RUN_PAGE = "docs/configuration.md"
 
 
 def read_yaml(path: str, page: str = RUN_PAGE) -> dict[str, Any]:
-    """A YAML mapping from a path or URL; ``page`` documents its fields.
+    """Read a YAML mapping from a path or URL; ``page`` documents its fields.
 
     Raises ConfigError with line and column.
     """
@@ -34,7 +34,7 @@ def read_yaml(path: str, page: str = RUN_PAGE) -> dict[str, Any]:
         raw = store.get(key)
     except (ObjectNotFound, BucketNotFound) as exc:
         raise ConfigError(
-            f"{exc.message}, or is no file",
+            f"{exc.message}, or is not a file",
             hint=f"give the path or URL of a YAML file; {page} shows one",
         ) from exc
     loaded = load_yaml(raw, path)
@@ -48,8 +48,8 @@ def read_yaml(path: str, page: str = RUN_PAGE) -> dict[str, Any]:
 
 
 def load_yaml(raw: bytes, path: str) -> Any:
-    """YAML's plain values; nothing in it is constructed or called. Raises ConfigError."""
-    if _depth(raw) > _DEEPEST:  # PyYAML takes seconds to find out
+    """Parse YAML's plain values; nothing is constructed or called. Raises ConfigError."""
+    if _depth(raw) > _DEEPEST:  # PyYAML takes seconds to notice
         raise ConfigError(
             f"{shown_url(path)} is not YAML: it is nested too deeply",
             hint="check the brackets there",
@@ -75,7 +75,7 @@ def _where(exc: Exception) -> str:
     mark, problem = getattr(exc, "problem_mark", None), getattr(exc, "problem", None)
     if not isinstance(exc, yaml.YAMLError):
         deep = isinstance(exc, RecursionError)
-        return ": it is nested too deeply" if deep else ": a value is no date or number"
+        return ": it is nested too deeply" if deep else ": a value is not a valid date or number"
     if mark is None:
         return ": it is not text in UTF-8"
     return f": line {mark.line + 1}, column {mark.column + 1}: {problem}"
@@ -111,7 +111,7 @@ def apply_override(fields: dict[str, Any], override: str) -> None:
 
 
 def parse_config(kind: type[M], fields: dict[str, Any], *, where: str, page: str = RUN_PAGE) -> M:
-    """Validate ``fields`` as ``kind``; every problem on a line of its own, in a ConfigError.
+    """Validate ``fields`` as ``kind``; raise a ConfigError with one line per problem.
 
     Args:
         where: what the fields are from, for the message.

@@ -239,7 +239,7 @@ def test_a_file_that_is_no_config_says_where(tmp_path: Path, text: str | bytes, 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     assert "none.yaml does not exist" in refused(str(tmp_path / "none.yaml")).message
-    assert "is no file" in refused(str(tmp_path)).message
+    assert "is not a file" in refused(str(tmp_path)).message
 
 
 def test_set_overrides_fields_and_makes_sections(tmp_path: Path) -> None:
@@ -312,9 +312,9 @@ def test_the_reference_page_lists_every_field_as_the_models_have_it() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name: 2026-13-45", "no date or number"),
-        ("name: !!int x", "no date or number"),
-        ("name: !!timestamp x", "no date or number"),
+        ("name: 2026-13-45", "not a valid date or number"),
+        ("name: !!int x", "not a valid date or number"),
+        ("name: !!timestamp x", "not a valid date or number"),
         ("[" * 5000, "nested too deeply"),
         ("name: !!python/object/apply:os.system [id]", "line 1"),
     ],
