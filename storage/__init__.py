@@ -1,1 +1,1 @@
-"""Bytes at rest: stores, shards, annotation Parquet, the record of a run."""
+"""Everything at rest: object stores, shards, annotation Parquet and the record of a run."""

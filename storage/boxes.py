@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 def clipped(boxes: NDArray[Any], width: ArrayLike, height: ArrayLike) -> NDArray[Any]:
     """Clip boxes to their image.
 
-    A box that lies outside altogether ends up without area on the border.
+    A box entirely outside the image ends up on the border with no area.
 
     Args:
         boxes: xyxy [N, 4], any float type.
-        width, height: of the upright image; one number, or one a box [N].
+        width, height: of the upright image; one number, or one per box [N].
 
     Returns:
         A new array of the same shape and type.
@@ -29,5 +29,5 @@ def clipped(boxes: NDArray[Any], width: ArrayLike, height: ArrayLike) -> NDArray
 
 
 def has_area(boxes: NDArray[Any]) -> NDArray[np.bool_]:
-    """bool [N]: xyxy boxes whose right side is right of the left one, and bottom below top."""
+    """Return bool [N]: True for xyxy boxes with positive width and height."""
     return np.asarray((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]), np.bool_)

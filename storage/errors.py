@@ -1,9 +1,9 @@
-"""Every error labelfleet raises on purpose. This tree is the map:
+"""All errors that labelfleet raises deliberately:
 
     LabelfleetError                 exit 1
     ├── ConfigError                 exit 2   the config, or a command's arguments
     │   └── RunMismatch             exit 2   the output holds a run with another identity
-    ├── StorageError                         an object store said no
+    ├── StorageError                         an object store refused or failed
     │   ├── ObjectNotFound
     │   ├── BucketNotFound
     │   ├── AccessDenied
@@ -15,7 +15,7 @@
     │   ├── StorageUnavailable               still failing after the retries
     │   └── NotAtomic                        the store cannot create atomically
     ├── InvalidRow                           an annotation row contradicts its own schema
-    ├── SourceError                          nothing to label, or not what it claims to be
+    ├── SourceError                          nothing to label, or not the format it claims
     │   ├── SourceEmpty
     │   └── SourceTruncated                  a tar ended in the middle
     ├── ImageError                           one image; becomes a row, never ends a shard
@@ -24,21 +24,21 @@
     │   └── Unsupported
     ├── ModelError                           checkpoint, architecture, runtime
     │   ├── CheckpointError
-    │   └── ArtefactError                    the model made ready for a runtime
+    │   └── ArtefactError                    a model compiled for a runtime
     ├── WorkerError
     │   ├── WorkerLost                       the process or its node is gone
     │   ├── WorkerStartFailed
     │   ├── RayLost                          Ray's head, or Ray on this machine, is gone
-    │   ├── WorkerDiskFull                   no room for its spool file: the node's fault
+    │   ├── WorkerDiskFull                   no room for the spool file on its node
     │   └── ShardFailed                      one attempt at one shard failed
     ├── BelowTheMark                exit 4   the model does not reach the mAP of `gate`
     ├── TruthMismatch                        ground truth and rows do not join
     ├── ReviewError                          Label Studio, or what came back from it
-    ├── ClusterLost                          the job server does not answer any more
-    ├── RunLocked                   exit 75  somebody else holds the run
+    ├── ClusterLost                          the job server stopped answering
+    ├── RunLocked                   exit 75  another process holds the run
     └── Interrupted                 exit 130 stopped on request; the run can be continued
 
-A message says what was wrong and where; ``hint`` says what to do about it. Foreign errors
+A message says what went wrong and where; ``hint`` says what to do about it. Third-party errors
 (botocore, OSError, RayError, ApiError) are translated once, where they enter.
 """
 
@@ -51,7 +51,7 @@ class LabelfleetError(Exception):
     """Base of the tree.
 
     Args:
-        message: what was wrong, and where.
+        message: what went wrong, and where.
         hint: what the reader can do about it; printed on its own line.
     """
 
@@ -129,7 +129,7 @@ class NotAtomic(StorageError):
 
 
 class InvalidRow(LabelfleetError):
-    """A row a reader could not trust (a box outside its image, a score of 2): a bug, said aloud."""
+    """A row with impossible values (a box outside its image, a score of 2); indicates a bug."""
 
 
 class SourceError(LabelfleetError):
@@ -137,7 +137,7 @@ class SourceError(LabelfleetError):
 
 
 class SourceEmpty(SourceError):
-    """The listing holds no image and no shard."""
+    """The listing contains neither images nor shards."""
 
 
 class SourceTruncated(SourceError):
@@ -161,7 +161,7 @@ class TooLarge(ImageError):
 
 
 class Unsupported(ImageError):
-    """A readable file of a kind that is not labelled (a link in a tar, an unknown format)."""
+    """The file is readable but of a type that is not labelled (a link in a tar, say)."""
 
     status: Literal["undecodable", "too_large", "unsupported"] = "unsupported"
 
@@ -175,7 +175,7 @@ class CheckpointError(ModelError):
 
 
 class ArtefactError(ModelError):
-    """A runtime artefact is gone, damaged, not the run's, or would cost too much accuracy."""
+    """A runtime artefact is missing, damaged, from another run, or loses too much accuracy."""
 
 
 class WorkerError(LabelfleetError):
@@ -191,11 +191,11 @@ class WorkerStartFailed(WorkerError):
 
 
 class RayLost(WorkerError):
-    """The Ray cluster's head does not answer any more, or Ray on the driver's machine died."""
+    """The Ray cluster's head stopped answering, or Ray on the driver's machine died."""
 
 
 class WorkerDiskFull(WorkerError):
-    """A worker has no room for the Parquet it is writing; its node is short, not the output."""
+    """A worker's node has no disk space for the Parquet being written; the output store is fine."""
 
 
 class ShardFailed(WorkerError):
@@ -217,7 +217,7 @@ class ReviewError(LabelfleetError):
 
 
 class ClusterLost(LabelfleetError):
-    """A cluster's job server stopped answering; what runs there goes on without us."""
+    """A cluster's job server stopped answering; jobs there keep running."""
 
 
 class RunLocked(LabelfleetError):
@@ -227,6 +227,6 @@ class RunLocked(LabelfleetError):
 
 
 class Interrupted(LabelfleetError):
-    """Stopped on request; everything committed so far stays, the run can be continued."""
+    """Stopped on request; all commits so far are kept, and the run can be continued."""
 
     exit_code = 130

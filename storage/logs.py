@@ -1,9 +1,9 @@
-"""Log lines for people or for machines, with the ids of what they are about.
+"""Logging as text or JSON lines, with the ids of the run, worker and shard concerned.
 
 ``LABELFLEET_LOG=json`` (or ``--log-format json``) makes every line one JSON object: time, level,
-logger, message, and whichever of run, invocation, worker, shard and attempt are known; further
-fields as the line has them. The driver writes to stderr, workers into Ray's worker logs. Plain text
-is the default; there the ids stand behind the message.
+logger, message, and those of run, invocation, worker, shard and attempt that are known, plus any
+further fields of the record. The driver writes to stderr, workers into Ray's worker logs. Plain
+text is the default; there the ids follow the message.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
 
 
 def log_format() -> LogFormat:
-    """What the environment asks for."""
+    """Return the log format that the environment asks for."""
     return "json" if os.environ.get(VARIABLE, "").lower() == "json" else "text"
 
 
@@ -46,13 +46,13 @@ def set_up_logging(
     clean: Callable[[str], str] = str,
     **ids: str,
 ) -> None:
-    """Send this process's log to one place.
+    """Configure this process's logging.
 
     Args:
-        kind: with ``json``, our own lines from INFO on are written; with ``text`` from WARNING on.
+        kind: ``json`` writes our own records from INFO up, ``text`` from WARNING up.
         stream: None: stderr.
-        clean: makes a text line fit for where it is read; JSON escapes by itself.
-        ids: known for the whole process.
+        clean: sanitises a text line for its destination; JSON escapes by itself.
+        ids: ids that apply to the whole process.
     """
     handler = _Handler(stream)
     handler.setFormatter(JsonLines() if kind == "json" else TextLines(clean))
@@ -60,7 +60,7 @@ def set_up_logging(
     for before in [h for h in root.handlers if isinstance(h, _Handler)]:
         root.removeHandler(before)
     root.addHandler(handler)
-    # Ours only: what botocore and httpx say below WARNING has credentials and whole URLs in it.
+    # Ours only: botocore and httpx log credentials and whole URLs below WARNING.
     logging.getLogger("labelfleet").setLevel(logging.INFO if kind == "json" else logging.NOTSET)
     _process.clear()
     _process.update(ids)
@@ -68,7 +68,7 @@ def set_up_logging(
 
 @contextmanager
 def about(**ids: str) -> Iterator[None]:
-    """Lines logged inside, by this thread, carry these ids too."""
+    """Add these ids to every line that this thread logs inside the block."""
     token = _here.set({**(_here.get() or {}), **ids})
     try:
         yield
@@ -77,7 +77,7 @@ def about(**ids: str) -> Iterator[None]:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Ours; without a stream of its own it writes to whatever stderr is at the moment."""
+    """Our handler; without a stream of its own it writes to the current ``sys.stderr``."""
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__(stream)
@@ -100,10 +100,10 @@ def _place(name: str) -> tuple[int, str]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """Format each record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """As JSON; what is no JSON value by itself goes by its text."""
+        """Return the record as JSON; values that JSON cannot hold are written as text."""
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         fields = {
             "time": at,
@@ -118,17 +118,17 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """Time, level, logger, message; ids behind it."""
+    """Format each record as time, level, logger and message, followed by its ids."""
 
     def __init__(self, clean: Callable[[str], str] = str) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
         self._clean = clean
 
     def format(self, record: logging.LogRecord) -> str:
-        """Its message and its traceback hold names of files and images."""
+        """Return the cleaned line: messages and tracebacks contain names of files and images."""
         return self._clean(unsigned(super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The line without a traceback."""
+        """Return the line without a traceback."""
         ids = " ".join(f"{k}={v}" for k, v in _fields(record).items() if k in IDS)
         return super().formatMessage(record) + (f" [{ids}]" if ids else "")

@@ -43,7 +43,7 @@ class Shard:
     Attributes:
         shard_id: 16 hex digits, from content identity; see ``shard_id_of``.
         kind: ``tar`` (exactly one object) or ``images`` (each object is one image).
-        objects: what it is made of, ordered by key.
+        objects: its objects, ordered by key.
     """
 
     shard_id: str
@@ -52,22 +52,22 @@ class Shard:
 
     @property
     def nbytes(self) -> int:
-        """Bytes to read, as listed."""
+        """Total listed size in bytes."""
         return sum(o.nbytes for o in self.objects)
 
     @property
     def key(self) -> str:
-        """A name for people: the tar's key, or the first image's with the count of the rest."""
+        """Display name: the tar's key, or the first image's key and the number of others."""
         first = self.objects[0].key
         rest = len(self.objects) - 1
         return first if rest == 0 else f"{first} (+{rest})"
 
 
 def shard_id_of(objects: Iterable[StoredObject]) -> str:
-    """16 hex digits of sha256 over the sorted (key, size, etag) of the shard's objects."""
+    """Return 16 hex digits of sha256 over the sorted (key, size, etag) of the shard's objects."""
     pieces: list[bytes] = []
     for key, nbytes, etag in sorted((o.key, o.nbytes, o.etag) for o in objects):
-        # Length-prefixed, so that no choice of key can imitate a neighbouring field.
+        # Length-prefixed, so that no key can imitate a neighbouring field.
         for part in (key, str(nbytes), etag):
             raw = part.encode("utf-8", "surrogateescape")
             pieces += (len(raw).to_bytes(8, "big"), raw)
@@ -82,9 +82,9 @@ class ImageRecord:
         image_id: ``<object key>`` or ``<shard key>/<member>``; unique in the run: a repeated
             member name becomes ``name#2``, and see ``image_id_of``.
         offset: where its bytes begin in the object; None inside a compressed tar.
-        nbytes: their count (as announced, when they could not be read).
+        nbytes: their number (as announced, when they could not be read).
         data: the bytes; None when the record already failed (see ``status``).
-        status: ``ok`` while nothing is wrong yet; else the row's final status.
+        status: ``ok`` as long as nothing has failed; else the row's final status.
         error: why, when status is not ``ok``.
     """
 
@@ -113,9 +113,9 @@ class Detections:
         anchor: int32 [N], index of the anchor point the box came from. This and the two before it
             are None from detectors of other families than YOLO-NAS.
         run_scores: float32 [N, R], in a fused run the score that each of the R runs gave the box;
-            not a number where a run did not vote for it. None in any other run.
-        agreement: float32 [N], in a fused run how much the runs agree on the box, in [0, 1]; not
-            a number where one run alone could see it. None in any other run.
+            NaN where a run did not vote for it. None in any other run.
+        agreement: float32 [N], in a fused run how much the runs agree on the box, in [0, 1]; NaN
+            where only one run could see it. None in any other run.
     """
 
     boxes: NDArray[np.float32]
@@ -217,20 +217,20 @@ def printable(name: str | bytes) -> str:
 def image_id_of(key: str) -> str:
     """Return the id of a loose image, which no member of a tar has.
 
-    A folder that is named like a tar may lie beside that tar, see ``tar_folders``.
+    A folder named like a tar may exist beside that tar; see ``tar_folders``.
     """
     return printable(key) + tar_folders(key)
 
 
 def tar_folders(key: str) -> str:
-    """What ids end in to say where the object ends: ``#1`` for each folder named like a tar above
-    it; '' for ordinary keys. The name of a member ends in an image's suffix, or in ``#2`` or more.
-    """
+    """Return the id suffix that marks where the object's key ends: ``#1`` for each parent folder
+    named like a tar; '' for ordinary keys. The name of a member ends in an image's suffix, or in
+    ``#2`` or more."""
     return "#1" * len(_IN_A_TAR.findall(key))
 
 
 def image_ids_of(key: str) -> tuple[str, ...]:
-    """The id of a loose image, and the one under which an older run may have it, if another."""
+    """Return the id of a loose image, and the id an older run may have used, if different."""
     raw = key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return tuple(dict.fromkeys((image_id_of(key), raw)))
 
@@ -253,7 +253,7 @@ class Category:
 
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
-    """What every annotation object says about the run that made it."""
+    """The run's identity, stored in each of its annotation objects."""
 
     name: str
     config_hash: str

@@ -1,4 +1,5 @@
-"""URLs of stores and objects: parse, normalise, compare; and text that is safe to show."""
+"""URLs of stores and objects: parse, normalise, compare, and render as text that is safe to
+show."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ class Location:
 
     @property
     def url(self) -> str:
-        """The one spelling of this location."""
+        """The canonical URL of this location."""
         if self.scheme == "file":
             raw = self.path.encode("utf-8", "surrogateescape")
             return "file://" + quote_from_bytes(raw, safe=_PATH_SAFE)
@@ -45,13 +46,13 @@ class Location:
 def parse_url(url: str) -> Location:
     """Split a URL or plain path.
 
-    Percent-escapes mean something in file:// only; S3 keys are taken as they stand.
+    Percent-escapes are decoded in file:// URLs only; S3 keys are taken literally.
 
     Raises:
-        ConfigError: empty, a foreign host in file://, no bucket, or credentials inside.
+        ConfigError: empty, a foreign host in file://, no bucket, or credentials in the URL.
     """
     if not url or "\0" in url:
-        raise ConfigError("an empty URL, or one with a NUL in it, names no place")
+        raise ConfigError("a URL cannot be empty or contain a NUL")
     found = _SCHEME.match(url)
     if found is None:
         return _parse_path(url)
@@ -62,7 +63,7 @@ def parse_url(url: str) -> Location:
     if "::" not in url and has_credentials(url):
         raise ConfigError(
             f"credentials do not belong in a URL ({shown_url(url)})",
-            hint="leave them out; they are read from the environment or the profile of the machine",
+            hint="leave them out; they come from the environment or the profile of this machine",
         )
     if scheme in _S3_ALIASES:
         return _parse_s3(authority, path)
@@ -110,13 +111,13 @@ def _absolute(path: str) -> str:
 
 
 def normalise_url(url: str) -> str:
-    """The one spelling of a URL: a plain path becomes an absolute file:// URL, trailing
-    slashes go. Idempotent. Raises ConfigError as ``parse_url`` does."""
+    """Return the canonical form of a URL: a plain path becomes an absolute file:// URL, trailing
+    slashes are removed. Idempotent. Raises ConfigError as ``parse_url`` does."""
     return parse_url(url).url
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """The URL of a single object as (URL of the store that holds it, its key there).
+    """Return the URL of a single object as (URL of the store that holds it, its key there).
 
     Raises:
         ConfigError: the URL names a bucket or a folder, not an object.
@@ -136,10 +137,10 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def overlaps(url_a: str, url_b: str) -> bool:
-    """Whether one of two places is the other, or lies inside it.
+    """Return whether two locations are the same or one contains the other.
 
     Files are compared as the file system resolves them (symbolic links, '..'); everything
-    else by scheme, bucket and path. Needs no permission and no network.
+    else by scheme, bucket and path. Needs neither permissions nor the network.
     """
     a, b = _resolved(parse_url(url_a)), _resolved(parse_url(url_b))
     if (a.scheme, a.authority) != (b.scheme, b.authority):
@@ -157,7 +158,7 @@ def _folder(path: str) -> str:
 
 
 def check_key(key: str) -> str:
-    """The key, if it can name an object in every store.
+    """Return the key if it can name an object in every store.
 
     Raises:
         StorageError: empty, a trailing '/', a NUL, or a '.' or '..' between slashes: stores
@@ -174,20 +175,20 @@ def check_key(key: str) -> str:
 
 
 def has_credentials(url: str) -> bool:
-    """Whether a URL names a user or a password."""
+    """Return whether a URL names a user or a password."""
     return _CREDENTIALS.match(url) is not None
 
 
 def readable(text: str) -> str:
-    """Text on one line that can always be printed: control characters and undecodable bytes
-    become escapes."""
+    """Return printable text on one line: control characters and undecodable bytes become
+    escapes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shown_url(url: str) -> str:
-    """A URL for messages: without user, password and query, which may be secrets."""
+    """Return a URL for messages, without user, password and query, which may be secrets."""
     found = _SCHEME.match(url)
     if found is None:
         return readable(url)
@@ -201,17 +202,17 @@ def shown_url(url: str) -> str:
 
 
 _WEB = re.compile(r"""https?://[^\s'"<>]*""", re.IGNORECASE)
-# Bounded, and no part tried again from within: a line may hold a name of 64 KiB that was made to
-# take long. A longer password than that is no password.
+# Bounded and without backtracking: a line may hold a name of 64 KiB crafted to take long. Longer
+# passwords are not recognised.
 _NAMED = re.compile(
     r"""(?<![a-z0-9+.-])([a-z0-9+.-]*+://)[^\s/@'":]{0,1024}+:[^\s@'"]{0,1024}+@""", re.IGNORECASE
 )
 
 
 def unsigned(text: str) -> str:
-    """The text with every URL in it less its query and its user: they may be secrets.
+    """Return the text with the query and user removed from every URL: they may be secrets.
 
-    Our own messages hold none; what a driver says, which ``--debug`` shows, often does.
+    Our own messages contain none; driver messages, which ``--debug`` shows, often do.
     """
     return _NAMED.sub(r"\1…@", _WEB.sub(_without_query, text))
 

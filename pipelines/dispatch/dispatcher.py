@@ -105,7 +105,6 @@ class Dispatcher:
         self._failed_on: dict[str, set[str]] = {}  # shard id -> workers it failed on
         self._deaths: dict[str, int] = {}
         self._durations_s: deque[float] = deque(maxlen=_SAMPLE)
-        self.completed_count = 0
         self.requeued_count = 0
         self.quarantined: list[Quarantined] = []
         self._taken = 0
@@ -204,7 +203,6 @@ class Dispatcher:
         # The slower copies run on, but are neither awaited nor counted.
         for other in list(self._copies.get(shard_id, ())):
             self._finish(other, shard_id)
-        self.completed_count += 1
         return True
 
     def failed(self, worker: str, shard_id: str, error: str) -> Quarantined | None:

@@ -1,1 +1,1 @@
-"""COCO detection JSON, read one way by everything that takes ground truth or a training set."""
+"""COCO detection JSON, shared by everything that reads ground truth or a training set."""

@@ -1,4 +1,4 @@
-"""Categories of a COCO file: ids with a name each, however often an exporter wrote the name."""
+"""Categories of a COCO file: one name per id, with duplicate names merged."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _NO_PARENT = ("", "none")
 
 @dataclass(frozen=True, slots=True)
 class Categories:
-    """What a file's category ids mean.
+    """The meaning of a file's category ids.
 
     Attributes:
         names: class name by id, in the file's order; each name once.
-        same: the id that stands for each id of the file; ids of a category that was dropped as an
-            exporter's unused root are missing.
+        same: the representative id for each id in the file; without the ids of a category that
+            was dropped as an exporter's unused root.
     """
 
     names: dict[int, str]
@@ -28,7 +28,7 @@ class Categories:
 
 
 def read_categories(coco: Mapping[str, Any], used: Collection[int]) -> Categories:
-    """Read ``categories``; merge what differs in its id alone.
+    """Read ``categories``; merge entries that differ only in their id.
 
     Roboflow writes a root (``supercategory: none``) that all other categories name as their
     supercategory and that no annotation uses. It is not a class, and often shares its name with

@@ -1,6 +1,7 @@
 """Single fields of COCO JSON as files in the wild write them: as a number, as text, or wrongly.
 
-Every function says in a ValueError what it found and what it expects; the caller adds where.
+Every function raises a ValueError that names the found and the expected value; the caller adds the
+location.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _MISSING = object()
 
 
 def entries(coco: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each entry of a top-level list with a name for messages, such as ``annotations[3]``."""
+    """Yield each entry of a top-level list with a name for messages, such as ``annotations[3]``."""
     listed = coco[name]
     if not isinstance(listed, list):
         raise ValueError(f"{name} is {_shown(listed)}, not a list")
@@ -27,7 +28,7 @@ def entries(coco: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[s
 
 
 def identifier(entry: Mapping[str, Any], key: str) -> int | str:
-    """Return an id: an integer, also where it is written ``7.0`` or ``"7"``; else text."""
+    """Return an id: an integer, also if written as ``7.0`` or ``"7"``; otherwise text."""
     value = _there(entry, key)
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -39,7 +40,7 @@ def identifier(entry: Mapping[str, Any], key: str) -> int | str:
 
 
 def whole_number(entry: Mapping[str, Any], key: str) -> int:
-    """Return an id that has to be a number, such as a category's."""
+    """Return an id that must be a number, such as a category's."""
     value = identifier(entry, key)
     if isinstance(value, str):
         raise ValueError(f"{key} is {_shown(value)}, not a whole number")
@@ -47,7 +48,7 @@ def whole_number(entry: Mapping[str, Any], key: str) -> int:
 
 
 def text(entry: Mapping[str, Any], key: str) -> str:
-    """Text that is not empty."""
+    """Return non-empty text."""
     value = _there(entry, key)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{key} is {_shown(value)}, not a name")
@@ -55,7 +56,7 @@ def text(entry: Mapping[str, Any], key: str) -> str:
 
 
 def flag(entry: Mapping[str, Any], key: str) -> bool:
-    """Return a flag: false where it is missing or null; numbers and text are understood."""
+    """Return a flag; False if missing or null. Numbers and text are accepted."""
     value = entry.get(key)
     if value is None or isinstance(value, bool):
         return bool(value)
@@ -68,7 +69,7 @@ def flag(entry: Mapping[str, Any], key: str) -> bool:
 
 
 def side(entry: Mapping[str, Any], key: str) -> int:
-    """Width or height of an image in pixels; 0 where it is missing or null."""
+    """Return the width or height of an image in pixels; 0 if missing or null."""
     value = entry.get(key)
     if value is None:
         return 0
@@ -79,7 +80,7 @@ def side(entry: Mapping[str, Any], key: str) -> int:
 
 
 def area(entry: Mapping[str, Any], box: Xywh) -> float:
-    """Return the stated area in pixels; the box's own where it is missing, null or 0."""
+    """Return the stated area in pixels; the box's own if missing, null or 0."""
     value = entry.get("area")
     number = 0.0 if value is None else _finite(value, "area")
     if number < 0:
@@ -88,7 +89,7 @@ def area(entry: Mapping[str, Any], box: Xywh) -> float:
 
 
 def bbox(entry: Mapping[str, Any]) -> Xywh:
-    """``bbox`` as x, y, width, height in pixels."""
+    """Return ``bbox`` as x, y, width, height in pixels."""
     value = _there(entry, "bbox")
     if not isinstance(value, list) or len(value) != 4:
         raise ValueError(f"bbox is {_shown(value)}, not [x, y, width, height]")

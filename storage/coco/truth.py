@@ -1,7 +1,7 @@
-"""COCO detection JSON: read once, checked, and the same for evaluate, fit, compile and train.
+"""Read and check COCO detection JSON, the same way for evaluate, fit, compile and train.
 
-What files in the wild write differently but unmistakably is understood (flags, areas and ids as
-text, categories listed twice); ambiguous values are refused, and the error names their entry.
+Unambiguous variations seen in real files are accepted (flags, areas and ids as text, categories
+listed twice); anything ambiguous is refused with a message that names the entry.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from storage.urls import shown_url
 
 T = TypeVar("T")
 
-_BEYOND = 0.05  # of the side: more than annotators' strokes run past a border
-_TELLING = 0.1  # share of boxes that may lie that far out before the format is doubted
+_BEYOND = 0.05  # of the side: more than annotators overshoot a border
+_TELLING = 0.1  # share of boxes that far outside above which the format is questioned
 _TO_GIVE = (
     "it needs images (id, file_name), annotations (image_id, category_id, bbox as "
     "[x, y, width, height] in pixels) and categories (id, name)"
@@ -33,7 +33,7 @@ _TO_GIVE = (
 
 @dataclass(frozen=True, slots=True)
 class TruthImage:
-    """One image of the file. ``width`` and ``height`` are 0 where the file does not say."""
+    """One image of the file. ``width`` and ``height`` are 0 if the file omits them."""
 
     name: str
     width: int
@@ -42,7 +42,7 @@ class TruthImage:
 
 @dataclass(frozen=True, slots=True)
 class TruthBox:
-    """One annotation: ``xywh`` in pixels; ``ignore``: a crowd, or marked as not to be counted."""
+    """One annotation: ``xywh`` in pixels; ``ignore``: a crowd, or marked to be ignored."""
 
     category_id: int
     xywh: Xywh
@@ -61,13 +61,13 @@ class Truth:
     """A COCO file: images in its order, their boxes, and class names by the file's own ids.
 
     Attributes:
-        source: where it was read from, for messages.
+        source: origin of the file, for messages.
         images: in the file's order.
         boxes: by image; boxes without width or height are left out.
         categories: class name by id; each name once.
-        regions: by image, xywh where no class is to be counted or taught: the entries of a
-            top-level list ``ignore`` that are not crowds already.
-        without_area: boxes that were left out.
+        regions: by image, xywh regions in which no class is evaluated or trained: the entries of
+            a top-level list ``ignore`` that are not already crowds.
+        without_area: number of boxes left out for lack of area.
     """
 
     source: str
@@ -78,7 +78,7 @@ class Truth:
     without_area: int = 0
 
     def regions_of(self, image: int) -> tuple[Xywh, ...]:
-        """Regions of one image, by its index."""
+        """Return the regions of one image, by its index."""
         return self.regions[image] if self.regions else ()
 
 
@@ -86,7 +86,7 @@ def read_truth(location: str | Path, options: StorageOptions | None = None) -> T
     """Read a COCO detection file from a path or any store's URL.
 
     Raises:
-        ConfigError: not JSON, or not COCO's layout; the first offence is named.
+        ConfigError: not JSON, or not COCO's layout; the message names the first problem.
         ObjectNotFound: no such file.
     """
     url = str(location)
@@ -96,7 +96,7 @@ def read_truth(location: str | Path, options: StorageOptions | None = None) -> T
 
 
 def parse_truth(raw: bytes, where: str) -> Truth:
-    """Return the ground truth in a COCO file's bytes. Raises ConfigError as ``read_truth``."""
+    """Parse the bytes of a COCO file. Raises ConfigError as ``read_truth`` does."""
     try:
         coco = json.loads(raw)
     except UnicodeDecodeError as exc:
@@ -190,7 +190,7 @@ def _box(at: str, entry: Mapping[str, Any], categories: Categories) -> TruthBox:
 
 
 def _at(where: str, read: Callable[..., T], *args: Any) -> T:
-    """Return what ``read`` gives; add the place to its error."""
+    """Return the result of ``read``; add the location to its error."""
     try:
         return read(*args)
     except ValueError as exc:
@@ -200,7 +200,8 @@ def _at(where: str, read: Callable[..., T], *args: Any) -> T:
 def _refuse_other_formats(
     images: Sequence[TruthImage], boxes: Sequence[Sequence[TruthBox]]
 ) -> None:
-    """Refuse boxes that are plainly corners, or shares of the image, instead of xywh in pixels."""
+    """Refuse boxes that are clearly corners, or fractions of the image, instead of xywh in
+    pixels."""
     every = [(image, box.xywh) for image, of in zip(images, boxes, strict=True) for box in of]
     shares = every and all(_within_one(xywh) for _, xywh in every)
     if shares and any(not side.is_integer() for _, xywh in every for side in xywh):
@@ -235,5 +236,5 @@ def _fits_as_corners(image: TruthImage, xywh: Xywh) -> bool:
 
 
 def _normal_path(name: str) -> str:
-    """'/'-separated, without a leading './' or '/': as keys are written."""
+    """Return the path as keys are written: '/'-separated, without a leading './' or '/'."""
     return re.sub(r"^(\./|/)+", "", name.replace("\\", "/"))

@@ -1,4 +1,4 @@
-"""Rows of a label version: the record, its way into Arrow and back, and a writer of parts."""
+"""Rows of a label version: the record, its conversion to and from Arrow, and a writer of parts."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def rows_to_label_table(rows: Sequence[LabelRow]) -> pa.Table:
 
 
 def label_rows(table: pa.Table) -> Iterator[LabelRow]:
-    """Yield an Arrow table in ``LABEL_SCHEMA`` as rows."""
+    """Yield the rows of an Arrow table in ``LABEL_SCHEMA``."""
     for row in table.to_pylist():
         labels = tuple(
             Label(**{**label, "bbox": tuple(label["bbox"])}) for label in row.pop("labels")
@@ -75,7 +75,7 @@ def labels_array(
     scores: NDArray[np.float32],
     ignore: NDArray[np.bool_],
 ) -> pa.ListArray:
-    """The ``labels`` column for boxes of the model: ``counts`` [M] boxes an image, flat arrays."""
+    """Return the ``labels`` column for model boxes: ``counts`` [M] boxes per image, flat arrays."""
     kind = LABEL_SCHEMA.field("labels").type
     flat = np.ascontiguousarray(boxes, np.float32).reshape(-1)
     struct = pa.StructArray.from_arrays(
@@ -139,7 +139,8 @@ class LabelWriter:
             self._ship(self._writer)
 
     def close(self) -> tuple[PartFile, ...]:
-        """Ship what is left. A version without rows has one empty part, so that it has a schema."""
+        """Write the remaining rows; a version without rows gets one empty part to carry its
+        schema."""
         if self._rows == 0 and not self._parts:
             self._writer = SealedWriter(self._spool, LABEL_SCHEMA)
         if self._writer is not None:

@@ -1,15 +1,15 @@
 """Label versions: merged label sets below ``labels/<version>/``, immutable once they exist.
 
     labels/v0001/claim.json            who writes this version; taken by one conditional put
-    labels/v0001/part-000000.parquet   rows, one an image, in listing order
+    labels/v0001/part-000000.parquet   rows, one per image, in listing order
     labels/v0001/policy.yaml           the policy that judged the model's boxes
     labels/v0001/answered.jsonl        what the answers say about the model's labels, per image
-    labels/v0001/alternatives.jsonl    boxes that yielded to a likelier box of the same object
+    labels/v0001/alternatives.jsonl    boxes dropped for a likelier box of the same object
     labels/v0001/lineage.json          written last: the version exists when this does
     labels/latest.json                 pointer to the newest version, moved by conditional replace
 
-A label is a box that is right by policy or by a person; an ``ignore`` box is neither object nor
-background. Boxes are xyxy in pixels of the upright image.
+A label is a box accepted by the policy or by a person; an ``ignore`` box counts as neither object
+nor background. Boxes are xyxy in pixels of the upright image.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ LABEL_SCHEMA = pa.schema(
         pa.field("rejected", pa.int32(), nullable=False),  # boxes the policy dropped
         pa.field("model", pa.string(), nullable=False),  # sha256 of the weights
         pa.field("policy", pa.string(), nullable=False),  # digest of policy.yaml
-        pa.field("annotator", pa.string()),  # null: not labelled by a person
+        pa.field("annotator", pa.string()),  # null: no annotator
         pa.field("labelled_at", pa.timestamp("us", tz="UTC"), nullable=False),
     ]
 )
@@ -89,11 +89,11 @@ class PartFile:
 
 @dataclass(frozen=True, slots=True)
 class LabelVersion:
-    """What lineage.json says: where a version comes from and what is in it.
+    """The contents of lineage.json: where a version comes from and what it contains.
 
     Attributes:
-        version: ``v0001``, counted up; numbers may be missing where a writer died.
-        attempt: who wrote it; tells a lost reply from a rival.
+        version: ``v0001``, increasing; numbers are skipped where a writer died.
+        attempt: id of the writer; distinguishes a lost reply from a rival.
         created_at: ISO 8601, UTC.
         run: its output URL's name and model: name, model_sha256, config_hash, licence.
         categories: classes with their official ids.
@@ -101,11 +101,11 @@ class LabelVersion:
         settling: how several answers to one image were settled, ``latest`` or ``agreement``.
         answers: answer parts that were read, by run URL.
         counts: images by source, labels, ignored and rejected boxes, images left out by status,
-            answers by what became of them. Of the rejected boxes, ``rejected_outside`` have no
+            answers by outcome. Of the rejected boxes, ``rejected_outside`` have no
             area in their image and ``rejected_alternative`` yielded to a box of the same object.
         parts: its Parquet objects in order.
         files: sha256 of its other objects by name; empty in versions of an older labelfleet.
-        guarantee: what was shown of the accepted boxes, or why it is void; '' if nothing was.
+        guarantee: the statement proven about the accepted boxes, or why it is void; '' if none.
     """
 
     version: str
@@ -123,7 +123,7 @@ class LabelVersion:
 
     @property
     def prefix(self) -> str:
-        """Where its objects lie."""
+        """Key prefix of its objects."""
         return f"{LABELS}{self.version}/"
 
     def to_json(self) -> bytes:
@@ -132,7 +132,8 @@ class LabelVersion:
 
     @staticmethod
     def from_fields(fields: dict[str, Any]) -> LabelVersion:
-        """From the fields of lineage.json. Raises ValueError: written by a newer labelfleet."""
+        """Create from the fields of lineage.json. Raises ValueError: written by a newer
+        labelfleet."""
         if fields.pop("schema_version") > VERSION:
             raise ValueError("written by a newer labelfleet")
         categories = tuple(Category(**c) for c in fields.pop("categories"))
@@ -151,7 +152,7 @@ class SupportsReadVersions(SupportsList, SupportsGet, Protocol):
 
 
 def claim_version(store: SupportsVersions, attempt: str) -> str:
-    """Claim the next free version number; no other process can get it, even if this one dies."""
+    """Claim the next free version number for good, even if this process dies."""
     number = max((_number(name) for name in claimed_versions(store)), default=0) + 1
     while True:
         version = f"v{number:04d}"
@@ -166,7 +167,7 @@ def claim_version(store: SupportsVersions, attempt: str) -> str:
 
 
 def finish_version(store: SupportsVersions, lineage: LabelVersion) -> None:
-    """Make the version exist, then point ``latest`` to it unless that is newer already."""
+    """Publish the version, then point ``latest`` to it unless that is already newer."""
     key = f"{lineage.prefix}lineage.json"
     try:
         store.create(key, lineage.to_json())
@@ -177,12 +178,12 @@ def finish_version(store: SupportsVersions, lineage: LabelVersion) -> None:
 
 
 def new_attempt() -> str:
-    """Return an id for one writer."""
+    """Return a new id for one writer."""
     return secrets.token_hex(8)
 
 
 def versions(store: SupportsReadVersions) -> list[str]:
-    """Return versions that exist, oldest first."""
+    """Return the published versions, oldest first."""
     suffix = "/lineage.json"
     found = [o.key for o in store.list(f"{LABELS}v") if o.key.endswith(suffix)]
     names = [key.removeprefix(LABELS).removesuffix(suffix) for key in found]
@@ -190,10 +191,10 @@ def versions(store: SupportsReadVersions) -> list[str]:
 
 
 def read_version(store: SupportsReadVersions, version: str | None = None) -> LabelVersion:
-    """Return a version's lineage; None or ``latest``: the newest.
+    """Return a version's lineage; None or ``latest`` means the newest.
 
     Raises:
-        ConfigError: no such version; those there are named.
+        ConfigError: no such version; the message names those that exist.
     """
     wanted = version if version not in (None, "latest") else _latest(store)
     if wanted is not None and re.fullmatch(r"v\d+", wanted):
@@ -209,11 +210,11 @@ def read_version(store: SupportsReadVersions, version: str | None = None) -> Lab
 
 
 def read_lineage(store: SupportsGet, version: str) -> LabelVersion:
-    """lineage.json of a version.
+    """Read the lineage.json of a version.
 
     Raises:
         ObjectNotFound: the version does not exist.
-        StorageError: it is damaged, or that of another version.
+        StorageError: it is damaged, or belongs to another version.
     """
     key = f"{LABELS}{version}/lineage.json"
     lineage = read_record(store, key, LabelVersion.from_fields)
@@ -237,7 +238,7 @@ def read_label_tables(
 
     Raises:
         ObjectNotFound: a part is missing.
-        StorageError: a part is damaged, or not the one that the lineage names.
+        StorageError: a part is damaged, or is not the one named in the lineage.
     """
     for part in lineage.parts:
         if only is not None and part.key != only:
@@ -257,14 +258,14 @@ def read_label_tables(
 def write_version_files(
     store: SupportsCreate, version: str, files: Mapping[str, Body]
 ) -> dict[str, str]:
-    """Create objects of a version beside its parts; returns their sha256 by name."""
+    """Create objects of a version beside its parts; return their sha256 by name."""
     for name, body in files.items():
         store.create(f"{LABELS}{version}/{name}", body)
     return {name: sha256_of(body) for name, body in files.items()}
 
 
 def sha256_of(body: Body) -> str:
-    """sha256 of bytes or of a local file, in hex."""
+    """Return the sha256 of bytes or of a local file, in hex."""
     if isinstance(body, bytes):
         return hashlib.sha256(body).hexdigest()
     with body.open("rb") as file:
@@ -272,11 +273,11 @@ def sha256_of(body: Body) -> str:
 
 
 def read_version_file(store: SupportsGet, lineage: LabelVersion, name: str) -> bytes:
-    """Return an object of a version beside its parts: policy.yaml, answered.jsonl.
+    """Read an object of a version beside its parts: policy.yaml, answered.jsonl.
 
     Raises:
         ObjectNotFound: it is missing.
-        StorageError: it is not the one that the lineage names.
+        StorageError: it is not the one named in the lineage.
     """
     key = f"{lineage.prefix}{name}"
     raw = store.get(key)
@@ -290,13 +291,13 @@ def read_version_file(store: SupportsGet, lineage: LabelVersion, name: str) -> b
 
 
 def part_metadata(lineage_so_far: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON in a part's footer: the version, the classes and what boxes mean."""
+    """Return the JSON for a part's footer: version, classes and box convention."""
     header = {"schema_version": VERSION, "box": "xyxy, pixels of the upright image"}
     return {**header, **lineage_so_far}
 
 
 def claimed_versions(store: SupportsList) -> set[str]:
-    """Return versions that were begun, finished or not."""
+    """Return the versions that were started, finished or not."""
     names = (o.key.removeprefix(LABELS).split("/", 1)[0] for o in store.list(f"{LABELS}v"))
     return {name for name in names if re.fullmatch(r"v\d+", name)}
 
@@ -316,7 +317,7 @@ def _latest(store: SupportsReadVersions) -> str | None:
     try:
         return read_record(store, LATEST, _version_in)
     except ObjectNotFound:
-        # A writer that died between its lineage and the pointer leaves this to the listing.
+        # If a writer died between lineage and pointer, the listing decides.
         return next(reversed(versions(store)), None)
 
 
@@ -338,4 +339,4 @@ def _point_latest(store: SupportsVersions, version: str) -> None:
             store.replace(LATEST, body, if_match=etag)
             return
         except (ObjectChanged, ObjectNotFound):
-            continue  # another process moved it between our read and our put
+            continue  # another writer moved it between our read and our put

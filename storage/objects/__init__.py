@@ -1,1 +1,1 @@
-"""The contract: one Protocol per verb, and what works on any store."""
+"""The object store contract: one Protocol per verb, and code that works on any store."""

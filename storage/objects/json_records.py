@@ -1,7 +1,7 @@
-"""JSON records: small objects that describe a run, written and read in one way.
+"""JSON records: small objects that describe a run, all written and read the same way.
 
 A record carries the sha256 of its other fields under ``digest``, over their canonical JSON, so that
-any change of a value is an error. Records of older versions have none, and are read as they are.
+any changed value is an error. Records of older versions have no digest and are read unchecked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from storage.objects.protocols import SupportsGet
 DIGEST = "digest"
 T = TypeVar("T")
 
-# What a parser raises for fields that are not what it expects.
+# Raised by a parser for fields it does not expect.
 _UNREADABLE = (
     ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError,
 )  # fmt: skip
@@ -28,13 +28,13 @@ _HINT = (
 
 
 def json_record(fields: Mapping[str, Any]) -> bytes:
-    """Fields as a record: indented JSON with its digest."""
-    plain = json.loads(json.dumps(fields))  # as a reader will see them: keys are strings
+    """Return fields as a record: indented JSON with its digest."""
+    plain = json.loads(json.dumps(fields))  # as a reader will see it: keys are strings
     return json.dumps({**plain, DIGEST: digest_of(plain)}, indent=2).encode()
 
 
 def digest_of(fields: Mapping[str, Any]) -> str:
-    """sha256, in hex, of the canonical JSON of ``fields`` without their digest."""
+    """Return the sha256, in hex, of the canonical JSON of ``fields`` without their digest."""
     rest = {name: value for name, value in fields.items() if name != DIGEST}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -45,12 +45,12 @@ def parse_record(raw: bytes, key: str) -> dict[str, Any]: ...
 @overload
 def parse_record(raw: bytes, key: str, parse: Callable[[dict[str, Any]], T]) -> T: ...
 def parse_record(raw: bytes, key: str, parse: Callable[[dict[str, Any]], Any] = dict) -> Any:
-    """Return what ``parse`` makes of a record's fields, once their digest is checked.
+    """Check a record's digest and return its fields as converted by ``parse``.
 
     Args:
         raw: the object.
         key: its name, for messages.
-        parse: gets the fields without the digest; what it raises for wrong ones is translated.
+        parse: gets the fields without the digest; its errors are translated.
 
     Raises:
         StorageError: not JSON, not an object, changed since it was written, or refused by
@@ -74,13 +74,10 @@ def read_record(store: SupportsGet, key: str) -> dict[str, Any]: ...
 @overload
 def read_record(store: SupportsGet, key: str, parse: Callable[[dict[str, Any]], T]) -> T: ...
 def read_record(store: SupportsGet, key: str, parse: Callable[[dict[str, Any]], Any] = dict) -> Any:
-    """Return the record at ``key``, as ``parse_record`` gives it.
-
-    Raises ObjectNotFound, StorageError.
-    """
+    """Read the record at ``key``; see ``parse_record``. Raises ObjectNotFound, StorageError."""
     return parse_record(store.get(key), key, parse)
 
 
 def has_digest(raw: bytes) -> bool:
-    """Return whether a readable record carries its digest."""
+    """Return whether a readable record carries a digest."""
     return DIGEST in json.loads(raw)

@@ -1,4 +1,4 @@
-"""OSError to the error tree: one table for every store that is a file system underneath."""
+"""Translate OSError into the error tree; shared by every store backed by a file system."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TRANSIENT = frozenset(
 
 
 def from_os_error(exc: OSError, where: str) -> StorageError:
-    """Return labelfleet's error for ``exc``, raised at ``where``."""
+    """Return the labelfleet error for ``exc`` at ``where``."""
     reason = exc.strerror or type(exc).__name__
     if exc.errno in _FULL:
         return StorageFull(

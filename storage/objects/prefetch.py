@@ -1,4 +1,4 @@
-"""Fetch ahead with a few threads, give back in order, hold a bounded number of bytes."""
+"""Prefetch with a few threads, in order, within a bounded number of bytes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def in_order(
     readers: int = READERS,
     ahead_bytes: int = AHEAD_BYTES,
 ) -> Generator[R, None, None]:
-    """``fetch`` of every item, in the items' order, ``readers`` at a time.
+    """Yield ``fetch(item)`` for every item in order, fetching ``readers`` at a time.
 
-    Object storage answers slowly, but in parallel. Items are taken lazily. What is fetched or on
-    its way beyond the result given last stays under ``ahead_bytes`` by ``nbytes``'s reckoning
-    (one item that is larger than that comes alone). An error of ``fetch`` is raised in its place.
-    Closing the iterator drops what has not begun.
+    Object storage is slow per request but parallel. Items are taken lazily. The bytes fetched or
+    in flight ahead of the last result stay below ``ahead_bytes``, as counted by ``nbytes`` (a
+    larger item is fetched alone). An error of ``fetch`` is raised in the item's place. Closing
+    the iterator cancels fetches that have not started.
     """
     waiting: deque[tuple[int, Future[R]]] = deque()
     ahead = 0

@@ -1,4 +1,4 @@
-"""Before a run: can this store hold its output? Asked of the store itself."""
+"""Check before a run that the store can hold its output, by trying it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CONTENT = b"labelfleet checks that it can write here; this file can be deleted\
 
 
 def check_output(store: ObjectStore) -> None:
-    """Write an object, and see that it cannot be created twice; leaves nothing behind.
+    """Write an object, check that it cannot be created twice, and remove it.
 
     Servers that do not know If-None-Match accept the second create silently: with them two
     workers could both commit one shard.
@@ -26,7 +26,7 @@ def check_output(store: ObjectStore) -> None:
         raise _refused(store)
     key = f"{PROBE}{secrets.token_hex(8)}.probe"
     try:
-        # A retried create may find its own object: that it is there is all that counts.
+        # A retried create may find its own object; all that matters is that it exists.
         with contextlib.suppress(AlreadyExists):
             store.create(key, _CONTENT)
         try:
@@ -35,7 +35,7 @@ def check_output(store: ObjectStore) -> None:
             return
         raise _refused(store)
     finally:
-        # What went wrong before is the better message; a probe left behind does no harm.
+        # The first error is the better message; a leftover probe is harmless.
         with contextlib.suppress(LabelfleetError):
             store.delete(key)
 

@@ -1,7 +1,7 @@
-"""The object store: one small Protocol per verb; functions ask for exactly what they use.
+"""The object store: one small Protocol per verb; functions require only the verbs they use.
 
-Object storage is not a file system: there are keys and bytes, no folders, no rename, and an
-object appears whole or not at all. ``open_store(url)`` gives the store for a URL.
+Object storage is not a file system: it has keys and bytes, no folders, no rename, and an object
+appears whole or not at all. ``open_store(url)`` gives the store for a URL.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import BinaryIO, Protocol
 
 from storage.records import StoredObject
 
-Body = bytes | Path  # what is written: bytes, or a spool file that is read while sending
+Body = bytes | Path  # bytes, or a spool file that is read while sending
 
 
 @dataclass(frozen=True, slots=True)
 class StorageOptions:
-    """How to reach object stores; small and picklable, it travels to every worker.
+    """How to reach object stores; small and picklable, sent to every worker.
 
-    Credentials are never here: boto3's own chain (environment, profile, instance role) finds
+    Never contains credentials: boto3's own chain (environment, profile, instance role) finds
     them on each machine.
 
     Attributes:
         endpoint_url: for S3-compatible servers; None: AWS, or AWS_ENDPOINT_URL(_S3).
-        path_style: bucket in the path, not the host; None: exactly when an endpoint is set.
+        path_style: bucket in the path, not the host; None: only when an endpoint is set.
         region: None: boto3's own chain.
         attempts: tries per request, first one included.
         connect_timeout_s, read_timeout_s: seconds.
@@ -42,7 +42,7 @@ class StorageOptions:
 
 class SupportsList(Protocol):
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """Return all objects whose key starts with ``prefix``, ordered by key (UTF-8 bytes).
+        """Yield all objects whose key starts with ``prefix``, ordered by key (UTF-8 bytes).
 
         Lazy: a page at a time. Zero-byte "folder" markers (keys ending in '/') are left out.
         In a folder, symbolic links are listed with the etag ``link``, and pipes, sockets and
@@ -57,7 +57,7 @@ class SupportsList(Protocol):
 
 class SupportsHead(Protocol):
     def head(self, key: str) -> StoredObject:
-        """Size and etag of one object. Raises ObjectNotFound."""
+        """Return size and etag of one object. Raises ObjectNotFound."""
         ...
 
 
@@ -67,7 +67,7 @@ class SupportsGet(Protocol):
 
         Raises:
             ObjectNotFound: no such object.
-            ObjectChanged: ``if_match`` is given and the object's etag is another.
+            ObjectChanged: ``if_match`` is given and the object's etag differs.
         """
         ...
 
@@ -76,72 +76,70 @@ class SupportsGetRange(Protocol):
     def get_range(
         self, key: str, offset: int, nbytes: int, *, if_match: str | None = None
     ) -> bytes:
-        """Exactly ``nbytes`` bytes from ``offset``; ShortRead when the object ends before."""
+        """Return exactly ``nbytes`` bytes from ``offset``; ShortRead if the object ends earlier."""
         ...
 
 
 class SupportsStream(Protocol):
     def stream(self, key: str, *, if_match: str | None = None) -> AbstractContextManager[BinaryIO]:
-        """Return the object from its start as a forward-only binary file, in bounded memory.
+        """Open the object as a forward-only binary file, in bounded memory.
 
-        A connection that breaks in the middle is resumed from where it broke (If-Match on the
-        etag seen first); bytes never repeat and never go missing silently (ShortRead).
+        A broken connection is resumed where it broke (If-Match on the etag seen first); bytes
+        are never repeated and never silently lost (ShortRead).
         """
         ...
 
 
 class SupportsCreate(Protocol):
     def create(self, key: str, body: Body) -> str:
-        """Write a new object atomically: whole, once, by exactly one of any racing writers.
+        """Create a new object atomically; exactly one of several racing writers succeeds.
 
         Returns:
             The new etag.
 
         Raises:
-            AlreadyExists: another writer's object is there. A put whose reply was lost may
-                look like that too: the caller compares its attempt id with the winner's.
+            AlreadyExists: the key is taken. A put whose reply was lost may look the same: the
+                caller compares its attempt id with the winner's.
         """
         ...
 
 
 class SupportsPut(Protocol):
     def put(self, key: str, body: Body) -> str:
-        """Write or overwrite, atomically: readers see the old or the new object. Returns the
-        new etag."""
+        """Write or overwrite atomically: readers see the old or the new object. Return the new
+        etag."""
         ...
 
 
 class SupportsReplace(Protocol):
     def replace(self, key: str, body: Body, *, if_match: str) -> str:
         """Overwrite only if the etag still is ``if_match``; ObjectChanged otherwise (also when
-        the object no longer exists). Returns the new etag.
+        the object is gone). Return the new etag.
 
-        A put whose reply was lost may look like ObjectChanged too: the caller compares.
+        A put whose reply was lost may look like ObjectChanged too; the caller compares.
         """
         ...
 
 
 class SupportsDelete(Protocol):
     def delete(self, key: str) -> None:
-        """Delete an object; a missing one is not an error."""
+        """Delete the object; a missing object is not an error."""
         ...
 
 
 class SupportsLeftovers(Protocol):
     def leftovers(self) -> Iterator[StoredObject]:
-        """What writers that died left beside the objects: no listing shows it, ``delete`` takes it.
+        """Yield files that dead writers left behind: not listed, but ``delete`` removes them.
 
-        A writer that is alive may be in the middle of one: look at ``modified_at``.
+        A live writer may still be writing one: check ``modified_at``.
         """
         ...
 
 
 class SupportsPresign(Protocol):
     def presign(self, key: str, *, expires_s: int) -> str:
-        """Return a GET URL anyone can use until it expires: a secret.
-
-        StorageError where unsupported.
-        """
+        """Return a GET URL that works for anyone until it expires: a secret. StorageError where
+        unsupported."""
         ...
 
 
@@ -163,7 +161,7 @@ class ObjectStore(
 
     @property
     def url(self) -> str:
-        """The root this store was opened at, without credentials; keys are relative to it."""
+        """Root URL of the store, without credentials; keys are relative to it."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""An object as a seekable binary file, for readers that jump about (zipfile)."""
+"""An object as a seekable binary file, for readers that need random access (zipfile)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 from storage.objects.protocols import SupportsGetRange, SupportsHead
 
-_BUFFER_BYTES = 8 << 20  # object storage answers in tens of milliseconds: ask for much at once
+_BUFFER_BYTES = 8 << 20  # object storage takes tens of milliseconds per request: read large blocks
 
 
 class SupportsRanges(SupportsHead, SupportsGetRange, Protocol):
@@ -48,9 +48,9 @@ class _RangedFile(io.RawIOBase):
 def open_ranged(
     store: SupportsRanges, key: str, *, buffer_bytes: int = _BUFFER_BYTES
 ) -> io.BufferedReader:
-    """Return the object as it is now; reading raises ObjectChanged once it is another.
+    """Open the object in its current version; reads raise ObjectChanged once it changes.
 
-    Holds ``buffer_bytes`` at most. Raises ObjectNotFound.
+    Buffers at most ``buffer_bytes``. Raises ObjectNotFound.
     """
     found = store.head(key)
     return io.BufferedReader(_RangedFile(store, key, found.nbytes, found.etag), buffer_bytes)

@@ -1,1 +1,1 @@
-"""Parquet as every room writes and opens it: checksums, footer JSON, append-only parts, errors."""
+"""Parquet read and written one way: checksums, footer JSON, append-only parts, errors."""

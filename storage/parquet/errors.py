@@ -1,4 +1,4 @@
-"""Translate the errors that damaged or foreign Parquet files raise; the only place that does."""
+"""Translate errors from Parquet that is damaged or was written by another program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from storage.errors import StorageError
 
-# pyarrow's own errors, and what its values raise when they are not what the schema promises:
+# pyarrow's own errors, and those its values raise when they do not match the schema:
 # missing names, metadata that is not JSON, numbers out of range, sizes that cannot be allocated.
 _UNREADABLE = (
     pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError,
@@ -22,7 +22,8 @@ MOVE_IT = "it was damaged or put there by something else; move it away and run a
 
 @contextmanager
 def reading_parquet(key: str, *, hint: str = MOVE_IT) -> Iterator[None]:
-    """Turn whatever a damaged file raises in its reader into one StorageError that names it."""
+    """Translate any error that a damaged file causes in its reader into a StorageError naming
+    it."""
     try:
         yield
     except _UNREADABLE as exc:

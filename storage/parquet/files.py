@@ -1,4 +1,4 @@
-"""A Parquet object of ours, written and opened: page checksums, a seal, one JSON in the footer."""
+"""Write and open our Parquet objects: page checksums, a seal, one JSON in the footer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SealedWriter:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that were written so far."""
+        """Bytes written so far."""
         return int(self._sink.tell())
 
     def write(self, table: pa.Table) -> None:
@@ -51,7 +51,7 @@ class SealedWriter:
     def finish(self, metadata: Mapping[str, Any]) -> None:
         """Write the footer with ``metadata`` as its JSON; the file is complete afterwards.
 
-        A ``key`` in the metadata is where the object will lie: under another one it is refused.
+        A ``key`` in the metadata is the object's key: readers refuse it under any other.
         """
         said = json.dumps({"schema_version": SCHEMA_VERSION, **metadata, "seal": SEAL_KIND})
         self._parquet.add_key_value_metadata({METADATA_KEY: said})
@@ -59,17 +59,17 @@ class SealedWriter:
         seal_file(self._path)
 
     def abandon(self) -> None:
-        """Close without the JSON and the seal; the file is not to be used."""
+        """Close without the JSON and the seal; the file must not be used."""
         self._parquet.close()
         self._sink.close()
 
 
 @contextmanager
 def opened(raw: bytes, key: str, *, hint: str = MOVE_IT) -> Iterator[pq.ParquetFile]:
-    """Open a whole object, its checksums verified.
+    """Open a whole object after verifying its checksums.
 
     Raises:
-        StorageError: naming ``key``, for whatever is wrong with the file, here or while it is read.
+        StorageError: names ``key``; for any damage, found here or while reading.
     """
     with reading_parquet(key, hint=hint):
         is_sealed = check_seal(raw, key, hint=hint)
@@ -86,7 +86,8 @@ def metadata_of(file: pq.ParquetFile, key: str) -> dict[str, Any]:
 def read_metadata(
     store: SupportsGetRange, listed: StoredObject, *, required: bool = True
 ) -> tuple[dict[str, Any], bool]:
-    """Return the footer's JSON, read from the object's end alone, and whether it is sealed.
+    """Return the footer's JSON by a ranged read of the object's end, and whether the object is
+    sealed.
 
     Args:
         required: a footer without our JSON is an error; else its JSON is empty (parts of old
@@ -106,7 +107,7 @@ def read_metadata(
 
 
 def _check_claim(metadata: pq.FileMetaData, key: str, *, is_sealed: bool, hint: str) -> None:
-    """Refuse a file that lost its seal, or that lies under another key than it was written for."""
+    """Refuse a file that lost its seal, or that is stored under a different key."""
     raw = (metadata.metadata or {}).get(METADATA_KEY)
     said = {} if raw is None else json.loads(raw)
     if ("seal" in said) != is_sealed:

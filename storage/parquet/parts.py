@@ -1,7 +1,7 @@
 """Append-only Parquet parts: numbered objects below a prefix, each created once, never changed.
 
-Parts are human-sized (a review queue, a day's answers); each carries one JSON in its footer, which
-says among other things under which key the part was written.
+Parts are small (a review queue, a day's answers); each carries one JSON in its footer, which
+includes the key under which the part was written.
 """
 
 from __future__ import annotations
@@ -22,15 +22,12 @@ _DIGITS = 6
 
 
 def part_key(prefix: str, number: int) -> str:
-    """Return where part ``number`` lies."""
+    """Return the key of part ``number``."""
     return f"{prefix}{number:0{_DIGITS}d}.parquet"
 
 
 def part_keys(store: SupportsList, prefix: str) -> list[str]:
-    """Return keys of all parts below ``prefix``, oldest first.
-
-    Other objects there are passed over.
-    """
+    """Return the keys of all parts below ``prefix``, oldest first; other objects are skipped."""
     numbered = []
     for listed in store.list(prefix):
         name = listed.key.removeprefix(prefix).removesuffix(".parquet")
@@ -52,7 +49,7 @@ def part_bytes(table: pa.Table, header: dict[str, Any]) -> bytes:
 def create_part(
     store: SupportsCreate, prefix: str, number: int, table: pa.Table, header: dict[str, Any]
 ) -> str:
-    """Create part ``number`` and return its key. Raises AlreadyExists: another writer has."""
+    """Create part ``number`` and return its key. Raises AlreadyExists: another writer did."""
     key = part_key(prefix, number)
     store.create(key, part_bytes(table, {"key": key, **header}))
     return key
@@ -67,9 +64,9 @@ class SupportsAppend(SupportsParts, SupportsCreate, Protocol):
 
 
 def append_part(store: SupportsAppend, prefix: str, table: pa.Table, header: dict[str, Any]) -> str:
-    """Create the next free part and return its key; a rival's part only moves ours to the next.
+    """Create the next free part and return its key; skip numbers taken by other writers.
 
-    A reply lost on the way makes our own part look like a rival's: the bytes tell.
+    After a lost reply our own part looks like a rival's; comparing the bytes tells.
     """
     keys = part_keys(store, prefix)
     number = 0 if not keys else int(keys[-1].removeprefix(prefix).removesuffix(".parquet")) + 1
@@ -97,9 +94,9 @@ def read_parts(
     schema: pa.Schema,
     make: Callable[[dict[str, Any]], T],
 ) -> Iterator[T]:
-    """Yield what ``make`` makes of the parts' rows, in order, a row group at a time.
+    """Yield the parts' rows as converted by ``make``, in order, a row group at a time.
 
-    Nullable columns that a part of an older version lacks are null.
+    Nullable columns missing from parts of older versions are null.
     """
     for key in keys:
         with opened(store.get(key), key) as file:
@@ -111,7 +108,7 @@ def read_parts(
 
 
 def with_missing_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the table, with nulls for those nullable columns of the schema that it lacks."""
+    """Return the table with its missing nullable columns added as nulls."""
     for column in schema:
         if column.nullable and column.name not in table.column_names:
             table = table.append_column(column, pa.nulls(table.num_rows, column.type))

@@ -2,12 +2,12 @@
 
 Page checksums cover the pages, but neither page headers nor the footer: names, offsets, counts and
 our own JSON. So a finished file gets 72 bytes between its last page and its footer, where the
-format lets anything lie and no reader looks:
+format allows arbitrary bytes and readers do not look:
 
     PAR1 | pages | "LFSEAL01" sha256(PAR1 | pages) sha256(footer | tail) | footer | tail
 
 The footer's JSON says that there is a seal, so a rewritten file without one is noticed. A seal is
-a checksum, not a signature: whoever forges the digests as well is not noticed here.
+a checksum, not a signature: it does not detect a change that also forges the digests.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def seal_file(path: Path) -> None:
 
 
 def check_seal(raw: bytes, key: str, *, hint: str = MOVE_IT) -> bool:
-    """Check every byte of an object; False: it has no seal.
+    """Check every byte of an object; return False if it has no seal.
 
     Raises:
-        StorageError: it is not as it was written.
+        StorageError: the object changed since it was written.
     """
     at = _footer_at(raw)
     seal = raw[max(0, at - _NBYTES) : at]
@@ -64,10 +64,10 @@ def check_seal(raw: bytes, key: str, *, hint: str = MOVE_IT) -> bool:
 
 
 def read_footer_bytes(store: SupportsGetRange, listed: StoredObject) -> tuple[bytes, bool]:
-    """Return an object's end, from its checked footer on, and whether the object is sealed.
+    """Return an object's bytes from its footer on, and whether it is sealed; check the footer.
 
     Raises:
-        StorageError: the footer is not as it was written, or there is none.
+        StorageError: the footer is missing or changed since it was written.
     """
     size = min(listed.nbytes, _READ_NBYTES)
     while True:

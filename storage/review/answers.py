@@ -28,7 +28,7 @@ Origin = Literal["kept", "moved", "relabelled", "added"]
 
 @dataclass(frozen=True, slots=True)
 class ReviewedBox:
-    """A box as the person left it; ``score`` is the prediction's, None where they drew it."""
+    """A box as the person left it; ``score`` is the prediction's, None for a drawn box."""
 
     bbox: Xyxy
     category: str
@@ -38,7 +38,7 @@ class ReviewedBox:
 
 @dataclass(frozen=True, slots=True)
 class DeletedBox:
-    """A predicted box that the person took away."""
+    """A predicted box that the person deleted."""
 
     bbox: Xyxy
     category: str
@@ -50,29 +50,29 @@ class Answer:
     """One submitted (or skipped) annotation of one image by one person.
 
     Attributes:
-        image_id, sha256: the image as it was pushed; the sha256 is what answers are joined by.
-        task_id, annotation_id: Label Studio's; an annotation edited later comes back with the
-            same id and a later ``submitted_at``.
-        annotator: a stable name of the person.
+        image_id, sha256: the image as it was pushed; answers are joined by sha256.
+        task_id, annotation_id: Label Studio's; an annotation edited later keeps its id and
+            gets a later ``submitted_at``.
+        annotator: a stable name for the person.
         lead_time_s: seconds the person took; None where Label Studio does not say.
         submitted_at: UTC, of the last edit.
-        skipped: the person declined; there are no boxes, and it replaces nothing.
-        boxes: all boxes of the image; empty and not skipped: a person says nothing is there.
-        deleted: predicted boxes that were shown and taken away.
+        skipped: the person declined; the answer has no boxes and replaces nothing.
+        boxes: all boxes of the image; empty and not skipped: the image has no objects.
+        deleted: predicted boxes that were shown and deleted.
         model_version: of the predictions that were shown.
         was_blind: no predictions were shown.
-        unusable: what the person drew or chose that cannot become a box, such as
-            ``keypointlabels``; such an answer settles nothing.
+        unusable: annotation types that cannot become a box, such as ``keypointlabels``; such an
+            answer settles nothing.
         withdrawn: why the answer no longer counts ('' while it does): ``deleted`` (the annotation),
             ``task deleted``, ``project deleted`` or ``retracted`` (by hand). Such a record is a
-            tombstone: a copy of the answer that it withdraws.
+            tombstone: a copy of the withdrawn answer.
         project: Label Studio's project as it identifies itself; '' in answers of older versions.
-        ground_truth: the annotation has Label Studio's star, which makes it gold.
-        shown: boxes that the person began with.
-        hidden: boxes of the model at places where the person was shown none and drew none. The
-            answer says nothing about them; everywhere else it is the last word. Empty for audit
-            images, which are to be labelled whole, for tasks without boxes, and in answers of
-            older versions, whose tasks hid nothing.
+        ground_truth: the annotation is starred in Label Studio as ground truth.
+        shown: boxes that the person started from.
+        hidden: model boxes in places where the person was shown none and drew none. The answer
+            says nothing about them; everywhere else it is authoritative. Empty for audit images,
+            which are labelled completely, for tasks without boxes, and in answers of older
+            versions, whose tasks hid nothing.
     """
 
     image_id: str
@@ -96,7 +96,7 @@ class Answer:
 
     @property
     def annotation(self) -> tuple[str, int, int]:
-        """The annotation that this is a version of; servers number theirs alike, pixels differ."""
+        """Identity of the annotation; includes the image, since servers reuse the same numbers."""
         return self.sha256, self.task_id, self.annotation_id
 
 
@@ -137,12 +137,12 @@ ANSWER_SCHEMA = pa.schema(
 
 
 def answer_parts(store: SupportsList) -> list[str]:
-    """Return keys of the answers' parts, oldest first."""
+    """Return the keys of the answer parts, oldest first."""
     return part_keys(store, ANSWERS)
 
 
 def append_answers(store: SupportsAppend, answers: Sequence[Answer]) -> str | None:
-    """Add answers as a new part; returns its key, None where there is nothing to add."""
+    """Add answers as a new part; return its key, or None if there is nothing to add."""
     if not answers:
         return None
     table = pa.Table.from_pylist([asdict(a) for a in answers], schema=ANSWER_SCHEMA)
@@ -150,9 +150,9 @@ def append_answers(store: SupportsAppend, answers: Sequence[Answer]) -> str | No
 
 
 def read_answers(store: SupportsParts, keys: Sequence[str] | None = None) -> Iterator[Answer]:
-    """Yield all records in the order of pulling: versions of answers, tombstones included.
+    """Yield all records in pull order: every version of each answer, tombstones included.
 
-    For what counts now, see ``standing``.
+    ``standing`` returns those that count now.
     """
     parts = answer_parts(store) if keys is None else keys
     yield from read_parts(store, parts, ANSWER_SCHEMA, _answer)
@@ -184,9 +184,9 @@ def latest_versions(records: Iterable[Answer]) -> dict[tuple[str, int, int], Ans
 
 
 def standing(*runs: Iterable[Answer]) -> list[Answer]:
-    """Return the answers that count: the last version of each annotation, unless it was withdrawn.
+    """Return the answers that count: the last version of each annotation, unless withdrawn.
 
-    An annotation that several runs pulled is withdrawn as soon as one of them has noticed it.
+    An annotation pulled by several runs is withdrawn as soon as one run has seen the withdrawal.
 
     Args:
         runs: the records of each run, in the order of pulling.
@@ -201,7 +201,7 @@ def standing(*runs: Iterable[Answer]) -> list[Answer]:
 
 
 def _rank(record: Answer) -> tuple[datetime, bool, bool]:
-    # Of two runs that pulled one answer, the run whose boxes were shown knows what was hidden.
+    # If two runs pulled an answer, the run whose boxes were shown knows what was hidden.
     return record.submitted_at, bool(record.withdrawn), bool(record.hidden)
 
 

@@ -1,8 +1,8 @@
-"""Frames: which shards a routing saw for the first time, and so which stratum a shard is in.
+"""Frames: the shards that each routing saw first, which determine every shard's stratum.
 
 ``review/frames/<token>.parquet`` holds shard ids; it counts only when the header of a queue part
-names it, so that a routing that died half-way leaves no stratum without its sample. In memory a
-shard is eight bytes.
+names it, so that a routing that died half-way leaves no stratum without its sample. A shard takes
+eight bytes in memory.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def read_frame(store: SupportsGet, key: str) -> NDArray[np.uint64]:
 
 
 class Frames:
-    """The stratum of every shard that was routed before.
+    """The stratum of every shard routed so far.
 
     Args:
-        frames: (stratum, its shards) pairs; where two name a shard, the earlier one has it.
+        frames: (stratum, its shards) pairs; the earlier one wins where two contain a shard.
     """
 
     def __init__(self, frames: Sequence[tuple[str, NDArray[np.uint64]]]) -> None:
@@ -55,7 +55,7 @@ class Frames:
         self._shards = [np.sort(shards) for _, shards in frames]
 
     def stratum_of(self, shard_id: str) -> str | None:
-        """Return the stratum, or None: no routing has seen the shard."""
+        """Return the stratum, or None if no routing has seen the shard."""
         number = np.uint64(int(shard_id, 16))
         for name, shards in zip(self._names, self._shards, strict=True):
             at = int(np.searchsorted(shards, number))

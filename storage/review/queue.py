@@ -1,12 +1,12 @@
-"""The review queue and the answers: who should look at what, why, and what they said.
+"""The review queue: which images people should review, in what order, and why.
 
-``review/queue/<n>.parquet``    what one routing drew; rows are ``ReviewItem``, ordered to be shown.
-``review/answers/<n>.parquet``  what one pull brought back; rows are ``Answer``.
+``review/queue/<n>.parquet``    the items of one routing; rows are ``ReviewItem``, in display order.
+``review/answers/<n>.parquet``  the answers of one pull; rows are ``Answer``.
 
-Parts are created whole and once, and never changed. Boxes are xyxy in pixels of the upright image,
-as in the annotation rows. Classes go by name in answers, so that they outlive a checkpoint whose
-classes are numbered otherwise; images go by sha256, so that an answer never reaches other pixels
-under an old name.
+Parts are created whole, once, and never changed. Boxes are xyxy in pixels of the upright image,
+as in the annotation rows. Answers identify classes by name, so that they survive a checkpoint with
+different class numbers, and images by sha256, so that an answer never applies to other pixels under
+an old name.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Part = Literal["audit", "value"]
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why an image was routed: a signal's name and what it saw, in expected corrections.
+    """Why an image was routed: a signal's name and its value in expected corrections.
 
-    ``audit`` and ``rare_class`` are names too; ``note`` is a short text for people.
+    ``audit`` and ``rare_class`` are also used as names; ``note`` is a short explanation.
     """
 
     signal: str
@@ -53,18 +53,19 @@ class ReviewItem(ImageRef):
     """One image in the queue.
 
     Attributes:
-        phash, width, height: as in the annotation row.
-        order: place in this part's queue, from 0; show them in this order.
-        part: ``audit`` (drawn at random) or ``value`` (expected to pay).
-        show: False where the same pixels are in the queue already, under this name or another,
-            and the answer to those counts for this audit item too. Such an item is not pushed.
+        image_id, shard_id, offset, nbytes: as in the annotation row; locate the bytes.
+        sha256, phash, width, height: as in the annotation row.
+        order: position in this part's queue, from 0; the display order.
+        part: ``audit`` (drawn at random) or ``value`` (drawn for its expected corrections).
+        show: False where the same pixels are already queued, under this or another name, so that
+            their answer counts for this audit item too. Such an item is not pushed.
         stratum: invocation that first saw the image; audit items of a stratum are a simple
             random sample of its live images.
-        audit_rank: place in the stratum's random order, from 0; -1 for ``value``.
+        audit_rank: position in the stratum's random order, from 0; -1 for ``value``.
         inclusion: probability of being drawn for the audit, as of this part; 0 for ``value``.
-        value: corrections expected, weighted by signal.
-        seconds: human time expected, by the cost model of the part.
-        reasons: what spoke for it, strongest first.
+        value: expected corrections, weighted by signal.
+        seconds: expected human time, by the cost model of the part.
+        reasons: why it was selected, strongest first.
     """
 
     phash: int | None
@@ -107,7 +108,7 @@ QUEUE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Stratum:
-    """One stratum as a part found it.
+    """One stratum as of a queue part.
 
     Attributes:
         name: the invocation that first saw its shards.
@@ -122,22 +123,22 @@ class Stratum:
 
 @dataclass(frozen=True, slots=True)
 class QueueHead:
-    """What a queue part says about the routing that made it.
+    """The header of a queue part: the routing that made it.
 
     Attributes:
-        invocation: who routed; one part each.
+        invocation: id of the routing invocation; each writes one part.
         made_at: ISO 8601, UTC.
-        seed: of the audit's random order and of places in the queue.
+        seed: for the audit's random order and for positions in the queue.
         budget: as given, ``500 images`` or ``240 minutes``.
         audit: share of the budget drawn at random.
-        cost: seconds per image, per box shown, per correction, and where they come from.
-        policy: thresholds (and calibration) the value was computed at, as in policy.yaml.
+        cost: seconds per image, per box shown, per correction, and the source of these numbers.
+        policy: thresholds (and calibration) used to compute the value, as in policy.yaml.
         model_sha256: the model whose rows were read.
         strata: every stratum known after this routing.
         frame: key of the list of shards first seen here (storage/review/frames.py); '' if none.
-        passed_over: images not routed and why: counts by reason.
-        show: which boxes people see, see ``routing.showing.ShowRule``; empty in parts of older
-            versions, which show everything from ``reject`` up.
+        passed_over: number of images not routed, by reason.
+        show: which boxes people see (``routing.showing.ShowRule``); empty in parts of older
+            versions, which show every box with a score of at least ``reject``.
     """
 
     invocation: str
@@ -155,17 +156,17 @@ class QueueHead:
 
 
 def queue_parts(store: SupportsList) -> list[str]:
-    """Return keys of the queue's parts, oldest first."""
+    """Return the keys of the queue parts, oldest first."""
     return part_keys(store, QUEUE)
 
 
 def write_queue(
     store: SupportsCreate, number: int, head: QueueHead, items: Sequence[ReviewItem]
 ) -> str:
-    """Create queue part ``number``; returns its key.
+    """Create queue part ``number`` and return its key.
 
     Raises:
-        ReviewError: another process routed meanwhile, so it may have drawn these items as well.
+        ReviewError: another routing finished meanwhile and may contain the same items.
     """
     table = pa.Table.from_pylist([asdict(item) for item in items], schema=QUEUE_SCHEMA)
     header = {"schema_version": VERSION, "queue": asdict(head)}
@@ -174,12 +175,12 @@ def write_queue(
     except AlreadyExists as exc:
         raise ReviewError(
             f"{part_key(QUEUE, number)} was written by another routing in the meantime",
-            hint="route again: what the other one drew is then left out",
+            hint="route again: the items of the other routing are then left out",
         ) from exc
 
 
 def read_head(store: SupportsGet, key: str) -> QueueHead:
-    """Return what the queue part at ``key`` says about its routing."""
+    """Read the header of the queue part at ``key``."""
     header = read_header(store, key)
     with reading_parquet(key):
         values = header["queue"]
@@ -190,12 +191,12 @@ def read_head(store: SupportsGet, key: str) -> QueueHead:
 def read_queue(
     store: SupportsParts, keys: Sequence[str] | None = None, *, hidden: bool = False
 ) -> Iterator[ReviewItem]:
-    """Yield items of the queue in the order they are to be shown, part by part.
+    """Yield the queue's items in display order, part by part.
 
     Args:
         store: the run's output.
         keys: parts to read, or None for all.
-        hidden: also those with ``show`` False (for estimates; never push them).
+        hidden: include items with ``show`` False (for estimates; never push them).
     """
     parts = queue_parts(store) if keys is None else keys
     for item in read_parts(store, parts, QUEUE_SCHEMA, _item):

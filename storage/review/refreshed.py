@@ -1,4 +1,4 @@
-"""How a queue reads since it was last refreshed: ``review/refreshed.json``."""
+"""The last refresh of the review queue: ``review/refreshed.json``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ REFRESHED_KEY = "review/refreshed.json"
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """What replaces the policy and the rule of all queue parts made before.
+    """Replaces the policy and the display rule of all earlier queue parts.
 
     Attributes:
         made_at: ISO 8601, UTC.
         policy, show: as in ``QueueHead``.
-        closed: image ids by sha256 of images that nobody is asked about any more.
+        closed: image ids by sha256 of images that are no longer pushed for review.
     """
 
     made_at: str
@@ -30,11 +30,11 @@ class Refreshed:
 
 
 class SupportsRefreshed(SupportsGet, SupportsPut, Protocol):
-    """What keeping the record needs of a store."""
+    """The store verbs needed to keep the record."""
 
 
 def read_refreshed(store: SupportsGet) -> Refreshed | None:
-    """The last refresh, or None. Raises StorageError when the record is damaged."""
+    """Return the last refresh, or None. Raises StorageError if the record is damaged."""
     try:
         return read_record(store, REFRESHED_KEY, lambda fields: Refreshed(**fields))
     except ObjectNotFound:

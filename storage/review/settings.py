@@ -1,4 +1,4 @@
-"""Where a run's review goes, as last configured: ``review/settings.json``, without secrets.
+"""The last review settings of a run: ``review/settings.json``, without secrets.
 
 ``labelfleet run`` writes it from the config's ``review:`` section, ``review push`` from its
 options; ``push``, ``pull`` and ``status`` then need only the run.
@@ -19,20 +19,21 @@ SETTINGS_KEY = "review/settings.json"
 
 @dataclass(frozen=True, slots=True)
 class ReviewSettings:
-    """Where people look.
+    """Where and how a run is reviewed.
 
     Attributes:
-        url: of Label Studio.
-        project: its title there.
+        url: Label Studio's URL.
+        project: title of the project.
         audit_blind: audit images are shown without boxes.
-        project_id: the project's number, once something was pushed there; 0 before.
-        classes: what classes in answers are called here, where their names differ; None: boxes of
-            the class are dropped.
-        overlap: which share of the tasks (0 to 1) how many people answer; (1.0, 1): one each.
-        people: who gets a tab with a share of the tasks; empty: everybody takes the next task.
-        instructions: for annotators, as HTML; '' for those that are built in.
+        project_id: the project's number; 0 before the first push.
+        classes: class name in this run by class name in answers, where they differ; None: boxes
+            of the class are dropped.
+        overlap: (share of tasks from 0 to 1, people per such task); (1.0, 1): one person each.
+        people: annotators who each get a tab with a share of the tasks; empty: everyone takes
+            the next task.
+        instructions: for annotators, as HTML; '' for the built-in ones.
         show: which boxes reviewers see: ``auto``, ``score`` or ``none``.
-        rounds: URLs of the other runs of the project, whose answers count here too.
+        rounds: URLs of the project's other runs, whose answers also count here.
     """
 
     url: str = "http://localhost:8080"
@@ -48,14 +49,11 @@ class ReviewSettings:
 
 
 class SupportsSettings(SupportsGet, SupportsPut, Protocol):
-    """What keeping settings needs of a store."""
+    """The store verbs needed to keep settings."""
 
 
 def read_settings(store: SupportsGet) -> ReviewSettings | None:
-    """Return the settings, or None where none were given.
-
-    Raises ConfigError when they are damaged.
-    """
+    """Return the settings, or None if there are none. Raises ConfigError if they are damaged."""
     try:
         return read_record(store, SETTINGS_KEY, _settings)
     except ObjectNotFound:
@@ -71,7 +69,7 @@ def _settings(fields: dict[str, Any]) -> ReviewSettings:
     lists: dict[str, Any] = {name: tuple(fields[name]) for name in names}
     settings = ReviewSettings(**{**fields, **lists})
     if not (isinstance(settings.url, str) and isinstance(settings.project, str)):
-        raise TypeError("url and project are texts")
+        raise TypeError("url and project must be text")
     return settings
 
 

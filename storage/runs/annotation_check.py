@@ -1,7 +1,7 @@
-"""Does an annotation object hold what its footer says, and the images its shard was listed with?
+"""Check that an annotation object matches its footer and the images listed for its shard.
 
-All of it is read, checksums included. Every problem is reported as a sentence, not the first
-alone; a readable object's counts are in its ``ObjectCheck``.
+The whole object is read and its checksums verified. Every problem found is reported as a sentence,
+not only the first; ``ObjectCheck`` also holds the counts of an object that can be read.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _NAMED = 3  # images named in one sentence
 
 @dataclass(slots=True)
 class ObjectCheck:
-    """What one object holds, and everything that is wrong with it.
+    """The contents of one object, and everything wrong with it.
 
     Attributes:
-        readable: to its end; where not, the counts are not the object's.
-        footer: None where it cannot be read.
+        readable: to its end; if not, the counts are incomplete.
+        footer: None if it cannot be read.
         counts: rows by status, as counted. ``detections``: boxes, as counted.
-        sealed: whether it carries a checksum of all of it.
-        problems: sentences; none: it is right.
+        sealed: whether it carries a checksum of the whole object.
+        problems: sentences; empty if the object is correct.
     """
 
     readable: bool = False
@@ -62,7 +62,7 @@ class ObjectCheck:
 
 
 def check_object(raw: bytes, key: str, shard: Shard, run: RunIdentity) -> ObjectCheck:
-    """Check one annotation object; no damage makes this raise.
+    """Check one annotation object; damage is reported, never raised.
 
     Args:
         raw: the object.
@@ -104,8 +104,7 @@ def check_footer(
 ) -> ObjectCheck:
     """Check the footer of an annotation object, without its rows.
 
-    The counts are those of the footer. Raises ObjectNotFound, ObjectChanged, or what an outage
-    raises.
+    The counts are the footer's. Raises ObjectNotFound, ObjectChanged, or the error of an outage.
     """
     check = ObjectCheck()
     try:
@@ -134,7 +133,7 @@ def _about_columns(schema: pa.Schema) -> Iterator[str]:
 
 
 def _about_identity(found: RunIdentity, run: RunIdentity) -> Iterator[str]:
-    # A run may be continued by a newer labelfleet; everything else is the run's for good.
+    # A newer labelfleet may continue a run; everything else is fixed for the run.
     if replace(found, code_version=run.code_version) != run:
         yield "it was written for another run: model, classes or settings are not those of run.json"
 
@@ -178,7 +177,7 @@ def _about_rows(
 
 
 def _expected(ids: list[str], shard: Shard) -> list[str]:
-    """Return the ids of a group of loose images, as of now or as an older version wrote them."""
+    """Return the ids of a group of loose images, as written now or by an older version."""
     at_all = set(ids)
     return [
         next((i for i in image_ids_of(o.key) if i in at_all), image_id_of(o.key))
@@ -187,7 +186,7 @@ def _expected(ids: list[str], shard: Shard) -> list[str]:
 
 
 def _is_missing_tar(ids: list[str], check: ObjectCheck, shard: Shard) -> bool:
-    """Return whether the tar was gone or replaced when read: one row, named after it."""
+    """Return whether the tar was missing or replaced when read: one row under the tar's name."""
     return ids in [[name] for name in image_ids_of(shard.key)] and check.counts == Counter(
         missing=1
     )
@@ -206,6 +205,6 @@ def _compared(ids: list[str], expected: Sequence[str]) -> Iterator[str]:
 
 
 def some(names: Sequence[str]) -> str:
-    """Return the first few names, and how many more there are."""
+    """Return the first few names and the number of others."""
     shown = ", ".join(names[:_NAMED])
     return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"

@@ -1,4 +1,4 @@
-"""Annotation rows as Arrow: the schema, rows to a table and back, and which values are invalid."""
+"""Annotation rows as Arrow: schema, conversion both ways, and validation."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DETECTION_TYPE = pa.struct(
         pa.field("score", pa.float32(), nullable=False),
         pa.field("topk_ids", pa.list_(pa.int16()), nullable=False),
         pa.field("topk_scores", pa.list_(pa.float32()), nullable=False),
-        # Since schema version 2 null where the detector is not a YOLO-NAS.
+        # Since schema version 2: null if the detector is not a YOLO-NAS.
         pa.field("box_std", pa.list_(pa.float32(), 4)),
         pa.field("box_entropy", pa.float32()),
         pa.field("anchor", pa.int32()),
-        # Since schema version 3; null but in fused runs. A run that did not vote is null inside.
+        # Since schema version 3: null except in fused runs; a run that did not vote is null inside.
         pa.field("run_scores", pa.list_(pa.float32())),
         pa.field("agreement", pa.float32()),
     ]
@@ -49,7 +49,7 @@ SCHEMA = pa.schema(
             pa.list_(pa.field("element", DETECTION_TYPE, nullable=False)),
             nullable=False,
         ),
-        # Since schema version 2; null in what version 1 wrote.
+        # Since schema version 2; null in files of version 1.
         pa.field("frames", pa.int32()),
         pa.field("warning", pa.string()),
     ]
@@ -60,7 +60,7 @@ def with_missing_columns(table: pa.Table, columns: Sequence[str] | None) -> pa.T
     """Return a table as read from an older schema version with the newer columns, all null.
 
     Args:
-        columns: the names that were asked for; None: the whole schema.
+        columns: the requested names; None: the whole schema.
     """
     names = SCHEMA.names if columns is None else columns
     for name in (n for n in names if n not in table.column_names and n in SCHEMA.names):
@@ -132,10 +132,7 @@ def _joined(
     *,
     nan_is_null: bool = False,
 ) -> pa.Array:
-    """Return values of some rows' boxes one after the other.
-
-    Of rows that have none, as many nulls.
-    """
+    """Concatenate the values of some rows' boxes, with nulls for rows without values."""
     arrays = []
     for values, count in parts:
         if values is None:
@@ -148,7 +145,7 @@ def _joined(
 
 
 def _joined_votes(parts: Sequence[tuple[np.ndarray[Any, Any] | None, int]]) -> pa.Array:
-    """``run_scores`` of some rows' boxes: a list a box, null inside where a run did not vote."""
+    """Return ``run_scores`` of some rows: one list per box, null where a run did not vote."""
     arrays = []
     for values, count in parts:
         if values is None:
@@ -161,7 +158,7 @@ def _joined_votes(parts: Sequence[tuple[np.ndarray[Any, Any] | None, int]]) -> p
 
 
 def table_to_rows(table: pa.Table) -> Iterator[AnnotationRow]:
-    """Arrow table in ``SCHEMA`` back to rows."""
+    """Yield the rows of an Arrow table in ``SCHEMA``."""
     table = table.combine_chunks()
     if table.num_rows == 0:
         return
@@ -195,10 +192,7 @@ def table_to_rows(table: pa.Table) -> Iterator[AnnotationRow]:
 
 
 def _votes(array: pa.Array | None, at: slice) -> np.ndarray[Any, Any] | None:
-    """Return one row's ``run_scores``.
-
-    None in a run that was not fused, or before schema version 3.
-    """
+    """Return one row's ``run_scores``; None in unfused runs and before schema version 3."""
     part = None if array is None else array.slice(at.start, at.stop - at.start)
     if part is None or not len(part) or part.null_count:
         return None
@@ -207,14 +201,14 @@ def _votes(array: pa.Array | None, at: slice) -> np.ndarray[Any, Any] | None:
 
 
 def _agreement(array: pa.Array, at: slice) -> np.ndarray[Any, Any]:
-    """Return one row's ``agreement``, not a number where it is null."""
+    """Return one row's ``agreement``, NaN where it is null."""
     part = array.slice(at.start, at.stop - at.start)
     values: np.ndarray[Any, Any] = part.to_numpy(zero_copy_only=False)
     return values.astype(np.float32)
 
 
 def _known(array: pa.Array, at: slice, width: int | None = None) -> np.ndarray[Any, Any] | None:
-    """Return one row's values; None where they are null."""
+    """Return one row's values; None if they are null."""
     part = array.slice(at.start, at.stop - at.start)
     if part.null_count:
         return None
@@ -230,10 +224,10 @@ def _matrix(array: pa.Array, n: int, width: int | None = None) -> np.ndarray[Any
 
 
 def validate_row(row: AnnotationRow, n_categories: int) -> None:
-    """Refuse a row that a reader could not trust; the shard's attempt fails with the reason.
+    """Refuse a row with impossible values; the shard's attempt fails with the reason.
 
     Raises:
-        InvalidRow: naming the image and what is wrong with its row.
+        InvalidRow: names the image and the problem with its row.
     """
     d = row.detections
     where = f"{row.image_id!r} in shard {row.shard_id}"
@@ -281,16 +275,16 @@ def _validate_shapes(d: Detections, where: str) -> None:
 
 
 def untrue_values(table: pa.Table, n_categories: int) -> Iterator[str]:
-    """Yield a sentence for each invalid value: ``validate_row``'s rules, checked by column."""
+    """Yield a sentence per kind of impossible value, as ``validate_row`` but by column."""
     ok = pc.equal(table.column("status").cast(pa.string()), "ok")
     for name in ("width", "height"):
         if pc.any(pc.and_(ok, pc.less(table.column(name), 1))).as_py():
             yield f"images with status ok and without a {name}"
     if pc.any(pc.less(table.column("nbytes"), 0)).as_py():
-        yield "images of less than no bytes"
+        yield "images with a negative size in bytes"
     is_digest = pc.match_substring_regex(table.column("sha256"), "^([0-9a-f]{64})?$")
     if not pc.all(is_digest).as_py():
-        yield "a sha256 that is none"
+        yield "a malformed sha256"
     boxed = pc.greater(pc.list_value_length(table.column("detections")), 0)
     if pc.any(pc.and_(boxed, pc.invert(ok))).as_py():
         yield "boxes on images whose status is not ok"

@@ -1,4 +1,4 @@
-"""The annotation Parquet: one row an image, one object a shard; the object is the commit.
+"""The annotation Parquet: one row per image, one object per shard; the object is the commit.
 
 Schema version 3 (1 had neither ``frames`` nor ``warning``, 2 neither ``run_scores`` nor
 ``agreement``). File metadata holds one JSON under the
@@ -38,7 +38,7 @@ from storage.runs.annotation_rows import (
 )
 
 ROW_GROUP_ROWS = 512
-ROW_GROUP_DETECTIONS = 20_000  # some 10 MB while they wait
+ROW_GROUP_DETECTIONS = 20_000  # some 10 MB while buffered
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,12 @@ class ShardFooter:
 
     Attributes:
         shard_id, shard_key: which shard.
-        attempt: id of the attempt that wrote it, unique; tells a lost reply from a rival.
-        counts: rows per status, every status named.
+        attempt: unique id of the attempt that wrote it; distinguishes a lost reply from a rival.
+        counts: rows per status, with every status present.
         detections: boxes over all rows.
-        source_truncated: the tar ended in the middle; the rows before it are here.
+        source_truncated: the tar ended in the middle; rows before that are present.
         seconds: per stage, as the worker measured them.
-        fill: per queue of the worker, 0 to 1: how full it was on average over the images.
+        fill: per queue of the worker, its average fill from 0 to 1 over the images.
         warnings: rows per kind of warning; a row may have several.
     """
 
@@ -75,8 +75,8 @@ class ShardFooter:
 class RowWriter:
     """Streams one shard's rows to a local spool file; ``finish`` adds the footer and closes.
 
-    Rows are validated and held only until a row group is full, so memory does not grow with the
-    shard. The spool file is the body of the one conditional put that commits the shard.
+    Rows are validated and buffered only until a row group is full, so memory does not grow with
+    the shard. The spool file is the body of the one conditional put that commits the shard.
     """
 
     def __init__(self, spool: Path, run: RunIdentity) -> None:
@@ -85,7 +85,7 @@ class RowWriter:
         self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self._warnings: Counter[str] = Counter()
         self._detections = 0
-        self._buffered = 0  # detections in the rows that wait for their row group
+        self._buffered = 0  # detections in the buffered rows
         self._writer = SealedWriter(spool, SCHEMA)
 
     def write(self, row: AnnotationRow) -> None:
@@ -133,13 +133,13 @@ class RowWriter:
         return footer
 
     def abandon(self) -> None:
-        """Close without a footer; the spool file is not to be used."""
+        """Close without a footer; the spool file must not be used."""
         self._rows.clear()
         self._writer.abandon()
 
 
 def read_footer(store: SupportsGetRange, listed: StoredObject) -> ShardFooter:
-    """Return the footer of one annotation object, by a ranged read of its end only.
+    """Read the footer of one annotation object by a ranged read of its end.
 
     Raises:
         StorageError: not a Parquet file, or not one of ours.
@@ -149,7 +149,7 @@ def read_footer(store: SupportsGetRange, listed: StoredObject) -> ShardFooter:
 
 
 def footer_of(metadata: dict[str, Any], key: str) -> ShardFooter:
-    """Return the footer in an annotation object's JSON. Raises StorageError: it holds none."""
+    """Return the footer in an annotation object's JSON. Raises StorageError if it has none."""
     with reading_parquet(key):
         footer = ShardFooter(**metadata["shard"])
         if sum(footer.counts.values()) < 0 or footer.detections < 0:
@@ -158,10 +158,7 @@ def footer_of(metadata: dict[str, Any], key: str) -> ShardFooter:
 
 
 def read_identity(store: SupportsGet, key: str) -> RunIdentity:
-    """Return the run identity that an annotation object carries.
-
-    Raises StorageError: not one of ours.
-    """
+    """Read the run identity in an annotation object. Raises StorageError: not one of ours."""
     with opened(store.get(key), key) as file:
         return identity_of(metadata_of(file, key))
 
@@ -176,7 +173,7 @@ def identity_of(metadata: dict[str, Any]) -> RunIdentity:
 def read_tables(
     store: SupportsGet, key: str, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Yield one annotation object as Arrow tables, a row group at a time; ``columns`` None: all.
+    """Read one annotation object as Arrow tables, a row group at a time; ``columns`` None: all.
 
     Raises:
         ObjectNotFound: no such object.
@@ -190,14 +187,14 @@ def read_tables(
 
 
 def read_rows(store: SupportsGet, key: str) -> Iterator[AnnotationRow]:
-    """Yield one annotation object as rows, in the order of the shard."""
+    """Read one annotation object as rows, in the order of the shard."""
     for table in read_tables(store, key):
         with reading_parquet(key):
             yield from table_to_rows(table)
 
 
-# Keys of a footer's ``seconds``. ``wait`` is the infer thread's, for images to come; the others
-# are work. ``commit`` is known to the driver alone: it ends after the footer was written.
+# Keys of a footer's ``seconds``. ``wait`` is the time the infer thread waits for images; the
+# others are work. Only the driver knows ``commit``: it ends after the footer is written.
 STAGES = ("fetch", "decode", "wait", "infer", "nms", "write")
 
 

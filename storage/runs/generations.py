@@ -1,12 +1,12 @@
-"""One listing at rest: what it added and dropped, as Parquet in parts, read by columns.
+"""One stored listing: what it added and dropped, as Parquet parts, read by column.
 
     source/<n>.parquet                  the last part; its creation commits the generation
     source/parts/<n>-<token>-<k>.parquet   the parts before it, which it names in its metadata
     source/moved-<m>/<n>.parquet        the same generations, after the source's m-th move
-    source/moved-<m>.json               where to; once it is there, earlier ones do not count
+    source/moved-<m>.json               the new place; once written, earlier ones do not count
 
-A part holds some 64 MiB at most, so that neither the writer's disk, nor a reader's memory, nor an
-S3 PutObject bounds a listing. Parts that no generation names are those of a writer that died.
+A part holds at most about 64 MiB, so that neither the writer's disk, a reader's memory nor an S3
+PutObject limits a listing. Parts that no generation names were left by a writer that died.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OPS: tuple[Op, ...] = ("add", "drop")
 
 NO_LISTING = "the run's shards are unknown without it: restore it from a backup"
 
-# Keys are binary: a file name need not be UTF-8, and must come back as it was.
+# Keys are binary: a file name need not be UTF-8 and must round-trip exactly.
 _OBJECT_FIELDS = [("key", pa.binary()), ("nbytes", pa.int64()), ("etag", pa.string())]
 _OBJECT = pa.struct(_OBJECT_FIELDS)
 _SCHEMA = pa.schema(
@@ -56,7 +56,7 @@ _SCHEMA = pa.schema(
 
 
 class SupportsGenerations(SupportsList, SupportsGet, SupportsCreate, Protocol):
-    """What listings need of a store."""
+    """The store verbs that listings need."""
 
 
 def key_bytes(listed: StoredObject) -> bytes:
@@ -65,7 +65,7 @@ def key_bytes(listed: StoredObject) -> bytes:
 
 
 def generation_key(number: int, moves: int = 0) -> str:
-    """Return where generation ``number`` is committed, given the count of moves of the source."""
+    """Return the key of generation ``number`` after ``moves`` moves of the source."""
     return f"{SOURCE}moved-{moves}/{number}.parquet" if moves else f"{SOURCE}{number}.parquet"
 
 
@@ -81,7 +81,7 @@ def moves_of(store: SupportsList) -> int:
 
 
 def generation_keys(store: SupportsGenerations, url: str) -> list[str]:
-    """Committed generations, oldest first. Raises StorageError where one of them is missing."""
+    """Return the committed generations, oldest first. Raises StorageError if one is missing."""
     keys = [o.key for o in store.list(SOURCE)]
     moves = max((int(name[1]) for key in keys if (name := _MOVE.fullmatch(key))), default=0)
     named = (_NAME.fullmatch(key) for key in keys)
@@ -94,13 +94,13 @@ def generation_keys(store: SupportsGenerations, url: str) -> list[str]:
 
 
 class GenerationWriter:
-    """Writes one generation; nothing of it counts before ``commit``.
+    """Writes one generation; nothing counts before ``commit``.
 
     Args:
         store: the run's output.
-        number: of the generation.
-        folder: local, for the part being written.
-        part_nbytes: once a part has reached this size, it is put and the next one begun.
+        number: number of the generation.
+        folder: local folder for the part being written.
+        part_nbytes: size at which a part is uploaded and the next one started.
         moves: how often the source has moved.
     """
 
@@ -136,7 +136,7 @@ class GenerationWriter:
                 self._end_part()
 
     def commit(self) -> str:
-        """Write what is buffered, and make the generation exist; returns its key.
+        """Write the buffered rows, publish the generation and return its key.
 
         Raises:
             AlreadyExists: another process has written this generation.
@@ -147,7 +147,8 @@ class GenerationWriter:
         try:
             self._store.create(key, self._spool)
         except AlreadyExists:
-            if self._store.get(key) != self._spool.read_bytes():  # else our own, its reply lost
+            # Equal bytes: our own object, whose reply was lost.
+            if self._store.get(key) != self._spool.read_bytes():
                 raise
         return key
 
@@ -157,7 +158,7 @@ class GenerationWriter:
     def _end_part(self) -> None:
         key = f"{PARTS}{self._number}-{self._token}-{len(self._parts):05d}.parquet"
         self._parquet.finish({"key": key})
-        with suppress(AlreadyExists):  # the token is ours alone: a lost reply
+        with suppress(AlreadyExists):  # the token is unique to us: the reply was lost
             self._store.create(key, self._spool)
         self._parts.append(key)
         self._open()
@@ -185,7 +186,7 @@ def _table(rows: Sequence[tuple[Op, str, ShardKind, Sequence[StoredObject]]]) ->
 
 
 class Generations:
-    """Reads generations, a row group at a time; keeps the bytes of small ones it has read.
+    """Reads generations, a row group at a time; caches the bytes of small ones.
 
     Args:
         store: the run's output.
@@ -207,7 +208,7 @@ class Generations:
         return self._named[key]
 
     def ids(self, key: str, op: Op) -> Iterator[str]:
-        """Yield shard ids of the rows with this ``op``, in order."""
+        """Yield the shard ids of the rows with this ``op``, in order."""
         for group in self._groups(key, op, None, ["op", "shard_id"]):
             yield from group.column("shard_id").to_pylist()
 
@@ -219,7 +220,8 @@ class Generations:
         kind: ShardKind | None = None,
         skip: Set[str] = frozenset(),
     ) -> Iterator[Shard]:
-        """Yield rows with this ``op`` (and kind) as shards, in order, without those in ``skip``."""
+        """Yield the rows with this ``op`` (and kind) as shards, in order, except those in
+        ``skip``."""
         for group in self._groups(key, op, kind, None):
             yield from _shards(group, skip)
 
@@ -239,7 +241,7 @@ class Generations:
 
     @contextmanager
     def _opened(self, key: str) -> Iterator[pq.ParquetFile]:
-        """One part; whatever is wrong with it becomes a StorageError that names it."""
+        """Open one part; any damage becomes a StorageError that names it."""
         raw = self._cache.get(key)
         if raw is None:
             raw = self._store.get(key)
@@ -248,14 +250,14 @@ class Generations:
             yield file
 
     def _keep(self, key: str, raw: bytes) -> None:
-        """A run's start reads the same small listings several times."""
+        """Cache a small listing: the start of a run reads it several times."""
         self._cache[key] = raw
         while sum(len(kept) for kept in self._cache.values()) > _CACHED_NBYTES:
             self._cache.popitem(last=False)
 
 
 def _surely_without(group: Any, wanted: dict[str, str]) -> bool:
-    """Return whether a row group's statistics say that none of its rows is wanted."""
+    """Return whether a row group's statistics rule out all wanted rows."""
     for index in range(group.num_columns):
         column = group.column(index)
         if column.path_in_schema in wanted and column.statistics is not None:

@@ -1,7 +1,7 @@
 """Read the bytes of labelled images from the source again.
 
-By ranged reads, with If-Match on what was listed; a compressed tar, where offsets are of no use, is
-read once for all of its images that are asked for.
+Uses ranged reads, with If-Match on the listed version; a compressed tar, where offsets do not help,
+is read once for all requested images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read_images(
 ) -> Iterator[tuple[P, Fetched]]:
     """Yield every image with its bytes, or with the reason why not, in no particular order.
 
-    A few dozen images are in memory at a time, however many are asked for.
+    Only a few dozen images are in memory at a time.
     """
     shards = _shards_of(manifest, {place.shard_id for place in places})
     compressed: dict[str, list[P]] = defaultdict(list)
@@ -53,7 +53,7 @@ def read_images(
 def fetch_images(
     manifest: Manifest, source: ObjectStore, places: Sequence[ImageRef]
 ) -> dict[str, Fetched]:
-    """As ``read_images``, all at once, by image_id."""
+    """Read all images at once, by image_id; see ``read_images``."""
     return {place.image_id: raw for place, raw in read_images(manifest, source, places)}
 
 

@@ -1,10 +1,10 @@
-"""The ledger of one invocation: what the driver saw, in numbered JSON-lines parts.
+"""The ledger of one invocation: the driver's events, in numbered JSON-lines parts.
 
-The last line of a part holds the sha256 of the lines before it; a part that does not match it is
-left out, whole. Parts of older versions end without such a line, and are read line by line.
+The last line of a part holds the sha256 of the lines before it; a part that does not match it
+is skipped entirely. Parts of older versions end without such a line, and are read line by line.
 
-It is a cache for ``status`` and ``report`` (throughput over time, seconds per stage): the truth is
-the annotation objects, and what the ledger lacks is read from their footers.
+It is a cache for ``status`` and ``report`` (throughput over time, seconds per stage): the
+annotation objects are authoritative, and whatever the ledger lacks is read from their footers.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _READERS = 16
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One line.
+    """One line of the ledger.
 
     Attributes:
-        event: start, ready (a worker takes shards), shard, beat, end.
+        event: start, ready (a worker accepts shards), shard, beat, end.
         at: seconds since the epoch, on the driver's clock.
         shard_id: for ``shard``.
         counts: rows per status, for ``shard``.
         detections: for ``shard``.
         seconds: per stage, for ``shard``.
-        note: event-specific facts: the worker, the outcome, how many workers are alive.
+        note: event-specific facts: the worker, the outcome, the number of live workers.
     """
 
     event: str
@@ -80,12 +80,12 @@ class LedgerWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is buffered as the next part."""
+        """Write the buffered entries as the next part."""
         if not self._buffer:
             return
         lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in self._buffer).encode()
         digest = json.dumps({"sha256": hashlib.sha256(lines).hexdigest()}) + "\n"
-        # Overwriting: an invocation has one writer, and a put whose reply was lost is put again.
+        # Overwrite: an invocation has one writer, and a put whose reply was lost is repeated.
         self._store.put(
             f"{LEDGER}{self._invocation}/{self._part:06d}.jsonl", lines + digest.encode()
         )
@@ -94,21 +94,21 @@ class LedgerWriter:
 
 
 def invocations(store: ObjectStore) -> list[str]:
-    """Return ids of all invocations that left a ledger, oldest first."""
+    """Return the ids of all invocations with a ledger, oldest first."""
     found = {o.key.removeprefix(LEDGER).split("/", 1)[0] for o in store.list(LEDGER)}
     return sorted(found)
 
 
 def read_ledger(store: ObjectStore, invocation: str) -> Iterator[LedgerEntry]:
-    """Yield the entries of one invocation, in order; what cannot be read is passed over."""
+    """Yield the entries of one invocation, in order; skip those that cannot be read."""
     for _, part in ledger_parts(store, invocation):
         yield from entries_of(part)
 
 
 def ledger_parts(store: ObjectStore, invocation: str) -> Iterator[tuple[str, bytes]]:
-    """(key, bytes) of the parts of one invocation, in order.
+    """Yield (key, bytes) of the parts of one invocation, in order.
 
-    Parts are fetched side by side: a run of days leaves tens of thousands.
+    Parts are fetched in parallel: a run of several days leaves tens of thousands.
     """
     keys = (listed.key for listed in store.list(f"{LEDGER}{invocation}/"))
     with ThreadPoolExecutor(max_workers=_READERS) as pool:
@@ -128,7 +128,7 @@ _SEALED = re.compile(rb'\{"sha256": "([0-9a-f]{64})"\}\n')
 
 
 def part_is_whole(part: bytes) -> bool:
-    """Return whether a part is as it was written, as far as it says: older ones carry no digest."""
+    """Return whether a part matches its digest; parts of older versions have none and pass."""
     lines, digest = _unsealed(part)
     if digest is None:
         return all(_is_entry(line) for line in lines.splitlines())
@@ -151,17 +151,17 @@ def _is_entry(line: bytes) -> bool:
 
 
 def entries_of(part: bytes) -> Iterator[LedgerEntry]:
-    """Yield the entries of one part; those that cannot be read are passed over."""
+    """Yield the entries of one part; skip those that cannot be read."""
     body, digest = _unsealed(part)
     if digest is not None and hashlib.sha256(body).hexdigest() != digest:
         return
     lines = body.splitlines()
-    try:  # all lines in one go take half the time
+    try:  # parsing all lines at once takes half the time
         yield from [LedgerEntry(**fields) for fields in json.loads(b"[%b]" % b",".join(lines))]
         return
     except _DAMAGED:
         pass
     for line in lines:
-        # A cache: damaged, or of another version, it is made good from the footers.
+        # Only a cache: a damaged or foreign entry is replaced by data from the footers.
         with suppress(*_DAMAGED):
             yield LedgerEntry(**json.loads(line))

@@ -1,10 +1,10 @@
-"""Which shards a run has: frozen listings under source/, in generations.
+"""The shards of a run: frozen listings under source/, in generations.
 
-``source/<n>.parquet`` holds what the n-th listing added and dropped. What an earlier listing
-grouped is never regrouped: new images form new shards, a changed image is dropped from its old
-shard and joins a new one, a deleted one is dropped. Live is what was added and not dropped since.
-An image that comes back as it was returns to its shard: the shard is added a second time, which
-takes its drops back, and what was labelled under its id counts again.
+``source/<n>.parquet`` holds what the n-th listing added and dropped. Existing groups are
+never regrouped: new images form new shards, a changed image is dropped from its old shard and joins
+a new one, a deleted one is dropped. An object is live if it was added and not dropped since. An
+image that comes back unchanged returns to its shard: the shard is added a second time, which undoes
+its drops, and its existing labels count again.
 
 Both the store's listing and each generation are ordered by key, so a later listing is compared
 with all earlier ones by a merge join, in memory that does not grow with the source.
@@ -38,15 +38,15 @@ from storage.runs.generations import (
 
 _EXAMPLES = 3
 
-Version = tuple[str, int, str]  # an object as it is listed: key, size, etag
+Version = tuple[str, int, str]  # a listed object: key, size, etag
 
 
 @dataclass(frozen=True, slots=True)
 class ListingChange:
-    """What one listing found against the earlier ones, in objects.
+    """The changes from the earlier listings to a new one, in objects.
 
-    ``returned`` counts, of those added and changed, the objects that an earlier listing dropped and
-    that came back as they were: they are in their old shards again, and so are their rows.
+    ``returned`` counts those of the added and changed objects that an earlier listing dropped and
+    that came back unchanged: they and their rows are back in their old shards.
     """
 
     generation: int
@@ -59,12 +59,12 @@ class ListingChange:
 
 @dataclass(frozen=True, slots=True)
 class ListingDrop:
-    """What a listing is about to drop.
+    """The objects that a listing is about to drop.
 
     Attributes:
-        known: live objects before it.
-        deleted: those of them that it does not show.
-        folders: count of first-level folders that it lacks entirely.
+        known: number of live objects before the listing.
+        deleted: number of them that are missing from it.
+        folders: number of first-level folders missing entirely.
         examples: the first of these folders.
     """
 
@@ -75,7 +75,7 @@ class ListingDrop:
 
 
 class Known(NamedTuple):
-    """A live object and the shard it is in; ``key`` as bytes, for its order."""
+    """A live object and its shard; ``key`` is bytes, for ordering."""
 
     key: bytes
     shard_id: str
@@ -84,11 +84,11 @@ class Known(NamedTuple):
 
 
 class Listing:
-    """The generations of one run's source. Used by one thread.
+    """The generations of one run's source. Not thread-safe.
 
     Args:
         store: the run's output.
-        part_nbytes: of a generation that is written, see storage/runs/generations.py.
+        part_nbytes: part size of a new generation, see storage/runs/generations.py.
     """
 
     def __init__(self, store: ObjectStore, *, part_nbytes: int = PART_NBYTES) -> None:
@@ -107,8 +107,8 @@ class Listing:
 
     @property
     def moved(self) -> bool:
-        """Whether the source has moved: shards keep their ids, but their objects have others'
-        versions, so that the ids cannot be computed from them."""
+        """Whether the source has moved: shards keep their ids, but their objects have new
+        versions, so the ids cannot be recomputed from them."""
         return self._moves() > 0
 
     def _moves(self) -> int:
@@ -117,20 +117,20 @@ class Listing:
         return self._moved
 
     def moved_to(self, new: Mapping[Version, str], url: str) -> None:
-        """Record that the source is at another place now, where its objects have other etags.
+        """Record that the source has moved to a place where its objects have other etags.
 
-        The generations are written again with the new etags; shards keep their ids, so that their
-        rows count on. The earlier ones stay, and do not count any more.
+        The generations are rewritten with the new etags; shards keep their ids, so their rows
+        remain valid. The old generations stay but no longer count.
 
         Args:
-            new: etags at the new place, by the version that is listed; others stay as they are.
+            new: etags at the new place, by listed version; others are unchanged.
             url: the new place.
         """
         moves = self._moves() + 1
         with tempfile.TemporaryDirectory(prefix="labelfleet-") as folder:
             for number, key in enumerate(self.generations()):
                 if self._is_there(generation_key(number, moves)):
-                    self._store.delete(generation_key(number, moves))  # of a move that was cut
+                    self._store.delete(generation_key(number, moves))  # of an interrupted move
                 writer = GenerationWriter(
                     self._store,
                     number,
@@ -150,7 +150,7 @@ class Listing:
         return any(o.key == key for o in self._store.list(key))
 
     def place(self) -> str | None:
-        """Where the source is since its last move; None: it never moved."""
+        """Return where the source is since its last move; None: it never moved."""
         moves = self._moves()
         if not moves:
             return None
@@ -161,7 +161,7 @@ class Listing:
         return [part for key in self.generations() for part in self._read.parts(key)]
 
     def unsealed(self) -> int:
-        """Return the listings' objects without a checksum, as older versions wrote them."""
+        """Return objects of the listings without a checksum of their own: an older labelfleet's."""
         heads = (self._store.head(key) for key in self.parts())
         return sum(not read_metadata(self._store, head, required=False)[1] for head in heads)
 
@@ -172,7 +172,7 @@ class Listing:
             again: set[str] = set()
             for key in self.generations():
                 self._apply_drops(key, dropped, again)
-            # Only now: what was read until an error is not all that was dropped.
+            # Assigned last: after an error the set would be incomplete.
             self._dropped, self._added_again = dropped, again
         return self._dropped
 
@@ -185,8 +185,8 @@ class Listing:
             dropped.setdefault(shard.shard_id, set()).update(o.key for o in shard.objects)
 
     def all_shards(self, *, skip: Set[str] = frozenset()) -> Iterator[Shard]:
-        """Every shard that was ever listed and is not in ``skip``, each once, as it was listed,
-        oldest generation first."""
+        """Yield every shard that was ever listed and is not in ``skip``, each once, as it was
+        listed, oldest generation first."""
         self.dropped()
         repeats: set[str] = set()
         for key in self.generations():
@@ -204,7 +204,8 @@ class Listing:
                     yield shard_id
 
     def added(self) -> Iterator[set[str]]:
-        """Ids of the live shards that each listing was the first to add, oldest listing first."""
+        """Yield ids of the live shards that each listing was the first to add, oldest listing
+        first."""
         live, seen = set(self.live_ids()), set[str]()
         for key in self.generations():
             ids = set(self._read.ids(key, "add")) - seen
@@ -219,7 +220,8 @@ class Listing:
         return seen
 
     def _repeats(self) -> dict[str, set[str]]:
-        """Ids of shards that an earlier listing added already, by the listing that repeats them."""
+        """Return ids of shards that an earlier listing added already, by the listing that repeats
+        them."""
         self.dropped()
         seen: set[str] = set()
         repeats: dict[str, set[str]] = {}
@@ -235,8 +237,8 @@ class Listing:
         return shard_id in self._added_again
 
     def live_shards(self, *, skip: Set[str] = frozenset()) -> Iterator[Shard]:
-        """Shards with at least one live object, as they were listed (the id covers all objects);
-        those in ``skip`` are left out."""
+        """Yield shards with at least one live object, as they were listed (the id covers all
+        objects); those in ``skip`` are left out."""
         dropped = self.dropped()
         for shard in self.all_shards(skip=skip):
             gone = dropped.get(shard.shard_id)
@@ -388,7 +390,7 @@ class Listing:
     def joined(
         self, listed: Iterable[StoredObject]
     ) -> Iterator[tuple[StoredObject | None, Known | None]]:
-        """Return a fresh listing beside the live objects, by key: (new, None) was not there before,
+        """Yield a fresh listing beside the live objects, by key: (new, None) was not there before,
         (None, known) is gone, and what has both may have changed (see ``is_same``)."""
         return _join(iter(listed), self._known())
 

@@ -90,7 +90,8 @@ def _boot_id() -> str:
 
 
 def _started(pid: int) -> str:
-    """Return the process's start in clock ticks since boot; '' when it does not run."""
+    """Return the process's start in clock ticks since boot, '' when there is none, or it has
+    ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -100,7 +101,7 @@ def _started(pid: int) -> str:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Return whether a process is alive although /proc does not show it."""
+    """Return whether a process that /proc does not show us lives all the same."""
     try:
         Path(f"/proc/{pid}/stat").read_text()
         return False  # it is shown: it has ended, its parent has not looked yet

@@ -1,8 +1,8 @@
 """The run's record at its output: run.json, the commits, the quarantine, what was left out.
 
-An annotation object that exists is the commit of its shard; nothing else says so. Everything here
-is layout and conditional puts; which shards there are is in storage/runs/listing.py, what each
-invocation saw in storage/runs/ledger.py.
+The existence of an annotation object is the only commit of its shard. This module handles layout
+and conditional puts; storage/runs/listing.py knows which shards exist, storage/runs/ledger.py what
+each invocation saw.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _REMOVE = "delete it; the next run tries the shard again, and records what fails
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What run.json holds.
+    """The contents of run.json.
 
     Attributes:
-        identity: what every annotation object repeats.
+        identity: repeated in every annotation object.
         source: url, kind, include, exclude, shard_size: where the images are.
         inference: every setting that moves a box; a run never mixes two of them.
         created_at: ISO 8601, UTC.
-        remarks: what a person should know about how the model was understood.
+        remarks: notes for people on how the model was interpreted.
     """
 
     identity: RunIdentity
@@ -61,10 +61,7 @@ class RunRecord:
 
     @staticmethod
     def from_json(raw: bytes) -> RunRecord:
-        """Read what ``to_json`` wrote.
-
-        Raises ConfigError when it is not a run.json of ours.
-        """
+        """Parse ``to_json``'s bytes. Raises ConfigError if they are not a run.json of ours."""
         try:
             return parse_record(raw, RUN_KEY, _run_record)
         except StorageError as exc:
@@ -109,7 +106,7 @@ class Manifest:
 
     @staticmethod
     def open(url: str, options: StorageOptions | None = None) -> Manifest:
-        """Return an existing run. Raises ConfigError when there is none."""
+        """Open an existing run. Raises ConfigError if there is none."""
         store = open_store(url, options)
         try:
             return Manifest(store, RunRecord.from_json(store.get(RUN_KEY)))
@@ -121,10 +118,11 @@ class Manifest:
 
     @staticmethod
     def create_or_continue(store: ObjectStore, record: RunRecord) -> Manifest:
-        """Create the run, or continue the one that is there.
+        """Create the run, or continue the existing one.
 
         Raises:
-            RunMismatch: the run there has another inference config or source; keys are named.
+            RunMismatch: the existing run has another inference config or source; the message
+                names the keys.
             NotAtomic: the store cannot hold a run.
         """
         if not store.atomic_create:
@@ -141,7 +139,7 @@ class Manifest:
         return Manifest(store, existing)
 
     def committed(self) -> set[str]:
-        """Return ids of shards that have an annotation object, listed in parallel by hex digit."""
+        """Return the ids of committed shards, listed in parallel by their first hex digit."""
 
         def listed(digit: str) -> list[str]:
             keys = (o.key for o in self.store.list(f"{ANNOTATIONS}{digit}"))
@@ -165,8 +163,8 @@ class Manifest:
     def commit(self, footer: ShardFooter, spool: Path) -> Commit:
         """Commit a shard's rows by one conditional put.
 
-        A rival's object, or our own whose reply was lost, is distinguished by the attempt id in its
-        footer.
+        The attempt id in the footer distinguishes a rival's object from our own after a lost
+        reply.
         """
         key = annotation_key(footer.shard_id)
         try:
@@ -177,14 +175,11 @@ class Manifest:
             return Commit(footer.shard_id, winner.attempt == footer.attempt, winner)
 
     def footer(self, shard_id: str) -> ShardFooter:
-        """Return the footer of a committed shard.
-
-        Raises ObjectNotFound when it is not committed.
-        """
+        """Return the footer of a shard. Raises ObjectNotFound if it is not committed."""
         return read_footer(self.store, self.store.head(annotation_key(shard_id)))
 
     def move_source(self, url: str) -> None:
-        """Record that the source is at another URL now. The caller holds the lock."""
+        """Record a new URL of the source. The caller holds the lock."""
         before = list(self.record.source.get("moved_from", ()))
         if self.record.source["url"] != url:
             before.append(self.record.source["url"])
@@ -193,12 +188,12 @@ class Manifest:
         self.store.put(RUN_KEY, self.record.to_json())
 
     def note_left_out(self, counts: Mapping[str, int]) -> None:
-        """Record what the newest listing passed over, by reason."""
+        """Record what the newest listing skipped, by reason."""
         if dict(counts) != self.left_out():
             self.store.put(LEFT_OUT_KEY, json_record({"counts": dict(counts)}))
 
     def left_out(self) -> dict[str, int]:
-        """What the newest listing passed over; empty where that was not recorded."""
+        """Return what the newest listing skipped, by reason; empty if that was not recorded."""
         try:
             return read_record(self.store, LEFT_OUT_KEY, lambda fields: dict(fields["counts"]))
         except ObjectNotFound:
@@ -216,7 +211,7 @@ class Manifest:
         self.store.put(f"{QUARANTINE}{shard.shard_id}.json", json_record(body))
 
     def quarantined_ids(self) -> set[str]:
-        """Return shards that are in quarantine, by their keys alone."""
+        """Return the ids of quarantined shards, without reading their records."""
         keys = (o.key for o in self.store.list(QUARANTINE) if o.key.endswith(".json"))
         return {key.removeprefix(QUARANTINE).removesuffix(".json") for key in keys}
 
@@ -245,12 +240,12 @@ def _quarantine_record(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def annotation_key(shard_id: str) -> str:
-    """Return where a shard's rows lie."""
+    """Return the key of a shard's annotation object."""
     return f"{ANNOTATIONS}{shard_id}.parquet"
 
 
 def shard_id_of_key(key: str) -> str:
-    """Return the shard that an annotation object's key names: the inverse of ``annotation_key``."""
+    """Return the shard id in an annotation object's key."""
     return key.removeprefix(ANNOTATIONS).removesuffix(".parquet")
 
 
@@ -282,6 +277,6 @@ def _refuse_mismatch(url: str, existing: RunRecord, wanted: RunRecord) -> None:
 
 
 def config_hash(settings: dict[str, Any]) -> str:
-    """16 hex digits of sha256 over the canonical JSON of a run's inference settings."""
+    """Return 16 hex digits of sha256 over the canonical JSON of a run's inference settings."""
     canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ _CONNECTIONS = 32  # per client; the thread pipeline of one worker stays well be
 
 
 def make_client(options: StorageOptions) -> Any:
-    """A thread-safe boto3 S3 client; credentials come from boto3's own chain."""
+    """Return a thread-safe boto3 S3 client; credentials come from boto3's own chain."""
     endpoint = endpoint_of(options)
     path_style = options.path_style if options.path_style is not None else endpoint is not None
     # Servers other than AWS often do not know the newer trailing checksums.
@@ -41,8 +41,8 @@ def make_client(options: StorageOptions) -> Any:
 
 
 def parse_time(value: Any) -> datetime:
-    """A time as S3 writes it. botocore's own way, which knows every form there is, takes two thirds
-    of what a page of a listing costs."""
+    """Return a time as S3 writes it. botocore's own way, which knows every form there is, takes two
+    thirds of what a page of a listing costs."""
     if isinstance(value, str) and value.endswith("Z"):
         with suppress(ValueError):
             return datetime.fromisoformat(value)
@@ -51,7 +51,7 @@ def parse_time(value: Any) -> datetime:
 
 
 def endpoint_of(options: StorageOptions) -> str | None:
-    """The server other than AWS, where one is given or in the environment."""
+    """Return the server other than AWS, where one is given or in the environment."""
     return (
         options.endpoint_url
         or os.environ.get("AWS_ENDPOINT_URL_S3")

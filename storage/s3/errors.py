@@ -89,22 +89,22 @@ def code_of(exc: Exception) -> str:
 
 
 def is_precondition_failure(exc: Exception) -> bool:
-    """Whether the server said that If-Match or If-None-Match does not hold."""
+    """Return whether the server said that If-Match or If-None-Match does not hold."""
     return _answered(exc) and (code_of(exc) in _CHANGED or _status_of(exc) == 412)
 
 
 def is_range_failure(exc: Exception) -> bool:
-    """Whether the server said that the object ends before the range begins."""
+    """Return whether the server said that the object ends before the range begins."""
     return _answered(exc) and (code_of(exc) == "InvalidRange" or _status_of(exc) == 416)
 
 
 def is_conflict(exc: Exception) -> bool:
-    """Whether two conditional writes met; the same request may succeed when sent again."""
+    """Return whether two conditional writes met; the same request may succeed when sent again."""
     return _answered(exc) and (code_of(exc) in CONFLICT or _status_of(exc) == 409)
 
 
 def from_s3_error(exc: Exception, where: str, bucket: str) -> LabelfleetError:
-    """The error of ours for a botocore error.
+    """Return the error of ours for a botocore error.
 
     Args:
         exc: a ClientError, another BotoCoreError, or a ValueError from making the client.

@@ -20,7 +20,8 @@ Pages = Callable[[str, str], Iterator[Page]]
 
 
 def ordered_entries(pages: Pages, prefix: str, where: str) -> Iterator[Mapping[str, Any]]:
-    """The ``Contents`` entries under ``prefix`` in the order of their keys; no folder markers.
+    """Yield the ``Contents`` entries under ``prefix`` in the order of their keys; no folder
+    markers.
 
     Raises:
         StorageError: the server lists in an order that is neither by key nor by folder.

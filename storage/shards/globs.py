@@ -16,7 +16,7 @@ _ACROSS = {"**/": "(?:[^/]+/)*", "**": ".*"}
 
 
 def compile_glob(pattern: str) -> re.Pattern[str]:
-    """A glob as a regular expression for ``fullmatch``; without '/' it matches at any level.
+    """Return a glob as a regular expression for ``fullmatch``; without '/' it matches at any level.
 
     Raises ConfigError for a range that runs backwards.
     """

@@ -55,7 +55,7 @@ def read_shard(
     readers: int = READERS,
     others_readable: Callable[[], bool] = lambda: False,
 ) -> Iterator[ImageRecord]:
-    """The images of one shard, in order, in memory that does not grow with the shard.
+    """Yield the images of one shard, in order, in memory that does not grow with the shard.
 
     Args:
         store: where the shard lies.

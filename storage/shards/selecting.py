@@ -52,13 +52,13 @@ def classify(key: str) -> Kind:
 
 
 def is_system(key: str) -> bool:
-    """Whether a system or program made the object by itself."""
+    """Return whether a system or program made the object by itself."""
     *folders, name = key.lower().split("/")
     return name.startswith("._") or not SYSTEM_FOLDERS.isdisjoint(folders)
 
 
 def suffix_of(key: str) -> str:
-    """The suffix of a key's last part, in small letters; '' where it has none."""
+    """Return the suffix of a key's last part, in small letters; '' where it has none."""
     stem, dot, suffix = key.lower().rpartition("/")[2].rpartition(".")
     return f".{suffix}" if dot and stem else ""
 
@@ -94,7 +94,7 @@ class LeftOut:
 
 
 def shown_counts(left_out: Mapping[str, int]) -> str:
-    """What was left out, for people, by reason."""
+    """Return what was left out, for people, by reason."""
     return ", ".join(f"{n:,} {printable(reason)}" for reason, n in left_out.items())
 
 
@@ -107,7 +107,7 @@ def list_source(
     left_out: LeftOut | None = None,
     sniff: Callable[[StoredObject], bool] = lambda listed: False,
 ) -> Iterator[StoredObject]:
-    """The objects of a source that can be labelled, in the listing's order, lazily.
+    """Yield the objects of a source that can be labelled, in the listing's order, lazily.
 
     Args:
         kind: only tar shards, only loose images, or whatever is there.

@@ -18,7 +18,8 @@ _LONGEST = 41  # zero blocks: an end, its padding, and another record of padding
 
 
 def ends_here(zeros: int, nbytes: int) -> bool:
-    """Whether a run of ``zeros`` zero blocks that ends the file is an end that a program wrote.
+    """Return whether a run of ``zeros`` zero blocks that ends the file is an end that a program
+    wrote.
 
     Args:
         nbytes: of the archive, its zeros included.
@@ -31,7 +32,8 @@ def ends_here(zeros: int, nbytes: int) -> bool:
 
 
 def may_be_followed(zeros: int, nbytes: int, position: int) -> bool:
-    """Whether something other than zeros may follow a run of zero blocks, such as another archive.
+    """Return whether something other than zeros may follow a run of zero blocks, such as another
+    archive.
 
     That is so behind a record that is filled up, as GNU tar, bsdtar and Python write it. Archives
     that end with two blocks alone and were joined are read in full, but called damaged: zeros of
@@ -47,5 +49,6 @@ def may_be_followed(zeros: int, nbytes: int, position: int) -> bool:
 
 
 def _fills(zeros: int, nbytes: int, records: tuple[int, ...]) -> bool:
-    """Whether these zeros are an end marker and what it takes to fill a record of such a size."""
+    """Return whether these zeros are an end marker and what it takes to fill a record of such a
+    size."""
     return any(nbytes % size == 0 and 2 <= zeros <= size // BLOCK + 1 for size in records)

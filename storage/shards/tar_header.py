@@ -55,7 +55,7 @@ class TarMember:
 
 
 def is_zero(block: bytes) -> bool:
-    """Whether there is nothing but zeros in it: an end-of-archive block."""
+    """Return whether there is nothing but zeros in it: an end-of-archive block."""
     return not block.strip(b"\0")
 
 
@@ -71,7 +71,7 @@ def checksum_fits(header: bytes) -> bool:
 
 
 def body_size(header: bytes) -> int:
-    """The size field: octal text, or base-256 where its first bit is set (GNU)."""
+    """Return the size field: octal text, or base-256 where its first bit is set (GNU)."""
     field = header[124:136]
     if field[0] & 0x80:
         value = int.from_bytes(field[1:], "big")
@@ -111,7 +111,7 @@ def _decimal(field: bytes) -> int:
 def describe(
     header: bytes, pax: dict[bytes, bytes], long_name: bytes, long_target: bytes, offset: int
 ) -> TarMember:
-    """The member that a header and the extension headers before it make.
+    """Return the member that a header and the extension headers before it make.
 
     Args:
         pax: from ``parse_pax``, of all that apply.
@@ -129,7 +129,7 @@ def describe(
 
 
 def long_text(body: bytes) -> bytes:
-    """The text in the body of a GNU ``L`` or ``K`` header.
+    """Return the text in the body of a GNU ``L`` or ``K`` header.
 
     Raises Damaged where more than the closing NUL is missing: a part of it was zeroed.
     """

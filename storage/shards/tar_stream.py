@@ -132,7 +132,7 @@ class TarStream:
             raise self._damage
 
     def _next_header_or_end(self) -> bytes | None:
-        """The next block whose checksum is a header's; None at the end of the archive.
+        """Return the next block whose checksum is a header's; None at the end of the archive.
 
         Zeros and other blocks before it are an end of an archive, or damage that is noted.
         """
@@ -212,7 +212,7 @@ class TarStream:
         self._damage = self._damage or damage
 
     def _next_header(self) -> bytes:
-        """The block after an extension header, which must be a header too."""
+        """Return the block after an extension header, which must be a header too."""
         start = self._position
         header = self._read(BLOCK)
         if len(header) < BLOCK:
@@ -267,7 +267,7 @@ class TarStream:
             more = self._next_header()[504] != 0
 
     def read_body(self, member: TarMember) -> bytes:
-        """The current member's body, in full; call once, before the next step of iteration.
+        """Return the current member's body, in full; call once, before the next step of iteration.
 
         Raises SourceTruncated where the archive ends before the body does.
         """

@@ -30,7 +30,8 @@ class TarWriter:
         self._write(bytes(-len(body) % BLOCK))
 
     def nbytes_with(self, name: str, nbytes: int) -> int:
-        """Size of the finished tar if a body of ``nbytes`` were added and then it were closed."""
+        """Return size of the finished tar if a body of ``nbytes`` were added and then it were
+        closed."""
         padded = nbytes + -nbytes % BLOCK
         return self._nbytes + len(_header(name, nbytes)) + padded + len(_END)
 
@@ -44,7 +45,7 @@ class TarWriter:
         self._file.close()
 
     def sha256(self) -> str:
-        """Hex digest of everything written so far."""
+        """Return hex digest of everything written so far."""
         return self._digest.hexdigest()
 
     def _write(self, part: bytes) -> None:

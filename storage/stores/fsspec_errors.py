@@ -9,7 +9,8 @@ from storage.objects.os_errors import from_os_error
 
 
 def etag_of(found: dict[str, Any]) -> str:
-    """A version from what the driver tells: etag, generation or checksum, else size and time."""
+    """Return a version from what the driver tells: etag, generation or checksum, else size and
+    time."""
     for name in ("ETag", "etag", "generation", "md5Hash", "content_md5"):
         if found.get(name):
             return str(found[name]).removeprefix("W/").strip('"')

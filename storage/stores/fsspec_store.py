@@ -45,7 +45,7 @@ _NOT_OFFERED = frozenset(
 
 
 def open_fsspec(place: Location, options: StorageOptions) -> FsspecStore:
-    """The store for a scheme that fsspec knows.
+    """Return the store for a scheme that fsspec knows.
 
     Raises:
         ConfigError: the scheme is unknown or wraps another store, or its driver is missing.
@@ -188,7 +188,7 @@ class FsspecStore:
         return str(self.call(key, lambda fs: fs.sign(path, expires_s)))
 
     def open_driver_file(self, fs: Any, key: str) -> Any:
-        """The driver's own file object for one object."""
+        """Return the driver's own file object for one object."""
         return fs.open(self._path(key), "rb")
 
     def call(self, key: str, action: Callable[[Any], _T]) -> _T:
@@ -220,7 +220,7 @@ class FsspecStore:
             raise from_driver_error(exc, self._where(key)) from exc
 
     def _entries(self, folder_key: str) -> builtins.list[str]:
-        """Keys of one folder's entries, those of folders ending in '/', so that sorting them
+        """Return keys of one folder's entries, those of folders ending in '/', so that sorting them
         sorts everything below them too."""
         folder = self._path(folder_key).rstrip("/") + "/"
 

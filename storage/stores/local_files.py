@@ -29,12 +29,13 @@ _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def is_own_file(name: str) -> bool:
-    """Whether a file name is one of our temporary or lock files, which no listing shows."""
+    """Return whether a file name is one of our temporary or lock files, which no listing shows."""
     return name.startswith(TEMPORARY_PREFIX) or name == LOCK_NAME
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file name is that of a temporary file; a writer that was killed leaves it."""
+    """Return whether a file name is that of a temporary file; a writer that was killed leaves
+    it."""
     return name.startswith(TEMPORARY_PREFIX)
 
 
@@ -86,7 +87,7 @@ def _is_link(folder: int, name: str) -> bool:
 
 
 def link_refused(name: str) -> StorageError:
-    """The error for a key that is, or lies behind, a symbolic link."""
+    """Return the error for a key that is, or lies behind, a symbolic link."""
     return StorageError(
         f"{name!a} is a symbolic link; links inside a store are never followed",
         hint="copy the file or folder to where the link is, or use the real folder as the URL",

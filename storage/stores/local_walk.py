@@ -16,7 +16,8 @@ from storage.urls import readable
 
 
 def walk(root: str, prefix: str) -> Iterator[StoredObject]:
-    """All objects below ``root`` whose key starts with ``prefix``, ordered by their UTF-8 bytes.
+    """Yield all objects below ``root`` whose key starts with ``prefix``, ordered by their UTF-8
+    bytes.
 
     Holds the names of the folders on the way to the present one, not the whole tree. What
     vanishes meanwhile is left out; a folder that may not be read is an AccessDenied.
@@ -87,7 +88,7 @@ def _entries(root: str, folder_key: str, prefix: str) -> Iterator[tuple[str, boo
 
 
 def _stored(root: str, key: str) -> StoredObject | None:
-    """None: it has vanished, or is a folder now."""
+    """Return None: it has vanished, or is a folder now."""
     path = f"{root}/{key}"
     try:
         status = os.lstat(path)

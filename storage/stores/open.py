@@ -7,8 +7,9 @@ from storage.urls import parse_url, split_url
 
 
 def open_store(url: str, options: StorageOptions | None = None) -> ObjectStore:
-    """The store for a URL: s3:// by boto3, file:// and plain paths by our own code, memory://
-    inside one process, every other scheme through fsspec (create only where known to be atomic).
+    """Return the store for a URL: s3:// by boto3, file:// and plain paths by our own code,
+    memory:// inside one process, every other scheme through fsspec (create only where known to be
+    atomic).
 
     Opening touches nothing: a missing bucket or folder shows at the first verb; ``put`` and
     ``create`` on file:// make the folders they need.
@@ -37,7 +38,8 @@ def open_store(url: str, options: StorageOptions | None = None) -> ObjectStore:
 
 
 def open_object(url: str, options: StorageOptions | None = None) -> tuple[ObjectStore, str]:
-    """The store that holds a single object (a checkpoint, a list of keys), and its key there.
+    """Return the store that holds a single object (a checkpoint, a list of keys), and its key
+    there.
 
     Raises:
         ConfigError: as ``open_store``; or the URL names a bucket or a folder.

@@ -43,7 +43,7 @@ class WebGet:
         self._session: aiohttp.ClientSession | None = None
 
     def get(self, url: str, limit: int) -> bytes:
-        """The body.
+        """Return the body.
 
         Raises:
             TooLarge: more than ``limit`` bytes; the rest is not read.

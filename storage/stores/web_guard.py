@@ -19,7 +19,7 @@ _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.2
 
 
 def is_metadata(address: str) -> bool:
-    """Whether an IP address is, or may be, a cloud's metadata service."""
+    """Return whether an IP address is, or may be, a cloud's metadata service."""
     found = ipaddress.ip_address(address.partition("%")[0])
     mapped = getattr(found, "ipv4_mapped", None)
     return (mapped or found).is_link_local or found in _METADATA
@@ -38,5 +38,5 @@ class _Connector(aiohttp.TCPConnector):
 
 
 async def guarded_client(**options: Any) -> aiohttp.ClientSession:
-    """What fsspec's HTTP driver makes its requests with; redirects go through it too."""
+    """Return what fsspec's HTTP driver makes its requests with; redirects go through it too."""
     return aiohttp.ClientSession(connector=_Connector(), **options)

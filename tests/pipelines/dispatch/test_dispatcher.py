@@ -48,15 +48,17 @@ def test_lost_worker_gives_its_shards_back_before_new_ones() -> None:
 def test_three_errors_that_name_the_shard_quarantine_it_and_the_rest_goes_on() -> None:
     d = Dispatcher(shards(3), DispatchRules(depth=1, attempts=3))
     d.worker_joined("a")
+    completed: list[str] = []
     while not d.done:
         for g in d.assign(0):
             if g.shard.key == "1.tar":
                 d.failed("a", g.shard.shard_id, f"bad, attempt {g.attempt}")
             else:
                 assert d.completed("a", g.shard.shard_id, 1)
+                completed.append(g.shard.key)
     assert [q.shard.key for q in d.quarantined] == ["1.tar"]
     assert d.quarantined[0].errors == tuple(f"bad, attempt {i}" for i in (1, 2, 3))
-    assert d.completed_count == 2
+    assert sorted(completed) == ["0.tar", "2.tar"]
 
 
 def test_a_shard_present_at_two_deaths_runs_alone_and_only_then_is_charged() -> None:
@@ -67,6 +69,7 @@ def test_a_shard_present_at_two_deaths_runs_alone_and_only_then_is_charged() -> 
         d.worker_lost(f"w{i}", reason="SIGSEGV")
     assert d.quarantined == []
     killed: list[str] = []
+    completed: list[str] = []
     for i in count(2):
         if d.done:
             break
@@ -76,12 +79,13 @@ def test_a_shard_present_at_two_deaths_runs_alone_and_only_then_is_charged() -> 
             d.worker_lost(f"w{i}", reason="SIGSEGV")
             killed.append(given.shard.key)
         else:
-            d.completed(f"w{i}", given.shard.shard_id, 1)
+            assert d.completed(f"w{i}", given.shard.shard_id, 1)
+            completed.append(given.shard.key)
             d.worker_lost(f"w{i}", reason="not needed any more")
     assert killed == ["2.tar"]
     assert [q.shard.key for q in d.quarantined] == ["2.tar"]
     assert "SIGSEGV" in d.quarantined[0].errors[0]
-    assert d.completed_count == 3
+    assert sorted(completed) == ["0.tar", "1.tar", "3.tar"]
 
 
 def test_blameless_losses_never_charge() -> None:
@@ -99,9 +103,9 @@ def test_straggler_gets_one_copy_and_counts_once() -> None:
     d.worker_joined("fast")
     d.worker_joined("slow")
     first = {g.worker: g.shard for g in d.assign(0)}
-    d.completed("fast", first["fast"].shard_id, 1)
+    assert d.completed("fast", first["fast"].shard_id, 1)
     (second,) = d.assign(1)
-    d.completed("fast", second.shard.shard_id, 2)
+    assert d.completed("fast", second.shard.shard_id, 2)
     assert d.assign(3) == []
     (copy,) = d.assign(10)
     assert (copy.worker, copy.shard, copy.copy) == ("fast", first["slow"], True)
@@ -109,7 +113,6 @@ def test_straggler_gets_one_copy_and_counts_once() -> None:
     assert d.completed("fast", copy.shard.shard_id, 11)
     assert not d.completed("slow", copy.shard.shard_id, 12)
     assert d.done
-    assert d.completed_count == 3
 
 
 def test_a_failed_copy_does_not_charge_while_the_other_runs() -> None:
@@ -188,6 +191,7 @@ def test_a_worker_that_fails_everything_uses_up_no_shard() -> None:
     for name in ("bad", "good", "better"):
         d.worker_joined(name)
     now = 0.0
+    completions = 0
     while not d.done:
         now += 1
         d.assign(now)
@@ -195,9 +199,9 @@ def test_a_worker_that_fails_everything_uses_up_no_shard() -> None:
             d.failed("bad", shard_id, "no space left in its spool folder")
         for name in ("good", "better"):
             for shard_id in d.holds(name)[:1]:
-                d.completed(name, shard_id, now)
+                completions += d.completed(name, shard_id, now)
     assert d.quarantined == []
-    assert d.completed_count == 60
+    assert completions == 60
 
 
 def test_the_only_worker_left_gets_a_shard_again_that_failed_on_it() -> None:
@@ -313,11 +317,12 @@ def test_a_thousand_workers_and_many_shards_stay_flat() -> None:
     for i in range(1000):
         d.worker_joined(f"w{i}")
     now = 0.0
+    completions = 0
     while not d.done:
         now += 1
         d.assign(now)
         for worker in d.workers():
             for shard_id in d.holds(worker)[:1]:
-                d.completed(worker, shard_id, now)
+                completions += d.completed(worker, shard_id, now)
         assert d.in_flight <= 3000
-    assert d.completed_count == 20_000
+    assert completions == 20_000
