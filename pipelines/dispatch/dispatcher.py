@@ -6,7 +6,7 @@
                           └── attempts used up ──> quarantined
 
 Shards are pulled from an iterator only as workers have room, so a million of them cost no memory.
-The caller tells the time, reports what happened, and carries out what ``assign`` returns.
+The caller passes the time, reports what happened, and carries out what ``assign`` returns.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class DispatchRules:
 
     Attributes:
         attempts: failures that name the shard, after which it is quarantined.
-        depth: shards in flight a worker, at most.
+        depth: most shards in flight per worker.
         deaths_before_alone: worker deaths a shard was present at, after which it runs alone.
         straggler_factor: near the end, a shard in flight longer than this times the median gets
             a second copy on an idle worker.
-        straggler_min_s: but never before this many seconds. What a draining worker has is copied
-            near the end however young it is.
+        straggler_min_s: never before this many seconds. Near the end, shards of a draining worker
+            are copied at any age.
     """
 
     attempts: int = 3

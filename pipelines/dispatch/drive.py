@@ -43,9 +43,9 @@ log = logging.getLogger("labelfleet.drive")
 
 Outcome = Literal["done", "stopped"]
 
-# Never one shard's fault: the others would fail the same way.
+# Never the fault of a single shard: the others would fail the same way.
 _ENDS_THE_RUN = (StorageFull, BucketNotFound, NotAtomic)
-# One shard's fault or an outage. It is the shard's where another one is labelled before the next
+# A shard's fault or an outage. It is the shard's where another one is labelled before the next
 # try; it is an outage where this many attempts at one shard, or shards, fail in a row.
 _MAYBE_OUTAGE = (AccessDenied, StorageUnavailable)
 _OUTAGE_SHARDS = 3
@@ -115,7 +115,7 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """When an invocation has to end before its work is done.
+    """Conditions that end an invocation before its work is done.
 
     Attributes:
         limits: after which it stops.
@@ -135,8 +135,8 @@ class Drive:
         pool: carries it out.
         caller: follows it, and may stop it.
         terms: when it has to end early.
-        cluster: followed every turn; None: the cluster never changes.
-        total: shards there are to label, for whoever follows.
+        cluster: updated every turn; None: the cluster never changes.
+        total: number of shards to label, for the progress display.
     """
 
     def __init__(
@@ -335,7 +335,7 @@ class Drive:
 
     def _start_failed(self, event: StartFailed) -> None:
         self._start_failures += 1
-        if event.error.message not in self._said:  # the pool keeps trying: once is enough
+        if event.error.message not in self._said:  # the pool keeps trying: one note is enough
             self._said.add(event.error.message)
             self._watcher.note(f"a worker could not start: {event.error.message}")
         if self._pool.alive:
@@ -346,7 +346,7 @@ class Drive:
                 hint=event.error.hint or "run with --debug, or see `labelfleet doctor`",
             )
         if isinstance(event.error, ModelError | ConfigError):
-            raise event.error  # it will not load at the next try either
+            raise event.error  # it will not load at the next attempt either
 
     def _set_aside(self) -> None:
         journal = self._journal
@@ -379,7 +379,7 @@ class Drive:
             self._ledger_failed = False
         except _ENDS_THE_RUN:
             raise
-        except StorageError as exc:  # what was not written stays with the writer
+        except StorageError as exc:  # the writer keeps what was not written
             if not self._ledger_failed:
                 self._watcher.note(f"the ledger could not be written: {exc.message}")
             self._ledger_failed = True

@@ -100,7 +100,7 @@ class Measured:
     """A watcher that exports the figures to a sink and passes them on to another watcher.
 
     Args:
-        watcher: the one people look at.
+        watcher: the display for people.
         sink: where the numbers go.
         total_shards: of this invocation.
         review_queue: see METRICS.

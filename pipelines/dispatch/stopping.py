@@ -51,7 +51,7 @@ def stopping_on_signals() -> Iterator[Stopper]:
     """Yield a Stopper that SIGINT and SIGTERM request; restore their handlers at the end.
 
     The first signal raises KeyboardInterrupt unless a loop heeds the Stopper at that moment: a
-    listing or a start of Ray has no work in flight that would be worth waiting for. The second one
+    listing or a start of Ray has no work in flight worth waiting for. The second one
     always raises it. Python allows no handlers outside the main thread: signals are not seen there.
     """
     stopper = Stopper()

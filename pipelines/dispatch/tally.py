@@ -1,4 +1,4 @@
-"""What an invocation has done so far, and how its caller follows and stops it."""
+"""What an invocation has done so far, and how its caller watches and stops it."""
 
 from __future__ import annotations
 

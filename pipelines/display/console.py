@@ -1,4 +1,4 @@
-"""The console on which everything for people is printed; see ``terminal.harmless``."""
+"""The console for all output meant for people; see ``terminal.harmless``."""
 
 from __future__ import annotations
 

@@ -27,18 +27,18 @@ LINE_EVERY_S = 10.0
 
 
 class ProgressBar(Protocol):
-    """Where progress is told to."""
+    """Receiver of progress."""
 
     def update(self, done: int, total: int | None, said: str = "") -> None:
         """``done`` of ``total`` (None: not known yet), and what else there is to say."""
 
     def note(self, text: str) -> None:
-        """Something that people should see, above the bar."""
+        """Show a note above the bar."""
 
 
 @dataclass(slots=True)
 class Pace:
-    """Whether it is time for the next line: every ten seconds, the first after ten.
+    """Decide when the next line is due: every ten seconds, the first after ten.
 
     Attributes:
         clock: monotonic seconds.
@@ -51,7 +51,7 @@ class Pace:
         self._last_s = self.clock()
 
     def due(self) -> bool:
-        """Whether ten seconds have passed since this last said yes."""
+        """Return whether ten seconds have passed since the last True."""
         now_s = self.clock()
         if now_s - self._last_s < LINE_EVERY_S:
             return False
@@ -60,7 +60,7 @@ class Pace:
 
 
 class _Bar:
-    """Shown from the first figures on: what comes before has nothing to measure."""
+    """Show figures from the first ones on; there is nothing to measure before."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
@@ -98,7 +98,7 @@ def progress_bar(
     """Yield a bar where the console is a terminal, elsewhere a line every ten seconds.
 
     Args:
-        name: of what is going on, left of the bar.
+        name: of the activity, shown left of the bar.
         unit: of what is counted, in the plural.
         console: None: stderr.
         clock: monotonic seconds, for the lines.

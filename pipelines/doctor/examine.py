@@ -1,4 +1,4 @@
-"""What is installed and works here, and what to do about what does not."""
+"""Examine what is installed and works here, and say how to fix what does not."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Findings:
 
     @property
     def healthy(self) -> bool:
-        """Whether there is no problem among them."""
+        """Whether none of the findings is a problem."""
         return all(finding.level != "problem" for finding in self.findings)
 
     def to_fields(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Findings:
 def examine(config: str | None = None) -> Findings:
     """Look at this machine, and at a run config's storage and model when one is given.
 
-    Touches nothing that lasts; a config's output is looked at, not written.
+    Leaves nothing behind; a config's output is looked at, not written.
     """
     findings = [_python(), *_packages(), *_devices(), *_places()]
     if config is not None:

@@ -1,4 +1,4 @@
-"""What a label version is worth, from people's answers: precision, recall, errors per minute.
+"""Estimate a label version's quality from answers: precision, recall, errors per minute.
 
 Only audit answers enter precision and recall: they alone were drawn at random. Of each stratum the
 answered prefix of its random order counts, so that it does not matter which images people liked to

@@ -1,4 +1,4 @@
-"""Entry point of `compare`: what two runs say differently, image by image and as distributions."""
+"""Entry point of `compare`: differences of two runs, image by image and as distributions."""
 
 from __future__ import annotations
 

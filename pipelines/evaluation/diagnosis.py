@@ -1,4 +1,4 @@
-"""What is wrong with a run's labels, against ground truth: at its policy, by kind and by class.
+"""Diagnose a run's labels against ground truth: at its policy, by kind and by class.
 
 Error types follow TIDE (Bolya et al., ECCV 2020), as counts of accepted boxes and missed objects;
 calibration errors are D-ECE (Küppers et al., CVPRW 2020) and LaECE (Oksuz et al., CVPR 2023), over

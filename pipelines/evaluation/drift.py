@@ -1,4 +1,4 @@
-"""Has a run left the distribution of another? A test on what its rows say of each image.
+"""Test whether a run has left the distribution of another, from its rows.
 
 Two cases. Where the runs labelled other images (two dates of one job), the new run's images are
 ranked among the old one's. Where they labelled the same images (two models), the differences of
@@ -70,7 +70,7 @@ class Drift:
 
     Attributes:
         kind: which of the two cases.
-        risk: a false alarm happens with this probability at most, however often one looks.
+        risk: largest probability of a false alarm, however often the test is looked at.
         reference, images: images that were compared.
         alarm_after: the image at which it was clear, None: it is not.
         statistics: strongest evidence first.

@@ -1,4 +1,4 @@
-"""Whether a model does what it should on labelled images, and what is likely wrong if it does not.
+"""Check a model on labelled images, and find the likely cause if it fails.
 
 A detector that gets its images in the wrong channel order, badly placed, at another size than it
 was trained with, or whose classes are named in another order runs without any error and labels

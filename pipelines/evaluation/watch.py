@@ -1,4 +1,4 @@
-"""A run compared with itself: are the images that were listed later like the first ones?
+"""Compare a run with itself: whether images listed later are like the first ones.
 
 All images since the reference are one stream, in the order of the listings, so that a false alarm
 has a probability of at most ``RISK`` over all nights together. After an alarm the newest listing

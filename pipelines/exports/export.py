@@ -108,7 +108,7 @@ def export_version(
 
     Raises:
         ConfigError: no such version, format or mode; ``dest`` overlaps or holds anything else;
-            ``link`` where there are no local files.
+            ``link`` without local files.
     """
     lineage = read_version(manifest.store, request.version)
     store = open_store(dest, options)

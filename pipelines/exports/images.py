@@ -88,7 +88,7 @@ class Images:
 
     def _link(self, row: LabelRow) -> Path | Exception:
         file = self._files.get(row.image_id)
-        # Where a link stands now, or one on the way, it may lead anywhere: realpath tells.
+        # The file or a folder above it may now be a link to anywhere; realpath resolves it.
         if (
             file is None
             or self._source is None
@@ -108,7 +108,7 @@ class Images:
 def check_images(
     manifest: Manifest, mode: ImageMode, dest: ObjectStore, *, options: StorageOptions | None
 ) -> None:
-    """Refuse a mode that cannot be.
+    """Refuse a mode that cannot work.
 
     Raises:
         ConfigError: no such mode, or ``link`` where either side is not local loose files.

@@ -1,4 +1,4 @@
-"""Where an export is written: claimed first, continued after a stop, marked done last.
+"""The destination of an export: claimed first, continued after a stop, marked done last.
 
 ``unfinished-export.json`` is the first object and says what is being written; the same export
 started again continues, and takes the images that lie there as they are. Everything else is written

@@ -1,4 +1,4 @@
-"""Copies of images that not every reader shows as they were labelled, written anew.
+"""Rewrite images that some readers would not show as they were labelled.
 
 Boxes are in pixels of the upright image. Readers that ignore the EXIF orientation, among them
 OpenCV with some flags, torchvision and many loaders, would show them elsewhere; HEIC, JPEG 2000,

@@ -29,7 +29,7 @@ class Run:
         endpoint_url: S3-compatible server; None: AWS_ENDPOINT_URL or AWS.
 
     Raises:
-        ConfigError: there is no run at that URL.
+        ConfigError: the URL holds no run.
     """
 
     def __init__(self, url: str, *, endpoint_url: str | None = None) -> None:
@@ -51,7 +51,7 @@ class Run:
         return run_status(self.manifest)
 
     def rows(self) -> Iterator[AnnotationRow]:
-        """Yield what the model said of each image, in listing order."""
+        """Yield the model's row for each image, in listing order."""
         return live_rows(self.manifest)
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -73,7 +73,7 @@ class Run:
             version: a name; None: the latest.
 
         Raises:
-            LabelfleetError: there is no such version.
+            LabelfleetError: the version does not exist.
         """
         lineage = read_version(self.manifest.store, version)
         for table in read_label_tables(self.manifest.store, lineage):

@@ -29,9 +29,9 @@ def fit(
     """Fit calibration and thresholds, and leave the policy with the run.
 
     Args:
-        run: the run whose scores are to mean something.
+        run: the run whose scores are calibrated.
         truth: COCO ground truth, any URL; None: the answers to the run's audit.
-        precision: share of accepted boxes that is to be right.
+        precision: wanted share of right boxes among the accepted.
         lost: share of right boxes that may be dropped, at most.
         allow_missing: leave out truth images that the run has no row for.
 

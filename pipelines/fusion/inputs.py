@@ -41,7 +41,7 @@ class FusionInput:
         return self.manifest.record.identity.name
 
     def settings(self) -> dict[str, Any]:
-        """What of the run moves a fused box, as JSON values."""
+        """Return the parts of the run that affect a fused box, as JSON values."""
         identity = self.manifest.record.identity
         curves = self.calibration.curves if self.calibration else None
         by_class = None

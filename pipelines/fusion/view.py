@@ -1,4 +1,4 @@
-"""What people see of a fusion: a bar while it goes, its result at the end."""
+"""Display a fusion: a bar while it runs, its result at the end."""
 
 from __future__ import annotations
 

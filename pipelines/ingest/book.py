@@ -1,4 +1,4 @@
-"""The records of an ingest at its destination: what makes it continue, and never double."""
+"""The records of an ingest at its destination: they let it continue without duplicates."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ShardRecord:
     Attributes:
         index: number of the shard.
         first, last: its entries are those numbered [first, last).
-        images: those of them that are in the tar; 0: there is no tar.
+        images: entries that are in the tar; 0: no tar was written.
         image_nbytes: of these images.
         tar_nbytes, tar_sha256: of the tar.
         failures: the rest of the entries.
@@ -69,7 +69,7 @@ class IngestBook:
         self._again: dict[int, int] = {}  # how often a record was replaced, by its index
 
     def open(self, identity: Mapping[str, Any]) -> None:
-        """Begin an ingest, or see that the one begun here is the same.
+        """Begin an ingest, or check that the one begun here is the same.
 
         Raises ConfigError naming what differs.
         """
@@ -128,7 +128,7 @@ class IngestBook:
         try:
             self._store.create(self._record_key(record.index), _pretty(_fields(record)))
         except AlreadyExists:
-            if self._read(record.index) != record:  # else our own, its reply was lost
+            if self._read(record.index) != record:  # otherwise ours, its reply was lost
                 raise SourceError(
                     f"another ingest is writing {self._name} to {self._store.url}",
                     hint="wait for it to end, then run this one again",

@@ -1,4 +1,4 @@
-"""Entries: what every ingest source is a sequence of, and what their tar members are called.
+"""Entries: the items of every ingest source, and the names of their tar members.
 
 Names inside a source are labels. They are written into tars that others may extract, so parts
 that would lead out of a folder are left out of them.
@@ -54,7 +54,7 @@ class Source(Protocol):
         """Where it is, without secrets."""
         ...
 
-    left_out: LeftOut  # what the last whole pass over the entries passed over
+    left_out: LeftOut  # what the last full pass over the entries skipped
 
     @property
     def readers(self) -> int:
@@ -62,17 +62,17 @@ class Source(Protocol):
         ...
 
     def entries(self) -> Iterator[Entry]:
-        """All images, in a fixed order; what is no image by its name is passed over."""
+        """Yield all images in a fixed order; files not named like images are skipped."""
         ...
 
     def remarks(self) -> list[str]:
-        """What a person should know of how the source was read."""
+        """Remarks for people on how the source was read."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SourceSurvey:
-    """What one pass over a source's entries says.
+    """Result of one pass over a source's entries.
 
     Attributes:
         entries, nbytes: how many, and their listed size together.
@@ -113,7 +113,7 @@ def with_image_suffix(name: str, body: bytes) -> str:
     """The name as a reader of shards knows an image: with a suffix by content if it has none.
 
     Raises:
-        Undecodable: no suffix, and the bytes are no image of a known format.
+        Undecodable: no suffix, and the bytes are not an image of a known format.
     """
     if classify(name) == "image":
         return name

@@ -40,7 +40,7 @@ IMAGES_PER_SHARD = 1000
 SHARD_BYTES = 256 << 20
 MAX_IMAGE_BYTES = 512 << 20
 _OUTAGE = 20  # unreachable entries in a row that are an outage
-_HOPELESS = 20  # when so many entries fail in a row from the start, the cause is not theirs
+_HOPELESS = 20  # this many failures in a row from the start are not the entries' fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class IngestProgress:
-    """How far an ingest is; ``entries`` of ``total`` are behind it, ``kept`` shards were there."""
+    """Progress of an ingest: ``entries`` of ``total`` are done, ``kept`` shards already existed."""
 
     entries: int
     total: int
@@ -78,8 +78,8 @@ class IngestSummary:
         shards: tars at ``output``; ``kept`` of them were there before this invocation.
         nbytes: of the images.
         errors_url: lists the entries that could not be read; None: there were none.
-        remarks: what a person should know of how the source was read.
-        left_out: what is no image by its name, by suffix or reason.
+        remarks: for people, on how the source was read.
+        left_out: files not named like images, by suffix or reason.
     """
 
     source: str
@@ -136,7 +136,7 @@ def ingest(
         ConfigError: ``dest`` overlaps the source, or holds an ingest of something else, of the
             source as it was before it changed, or with other sizes.
         SourceEmpty: no images there.
-        SourceError: an unreadable zip or list, or nothing of it can be fetched.
+        SourceError: the zip or list is unreadable, or none of its entries can be fetched.
         StorageError: the source as a whole, or ``dest``, failed; run it again.
     """
     options = options or StorageOptions()
@@ -212,7 +212,7 @@ def shard_name(source: str) -> str:
 
 
 class _Total:
-    """Adds up and tells."""
+    """Add up the entries and report progress."""
 
     def __init__(self, start: IngestProgress, tell: Progress | None) -> None:
         self.now = start
@@ -326,7 +326,7 @@ def _pack_the_rest(
 def _stopping_at_an_outage(
     source: Source, fetched_entries: Iterator[Fetched]
 ) -> Generator[Fetched, None, None]:
-    """Raises StorageUnavailable before entries are recorded that a server is to blame for."""
+    """Raise StorageUnavailable before recording failures that are a server's fault."""
     waiting: list[Fetched] = []  # unreachable ones, until another one is read
     read = False
     for fetched in fetched_entries:
@@ -357,7 +357,7 @@ def _try_again(
     sizes: Sizes,
     total: _Total,
 ) -> None:
-    """Put what failed in earlier calls and can be read now into shards of its own."""
+    """Put entries that failed in earlier calls and can be read now into shards of their own."""
     wanted = list(_numbered(source, failed))
     fetched_entries = _fetch(source, (entry for _, entry in wanted))
     read = (

@@ -37,7 +37,7 @@ def fetch(entry: Entry) -> Fetched:
 
 
 class ShardInMaking:
-    """One tar on its way, in a spool file that goes when the ``with`` block ends.
+    """A tar being written, in a spool file that is removed when the ``with`` block ends.
 
     Args:
         index: number of the shard.
@@ -74,7 +74,7 @@ class ShardInMaking:
         Args:
             number: the entry's, where entries between this one and the last are left out.
 
-        Raises StorageFull when the spool disk is.
+        Raises StorageFull when the spool disk is full.
         """
         if number is not None:
             self._last = number
@@ -89,7 +89,7 @@ class ShardInMaking:
         self._last += 1
 
     def hopeless(self, failures: int) -> bool:
-        """Whether so many entries failed and not one was read."""
+        """Whether at least this many entries failed and none was read."""
         return self._images == 0 and len(self._failures) >= failures
 
     def close(self) -> Path:

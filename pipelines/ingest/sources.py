@@ -1,4 +1,4 @@
-"""The sources of an ingest: a folder or a zip here, a list in ingest_list.py."""
+"""The sources of an ingest: a folder or a zip here, a list in url_list.py."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class ZipSource:
                 f"{self.url} is not a readable zip: {exc}",
                 hint="it may be cut: compare its size with the original's and fetch it again",
             ) from exc
-        # A zip bomb of our days: thousands of members that are all the same few bytes.
+        # A modern zip bomb: thousands of members that share the same few bytes.
         if sum(m.compress_size for m in self._zip.infolist()) > file.seek(0, io.SEEK_END):
             raise SourceError(
                 f"{self.url} announces more bytes than it has: its members overlap",

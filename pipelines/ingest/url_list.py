@@ -37,7 +37,7 @@ class ListSource:
 
     In text, empty lines and lines starting with '#' are skipped. A CSV's column is the one
     called url, path, file_name or the like, else its first. Paths that are neither URLs nor
-    absolute are relative to the list's own folder. A list may have been written by anybody: one
+    absolute are relative to the list's own folder. Lists are untrusted: one
     that was fetched may not name local files, and none may name a cloud's metadata service.
     """
 
@@ -104,7 +104,7 @@ class ListSource:
     def _from_web(self, url: str) -> bytes:
         with self._opening:
             if self._web is None:
-                from storage.stores.web_get import WebGet  # aiohttp, for those who need it
+                from storage.stores.web_get import WebGet  # aiohttp, only where needed
 
                 self._web = WebGet(self._options.attempts)
         return self._web.get(url, self._limit)

@@ -1,4 +1,4 @@
-"""What people see of an ingest: a bar while it goes, a table at its end."""
+"""Display an ingest: a bar while it runs, a table at its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from storage.shards.selecting import shown_counts
 
 @contextmanager
 def ingest_progress() -> Iterator[Tell]:
-    """Yield a function to tell progress to."""
+    """Yield a function that takes progress."""
     with progress_bar("ingesting", "images") as bar:
         yield lambda now: bar.update(now.entries, now.total, _said(now))
 

@@ -1,4 +1,4 @@
-"""Names in zips: what their bytes mean, which zip programs do not agree on.
+"""Decode names in zips, whose encoding differs between zip programs.
 
 A name is UTF-8 where its flag says so (APPNOTE.TXT 4.4.4, bit 11) or an Info-ZIP Unicode Path
 field repeats it (4.6.9, 0x7075). Else it is in the code page of the machine that wrote it: UTF-8

@@ -1,4 +1,4 @@
-"""An annotation as Label Studio gives it back becomes an ``Answer``: what was done to each box."""
+"""Turn a Label Studio annotation into an ``Answer``: what was done to each box."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from storage.errors import ReviewError
 from storage.review.answers import Answer, DeletedBox, Origin, ReviewedBox
 from storage.review.queue import ReviewItem
 
-# What an annotation ends in whose parts are missing, or are something else than they should be.
+# What parsing raises for an annotation with missing parts or parts of a wrong type.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 _LARGEST_ID = 1 << 62
-_SAME_PX = 0.5  # a page that computes in percent may move an edge by less, nobody by hand
+_SAME_PX = 0.5  # the page computes in percent and may move an edge by less; a person cannot
 
 
 def to_answer(
@@ -24,7 +24,7 @@ def to_answer(
     item: ReviewItem,
     people: Mapping[int, str],
 ) -> Answer:
-    """One annotation of one task.
+    """Return the answer that one annotation of a task holds.
 
     Args:
         task: with its id and predictions, as Label Studio shows it.
@@ -33,8 +33,8 @@ def to_answer(
         people: names by user id.
 
     Raises:
-        ReviewError: it is not what Label Studio's page makes. Its server stores what anybody who
-            may annotate sends, and checks little of it.
+        ReviewError: Label Studio's page would not make it. The server stores what any annotator
+            sends, and checks little of it.
     """
     try:
         answer = _answer(task, annotation, item, people)
@@ -81,7 +81,7 @@ def _answer(
 
 
 def _check(answer: Answer) -> None:
-    """Raises ValueError for what would not come back from Parquet as it is."""
+    """Raise ValueError for values that Parquet would not return unchanged."""
     boxes: list[ReviewedBox | DeletedBox] = [*answer.boxes, *answer.deleted]
     numbers = [n for box in boxes for n in (*box.bbox, box.score or 0.0)]
     if not all(math.isfinite(n) and abs(n) < 1e9 for n in (*numbers, answer.lead_time_s or 0.0)):
@@ -89,13 +89,13 @@ def _check(answer: Answer) -> None:
     if max(answer.task_id, answer.annotation_id) > _LARGEST_ID:
         raise ValueError("an id that is too large")
     for text in (answer.annotator, answer.model_version, *(box.category for box in boxes)):
-        text.encode()  # half a surrogate pair is no text
+        text.encode()  # half a surrogate pair is not text
 
 
 def compare(
     shown: Sequence[Region], left: Sequence[Region]
 ) -> tuple[tuple[ReviewedBox, ...], tuple[DeletedBox, ...]]:
-    """What became of the shown boxes, by their region ids, and what was added."""
+    """Return what became of the shown boxes, by region id, and what was added."""
     before = {region.region: region for region in shown}
     boxes, gone = [], dict(before)
     for region in left:
@@ -137,7 +137,7 @@ def _is_later(made: Any, began: Any) -> bool:
 
 
 def annotator_of(annotation: Mapping[str, Any], people: Mapping[int, str]) -> str:
-    """A stable name of who answered."""
+    """Return a stable name for the annotator."""
     by = annotation.get("completed_by")
     if isinstance(by, dict):
         return str(by.get("email") or f"user {by.get('id')}")

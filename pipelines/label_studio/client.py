@@ -73,13 +73,13 @@ class Project:
 
     @property
     def identity(self) -> str:
-        """What tells it from other projects, wherever its server is reached, whatever its title."""
+        """Identify the project, independent of its server's address and of its title."""
         return f"{self.project_id}@{self.made_at}"
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRef:
-    """A task as its twins are told apart; ``touched`` once somebody answered, skipped or began."""
+    """A task's id and key; ``touched``: it was answered, skipped or begun."""
 
     task_id: int
     key: str
@@ -107,7 +107,7 @@ class LabelStudio:
         return f"LabelStudio({self.http.url})"
 
     def version(self) -> str:
-        """The server's release. Raises ReviewError when this is no Label Studio."""
+        """Return the server's release. Raises ReviewError when it is not a Label Studio."""
         try:
             return str(self.http.get("/api/version")["release"])
         except (KeyError, TypeError) as exc:
@@ -117,7 +117,7 @@ class LabelStudio:
             ) from exc
 
     def me(self) -> dict[str, Any]:
-        """The token's owner."""
+        """Return the token's owner."""
         owner: dict[str, Any] = self.http.get("/api/current-user/whoami")
         return owner
 
@@ -158,7 +158,7 @@ class LabelStudio:
     def create_project(self, title: str, label_config: str, **fields: Any) -> Project:
         """Create a project, unless one of this title turns up after a lost reply.
 
-        Should two come of it, everyone takes the older: see ``find_project``.
+        If two result, every caller takes the older: see ``find_project``.
         """
         body = {"title": title, "label_config": label_config, **fields}
         retrying = self._in_doubt(1.0)
@@ -181,7 +181,7 @@ class LabelStudio:
             ) from exc
 
     def _in_doubt(self, pause_s: float) -> Retrying:
-        """Repeats what is harmless to do twice, or looks first whether it was done."""
+        """Repeat what is harmless to repeat; otherwise check first whether it was done."""
         return Retrying(
             retry=retry_if_exception_type(OutcomeUnknown),
             stop=stop_after_attempt(_TRIES),
@@ -226,7 +226,7 @@ class LabelStudio:
                     yield TaskRef(task["id"], key, _touched(task) or task["id"] in begun)
 
     def begun(self, project_id: int) -> set[int]:
-        """Ids of the tasks that somebody began and did not submit.
+        """Return the ids of tasks that were begun and not submitted.
 
         A list of tasks names only the drafts of the token's owner; this sees everybody's.
         """
@@ -303,7 +303,7 @@ class LabelStudio:
         return found
 
     def add_view(self, project_id: int, data: Mapping[str, Any]) -> None:
-        """Add a tab. A lost reply may leave two alike, which does no harm."""
+        """Add a tab. A lost reply may leave two identical tabs, which is harmless."""
         body = {"project": project_id, "data": dict(data)}
         self.http.send("POST", "/api/dm/views/", body)
 
@@ -315,7 +315,7 @@ class LabelStudio:
         return found
 
     def add_storage(self, project_id: int, kind: StorageKind, **fields: Any) -> None:
-        """Connect a source storage; nothing is synchronised. A second one alike does no harm.
+        """Connect a source storage without synchronising it. A second identical one is harmless.
 
         Raises:
             ReviewRefused, ReviewDenied: the server cannot reach it, or may not; in its words.
@@ -333,7 +333,7 @@ class LabelStudio:
         return self.http.get_bytes(f"/projects/{project_id}/resolve/", {"fileuri": named})
 
     def is_touched(self, task_id: int) -> bool:
-        """Whether somebody answered, skipped or began a task, as of now; True if it is gone."""
+        """Return whether a task was answered, skipped or begun by now; True if it is gone."""
         try:
             return _touched(self.http.get(f"/api/tasks/{task_id}"))
         except ReviewRefused as exc:
@@ -342,7 +342,7 @@ class LabelStudio:
             raise
 
     def delete_annotation(self, annotation_id: int) -> None:
-        """Delete an annotation; a missing one is no error."""
+        """Delete an annotation; a missing one is not an error."""
         try:
             self.http.send("DELETE", f"/api/annotations/{annotation_id}/")
         except ReviewRefused as exc:
@@ -354,7 +354,7 @@ class LabelStudio:
         self.http.send("PATCH", f"/api/tasks/{task_id}", {"data": dict(data)})
 
     def delete_prediction(self, prediction_id: int) -> None:
-        """Delete a prediction; a missing one is no error."""
+        """Delete a prediction; a missing one is not an error."""
         try:
             self.http.send("DELETE", f"/api/predictions/{prediction_id}")
         except ReviewRefused as exc:
@@ -362,7 +362,7 @@ class LabelStudio:
                 raise
 
     def delete_task(self, task_id: int) -> None:
-        """Delete a task with all that hangs on it; a missing one is no error."""
+        """Delete a task with everything attached; a missing one is not an error."""
         try:
             self.http.send("DELETE", f"/api/tasks/{task_id}")
         except ReviewRefused as exc:

@@ -17,7 +17,7 @@ def open_server(url: str) -> Iterator[LabelStudio]:
     """A client with the token from the environment, closed when left.
 
     Raises:
-        ReviewError: nobody answers there, it is no Label Studio, or it refuses the token.
+        ReviewError: the server does not answer, is not a Label Studio, or refuses the token.
     """
     token = Token.from_environment()
     first = LabelStudioHttp(url, token, patience_s=_FIRST_PATIENCE_S)

@@ -1,4 +1,4 @@
-"""What Label Studio's answers mean: below ``ReviewError``, one class for each way to go on.
+"""Errors of Label Studio below ``ReviewError``: one class for each way to continue.
 
 ReviewError
 ├── ReviewUnavailable    no answer, or 429 and 5xx, for as long as we were patient
@@ -20,7 +20,7 @@ _LONGEST = 400
 
 
 class ReviewUnavailable(ReviewError):
-    """Label Studio did not answer; trying later is all there is to do."""
+    """Label Studio did not answer; try again later."""
 
 
 class OutcomeUnknown(ReviewError):
@@ -44,7 +44,7 @@ class RequestTooLarge(ReviewRefused):
 
 
 def refusal(response: httpx.Response) -> ReviewError:
-    """The error for an answer that will not change by asking again."""
+    """Return the error for a response that a retry will not change."""
     status, said = response.status_code, said_by(response)
     what = f"Label Studio answered {status} to {response.request.method} {_path(response)}: {said}"
     if status in (401, 403):
@@ -60,7 +60,7 @@ def refusal(response: httpx.Response) -> ReviewError:
 
 
 def not_json(response: httpx.Response) -> ReviewError:
-    """The error for an answer that no Label Studio gives."""
+    """Return the error for a response that does not come from Label Studio."""
     return ReviewRefused(
         f"{response.request.url.copy_with(query=None)} answered with something else than JSON",
         status=response.status_code,

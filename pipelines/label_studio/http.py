@@ -35,7 +35,7 @@ class LabelStudioHttp:
     Args:
         url: of the server, without /api.
         token: see ``Token``; it is in no repr, log or error.
-        patience_s: how long refused connections, 429 and 5xx are put up with, per request.
+        patience_s: how long refused connections, 429 and 5xx are retried, per request.
         read_timeout_s: seconds without a byte before a reply counts as lost.
         sleep, clock: seconds; for tests.
     """
@@ -66,11 +66,11 @@ class LabelStudioHttp:
                 auth=token.auth(self.url),
             )
         except (httpx.InvalidURL, ValueError) as exc:
-            raise ConfigError(f"review.url {url!r} is no URL: {exc}") from exc
+            raise ConfigError(f"review.url {url!r} is not a URL: {exc}") from exc
         base = self._client.base_url
         if base.scheme not in ("http", "https") or not base.host:
             raise ConfigError(
-                f"review.url {url!r} is no web address", hint="for example http://localhost:8080"
+                f"review.url {url!r} is not a web address", hint="for example http://localhost:8080"
             )
 
     def __repr__(self) -> str:

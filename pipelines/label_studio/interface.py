@@ -84,7 +84,7 @@ def hotkeys(classes: Sequence[str]) -> dict[str, str]:
 
 
 def interface_of(controls: Mapping[str, Any], classes: Sequence[str]) -> Interface:
-    """Where boxes of these classes go in a project that is there.
+    """Return where boxes of these classes go in an existing project.
 
     Args:
         controls: the project's interface as Label Studio parsed it, by control name.

@@ -1,4 +1,4 @@
-"""Boxes as Label Studio has them, and back.
+"""Convert boxes to Label Studio's form and back.
 
 Rows: xyxy in pixels of the upright image. Label Studio: left, top, width and height in percent of
 the upright image (its page applies EXIF). Other shapes become their hulls, see shapes.py.

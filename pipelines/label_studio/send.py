@@ -1,9 +1,9 @@
-"""Creating tasks once, on a server that has no unique keys and loses replies.
+"""Create each task once, on a server that has no unique keys and may lose replies.
 
 A chunk is imported in one transaction: it is there whole, or not at all, or not yet. After a lost
 reply its keys are looked up until the server has settled; only what is still missing is sent again.
-Should the first import land after all, two tasks carry one key: the twins that nobody has touched
-are deleted, but for the oldest. Pull looks for twins again.
+Should the first import land after all, two tasks carry one key: of untouched twins
+all but the oldest are deleted. Pull looks for twins again.
 """
 
 from __future__ import annotations
@@ -156,14 +156,14 @@ class Sender:
 
 
 def delete_twins(server: SupportsTasks, refs: Iterable[TaskRef]) -> int:
-    """Delete tasks that share their key with another and that nobody has touched.
+    """Delete untouched tasks that share their key with another task.
 
     Returns:
         How many. Of twins that were all touched, all stay: every answer counts.
     """
     deleted = 0
     for task_id in untouched_twins(refs):
-        if not server.is_touched(task_id):  # somebody may have opened it since it was listed
+        if not server.is_touched(task_id):  # it may have been opened since it was listed
             server.delete_task(task_id)
             deleted += 1
     return deleted

@@ -1,8 +1,8 @@
-"""How Label Studio gets at the images, chosen from the output's URL.
+"""How Label Studio reads the images, chosen from the output's URL.
 
     s3://   an S3 source storage without presigning: Label Studio itself fetches each image
     file:// a local-files storage: Label Studio reads the folder, so it runs on this machine
-    any     presigned URLs, on request only: they expire, and whoever has one sees the image
+    any     presigned URLs, on request only: they expire, and anyone who has one sees the image
 
 A storage is connected once and never synchronised (that takes 25 to 30 images a second, and makes
 tasks of its own). Every way is tried with one image before any task is pushed.
@@ -31,10 +31,10 @@ class Serving(Protocol):
     """One way."""
 
     def connect(self, server: LabelStudio, project_id: int, name: str) -> None:
-        """See to it that the project has what it needs; ``name`` is an image that is there.
+        """Give the project what it needs; ``name`` is an image that is there.
 
         Raises:
-            ReviewError: it cannot work, and what to do about it.
+            ReviewError: it cannot work; the hint says what to do.
         """
         ...
 
@@ -46,7 +46,7 @@ class Serving(Protocol):
 def choose_serving(
     store: ObjectStore, options: StorageOptions, *, presign_days: int | None = None
 ) -> Serving:
-    """The way for an output. Raises ConfigError where there is none."""
+    """Return the way for an output. Raises ConfigError where none works."""
     if presign_days is not None:
         if not 1 <= presign_days <= MAX_PRESIGN_DAYS:
             raise ConfigError(f"presigned URLs for {presign_days} days", hint="give 1 to 7 days")
@@ -104,7 +104,7 @@ class S3Proxied:
         if self.options.region:
             fields["region_name"] = self.options.region
         if os.environ.get(KEY_ID):
-            # Only what was set aside for Label Studio, which keeps it: never our own credentials.
+            # Only credentials set aside for Label Studio, which stores them: never our own.
             fields["aws_access_key_id"] = os.environ[KEY_ID]
             fields["aws_secret_access_key"] = os.environ.get(SECRET, "")
         try:

@@ -93,7 +93,7 @@ def _brush(result: Result, width: int, height: int) -> Xyxy:
 def _bitmask(result: Result, width: int, height: int) -> Xyxy:
     _, comma, encoded = str(result["value"]["imageDataURL"]).partition(";base64,")
     if not comma:
-        raise ValueError("a bitmask that is no data URL")
+        raise ValueError("a bitmask that is not a data URL")
     with Image.open(io.BytesIO(base64.b64decode(encoded)), formats=("PNG",)) as image:
         _check_size(*image.size, width, height)
         mask = image.getchannel("A") if "A" in image.getbands() else image.convert("L")
@@ -101,7 +101,7 @@ def _bitmask(result: Result, width: int, height: int) -> Xyxy:
 
 
 def _check_size(across: int, down: int, width: int, height: int) -> None:
-    """Refuse masks that would fill the memory."""
+    """Refuse masks that would exhaust memory."""
     if not 0 < across * down <= _MOST_MASK_PIXELS * width * height:
         raise ValueError(f"a mask of {across} by {down} pixels on an image of {width} by {height}")
 

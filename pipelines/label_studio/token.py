@@ -24,7 +24,7 @@ Kind = Literal["legacy", "personal", "access"]
 
 
 class Token:
-    """A token that shows itself to nobody but the server.
+    """A token that is shown only to the server: never in a repr, log or error.
 
     Attributes:
         kind: ``legacy``, ``personal`` (buys access tokens), or ``access`` (lives for minutes).
@@ -114,7 +114,7 @@ def _kind(secret: str) -> Kind:
 
 
 def _claims(secret: str) -> dict[str, object]:
-    """What a JWT says about itself; {} for anything else. The server checks it, not we."""
+    """Return a JWT's claims, unverified; {} for anything else. The server verifies them."""
     parts = secret.split(".")
     if len(parts) != 3:
         return {}

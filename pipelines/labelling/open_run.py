@@ -48,7 +48,7 @@ def open_run(config: RunConfig, *, cuda: bool, note: Callable[[str], None] = log
         note: told of each step that makes the model ready, in a line for people.
 
     Raises:
-        LabelfleetError: whatever will not work, before any worker is started.
+        LabelfleetError: the run cannot work; raised before any worker is started.
     """
     check_places(config)
     next(iter(listed_objects(config)))  # create nothing for a missing source
@@ -83,7 +83,7 @@ def _check_output(output: ObjectStore) -> None:
 
 
 def _pass_gate(config: RunConfig, model: ModelSpec, note: Callable[[str], None]) -> None:
-    """Refuse a model below the mark before the run exists, so that its config can be put right."""
+    """Refuse a model below the mark before the run exists, so that its config can be fixed."""
     if config.gate is None:
         return
     from pipelines.models.gate_trials import measure_gate  # torch, and more

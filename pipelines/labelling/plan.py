@@ -34,9 +34,9 @@ class Plan:
         images_exact: False when the images in tars were estimated from a sample.
         images_per_s: of this run's newest invocation that labelled anything, all its
             ``measured_workers`` together; None before the first.
-        hours_left, cost_left: at that pace, on as many GPUs; None where there is no measured
-            pace, no price, or no GPU.
-        model_remarks: what a person should know about the model, or why it cannot be used.
+        hours_left, cost_left: at that pace, on as many GPUs; None without a measured pace, a
+            price, or a GPU.
+        model_remarks: for people, about the model, or why it cannot be used.
     """
 
     shards: int

@@ -15,7 +15,7 @@ from storage.runs.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class PlannedReview:
-    """A review section whose policy has been read: a wrong one fails before hours of labelling.
+    """A review section with its policy read, so that a wrong one fails before labelling starts.
 
     ``part`` None: the config has no such section, and nothing is routed. ``stated`` False: the
     config has no policy, and one that ``fit`` left with the run comes before the default.

@@ -93,9 +93,9 @@ def label_run(
 
 
 def watched(manifest: Manifest, tally: Tally, watcher: Watcher) -> str:
-    """How the images that were added lately differ from the first ones; '' where they do not.
+    """Describe how recently added images differ from the first ones; '' where they do not.
 
-    That it cannot be found out does not fail the run.
+    A failure of this comparison does not fail the run.
     """
     if not tally.shards:
         return ""
@@ -109,7 +109,7 @@ def watched(manifest: Manifest, tally: Tally, watcher: Watcher) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What the loop gets from outside: its caller, and the lock.
+    """What the loop is given: its caller, and the lock.
 
     Attributes:
         guard: raises when the lock is not held any more; called every turn of the loop.

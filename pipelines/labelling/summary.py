@@ -1,4 +1,4 @@
-"""What an invocation did, for people, machines and a webhook."""
+"""Summarise an invocation for people, machines and a webhook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that a run recorded as missing and that can be read now: they are labelled again."""
+"""Find images that were recorded as missing and can be read now, to label them again."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ One JSON object a line::
      "label": {"bbox": […], "category": "bus", "score": 0.83, "probability": 0.8, "ignore": false},
      "iou": 0.93}
 
-``label`` is what stands in the version for both.
+``label`` is the label that the version holds in place of both.
 """
 
 from __future__ import annotations

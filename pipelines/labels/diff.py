@@ -1,4 +1,4 @@
-"""What changed between two label versions: ``labelfleet diff RUN V1 V2``."""
+"""Compare two label versions: ``labelfleet diff RUN V1 V2``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An artefact of a model: found at its place, or made there."""
+"""Find a model's artefact at its place, or make it there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger("labelfleet")
 
 
 def logged(text: str) -> None:
-    """Log a step: the default of those that tell theirs."""
+    """Log a step; the default for ``say``."""
     log.info("%s", text)
 
 
@@ -58,7 +58,7 @@ def with_artefact(
 
 
 def find_artefact(config: RunConfig, spec: ModelSpec) -> ArtefactRef | None:
-    """The artefact of that model where it belongs, or None."""
+    """Return the model's artefact if it is at its place, else None."""
     store, prefix = artefact_place(config)
     return find(store, f"{prefix}{artefact_key(spec, _more(config, spec))}")
 
@@ -72,7 +72,7 @@ def artefact_place(config: RunConfig) -> tuple[ObjectStore, str]:
 
 
 def _more(config: RunConfig, spec: ModelSpec) -> Mapping[str, Any]:
-    """What an INT8 model depends on beside the network: whose images, and how good it must be."""
+    """Return what an INT8 model depends on besides the network: its images and its limits."""
     if spec.precision != "int8":
         return {}
     part = config.source

@@ -1,4 +1,4 @@
-"""The teacher gate: the run's own pipeline on labelled images, and trials of what may be wrong.
+"""The teacher gate: run the pipeline on labelled images, and try settings that may be wrong.
 
 resolve, compile ─> decode, prepare, detect, NMS ─> mAP ─> below the mark: one trial a setting
 """
@@ -81,7 +81,7 @@ def measure_gate(
         say: told of each step, in a line for people.
 
     Raises:
-        TruthMismatch: the source has not one of the images, or none that can be read.
+        TruthMismatch: the source holds none of the images, or none that can be read.
         LabelfleetError: source, truth or model cannot be used.
     """
     known = read_truth(truth, config.storage.options())
@@ -107,7 +107,7 @@ def _runnable_here(spec: ModelSpec, say: Say) -> ModelSpec:
     """The model on this machine's CPU, where only the workers have GPUs."""
     if spec.device == "cpu" or has_gpu():
         return spec
-    say("gate: there is no GPU here, so the model is measured on the CPU in float32")
+    say("gate: this machine has no GPU, so the model is measured on the CPU in float32")
     runtime = spec.runtime if spec.convention else "torch"
     return replace(spec, device="cpu", precision="fp32", runtime=runtime)
 

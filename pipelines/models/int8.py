@@ -57,7 +57,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Says what a model loses against fp32 on the same images.
+    """Measure what a model loses against fp32 on the same images.
 
     Attributes:
         fp32: what the float32 model finds on ``inputs``.
@@ -83,7 +83,7 @@ class Judge:
 
     @staticmethod
     def by_agreement(spec: ModelSpec, graph: Artefact, inputs: Inputs, limits: Limits) -> Judge:
-        """What the float32 model is sure of stands in for ground truth."""
+        """Use the float32 model's sure boxes as ground truth."""
         found = tuple(detect_all(_detector(spec, graph), inputs))
         expected = expected_from_detections(found, len(spec.classes))
         return Judge(spec, inputs, found, expected, "fp32", limits)

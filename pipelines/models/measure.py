@@ -60,8 +60,7 @@ def expected_from_truth(truth: Truth, indices: Sequence[int], classes: Sequence[
 
 
 def expected_from_detections(found: Sequence[Detections], classes: int) -> Expected:
-    """What a detector is sure of, as if it were ground truth; what it half sees counts neither
-    way."""
+    """Return a detector's sure boxes as ground truth; its uncertain ones count neither way."""
     images = []
     for one in found:
         inside = has_area(one.boxes)

@@ -1,4 +1,4 @@
-"""The model that a config asks for."""
+"""Resolve the model that a config asks for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.spec import ArtefactRef, DeviceName, ModelRequest, ModelSpec
 
 
 def requested_model(config: RunConfig, *, cuda: bool) -> ModelSpec:
-    """What a run of this config would load or loads: its own record counts where there is one.
+    """Return the model that a run of this config loads; an existing run's own record counts.
 
     Raises:
         LabelfleetError: config and checkpoint disagree, or cannot be used.

@@ -1,6 +1,6 @@
-"""Images of the run's own source for compiling: to calibrate on, and to measure on. Never the same.
+"""Pick images of the run's own source to calibrate and to measure on, never the same ones.
 
-What ground truth names is measured on and never calibrated on.
+Images that the ground truth names are measured on and never calibrated on.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class Inputs:
 def sample(
     config: RunConfig, preprocessing: Preprocessing, count: int, truth: Truth | None = None
 ) -> Inputs:
-    """Up to ``count`` images from all over the source, the same ones every time.
+    """Return up to ``count`` images from across the source, the same ones every time.
 
     Args:
         truth: images that it names are left out.
 
     Raises:
-        SourceEmpty: not one image is left, or can be read.
+        SourceEmpty: none of the images is left, or none can be read.
         StorageError: the source cannot be read.
     """
     store = open_store(config.source.url, config.storage.options())
@@ -129,7 +129,7 @@ def unseen(truth: Truth, image_ids: Iterable[str]) -> Truth:
 
 
 def _drawn(objects: Iterable[StoredObject], count: int) -> list[StoredObject]:
-    """A reservoir of so many, in a seeded order."""
+    """Draw a reservoir sample of ``count`` objects, in a seeded order."""
     rng = random.Random(_SEED)
     kept: list[StoredObject] = []
     for seen, listed in enumerate(objects):

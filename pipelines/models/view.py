@@ -1,4 +1,4 @@
-"""What people see of a compilation: a line a step on stderr, and the artefact at the end."""
+"""Display a compilation: one line per step on stderr, and the artefact at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 @dataclass(frozen=True, slots=True)
 class CompileSummary:
-    """What was made, or found: an artefact and what its ``artefact.json`` says.
+    """The artefact that was made or found, and what its ``artefact.json`` says.
 
     Attributes:
         runtime, precision: what the run will use.
@@ -65,7 +65,7 @@ def compiled_table(summary: CompileSummary) -> RenderableType:
 
 
 def _figures(figures: Mapping[str, Any]) -> str:
-    """What INT8 loses; against fp32 itself it is no mAP of objects, and called agreement."""
+    """Say what INT8 loses; measured against fp32 it is an agreement, not an mAP."""
     on = f"on {figures['images']} images"
     low, high = figures.get("loss_interval", (None, None))  # earlier artefacts have none
     sure = "" if low is None else f" [{low:+.2f}, {high:+.2f}]"

@@ -101,7 +101,7 @@ def _played(
     expected = (corners[:, which] - before) / left  # of the next image, [V, n]
     with np.errstate(divide="ignore", invalid="ignore"):
         growth = np.log(np.maximum(1 + stake * (expected - drawn), 0.0))
-    impossible = expected > cap  # what is left cannot hold so many wrong boxes
+    impossible = expected > cap  # the remaining images cannot hold that many wrong boxes
     capital = np.cumsum(growth, axis=1)
     capital[np.maximum.accumulate(impossible, axis=1)] = np.inf
     return float(capital.min(axis=0).max())

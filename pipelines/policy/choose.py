@@ -1,4 +1,4 @@
-"""The policy that a command is to use."""
+"""Choose the policy that a command uses."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def choose_policy(
     reject: float | None,
     options: StorageOptions | None = None,
 ) -> Policy:
-    """The policy at ``url``, else what ``fit`` left with the run, else the last routing's.
+    """Return the policy at ``url``, else the one ``fit`` stored, else that of the last routing.
 
-    Where there is none of them, the default. Thresholds given by hand replace its own.
+    Without any of them, return the default. Thresholds given by hand replace its own.
 
     Raises:
         ConfigError: it cannot be read, or the thresholds contradict each other.

@@ -1,4 +1,4 @@
-"""``labelfleet fit``: what scores mean and where thresholds go, from boxes known right or wrong.
+"""``labelfleet fit``: calibrate scores and set thresholds, from boxes known right or wrong.
 
 A YOLO-NAS score is not a probability. Curves by class make it one (see ``curves``), and the
 thresholds lie on the probabilities:
@@ -72,7 +72,7 @@ class ClassFit:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A fitted policy and how far it is to be trusted.
+    """A fitted policy and how far to trust it.
 
     Attributes:
         policy: calibration and thresholds.
@@ -148,7 +148,7 @@ def fit_run(
 
 
 def _bulk_warning(manifest: Manifest, counted: bool) -> tuple[str, ...]:
-    """What is said of answers that were given in bulk."""
+    """Return the warning about answers that were given in bulk."""
     n = len({a.sha256 for a in standing(read_answers(manifest.store)) if accepted_in_bulk(a)})
     if not n:
         return ()

@@ -1,4 +1,4 @@
-"""What ``labelfleet fit`` found, for people."""
+"""Display what ``labelfleet fit`` found."""
 
 from __future__ import annotations
 

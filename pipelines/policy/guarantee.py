@@ -57,8 +57,8 @@ class ClassProof:
         name: of the class, or ``ALL``.
         threshold: lowest raw score that holds; None: none was shown to.
         accepted: boxes of the whole run from there on.
-        right: share of the audited boxes that is right from there on; where there is no
-            threshold, from where the tests began. None: no box.
+        right: share of the audited boxes that is right from there on; without a threshold, from
+            where the tests began. None: no box.
         more: audit images that would do if errors stay as frequent; None: no number up to 64
             times this audit would, or none is needed.
     """
@@ -112,7 +112,7 @@ def guarantee_run(
     allow_missing: bool = False,
     count_bulk: bool = False,
 ) -> Guaranteed:
-    """Prove what the audit, or ground truth for some of the images, allows to be said.
+    """Prove the statement from the audit, or from ground truth for some of the images.
 
     Args:
         manifest: the run; its live images are the population.

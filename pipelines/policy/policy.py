@@ -150,13 +150,13 @@ class Policy(Part):
 
     @staticmethod
     def load(url: str, options: StorageOptions | None = None) -> Policy:
-        """A policy.yaml from a path or URL. Raises ConfigError when it is none."""
+        """Read a policy.yaml from a path or URL. Raises ConfigError when it is not one."""
         store, key = open_object(url, options)
         return Policy.from_yaml(store.get(key), where=url)
 
     @staticmethod
     def of_run(store: SupportsGet, where: str) -> Policy | None:
-        """The policy that ``fit`` left with a run; None: it has none. Raises as ``load``."""
+        """Return the policy that ``fit`` stored with a run, or None. Raises as ``load``."""
         try:
             raw = store.get(POLICY_KEY)
         except ObjectNotFound:
@@ -165,7 +165,7 @@ class Policy(Part):
 
     @staticmethod
     def from_yaml(raw: bytes, *, where: str) -> Policy:
-        """A policy from a policy.yaml's bytes. Raises ConfigError when they are none."""
+        """Parse a policy.yaml's bytes. Raises ConfigError when they are not a policy."""
         fields = load_yaml(raw, where)
         if not isinstance(fields, dict):
             raise ConfigError(

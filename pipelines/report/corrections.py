@@ -1,4 +1,4 @@
-"""What people corrected, in pictures: the place of a correction before and after it."""
+"""Picture what people corrected: the place of each correction before and after it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """One thing that a person put right.
+    """One thing that a person corrected.
 
     Attributes:
         row: the image; ``before``: the model's labels, ``after``: the person's.

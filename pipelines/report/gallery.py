@@ -1,4 +1,4 @@
-"""The report's pictures: an image's bytes back from the source, its boxes drawn on a thumbnail."""
+"""The report's pictures: read images from the source and draw boxes on thumbnails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a run went and what held it up, from the ledger of its newest invocation."""
+"""Measure a run's pace and its bottleneck, from the ledger of its newest invocation."""
 
 from __future__ import annotations
 

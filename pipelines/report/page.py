@@ -239,7 +239,7 @@ def _class_bars(manifest: Manifest, found: Scan) -> dict[str, Any]:
     shown = bands[:, 1:].sum(axis=1)
     largest = max(1, int(totals.max(initial=0)))
     order = sorted(np.flatnonzero(totals), key=lambda k: (-shown[k], -totals[k], k))
-    if len(totals) <= _MAX_CLASSES:  # few classes: those that were never found are news
+    if len(totals) <= _MAX_CLASSES:  # few classes: also show those never found
         order += [k for k in range(len(totals)) if not totals[k]]
     names = [c.name for c in manifest.record.identity.categories]
     bars = [

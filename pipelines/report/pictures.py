@@ -1,4 +1,4 @@
-"""Pictures in the page itself, as data: URIs: the report is one file and asks nothing of anyone."""
+"""Embed pictures as data: URIs: the report is one file and loads nothing."""
 
 from __future__ import annotations
 

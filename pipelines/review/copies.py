@@ -1,4 +1,4 @@
-"""Copies of the routed images, and the address under which Label Studio serves them.
+"""Copy the routed images, for Label Studio to serve.
 
 Only routed images are copied, to ``review/images/<sha256>.<kind>``: the name is the pixels, so a
 copy never has to be made twice and never shows another image. What a browser would not show, or
@@ -23,7 +23,7 @@ from workers.images.preprocessing import ValueRange, recorded_range
 from workers.images.signatures import format_of
 
 _MAX_PIXELS = 500_000_000
-_SHOWN = {"PNG": "png", "WebP": "webp", "BMP": "bmp"}  # by browsers, as they are
+_SHOWN = {"PNG": "png", "WebP": "webp", "BMP": "bmp"}  # formats that browsers show as they are
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What annotators find in a project beside its tasks: instructions, tabs, how many people answer.
+"""Set up a project beside its tasks: instructions, tabs, and how many people answer.
 
 Everything is made once and then left to the lead, who may edit or delete it in Label Studio.
 """
@@ -23,7 +23,7 @@ INSTRUCTIONS = (
     "<p>Draw boxes tightly around what can be seen, and give each exactly one label.</p>"
 )
 _EVERYBODY = "To review"
-# Of no use to an annotator; the queue's order is the order of the tasks' numbers.
+# Not useful to annotators; the queue's order is the order of the tasks' numbers.
 _HIDDEN = (
     f"tasks:data.{KEY}", "tasks:data.run", "tasks:annotations_results", "tasks:predictions_results",
     "tasks:annotations_ids", "tasks:file_upload", "tasks:storage_filename", "tasks:created_at",

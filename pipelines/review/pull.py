@@ -1,4 +1,4 @@
-"""``labelfleet review pull``: what people answered comes back, each answer once.
+"""``labelfleet review pull``: fetch people's answers, each one once.
 
 Incremental: only tasks touched since the last answer (less an hour, for clocks and slow commits)
 are read, and an annotation comes again only when it was edited. Re-runnable: pulling twice adds
@@ -52,7 +52,7 @@ _FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class PullSummary:
-    """What a pull brought.
+    """Result of a pull.
 
     Attributes:
         answers: new or edited since the last pull; ``skipped`` of them declined.
@@ -60,8 +60,8 @@ class PullSummary:
         kept, moved, relabelled, added, deleted: boxes in them.
         unusable: answers with something that cannot become a box; they settle nothing.
         set_aside: where those are: task, image, person and what was drawn.
-        withdrawn: answers that no longer count: deleted since, or their tasks were.
-        held_back: withdrawals that were not believed, see ``pull_run``.
+        withdrawn: answers that no longer count: they or their tasks were deleted since.
+        held_back: withdrawals that were not applied, see ``pull_run``.
         unknown: annotations of tasks that this run never queued, left alone.
         unreadable: annotations that are not what Label Studio's page makes, left out; the log
             says which. The others are not held up by them.
@@ -104,7 +104,7 @@ def pull_run(
     """Append what is new to ``review/answers``. The caller holds the run's lock.
 
     Answers whose annotation or task was deleted since are withdrawn. Where that would be more than
-    half of all answers, none is, unless ``accept_withdrawals`` says that it is meant.
+    half of all answers, none is withdrawn unless ``accept_withdrawals`` confirms it.
 
     Args:
         manifest: the run.
@@ -117,7 +117,7 @@ def pull_run(
         accept_withdrawals: believe that most answers, or the project, were deleted on purpose.
 
     Raises:
-        ReviewError: there is no such project, or the server does not answer.
+        ReviewError: the project does not exist, or the server does not answer.
     """
     server.version()
     project = server.find_project(settings.project)

@@ -44,13 +44,13 @@ _SETTLE_S = 5.0
 
 
 class PushWatcher:
-    """What a progress display may want to know; this one wants nothing."""
+    """Receives the progress of a push; this base class ignores it."""
 
     def stage(self, name: str, total: int) -> None:
         """A stage begins."""
 
     def advance(self, count: int) -> None:
-        """So many more are done."""
+        """Count ``count`` more as done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class PushOptions:
         create: make the project if there is none of its title.
         again: push images that people answered already, too.
         earlier: other runs whose answers count, see ``pipelines.review.rounds``.
-        watcher: is told how far it is.
+        watcher: receives progress.
         rules: how tasks are sent.
     """
 
@@ -126,7 +126,7 @@ def push_run(
         options: see ``PushOptions``.
 
     Raises:
-        ReviewError: it cannot work, or stopped half-way; the same call continues.
+        ReviewError: it cannot work, or it stopped half-way; the same call continues it.
     """
     chosen = options or PushOptions()
     server.version()
@@ -370,7 +370,7 @@ def _doubted(
 
 
 def _show_predictions(server: LabelStudio, project_id: int, model_version: str) -> None:
-    """Without it, the page may show another round's boxes, or none."""
+    """Set the project's model version, so that the page shows this round's boxes."""
     try:
         server.update_project(project_id, model_version=model_version)
     except ReviewRefused as exc:  # no task has a prediction of it: all blind, or all answered

@@ -1,6 +1,6 @@
-"""``labelfleet review refresh``: open tasks follow policy, rows and cost as they are now.
+"""``labelfleet review refresh``: update open tasks to the current policy, rows and cost.
 
-Three things happen to the tasks of the run's queue that nobody has touched:
+Untouched tasks of the run's queue are:
 
 - closed, if they no longer pay: with N value tasks open, an image whose expected corrections per
   second are below half of those of the N-th best unanswered image of the run would not be drawn
@@ -92,7 +92,7 @@ def refresh_run(
         others: runs whose answers count too.
 
     Raises:
-        ReviewError: there is no such project, or it shows another run's predictions.
+        ReviewError: the project does not exist, or shows another run's predictions.
     """
     server.version()
     project = server.find_project(settings.project)
@@ -125,7 +125,7 @@ def refresh_run(
     )  # fmt: skip
     deleted = 0
     for key in untouched.keys() & closed.keys():
-        if not server.is_touched(untouched[key]):  # somebody may have opened it since
+        if not server.is_touched(untouched[key]):  # it may have been opened since
             server.delete_task(untouched[key])
             deleted += 1
     still = [q for q in queued(manifest) if q.item.sha256 in untouched.keys() - closed.keys()]

@@ -81,7 +81,7 @@ def runs_besides(
 
 
 def counted(runs: Sequence[Manifest]) -> str:
-    """Which other runs count, for people; '' where there is none."""
+    """Name the other runs that count, for people; '' without any."""
     return f"counts too: {', '.join(shown_url(run.url) for run in runs)}" if runs else ""
 
 

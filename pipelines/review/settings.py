@@ -1,4 +1,4 @@
-"""What a review command works with: options first, then what the run remembers, then defaults."""
+"""Settings of a review command: options first, then the run's record, then defaults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from storage.runs.manifest import Manifest
 def choose_settings(
     manifest: Manifest, url: str | None, project: str | None, audit_blind: bool | None
 ) -> ReviewSettings:
-    """Where a run's review goes; the project is called like the run unless somebody says else."""
+    """Return where a run's review goes; by default the project has the run's name."""
     kept = read_settings(manifest.store) or ReviewSettings()
     title = project or kept.project or manifest.record.identity.name[:TITLE_LENGTH]
     blind = kept.audit_blind if audit_blind is None else audit_blind
@@ -24,7 +24,7 @@ def choose_settings(
 
 
 def may_create(settings: ReviewSettings, project: str | None) -> bool:
-    """Whether a project may be made without being asked for.
+    """Return whether a project may be created without --create.
 
     It may when it is the one that the config or the run names, and nothing was pushed there yet. A
     title from the command line may be mistyped, and a project that was there may have been renamed.

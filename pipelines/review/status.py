@@ -1,4 +1,4 @@
-"""``labelfleet review status``: queued, pushed, answered, minutes left, and what it was worth."""
+"""``labelfleet review status``: count queued, pushed and answered images, and estimate the rest."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class ReviewStatus:
 
 
 def ask_status(manifest: Manifest, settings: ReviewSettings) -> ReviewStatus:
-    """Count, with what Label Studio says where it answers and a token is there."""
+    """Count, including Label Studio's figures if it answers and a token is set."""
     try:
         with open_server(settings.url) as server:
             return review_status(manifest, settings, server)
@@ -82,7 +82,7 @@ def ask_status(manifest: Manifest, settings: ReviewSettings) -> ReviewStatus:
 def review_status(
     manifest: Manifest, settings: ReviewSettings, server: LabelStudio | None
 ) -> ReviewStatus:
-    """Count. ``server`` None: only what the run itself knows."""
+    """Count. ``server`` None: use only the run's own records."""
     wanted = {q.item.sha256: q.item for q in queued(manifest)}
     answers = [a for a in standing(read_answers(manifest.store)) if a.sha256 in wanted]
     answered = {a.sha256 for a in answers if not a.skipped}
@@ -132,7 +132,7 @@ def learned_pace(answers: Sequence[Answer], expected_s: Mapping[str, float]) -> 
 
 
 def _there(server: LabelStudio, settings: ReviewSettings, wanted: set[str]) -> dict[str, bool]:
-    """Keys in the project, and whether somebody touched them."""
+    """Return the keys in the project, and whether each was touched."""
     project = server.find_project(settings.project)
     found: dict[str, bool] = {}
     for ref in server.task_refs(project.project_id) if project is not None else ():

@@ -47,7 +47,7 @@ class TaskMaker:
         model_version: of the predictions.
         run: name of the run, for people.
         audit_blind: audit images come without a prediction.
-        people: whose tasks they become, in turn; nobody's where it is empty.
+        people: assigned to the tasks in turn; empty: tasks are not assigned.
     """
 
     names: Interface
@@ -95,7 +95,7 @@ class TaskMaker:
 
 
 def why(item: ReviewItem) -> str:
-    """What spoke for an image, for people; the same for audit images and others."""
+    """Say for people why an image was chosen; the same for audit images and others."""
     told = (reason.note or reason.signal.replace("_", " ") for reason in item.reasons
             if reason.signal != "audit")  # fmt: skip
     return "; ".join(told) or "a look in passing"

@@ -1,4 +1,4 @@
-"""What people see of a review: bars while it goes, tables at its end."""
+"""Display a review: bars while it runs, tables at its end."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def came_back(
 
 
 def too_many(gone: Sequence[Answer], records: Iterable[Answer]) -> bool:
-    """Whether so much is missing that a mistake is likelier than a decision: more than half."""
+    """Return whether more than half is missing: likelier a mistake than a decision."""
     return len(gone) > max(_FEW, len(standing(records)) / 2)
 
 
@@ -151,7 +151,7 @@ class RetractSummary:
 def retract(
     manifest: Manifest, chosen: Chosen, server: LabelStudio | None, settings: ReviewSettings
 ) -> RetractSummary:
-    """Withdraw answers by hand and open their tasks again. The caller holds the run's lock.
+    """Withdraw answers by hand and reopen their tasks. The caller holds the run's lock.
 
     The answers stay in ``review/answers`` with a tombstone; ``decide`` gives their images back to
     the model. Only then are the annotations deleted in Label Studio.

@@ -2,7 +2,7 @@
 
 An image's place in the random order is ``random_key(seed, image_id)``, so a sample can be extended
 later: the first n of that order are a simple random sample whatever n is, and so are the first k
-that somebody answered.
+that were answered.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def allocate(n: int, new: int, old: Mapping[str, int]) -> tuple[int, dict[str, i
     total = sum(old.values())
     shares = {name: left * size // total if total else 0 for name, size in old.items()}
     rest = left - sum(shares.values())
-    # What integer division left over goes one by one to those that lost most by it.
+    # Hand out the remainder of the integer division one by one, largest fraction first.
     lost = sorted(old, key=lambda name: (-(left * old[name] % total if total else 0), name))
     for name in lost:
         if rest and shares[name] < old[name]:

@@ -1,4 +1,4 @@
-"""What a person's look costs: the stated cost model, the budget, and learning from lead times."""
+"""Cost of human review: the stated cost model, the budget, and a fit to lead times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images a person should see, under a budget: a random audit, and what pays most.
+"""Select images for review under a budget: a random audit, and what pays most.
 
 One pass over the live rows, shard by shard; what stays in memory is as large as the budget. The
 audit is a simple random sample of each stratum (the images one invocation saw first), so that
@@ -35,7 +35,7 @@ _REASONS = 3
 
 @dataclass(frozen=True, slots=True)
 class RouteSummary:
-    """What a routing drew.
+    """Result of a routing.
 
     Attributes:
         key: the queue part.
@@ -207,7 +207,7 @@ def _audit_item(
         inclusion=inclusion,
         value=candidate.value,
         seconds=candidate.seconds,
-        # People are told what speaks for an image, and not that it is of the audit.
+        # Annotators see the reasons for an image, but not that it is in the audit.
         reasons=(
             Reason("audit", inclusion, note),
             *_reasons(replace(candidate, rare=None), signals, ()),
@@ -288,7 +288,7 @@ def _rare_classes(mass: NDArray[np.float64]) -> list[int]:
 def _reasons(
     candidate: Candidate, signals: Sequence[str], categories: Sequence[str]
 ) -> tuple[Reason, ...]:
-    """What speaks for an image, strongest first."""
+    """Return the reasons for an image, strongest first."""
     strongest = sorted(zip(signals, candidate.amounts, strict=True), key=lambda pair: -pair[1])
     reasons = [
         Reason(name, amount, SIGNALS[name].says if name in SIGNALS else "")
@@ -321,7 +321,7 @@ def _value_item(
 def _in_order(
     audit: Sequence[ReviewItem], value: Sequence[ReviewItem], seed: int
 ) -> list[ReviewItem]:
-    """What pays most first, the audit at random places among it, in its own random order."""
+    """Order the queue: what pays most first, audit images at random places, in their own order."""
     total = len(audit) + len(value)
     places = np.random.default_rng(seed).choice(total, len(audit), replace=False)
     audit_places = set(places.tolist())

@@ -66,7 +66,7 @@ class ShowRule:
 
     @property
     def hides(self) -> bool:
-        """Whether a person sees some boxes and others not, so that no answer is about all."""
+        """Return whether some boxes are hidden, so that an answer does not cover all of them."""
         return self.how in ("auto", "score")
 
     def shown(self, batch: BoxBatch) -> NDArray[np.bool_]:
@@ -94,7 +94,7 @@ class ShowRule:
         return cost.seconds(batch.per_image(shown), batch.per_image(to_correct))
 
     def says(self, policy: Policy) -> str:
-        """What a task tells its reviewer about the boxes shown; the same for audit images."""
+        """Return what a task tells its reviewer about its boxes; the same for audit images."""
         if self.how == "none":
             return "no boxes: draw everything"
         if self.how == "all":

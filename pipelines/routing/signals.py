@@ -1,4 +1,4 @@
-"""Why an image is worth a person's look: named signals, each short enough to read in a minute.
+"""Signals that an image is worth reviewing, each short enough to read in a minute.
 
 A signal gives every box an amount of expected corrections, float64 [N] >= 0; an image's value is
 the weighted sum over its boxes. To add one: write a function here, give it a line in ``SIGNALS``,

@@ -89,12 +89,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What was routed before: human-sized, so it may be held.
+    """What was routed before; small enough for memory, since people answer it.
 
     Attributes:
         heads: queue parts by key, oldest first.
         sha256s, phashes: of every image in the queue, of the run and of the others.
-        answered: sha256 of images that somebody answered, in any of the runs.
+        answered: sha256 of images that were answered in any of the runs.
         audited: by stratum, the rank of each (image id, sha256) drawn for the audit.
         frames: the stratum of every shard.
     """

@@ -1,4 +1,4 @@
-"""What limits a run, in one sentence, from the seconds that its workers' threads measured."""
+"""Name in one sentence what limits a run, from the seconds its workers' threads measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from storage.runs.ledger import LedgerEntry
 
-_BUSY = 0.5  # a limit is busy at least half of its threads' time, or nothing is the limit
+_BUSY = 0.5  # a stage is the limit if it is busy at least this share of its threads' time
 _ADVICE = {
     "infer": "model-bound: a faster device, runtime or precision shortens the run, nothing else",
     "decode": "decode-bound: add CPUs to each worker (workers.cpus), or store smaller images",

@@ -1,4 +1,4 @@
-"""``labelfleet gc``: remove from a run's output what no reader of ours counts.
+"""``labelfleet gc``: remove objects from a run's output that no reader uses.
 
 Every rule below says what it finds and why it is unused. What is younger than a day stays, since
 a writer that was thought dead may still be at it; rows of a shard that was dropped stay for a day
@@ -79,7 +79,7 @@ class GcSummary:
 def collect_garbage(
     manifest: Manifest, *, older_than_s: float = DAY_S, dry_run: bool = False
 ) -> GcSummary:
-    """Remove what no reader counts. A second call finds nothing more.
+    """Remove what no reader uses. A second call finds nothing more.
 
     Args:
         manifest: the run.
@@ -156,7 +156,7 @@ def _unfinished_versions(manifest: Manifest) -> Iterator[tuple[StoredObject, str
     finished = set(versions(manifest.store))
     for found in manifest.store.list(f"{LABELS}v"):
         named = _IN_VERSION.fullmatch(found.key)
-        # The claim stays: a number that was given away once is never given again.
+        # The claim stays: a number that was assigned once is never assigned again.
         if named and named[1] not in finished and not found.key.endswith("/claim.json"):
             yield found, "part of a label version that was never finished"
 

@@ -1,4 +1,4 @@
-"""Relocate: continue a run whose source was moved, after a look at whether it is the same one."""
+"""Relocate: continue a run whose source was moved, after checking that it is the same source."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from storage.shards.reading import read_shard
 from storage.stores.open import open_store
 from storage.urls import normalise_url, shown_url
 
-_FROM_A_SHARD = 4  # images compared, at most: many shards tell more than many images of one
+_FROM_A_SHARD = 4  # most images compared: many shards tell more than many images of one
 _MOST_NBYTES = 1 << 40
 
 
@@ -70,7 +70,7 @@ def relocate_run(
         moved, added = _compare_listings(listing, source)
         compared = _compare_images(manifest, listing, source, moved, sample)
         lock.check()
-        if listing.place() != place:  # else a move that was cut after this step
+        if listing.place() != place:  # otherwise a move that was interrupted after this step
             listing.moved_to(moved, place)
         manifest.move_source(place)
     return Relocation(manifest.url, before, place, len(moved), compared, added)

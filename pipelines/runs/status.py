@@ -1,4 +1,4 @@
-"""How far a run is: what its output says, whether a driver is at work on it or not.
+"""Read a run's progress from its output, with or without a running driver.
 
 Counts come from the ledger where it knows a shard, else from the shard's footer; where images of
 a shard were tombstoned since, from its live rows. So they are those of the live set, always.
@@ -190,7 +190,7 @@ class _Invocation:
         if self.waiting:
             self.waited_until = entry.at
         self.workers = entry.note.get("alive", entry.note.get("workers", self.workers))
-        # A copy that lost the race for its shard was work, but not the run's.
+        # A copy that lost the race for its shard does not count towards the run.
         if entry.event == "start":
             self.time.add(entry)
         elif entry.event == "shard" and entry.note.get("won", True):

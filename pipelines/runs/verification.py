@@ -10,7 +10,7 @@ _KEPT = 10_000  # differences that are kept as sentences; all are counted
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Something that is not as it was promised. ``shard_id`` is '' where it is about no shard."""
+    """A broken promise. ``shard_id`` is '' where it does not concern a shard."""
 
     key: str
     shard_id: str
@@ -41,7 +41,7 @@ class Verification:
         unsealed: objects without a checksum, as older versions wrote them.
         orphans: unused objects; those that a later listing dropped are not differences, `gc`
             removes them.
-        remarks: worth knowing, and no difference.
+        remarks: worth knowing, but not differences.
         differences: the first ten thousand. ``found``: all of them.
     """
 

@@ -1,4 +1,4 @@
-"""``labelfleet verify``: does a run hold what its records, listing, footers and ledger say?
+"""``labelfleet verify``: check a run against its records, listing, footers and ledger.
 
 Changes nothing, and no damage ends it: what is wrong with an object becomes a difference that names
 it, and the next object is looked at. docs/operations.md says what is promised at each level. A

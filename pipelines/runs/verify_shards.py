@@ -139,7 +139,7 @@ class ShardCheck:
                 why = "its shard is no longer live; `labelfleet gc` removes it"
                 yield key, found.nbytes, why, False
             elif key.endswith(".parquet"):
-                why = "no listing has its shard, and whoever reads annotations/*.parquet reads it"
+                why = "no listing has its shard, but readers of annotations/*.parquet read it"
                 yield key, found.nbytes, why, True
             else:
                 yield key, found.nbytes, "not one of labelfleet's", False

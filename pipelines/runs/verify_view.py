@@ -1,4 +1,4 @@
-"""What people see of a verification: a bar while it goes, what differs at its end."""
+"""Display a verification: a bar while it runs, the differences at its end."""
 
 from __future__ import annotations
 

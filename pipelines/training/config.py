@@ -33,7 +33,7 @@ class DataConfig(Part):
     @field_validator("annotations", "images", mode="before")
     @classmethod
     def _local(cls, value: Any) -> Any:
-        """A URL taken for a path would be said not to be there."""
+        """Refuse URLs, which would otherwise be reported as missing paths."""
         if not isinstance(value, str) or "://" not in value:
             return value
         if value.startswith("file://"):
@@ -45,7 +45,7 @@ class DataConfig(Part):
 
 
 class NetworkConfig(Part):
-    """What is trained."""
+    """The model to train."""
 
     name: Literal["yolo_nas_s", "yolo_nas_m", "yolo_nas_l"] = Field(
         "yolo_nas_s", description="Architecture."
@@ -60,7 +60,7 @@ class NetworkConfig(Part):
 
 
 class AugmentConfig(Part):
-    """How training images are varied."""
+    """Augmentation of training images."""
 
     flip_horizontal: Share = Field(0.5, description="Probability. 0 where left and right differ.")
     flip_vertical: Share = Field(0.0, description="Probability.")
@@ -149,7 +149,7 @@ class TrainConfig(Part):
         )
 
     def steps_for(self, images: int) -> int:
-        """Optimiser steps on a training set of so many images."""
+        """Return the optimiser steps for a training set of ``images`` images."""
         if self.steps is not None:
             return self.steps
         return max(1, round((self.epochs or 0) * images / self.batch_size))

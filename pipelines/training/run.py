@@ -60,14 +60,14 @@ def train(
 
     Args:
         config: see ``pipelines.training.config``.
-        console: where progress is shown; None: nowhere.
+        console: where progress is shown; None: it is not shown.
         stopper: looked at after every step.
         accept_data: continue a stopped training although its annotations or images changed.
 
     Raises:
         ConfigError: the data cannot be used, or the output holds another training.
         SourceError, SourceEmpty: images are missing, or there is nothing to learn.
-        ModelError: the loss is no longer a number, or the network cannot be built.
+        ModelError: the loss became NaN or infinite, or the network cannot be built.
         Interrupted: stopped on request; the same call continues.
     """
     machine = resolve_machine(config)

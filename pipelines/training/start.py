@@ -1,4 +1,4 @@
-"""What a training starts from: data with agreeing classes, a network, a device."""
+"""Prepare a training: data with agreeing classes, a network, a device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHECKED_NAME = "checked_images.json"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What ``auto`` became."""
+    """The values that ``auto`` resolved to."""
 
     device: Literal["cpu", "cuda"]
     precision: TrainPrecision
@@ -59,7 +59,7 @@ def _read(data: DataConfig, config: TrainConfig) -> TrainingSet:
 
 
 def fit_options(config: TrainConfig, machine: Machine, images: int) -> FitOptions:
-    """The loop's options for a training set of so many images."""
+    """Return the loop's options for a training set of ``images`` images."""
     steps = config.steps_for(images)
     return FitOptions(
         steps=steps,

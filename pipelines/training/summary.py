@@ -1,4 +1,4 @@
-"""What a finished training leaves behind, as JSON and for people."""
+"""The summary of a finished training, as JSON and for people."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def read_finished(output: Path, fingerprint: str) -> TrainSummary | None:
             hint="choose another output",
         )
     checkpoint = output / Path(summary.checkpoint).name
-    # Without its file a summary is worth nothing; the output may have been moved with both.
+    # A summary without its file is worthless; the output may have been moved with both.
     return replace(summary, checkpoint=str(checkpoint)) if checkpoint.exists() else None
 
 

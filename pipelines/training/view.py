@@ -1,4 +1,4 @@
-"""What people see of a training: a progress line with loss and rate, a line per validation."""
+"""Display a training: a progress line with loss and rate, one line per validation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of a run's boxes are right: by COCO ground truth, or by people's audit answers.
+"""Judge which of a run's boxes are right, by COCO ground truth or by audit answers.
 
 A box is right when a true box of its class, not taken by a higher score, overlaps it with IoU 0.5
 or more. Boxes whose centre lies in an unlabelled region (a crowd of their class, DontCare)

@@ -1,4 +1,4 @@
-"""Which rows were probably meant by names that have none, and how the two differ."""
+"""Find the rows that unmatched names probably meant, and how the two differ."""
 
 from __future__ import annotations
 

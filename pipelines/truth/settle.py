@@ -1,4 +1,4 @@
-"""Which answer counts for an image, where people edited, disagreed, skipped, or answered twice."""
+"""Settle which answer counts for an image that was edited, disputed, skipped, or answered twice."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def settle(answers: Iterable[Answer], how: Settling = "latest") -> AnswerBook:
             joined by sha256.
 
     Raises:
-        ConfigError: ``how`` is none of the two.
+        ConfigError: ``how`` is neither of the two.
     """
     if how not in get_args(Settling):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Which answers count for a run: those that stand, in the run's classes; the others set aside."""
+"""Select the answers that count for a run, in the run's classes; set the others aside."""
 
 from __future__ import annotations
 
