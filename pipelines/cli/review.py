@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
 @review_app.command(epilog="Example: labelfleet review route runs/cells --budget '240 minutes'")
 def route(
     run: RunUrl,
-    budget: Annotated[str, typer.Option(help="`N images`, or `N minutes` of people's time.")],
+    budget: Annotated[str, typer.Option(help="`N images`, or `N minutes` of reviewers' time.")],
     audit: Annotated[
         float, typer.Option(min=0, max=1, help="Share drawn at random, to estimate quality.")
     ] = 0.2,

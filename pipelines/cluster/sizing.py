@@ -120,7 +120,7 @@ def _hosts(nodes: Sequence[Node], gpus: float) -> list[Node]:
     hosts = [node for node in nodes if (node.gpus >= gpus if gpus else node.cpus >= 1)]
     if all(node.cpus < 1 for node in nodes):
         raise ConfigError(
-            "no node of the cluster has a CPU core yet, so there is nothing to size the run by",
+            "no node of the cluster has a CPU core yet, so the run cannot be sized",
             hint="say workers.count and workers.gpus (as in 16 and 1): then its "
             "autoscaler starts them; or start its worker nodes first",
         )

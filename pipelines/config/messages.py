@@ -147,7 +147,7 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _nearest(kind: type[BaseModel], names: Sequence[str]) -> str:
-    """The key that was meant: of this section by spelling, of another one by name."""
+    """Return the likely intended key: of this section by spelling, of another one by name."""
     above = _field(kind, names[:-1])
     section = section_in(above.annotation) if above is not None else kind
     valid = list(section.model_fields) if section is not None else []

@@ -37,7 +37,7 @@ class PreprocessingConfig(Part):
         None, description="The image is scaled into this, one side or [h, w]; none: `size`."
     )
     place: Literal["center", "top_left"] = Field(
-        "center", description="Where the letterboxed image lies; the rest is padding."
+        "center", description="Position of the letterboxed image; the rest is padding."
     )
     pad_value: Annotated[int, Field(ge=0, le=255)] = Field(114, description="Of the padding.")
     channels: Literal["RGB", "BGR"] = Field("RGB", description="Order the network wants.")

@@ -194,7 +194,7 @@ class PolicyConfig(Part):
     @model_validator(mode="after")
     def _ordered(self) -> PolicyConfig:
         if self.reject > self.accept:
-            raise ValueError(f"reject {self.reject} lies above accept {self.accept}")
+            raise ValueError(f"reject {self.reject} is above accept {self.accept}")
         return self
 
 
@@ -283,7 +283,7 @@ class RunConfig(Part):
         PolicyConfig(), description="Thresholds, or the URL of a policy.yaml as `fit` writes it."
     )
     review: ReviewConfig | None = Field(
-        None, description="What people see, and where; none: nothing is routed."
+        None, description="What reviewers see, and where; none: nothing is routed."
     )
     gate: GateConfig | None = Field(
         None, description="A mAP to reach before anything is labelled; none: no check."

@@ -31,7 +31,7 @@ def check_places(config: RunConfig) -> None:
     for url in (config.source.url, config.output):
         if normalise_url(url).startswith("memory:"):
             raise ConfigError(
-                f"{url} lies in the memory of one process, where no worker finds it",
+                f"{url} is in the memory of one process, where no worker can read it",
                 hint="use a folder, file:// or s3://",
             )
     if overlaps(config.source.url, config.output):

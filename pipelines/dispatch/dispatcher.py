@@ -255,7 +255,7 @@ class Dispatcher:
         return next((w for level in self._open for w in level if w not in passed), None)
 
     def _place(self, worker: str) -> None:
-        """Put a worker into the bin of its load, or into none when it takes nothing."""
+        """Put a worker into the bin of its load, or into none when it accepts no shards."""
         for level in self._open:
             level.pop(worker, None)
         state = self._workers.get(worker)

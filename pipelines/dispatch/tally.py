@@ -59,7 +59,7 @@ class Tally:
 
 
 class Watcher(Protocol):
-    """Follows an invocation: the figures several times a second, and short notes for people."""
+    """Watches an invocation: gets figures several times a second, and short notes for people."""
 
     def update(self, tally: Tally) -> None: ...
 

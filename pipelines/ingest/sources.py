@@ -47,7 +47,7 @@ def open_source(url: str, options: StorageOptions, *, max_image_bytes: int) -> S
     if classify(name) == "tar":
         raise ConfigError(
             f"{shown_url(url)} is a tar shard already",
-            hint="give its folder as source.url of a run; there is nothing to ingest",
+            hint="give its folder as source.url of a run; it needs no ingest",
         )
     if name.endswith(".zip"):
         return ZipSource(url, options, max_image_bytes)

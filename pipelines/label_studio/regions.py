@@ -141,7 +141,7 @@ _DRAWN = frozenset(
 
 
 def _region(name: str, parts: Sequence[Mapping[str, Any]], width: int, height: int) -> Region | str:
-    """A region out of its parts, or what it is that cannot become a labelled box."""
+    """Return a region made of its parts, or the kind of thing that cannot become a labelled box."""
     labels = {str(label) for part in parts for label in _labels(part)}
     kind = str(parts[0]["type"])
     hulls = [hull for part in parts if (hull := hull_of(part, width, height)) is not None]

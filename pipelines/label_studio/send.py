@@ -23,7 +23,7 @@ log = logging.getLogger("labelfleet.review")
 
 @dataclass(frozen=True, slots=True)
 class SendRules:
-    """How tasks are sent.
+    """Rules for sending tasks.
 
     Attributes:
         first, most: tasks a request, to begin with and at most.
@@ -118,7 +118,7 @@ class Sender:
                 if lost >= self.rules.tries:
                     raise ReviewUnavailable(
                         f"Label Studio failed {lost} times in a row: {exc.message}",
-                        hint="look at its log, then push again: what is there is not sent twice",
+                        hint="check its log, then push again: existing tasks are not sent twice",
                     ) from exc
                 self._size = max(1, self._size // 2)
                 before, missing = missing, self._missing_once_settled(missing)

@@ -1,4 +1,4 @@
-"""A first config for a source: look at what is there, and write what a run of it needs."""
+"""Write a first config for a source, from a look at what it holds."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Survey:
 
 @dataclass(frozen=True, slots=True)
 class FirstConfig:
-    """A config as text, and what is left to do before it runs; ``missing`` empty: nothing."""
+    """A config as text; ``missing``: what is left to do before it runs."""
 
     name: str
     text: str

@@ -1,4 +1,4 @@
-"""Estimate what a run would do and what is left of it, from listings, a few tars and the ledger."""
+"""Estimate a run and what is left of it, from listings, a few tars and the ledger."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SAMPLED_TARS = 3
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Attributes ending in ``_left`` leave out what the run has committed already.
+    """Estimate of a run. Attributes ending in ``_left`` exclude what the run has committed.
 
     Attributes:
         shards, images, gib: of the source as it is listed now.

@@ -1,4 +1,4 @@
-"""What is left to label."""
+"""Find what is left to label."""
 
 from __future__ import annotations
 

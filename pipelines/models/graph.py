@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 
 
 def own_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what publishing adds."""
+    """Return the specification without what publishing adds."""
     return {k: v for k, v in facts.items() if k not in ("format", "main", "files")}
 
 

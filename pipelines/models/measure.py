@@ -1,4 +1,4 @@
-"""What a precision costs: mAP against ground truth, or agreement with fp32 where there is none."""
+"""Measure the cost of a precision: mAP against ground truth, or agreement with fp32 without one."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def refuse_unmeasured(fp32: float, images: int, against: str, limit: float) -> N
     own = f"is sure of no box (a score of {SURE:g} or more)"
     finds = own if against == "fp32" else f"finds no object of {against}"
     raise ArtefactError(
-        f"what INT8 loses cannot be told: on {images} images fp32 itself {finds}",
+        f"the loss of INT8 cannot be measured: on {images} images fp32 itself {finds}",
         hint="give `labelfleet compile` a --truth with objects that the model finds; or use "
         "`precision: fp32`; or allow any loss by `model.max_loss: 100`",
     )

@@ -49,7 +49,7 @@ def _device(existing: RunRecord | None, cuda: bool) -> DeviceName:
     recorded: DeviceName = existing.inference.get("device", wanted) if existing else wanted
     if recorded == "cuda" and not cuda:
         raise ConfigError(
-            "the run was created on GPUs, and there is none here",
+            "the run was created on GPUs, and this machine has none",
             hint="continue it where there are GPUs, or choose another output",
         )
     return recorded

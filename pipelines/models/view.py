@@ -47,7 +47,7 @@ class CompileSummary:
 def compiled_table(summary: CompileSummary) -> RenderableType:
     """For people."""
     if summary.artefact is None:
-        return Text(f"{summary.runtime} loads the checkpoint itself: there is nothing to compile")
+        return Text(f"{summary.runtime} loads the checkpoint itself: nothing to compile")
     made = "made" if summary.new else "there already"
     lines = [f"{summary.runtime} {summary.precision}, {made}: {summary.artefact}"]
     facts = summary.facts

@@ -1,4 +1,4 @@
-"""All boxes of many images as flat arrays: what signals are computed on, without a Python loop."""
+"""All boxes of many images as flat arrays, for computing signals without a Python loop."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class BoxBatch:
 
 
 def box_batch(table: pa.Table, thresholds: Thresholds) -> BoxBatch:
-    """The boxes of an annotation table as flat arrays, clipped to their images and judged.
+    """Return a table's boxes as flat arrays, clipped to their images and judged.
 
     Args:
         table: with the columns ``detections``, ``width`` and ``height``.

@@ -32,7 +32,7 @@ _Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the thresholds are for.
+    """The goals that thresholds must meet.
 
     Attributes:
         precision: share of accepted boxes that are to be right.

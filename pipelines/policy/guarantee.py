@@ -51,7 +51,7 @@ _Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class ClassProof:
-    """What was shown of one class, or of all.
+    """The result of the tests for one class, or for all.
 
     Attributes:
         name: of the class, or ``ALL``.
@@ -138,7 +138,7 @@ def guarantee_run(
     drawn = _largest({name: images for name, images in drawn.items() if images})
     if not drawn:
         raise ConfigError(
-            "no audit image is answered: nothing can be guaranteed",
+            "no audit image has an answer: nothing can be guaranteed",
             hint="route with an audit share, have people answer, pull; or give --truth",
         )
     categories = manifest.record.identity.categories

@@ -1,4 +1,4 @@
-"""How much of the images the boxes between the thresholds cover, and bounding it.
+"""Measure and bound the image area that boxes between the thresholds cover.
 
 A box between the thresholds is neither a label nor background: training learns nothing there. A
 wide band of faint boxes can cover most of an image, so its share of the area is measured, and can

@@ -129,7 +129,7 @@ class Policy(Part):
             accept, reject = self.of(name)
             if reject > accept:
                 where = f"classes.{name}: " if name else ""
-                raise ValueError(f"{where}reject {reject} lies above accept {accept}")
+                raise ValueError(f"{where}reject {reject} is above accept {accept}")
         return self
 
     def of(self, name: str) -> tuple[float, float]:
@@ -174,7 +174,7 @@ class Policy(Part):
         return Policy.from_config(fields, where=where)
 
     def with_thresholds(self, accept: float | None, reject: float | None) -> Policy:
-        """The policy with thresholds that were given by hand, which hold for every class.
+        """Return the policy with thresholds given by hand, which hold for every class.
 
         An ``accept`` given by hand voids a guarantee, which holds for its own thresholds.
 
@@ -269,7 +269,7 @@ class Thresholds:
     def scores(
         self, scores: NDArray[np.float32], category_ids: NDArray[np.int16]
     ) -> NDArray[np.float32]:
-        """What the thresholds are compared with: float32 [N], calibrated where there is a curve."""
+        """Return the values to threshold: float32 [N], calibrated where there is a curve."""
         if self.curves is None:
             return scores.astype(np.float32)
         return _by_class(self.curves, scores, category_ids).astype(np.float32)
@@ -288,7 +288,7 @@ class Thresholds:
         category_ids: NDArray[np.int16],
         queued: bool | NDArray[np.bool_] = False,
     ) -> NDArray[np.int8]:
-        """One ``Decision`` a box.
+        """Return one ``Decision`` per box.
 
         Args:
             scores: float32 [N], raw.
@@ -321,7 +321,7 @@ def prior(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def counts(decisions: NDArray[np.int8]) -> dict[str, int]:
-    """Boxes by decision, every decision named; they add up to all boxes."""
+    """Count boxes by decision, every decision named; the counts add up to all boxes."""
     found = np.bincount(decisions, minlength=len(Decision))
     return {decision.name.lower(): int(found[decision]) for decision in Decision}
 

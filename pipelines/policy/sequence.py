@@ -48,7 +48,7 @@ class AuditedStratum:
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What a sequence of tests showed.
+    """Result of a sequence of tests.
 
     Attributes:
         lowest: index into ``GRID`` of the lowest threshold that holds; None: none was shown to.

@@ -1,4 +1,4 @@
-"""What a guarantee says, as it lies in policy.yaml: for which images, labels and model it holds."""
+"""A guarantee as policy.yaml holds it: for which images, labels and model it is valid."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Guarantee(Part):
 
     @property
     def sentence(self) -> str:
-        """What may be said, with its limits."""
+        """Return the statement with its limits."""
         if self.void:
             return f"The guarantee of {self.target:.0%} is void: {self.void}."
         whose = {"all": "all accepted boxes", "class": "the accepted boxes of each named class"}
@@ -49,7 +49,7 @@ class Guarantee(Part):
         return said
 
     def void_for(self, model_sha256: str, precision: str, run: str) -> str:
-        """Why it says nothing of a run; '' if it holds there."""
+        """Return why the guarantee is void for a run; '' if it holds."""
         if self.void:
             return self.void
         if model_sha256 != self.model_sha256:
@@ -69,7 +69,7 @@ class _Carries(Protocol):
 
 
 def said_for(policy: _Carries, identity: RunIdentity, run: str) -> str:
-    """What a policy's guarantee says of a run's labels, or why it is void; '' if it has none."""
+    """Return the guarantee on a run's labels, or why it is void; '' if the policy has none."""
     held = policy.guarantee
     if held is None:
         return ""

@@ -19,7 +19,7 @@ INSTRUCTIONS = (
     "<li><b>Draw what is missing</b>, everything: boxes that the model is unsure of are not "
     "shown.</li>"
     "<li><b>Submit without boxes</b>: none of the classes is there.</li>"
-    "<li><b>Skip</b>: you cannot tell. It says nothing about the image.</li></ul>"
+    "<li><b>Skip</b> when you cannot tell. It says nothing about the image.</li></ul>"
     "<p>Draw boxes tightly around what can be seen, and give each exactly one label.</p>"
 )
 _EVERYBODY = "To review"

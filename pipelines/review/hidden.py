@@ -27,10 +27,10 @@ def with_hidden(
 ) -> list[Answer]:
     """The answers with ``Answer.hidden`` filled in.
 
-    An audit image gives a full answer: annotators are asked to draw what is missing, and
-    estimates would be worthless if the model's own boxes counted in them. So does a task
-    without boxes, which is drawn from scratch. Any other task whose routing hides boxes leaves those to the
-    policy, regardless of which run's boxes it showed: a later round may have shown its own.
+    An audit image gives a full answer: annotators are asked to draw what is missing, and estimates
+    would be worthless if the model's own boxes counted in them. So does a task without boxes, which
+    is drawn from scratch. Any other task whose routing hides boxes leaves those to the policy,
+    regardless of which run's boxes it showed: a later round may have shown its own.
 
     Args:
         manifest: the run; its live rows hold all boxes.

@@ -46,7 +46,7 @@ def push_progress() -> Iterator[PushWatcher]:
 def render_route(summary: RouteSummary) -> RenderableType:
     """What was drawn, and what was passed over."""
     if summary.repeated:
-        return Text("This invocation was routed before; nothing was done.")
+        return Text("This invocation was already routed; nothing was done.")
     rows = [
         ("drawn by value", f"{summary.value:,}"),
         ("drawn at random (audit)", f"{summary.audit:,}"),

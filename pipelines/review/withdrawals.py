@@ -99,7 +99,7 @@ def project_is_gone(
         raise ReviewError(
             f"the project {settings.project!r} was deleted at {server.http.url}; "
             f"{len(mine)} answers from it still count",
-            hint="keep them by doing nothing, or withdraw them: pull with --accept-withdrawals",
+            hint="do nothing to keep them, or pull with --accept-withdrawals to withdraw them",
         )
     return [replace(answer, withdrawn="project deleted") for answer in mine]
 
@@ -119,7 +119,7 @@ class Chosen:
     image: str | None = None
 
     def takes(self, answer: Answer) -> bool:
-        """Whether an answer is meant."""
+        """Return whether an answer meets every condition."""
         return (
             self.task in (None, answer.task_id)
             and self.annotator in (None, answer.annotator)
@@ -174,7 +174,7 @@ def retract(
     again = [a for a in latest if a.withdrawn == RETRACTED]  # deleting them may have failed
     if not mine and not again:
         raise ReviewError(
-            "no answer of this run is meant",
+            "no answer of this run matches",
             hint="`labelfleet review status` lists the people; pull first if it was given lately",
         )
     append_answers(manifest.store, [replace(a, withdrawn=RETRACTED) for a in mine])

@@ -24,7 +24,7 @@ class Likeness:
         self._n = 0
 
     def add(self, phash: int | None) -> None:
-        """Take a hash; images without one are like nothing."""
+        """Take a hash; images without one match none."""
         if phash is None or self._bits is None:
             return
         if self._n == len(self._hashes):
@@ -60,7 +60,7 @@ class BestPool(Generic[T]):
         self.near_duplicates = 0  # turned away, or put out by a better one
 
     def wants(self, rank: tuple[float, int]) -> bool:
-        """Whether an item of this rank could enter; cheap, to be asked first."""
+        """Return whether an item of this rank could enter; cheap, so call it first."""
         if len(self._items) < self._capacity:
             return True
         return self._capacity > 0 and rank > self._lowest()[0]

@@ -49,7 +49,7 @@ class CostModel:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much people may be asked: a count of images, or minutes of their time."""
+    """The budget of human review: a count of images, or minutes."""
 
     amount: float
     unit: Literal["images", "minutes"]

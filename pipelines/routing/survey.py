@@ -1,4 +1,4 @@
-"""The one pass over a run's live rows that a routing makes: counts, the audit's first, the best."""
+"""A routing's single pass over live rows: counts, the audit's first images, and the best."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class TrainConfig(Part):
         default_factory=dict, description="Sets measured once, at the end, by name."
     )
     ignore_categories: tuple[str, ...] = Field(
-        (), description="Categories whose boxes teach nothing: neither object nor background."
+        (), description="Categories whose boxes are ignored: neither object nor background."
     )
     max_bad_share: Share = Field(
         0.05,

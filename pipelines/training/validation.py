@@ -1,4 +1,4 @@
-"""mAP of a detector on a training-format set, in memory: what the trainer validates with."""
+"""Measure a detector's mAP on a training-format set, in memory, for the trainer's validation."""
 
 from __future__ import annotations
 

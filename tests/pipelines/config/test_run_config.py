@@ -102,7 +102,7 @@ def test_an_unknown_key_like_no_other_lists_the_valid_ones() -> None:
         ("workers.cpus", 0, "`auto` or a number above 0 is expected, not 0"),
         ("policy", 3, "a section with `accept`, `reject` or a URL or path is expected"),
         ("policy", {"accept": 2}, "a number from 0 to 1"),
-        ("policy", {"accept": 0.1, "reject": 0.7}, "reject 0.7 lies above accept 0.1"),
+        ("policy", {"accept": 0.1, "reject": 0.7}, "reject 0.7 is above accept 0.1"),
         ("model.classes", "coc", "a list of texts or `coco` is expected"),
         ("model.classes", [1, 2], "put it in quotes"),
         ("model.classes", ["a", False], "put it in quotes"),  # what YAML makes of `no`

@@ -158,7 +158,7 @@ def test_where_fp32_finds_nothing_no_loss_is_called_small(against: str) -> None:
     unsure = found([[8, 8, 28, 38]], [SURE - 0.1], 1)
     expected = expected_from_detections([unsure], 2)
     fp32 = mean_ap([unsure], expected)
-    with pytest.raises(ArtefactError, match="cannot be told: on 5 images fp32 itself"):
+    with pytest.raises(ArtefactError, match="cannot be measured: on 5 images fp32 itself"):
         refuse_unmeasured(fp32, 5, against, 0.5)
     refuse_unmeasured(fp32, 5, against, 100)
     refuse_unmeasured(80.0, 5, against, 0.5)

@@ -162,7 +162,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ({"accept": 0.1, "reject": 0.7}, "lies above"),
         ({"acept": 0.5}, "did you mean `accept`"),
         ({"accept": 1.5}, "accept"),
-        ({"classes": {"RBC": {"reject": 0.9}}}, "classes.RBC: reject 0.9 lies above accept 0.7"),
+        ({"classes": {"RBC": {"reject": 0.9}}}, "classes.RBC: reject 0.9 is above accept 0.7"),
         (
             {"calibration": {"all": {"scores": [0.1, 0.2], "probabilities": [0.5, 0.4]}}},
             "never does",
