@@ -159,7 +159,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"accept": 0.1, "reject": 0.7}, "lies above"),
+        ({"accept": 0.1, "reject": 0.7}, "is above"),
         ({"acept": 0.5}, "did you mean `accept`"),
         ({"accept": 1.5}, "accept"),
         ({"classes": {"RBC": {"reject": 0.9}}}, "classes.RBC: reject 0.9 is above accept 0.7"),
