@@ -39,7 +39,7 @@ class Sleeping(FreeDetector):
 
 
 def actor_around(make: Callable[[], Detector]) -> type[LabelActor]:
-    """A class for ``LabelPool`` whose actors label with what ``make`` returns there."""
+    """Return a class for ``LabelPool`` whose actors label with what ``make`` returns there."""
 
     class BenchmarkActor(LabelActor):
         def start(self) -> WorkerFacts:

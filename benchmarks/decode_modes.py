@@ -68,7 +68,7 @@ def moved(exact: Detections, other: Detections) -> tuple[int, int]:
 
 
 def truths(images: TrainingSet, number: int) -> Iterator[dict[str, object]]:
-    """The COCO boxes of one image."""
+    """Yield the COCO boxes of one image."""
     image = images.images[number]
     for box, label in zip(image.boxes.tolist(), image.labels.tolist(), strict=True):
         wide, high = box[2] - box[0], box[3] - box[1]

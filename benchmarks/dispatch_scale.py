@@ -26,7 +26,7 @@ from pipelines.dispatch.dispatcher import Dispatcher, DispatchRules
 from storage.records import Shard, StoredObject
 
 FAILS, KILLS = 1 / 200, 1 / 2000
-POISON = 10_000  # every so manieth shard fails on whoever gets it
+POISON = 10_000  # every shard of this interval fails on any worker
 
 
 @dataclass(slots=True)

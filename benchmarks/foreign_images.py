@@ -114,7 +114,7 @@ def eight_bits(samples: NDArray[Any], model: str) -> Pixels:
 
 
 def attempt(read: Callable[[bytes], Pixels], data: bytes) -> Pixels | str:
-    """The pixels, or why there are none."""
+    """Return the pixels, or why there are none."""
     try:
         return read(data)
     except Exception as exc:  # noqa: BLE001 - foreign decoders on foreign files
@@ -122,7 +122,7 @@ def attempt(read: Callable[[bytes], Pixels], data: bytes) -> Pixels | str:
 
 
 def opaque(data: bytes) -> NDArray[np.bool_] | None:
-    """Where the image is opaque, upright; None: all of it, or not known."""
+    """Return where the image is opaque, upright; None: all of it, or not known."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if not image.has_transparency_data:
@@ -184,7 +184,7 @@ def from_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def from_tars(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """The same, from one tar for each first-level folder, through the reader of a run."""
+    """Yield the same, from one tar for each first-level folder, through the reader of a run."""
     for inner in sorted(p for p in folder.iterdir() if p.is_dir()):
         file = io.BytesIO()
         with tarfile.open(fileobj=file, mode="w") as tar:
@@ -233,7 +233,7 @@ COLUMNS = (
 
 
 def table(by_format: dict[str, Counter[str]]) -> Iterator[str]:
-    """The counts by format, as a Markdown table."""
+    """Yield the counts by format, as a Markdown table."""
     yield f"| format | {' | '.join(COLUMNS)} |"
     yield "|---" * (1 + len(COLUMNS)) + "|"
     for kind, counts in sorted(by_format.items(), key=lambda item: -item[1]["files"]):

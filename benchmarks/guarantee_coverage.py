@@ -50,7 +50,7 @@ class Threshed:
         return self.accepted.shape[1]
 
     def audit(self, order: Counts) -> list[AuditedStratum]:
-        """What an audit of these images sees, in their order."""
+        """Return what an audit of these images sees, in their order."""
         return [AuditedStratum(self.sizes, self.wrong[:, order], self.accepted[:, order])]
 
 
@@ -92,7 +92,7 @@ def try_audits(
 
 
 def of_run(run: str, truth: str) -> Threshed:
-    """A labelled run whose images have ground truth."""
+    """Return a labelled run whose images have ground truth."""
     found = sampled_truth(Manifest.open(run), read_truth(truth))
     image = np.repeat(np.arange(len(found)), [len(one.scores) for one in found])
     scores = np.concatenate([one.scores for one in found])

@@ -31,7 +31,7 @@ def rss_mib() -> float:
 
 
 def made_up(images: int) -> Iterator[StoredObject]:
-    """So many images, made as they are asked for."""
+    """Yield that many images, made on demand."""
     for i in range(images):
         etag = hashlib.md5(i.to_bytes(8), usedforsecurity=False).hexdigest()
         yield StoredObject(f"images/{i // 10000:06d}/{etag[:12]}-{i:09d}.jpg", 150_000, etag)
@@ -49,7 +49,7 @@ def ordered(images: int) -> Iterator[StoredObject]:
 
 
 def refresh(store: LocalStore, images: int) -> tuple[float, float]:
-    """Seconds and the most memory of one refresh."""
+    """Return seconds and the most memory of one refresh."""
     most = 0.0
 
     def watched() -> Iterator[StoredObject]:

@@ -26,7 +26,7 @@ _CALIBRATION = 48
 
 
 def checkpoint(folder: Path, photos: Sequence[bytes]) -> Path:
-    """The S with about 15 boxes an image on these photos; and a folder of them beside it."""
+    """Return the S with about 15 boxes an image on these photos; and a folder of them beside it."""
     path = folder / f"{NAME}-timed.safetensors"
     calibration = folder / "calibration"
     if not calibration.exists():
@@ -53,7 +53,8 @@ def variants(device: DeviceName) -> list[str]:
 def spec_of(
     variant: str, checkpoint: Path, device: DeviceName, *, floor: float = 0.05
 ) -> ModelSpec:
-    """The choices behind a variant's name, with its artefact, which is made the first time."""
+    """Return the choices behind a variant's name, with its artefact, which is made the first
+    time."""
     runtime, _, precision = variant.partition("-")
     request = ModelRequest(
         str(checkpoint),

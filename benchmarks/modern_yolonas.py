@@ -31,8 +31,8 @@ _ROUNDS = 5
 
 
 def modern_network(name: str) -> nn.Module:
-    """The network as modern-yolonas builds it; its import of huggingface_hub is only for weights
-    that it would download, so a stub does where that is not installed."""
+    """Return the network as modern-yolonas builds it; its import of huggingface_hub is only for
+    weights that it would download, so a stub does where that is not installed."""
     try:
         import huggingface_hub  # noqa: F401  # the real one where it is there
     except ImportError:
@@ -65,7 +65,7 @@ def fuse_modern(network: nn.Module) -> nn.Module:
 
 
 def apart(a: nn.Module, b: nn.Module, images: Tensor) -> dict[str, float]:
-    """The largest differences of boxes (pixels) and scores over all anchors."""
+    """Return the largest differences of boxes (pixels) and scores over all anchors."""
     with torch.inference_mode():
         first, second = a(images), b(images)
     return {
@@ -75,7 +75,7 @@ def apart(a: nn.Module, b: nn.Module, images: Tensor) -> dict[str, float]:
 
 
 def ms_an_image(detector: nn.Module, images: Tensor) -> float:
-    """The fastest of a few rounds."""
+    """Return the fastest of a few rounds."""
     times = []
     with torch.inference_mode():
         for _ in range(_ROUNDS):

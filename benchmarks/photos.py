@@ -54,7 +54,7 @@ def write_files(folder: Path, photos: Sequence[bytes]) -> list[Path]:
 
 
 def write_tars(folder: Path, photos: Sequence[bytes], per_shard: int) -> int:
-    """Tar shards of so many photos; returns how many shards."""
+    """Write tar shards of that many photos; return the number of shards."""
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(photos), per_shard)
     for number, start in enumerate(starts):
@@ -66,5 +66,5 @@ def write_tars(folder: Path, photos: Sequence[bytes], per_shard: int) -> int:
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder that goes with the benchmark."""
+    """Return a folder that goes with the benchmark."""
     return tempfile.TemporaryDirectory(prefix="labelfleet-bench-", ignore_cleanup_errors=True)

@@ -2,7 +2,7 @@
 
     python benchmarks/plan_scale.py [--shards 100000] [--store local|weed] [--json FILE]
 
-Makes a source of so many tiny tars and a run over it, on a local disk or on a SeaweedFS of its own;
+Makes a source of many tiny tars and a run over it, on a local disk or on a SeaweedFS of its own;
 then, each in a process of its own, once it has imported what it needs:
 
     plan     labelfleet plan, before there is a run
@@ -140,7 +140,7 @@ def measure(step: str, place: Place) -> dict[str, float]:
 
 
 def peak_mib() -> float:
-    """The process's peak so far."""
+    """Return the process's peak so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -51,7 +51,7 @@ class Compared(LabelStudio):
 
 
 def made_tasks(count: int, boxes: int) -> list[dict[str, Any]]:
-    """Tasks with a prediction of so many boxes each."""
+    """Tasks with a prediction of that many boxes each."""
     results = [
         to_result(
             ShownBox(f"box{i}", (7 * i, 5 * i, 7 * i + 60, 5 * i + 50), CLASSES[i % 3], 0.5),
@@ -70,7 +70,7 @@ def made_tasks(count: int, boxes: int) -> list[dict[str, Any]]:
 
 
 def push(server: Compared, tasks: list[dict[str, Any]]) -> float:
-    """Seconds of ours alone."""
+    """Return seconds of ours alone."""
     config = label_config(CLASSES)
     twin = server.create_project(f"bare {uuid4().hex[:12]}", config)
     project = server.create_project(f"push {uuid4().hex[:12]}", config)

@@ -25,7 +25,7 @@ Su et al. 2012.
 
 How much of the oracle's gain can be known at all is printed beside it: boxes are drawn right or
 wrong, independently, with the share that is right at their score in this very ground truth
-(isotonic regression); whoever knows those shares exactly is compared with an oracle that knows the
+(isotonic regression); a policy that knows them exactly is compared with an oracle that knows the
 draw.
 
 ``--shown`` measures what showing boxes costs people instead: seconds an image over all images of
@@ -35,7 +35,7 @@ the score that would have been best here. A right box that is hidden has to be d
 
 Each set is read twice: with ground truth as it is, and ``untouched boxes forgiven``, where a
 predicted box that touches no true box (IoU below 0.1) is neither an error nor work. Where ground
-truth lacks objects, such boxes are mostly objects that nobody labelled: an oracle finds the images
+truth lacks objects, such boxes are mostly unlabelled objects: an oracle finds the images
 with the laziest annotators, which no model could know.
 """
 
@@ -96,12 +96,13 @@ class Reviewed:
     mean_score: float
 
     def seconds(self, cost: CostModel) -> float:
-        """What reviewing it takes."""
+        """Return what reviewing it takes."""
         return float(cost.seconds(self.shown, self.corrections))
 
 
 def review(manifest: Manifest, truth: Truth, *, forgive: bool = False) -> list[Reviewed]:
-    """Every image of the run that the ground truth knows; ``forgive`` boxes that touch none."""
+    """Return every image of the run that the ground truth knows; ``forgive`` boxes that touch
+    none."""
     thresholds = POLICY.thresholds(manifest.record.identity.categories)
     rows = truth_images(manifest, truth, allow_missing=True)
     return [_reviewed(row, true, thresholds, forgive) for row, true in rows]
@@ -142,7 +143,7 @@ def orders(
     seeds: Sequence[int],
     fitted: Policy | None,
 ) -> dict[str, list[Order]]:
-    """Every strategy's order of review, one a seed."""
+    """Return every strategy's order of review, one a seed."""
     by_id = {image.image_id: image for image in images}
 
     def shuffled(seed: int) -> Order:
@@ -172,7 +173,7 @@ def orders(
 
 
 def human_cost(manifest: Manifest, truth: Truth, fitted: Policy | None) -> dict[str, Any]:
-    """Seconds an image and boxes shown an image, by cost model and by what is shown."""
+    """Return seconds an image and boxes shown an image, by cost model and by what is shown."""
     rows = list(truth_images(manifest, truth, allow_missing=True))
     found: dict[str, Any] = {"images": len(rows)}
     for name, cost in COSTS.items():
@@ -227,7 +228,7 @@ def _print_cost(name: str, found: dict[str, Any]) -> None:
 
 
 def fitted_on(manifest: Manifest, truth: Truth) -> Policy:
-    """The policy that ``fit`` gives, with POLICY's thresholds on the raw scores."""
+    """Return the policy that ``fit`` gives, with POLICY's thresholds on the raw scores."""
     policy = fit_run(manifest, truth).policy
     assert policy.calibration is not None
     names = [c.name for c in manifest.record.identity.categories]
@@ -239,13 +240,14 @@ def fitted_on(manifest: Manifest, truth: Truth) -> Policy:
 
 
 def _rising(curve: Curve) -> Curve:
-    """The curve, its level steps tilted a little: a threshold on a step would take all of it."""
+    """Return the curve, its level steps tilted a little: a threshold on a step would take all of
+    it."""
     tilted = (0.999 * p + 0.001 * s for s, p in zip(curve.scores, curve.probabilities, strict=True))
     return Curve(scores=curve.scores, probabilities=tuple(tilted))
 
 
 def _copy(manifest: Manifest) -> MemoryStore:
-    """The run without what people made of it: routing must not touch the original."""
+    """Return the run without what people made of it: routing must not touch the original."""
     store = MemoryStore()
     for prefix in ("run.json", "source/", "annotations/"):
         for listed in manifest.store.list(prefix):
@@ -292,8 +294,8 @@ def _worth(image: Reviewed, right: NDArray[Any], cost: CostModel) -> tuple[float
     """(errors, seconds) of an image whose boxes are right so far."""
     accepted, shown = image.scores >= POLICY.accept, image.scores >= POLICY.reject
     errors = (1 - 1.0 * right)[accepted].sum() + right[~accepted].sum()
-    mended = (1 - 1.0 * right)[shown].sum() + right[~shown].sum()
-    return float(errors), float(cost.seconds(shown.sum(), mended))
+    corrected = (1 - 1.0 * right)[shown].sum() + right[~shown].sum()
+    return float(errors), float(cost.seconds(shown.sum(), corrected))
 
 
 def _best_first(worth: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -316,7 +318,7 @@ def measure(
     *,
     forgive: bool,
 ) -> dict[str, Any]:
-    """All strategies under both cost models; printed as they come."""
+    """Return all strategies under both cost models; printed as they come."""
     images = review(manifest, truth, forgive=forgive)
     total = sum((image.errors for image in images), Corrections())
     print(

@@ -48,13 +48,14 @@ class Rounds:
                 say(f"  round {number + 1}: {name} {value:.4g} ({cpu_s:.1f} s of CPU)")
 
     def median(self, name: str) -> float:
-        """The median over rounds."""
+        """Return the median over rounds."""
         return statistics.median(self.values[name])
 
     def per_round(
         self, ratio: Callable[[Mapping[str, float]], float], *, cpu: bool = False
     ) -> Ratio:
-        """A figure made of the sides' values (or CPU seconds) in one round, for every round."""
+        """Return a figure made of the sides' values (or CPU seconds) in one round, for every
+        round."""
         source = self.cpu_s if cpu else self.values
         count = min(map(len, source.values()))
         rows = [{name: values[i] for name, values in source.items()} for i in range(count)]
@@ -151,7 +152,7 @@ def _plot(report: Report, path: Path) -> None:
 
 
 def machine() -> str:
-    """The machine in words: cores, what they can, GPU, memory."""
+    """Return the machine in words: cores, what they can, GPU, memory."""
     cores = len(os.sched_getaffinity(0))
     with suppress(OSError):
         text = Path("/proc/cpuinfo").read_text()
@@ -181,14 +182,14 @@ def versions() -> dict[str, str]:
 
 
 def images_per_s(images: int, work: Callable[[], object]) -> float:
-    """How fast ``work`` does that many."""
+    """Return how fast ``work`` does that many."""
     began_s = time.perf_counter()
     work()
     return images / (time.perf_counter() - began_s)
 
 
 def parser(doc: str | None, *, images: int, rounds: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+    """Return the options that all benchmarks have."""
     made = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -206,13 +207,13 @@ def plain(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def say(line: str) -> None:
-    """To whoever waits."""
+    """Answer the waiting side."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def chosen(names: Sequence[str], text: str | None) -> list[str]:
-    """A comma-separated choice of ``names``; None: all."""
+    """Return a comma-separated choice of ``names``; None: all."""
     wanted = list(names) if text is None else [part.strip() for part in text.split(",")]
     unknown = [name for name in wanted if name not in names]
     if unknown:

@@ -49,7 +49,7 @@ _REFERENCE: Variant = ("torch", "fp32")
 
 
 def variants(device: DeviceName) -> list[Variant]:
-    """What can run here. Precisions that this CPU only emulates are left out."""
+    """Return what can run here. Precisions that this CPU only emulates are left out."""
     here, native = installed(), _native()
     return [
         (runtime, precision)
@@ -73,7 +73,7 @@ def _cpu_flags() -> set[str]:
 
 
 def machine(device: DeviceName) -> str:
-    """The machine in words."""
+    """Return the machine in words."""
     if device == "cuda":
         import torch
 
@@ -94,7 +94,7 @@ def detector_of(config: RunConfig, device: DeviceName, truth: str | None = None)
 
 
 def timed_config(variant: Variant, shared: Path, out: Path) -> RunConfig:
-    """The S; any loss is accepted, since random weights say nothing of it."""
+    """Return the S; any loss is accepted, since random weights say nothing of it."""
     photos = sorted((shared / "data/coco_ccby/images").rglob("*.jpg"))
     checkpoint = write_timed_checkpoint(out / "timed_s.safetensors", photos)
     model = {"checkpoint": str(checkpoint), "max_loss": 100}
@@ -102,7 +102,7 @@ def timed_config(variant: Variant, shared: Path, out: Path) -> RunConfig:
 
 
 def compact_config(variant: Variant, shared: Path, out: Path) -> RunConfig:
-    """The compact model on bccd; its source is the train split."""
+    """Return the compact model on bccd; its source is the train split."""
     train = read_truth(shared / "data/bccd/train.json")
     keys = out / "bccd_train.csv"
     keys.write_text("key\n" + "".join(f"{image.name}\n" for image in train.images))
@@ -136,7 +136,7 @@ def speeds(
     rounds: int,
     clock: Callable[[], float],
 ) -> dict[int, dict[Variant, list[float]]]:
-    """Images a second by batch size and variant, one value a round."""
+    """Return images a second by batch size and variant, one value a round."""
     found: dict[int, dict[Variant, list[float]]] = {b: {v: [] for v in detectors} for b in batches}
     for number in range(rounds + 1):  # the first one warms up
         for batch in batches:
@@ -169,7 +169,7 @@ def accuracy(shared: Path, out: Path, variant: Variant, device: DeviceName) -> f
 def int8_facts(
     shared: Path, out: Path, variant: Variant, device: DeviceName
 ) -> dict[str, Any] | None:
-    """How the compact model's INT8 was made: what was tried, kept, and lost on val."""
+    """Return how the compact model's INT8 was made: what was tried, kept, and lost on val."""
     config = compact_config(variant, shared, out)
     spec = resolve_model(model_request(config), StorageOptions(), device=device)
     ref = find_artefact(config, spec)

@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def run(actors: int, images: int, image_s: float, photos: list[bytes], folder: Path) -> float:
-    """Images/s of one whole run on so many actors, ``images`` for each of them."""
+    """Return images/s of one whole run on that many actors, ``images`` for each of them."""
     source, output = folder / f"in-{actors}", folder / f"out-{secrets.token_hex(4)}"
     if not source.exists():
         wanted = images * actors
@@ -115,7 +115,7 @@ def through_pool(
     actor: type[LabelActor],
     shards: list[Shard],
 ) -> float:
-    """Images/s of a run whose actors are of that class."""
+    """Return images/s of a run whose actors are of that class."""
     pool = GatheredPool(spec, size, depth=DEPTH, hang_after_s=600, actor=actor)
     pool.start()
     try:
@@ -125,7 +125,7 @@ def through_pool(
 
 
 def drive(manifest: Manifest, pool: GatheredPool, shards: list[Shard]) -> float:
-    """The product's loop; images/s since all actors were ready."""
+    """Return the product's loop; images/s since all actors were ready."""
     invocation = "benchmark"
     ledger = LedgerWriter(manifest.store, invocation)
     dispatcher = Dispatcher(iter(shards), DispatchRules(attempts=3, depth=DEPTH))
@@ -136,7 +136,7 @@ def drive(manifest: Manifest, pool: GatheredPool, shards: list[Shard]) -> float:
 
 
 def spec_of(source: str, output: str, options: LabellerOptions, *, threads: int = 1) -> WorkerSpec:
-    """What the actors are told; the model in it is never loaded."""
+    """Return what the actors are told; the model in it is never loaded."""
     model: Any = None
     return WorkerSpec(model, source, output, StorageOptions(), options, torch_threads=threads)
 

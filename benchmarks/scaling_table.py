@@ -111,7 +111,7 @@ def _money(dollars: float) -> str:
 
 
 def markdown(a: Assumed) -> str:
-    """The tables."""
+    """Return the tables."""
     lines = [
         f"{a.images:,.0f} images on {a.gpus:,} GPUs at {a.images_per_s:g} images/s each: "
         f"{a.hours:,.1f} hours, {a.shards:,.0f} shards.",

@@ -71,7 +71,7 @@ def main() -> None:
 def shard_sides(
     worker: Worker, photos: list[bytes], folder: Path
 ) -> dict[str, Callable[[], float]]:
-    """The same images in shards of every size."""
+    """Return the same images in shards of every size."""
     sides: dict[str, Callable[[], float]] = {}
     for count in (*PER_SHARD, len(photos)):
         name = f"{count} a shard" if count < len(photos) else f"{count} images a shard"

@@ -147,7 +147,7 @@ def _labelled(
 
 
 def _cells(found: Detections, width: int, height: int) -> Iterator[Detections]:
-    """A mosaic's detections, picture by picture, each clipped to its own."""
+    """Yield a mosaic's detections, picture by picture, each clipped to its own."""
     middle = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
     for number in range(EACH):
         top, left = _corner(number, width, height)

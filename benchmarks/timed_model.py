@@ -1,4 +1,4 @@
-"""A YOLO-NAS for timing: random weights that find about so many boxes an image.
+"""A YOLO-NAS for timing: random weights that find about a given number of boxes per image.
 
     python benchmarks/timed_model.py DEST.safetensors IMAGE… [--name yolo_nas_s] [--boxes 15]
 
@@ -140,7 +140,7 @@ def _even_out(dense: DenseDetector, batch: NDArray[np.uint8], seed: int) -> None
 
 @torch.inference_mode()
 def _bias(dense: DenseDetector, batch: NDArray[np.uint8], boxes: float) -> float:
-    """What is added to all class logits for so many boxes an image."""
+    """Return the offset of all class logits that gives that many boxes per image."""
     candidates = [_best(dense, one) for one in batch]
     low, high = -60.0, 60.0
     for _ in range(30):
@@ -154,7 +154,8 @@ def _bias(dense: DenseDetector, batch: NDArray[np.uint8], boxes: float) -> float
 
 
 def _best(dense: DenseDetector, image: NDArray[np.uint8]) -> tuple[Boxes, Scores, Classes]:
-    """An image's 1,024 best candidates: a common bias changes neither them nor their order."""
+    """Return an image's 1,024 best candidates: a common bias changes neither them nor their
+    order."""
     logits, distri = dense.raw(torch.from_numpy(image[None]))
     best = logits.flatten().topk(PRE_NMS_CANDIDATES)
     anchors, classes = best.indices // logits.shape[-1], best.indices % logits.shape[-1]

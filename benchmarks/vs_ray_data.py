@@ -87,7 +87,7 @@ def both(
 
 
 def ours(files: list[Path], make: Callable[[], Detector], device: str, folder: Path) -> float:
-    """The product: driver, pool, one actor."""
+    """Return the product: driver, pool, one actor."""
     output = folder / f"out-{secrets.token_hex(4)}"
     identity = identity_of(tuple(f"class-{i}" for i in range(80)))
     record = RunRecord(identity, {}, {}, "2026-01-01T00:00:00+00:00")
@@ -126,7 +126,7 @@ def letterboxed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def ray_data(files: list[Path], make: Callable[[], Detector], folder: Path) -> float:
-    """The same in Ray Data."""
+    """Return the same in Ray Data."""
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = False

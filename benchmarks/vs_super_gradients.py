@@ -32,7 +32,7 @@ WANTED = {"fp32": (1.9, 3.0), "int8": (6.5, 10.0), "fp16": (10.0, 10.0)}
 
 
 def predictor(path: Path, device: str) -> Any:
-    """The network as super-gradients users have it, on its COCO pipeline."""
+    """Return the network as super-gradients users have it, on its COCO pipeline."""
     from workers.yolo_nas.network import build_network, import_super_gradients, load_weights
 
     import_super_gradients()
@@ -137,7 +137,7 @@ def measure(  # type: ignore[no-untyped-def]  # argparse's
 
 
 def labelling(worker: Worker, source: Path, count: int) -> Callable[[], float]:
-    """Images/s of one run of the worker."""
+    """Return images/s of one run of the worker."""
     return lambda: images_per_s(count, lambda: worker.label(source))
 
 

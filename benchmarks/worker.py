@@ -101,7 +101,7 @@ class Worker:
 
 
 def identity_of(classes: tuple[str, ...]) -> RunIdentity:
-    """A run's identity, for outputs that nobody keeps."""
+    """Return a run's identity, for outputs that are thrown away."""
     return RunIdentity(
         name="benchmark", config_hash="0" * 16, model_sha256="0" * 64, licence="none",
         runtime="torch", precision="fp32", code_version="0", categories=categories_for(classes),
@@ -111,9 +111,9 @@ def identity_of(classes: tuple[str, ...]) -> RunIdentity:
 def decode_all(
     photos: list[bytes], preprocessing: Preprocessing, threads: int = CORES
 ) -> NDArray[np.uint8]:
-    """The bare loop: decode and letterbox, on so many threads, into one array; nothing else.
+    """Run the bare loop: decode and letterbox, on that many threads, into one array; nothing else.
 
-    Only the last 32 images are kept, so that memory is no part of what is measured.
+    Only the last 32 images are kept, so that memory does not affect the measurement.
     """
     cv2.setNumThreads(1)
     kept = np.empty((32, *preprocessing.size, 3), np.uint8)

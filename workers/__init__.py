@@ -1,1 +1,1 @@
-"""What lives on a GPU: decode, letterbox, detect, write, and the Ray shell around it."""
+"""The worker: decode, letterbox, detect, write, and the Ray shell around it."""

@@ -13,7 +13,7 @@ _KEPT_S = 3600.0
 
 
 def own_folder(purpose: str, parent: Path | None = None) -> tempfile.TemporaryDirectory[str]:
-    """``labelfleet-<purpose>-<pid>-…`` below ``parent``, or where temporary files lie."""
+    """Create ``labelfleet-<purpose>-<pid>-…`` below ``parent`` or the temporary folder."""
     prefix = f"labelfleet-{purpose}-"
     _sweep(Path(parent or tempfile.gettempdir()), prefix)
     return tempfile.TemporaryDirectory(
@@ -22,7 +22,7 @@ def own_folder(purpose: str, parent: Path | None = None) -> tempfile.TemporaryDi
 
 
 def _sweep(parent: Path, prefix: str) -> None:
-    """The owner is dead, and nothing was written for an hour."""
+    """Remove folders whose owner is dead and which were last written over an hour ago."""
     for folder in parent.glob(f"{prefix}*"):
         owner = folder.name.removeprefix(prefix).split("-")[0]
         with suppress(OSError):
@@ -34,7 +34,7 @@ def _sweep(parent: Path, prefix: str) -> None:
 def cache_folder() -> Path:
     """Return LABELFLEET_CACHE, else labelfleet in XDG_CACHE_HOME, else in ~/.cache.
 
-    A user without a home (a container's unknown user id) has it among the temporary files.
+    A user without a home (a container's unknown user id) gets one in the temporary folder.
     """
     if own := os.environ.get("LABELFLEET_CACHE"):
         return Path(own)

@@ -1,4 +1,4 @@
-"""What a worker is told: small, frozen, picklable descriptions of the model and of the work."""
+"""Small, frozen, picklable descriptions of the model and of a worker's task."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Convention:
         units: of boxes: pixels of the network input, or shares of its sides.
         scores: ``probabilities``, or ``logits`` for a sigmoid, or ``softmax_logits``.
         objectness: a column before the classes that multiplies their scores.
-        background: which of the class columns stands for "no object".
-        slots: what class columns and labels are numbered by: ``contiguous``, as ``classes`` are
+        background: which class column means "no object".
+        slots: numbering of class columns and labels: ``contiguous``, as ``classes`` are
             listed, or ``coco``, COCO's official ids.
-        nms: whether boxes of one object are still to be merged.
+        nms: whether duplicate boxes of one object remain to be merged.
         size_input: a second input, int64 [B, 2], that takes the size of the network input in this
             order, so that boxes come back in its pixels.
-        strides: of the grid, in the order in which its cells come.
+        strides: strides of the grid, in the order of its cells.
     """
 
     layout: Literal["joined", "joined_transposed", "separate", "labelled", "rows"]
@@ -64,7 +64,7 @@ class Convention:
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """The model as the config asks for it; None and ``auto`` mean: from the checkpoint, or found.
+    """The model as configured; None and ``auto`` are taken from the checkpoint or detected.
 
     Attributes:
         name: yolo_nas_s, yolo_nas_m or yolo_nas_l, the base that ``arch`` edits; None: the
@@ -75,8 +75,8 @@ class ModelRequest:
         classes: names by contiguous id, or None: the checkpoint's.
         image_size: (height, width) or None: the checkpoint's, else 640. A checkpoint of our own
             may be run at another size than it was trained with.
-        preprocessing: what the images go through, whatever the checkpoint says; None: as the
-            checkpoint says, else what the COCO weights need.
+        preprocessing: overrides the checkpoint's preprocessing; None: the checkpoint's, else that
+            of the COCO weights.
         decode, value_range: see ``Preprocessing``; None: as ``preprocessing`` or the checkpoint
             says, else the defaults.
         keep: subset of class names whose detections are kept, or None: all.
@@ -84,7 +84,7 @@ class ModelRequest:
         family: the name of the detector's family; all but yolo_nas are read from ONNX.
         convention: of the family's graph; None: YOLO-NAS. ``preprocessing`` is then its input
             without a size that counts, where ``size_stated`` is False.
-        tiles: how large images are cut; None: not at all.
+        tiles: how large images are split; None: not at all.
     """
 
     checkpoint: str
@@ -110,7 +110,7 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """The model with every choice made: what run.json records and every worker enforces.
+    """The fully resolved model: recorded in run.json and enforced by every worker.
 
     Attributes:
         checkpoint: URL; the bytes must have digest ``sha256``.
@@ -125,10 +125,10 @@ class ModelSpec:
             not known.
         convention: what the graph's outputs mean; None: YOLO-NAS, by whatever runs it. ``name`` is
             then the family's.
-        remarks: what a person should know about how the model was understood.
+        remarks: notes for people on how the model was interpreted.
         artefact: what the runtime loads in place of the checkpoint; None: nothing (torch), or not
             made yet.
-        tiles: how images larger than a tile are cut; None: the network sees every image whole.
+        tiles: how images larger than a tile are split; None: the network sees whole images.
     """
 
     checkpoint: str
@@ -158,7 +158,7 @@ class LabellerOptions:
 
     Attributes:
         decode_threads: parallel decoders.
-        nms_threads: make detections of what the network gave, while it runs the next batch.
+        nms_threads: turn network output into detections while the next batch runs.
         batch_size: images per forward, at first.
         batch_size_max: up to this many where that is faster, or fewer; None: ``batch_size`` stays.
         max_pixels: larger images become ``too_large`` rows, from their header.

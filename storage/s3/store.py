@@ -126,7 +126,7 @@ class S3Store:
         self._send("delete_object", key)
 
     def leftovers(self) -> Iterator[StoredObject]:
-        return iter(())  # an upload that broke is no object, and none of ours is multipart
+        return iter(())  # a broken upload leaves no object, and we never use multipart
 
     def presign(self, key: str, *, expires_s: int) -> str:
         where, target = self._where(key), self._target(key)

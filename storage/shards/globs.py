@@ -38,7 +38,7 @@ def compile_glob(pattern: str) -> re.Pattern[str]:
         return re.compile(regex, re.DOTALL)
     except re.error as exc:
         raise ConfigError(
-            f"{pattern!r} is no glob: {exc.msg}", hint="a set looks like [a-z] or [!0-9]"
+            f"{pattern!r} is not a valid glob: {exc.msg}", hint="a set looks like [a-z] or [!0-9]"
         ) from exc
 
 

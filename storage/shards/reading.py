@@ -61,8 +61,8 @@ def read_shard(
         store: where the shard lies.
         max_image_bytes: larger images become ``too_large`` records, unread.
         abort: asked between reads; Interrupted when it says yes.
-        readers: loose images are fetched by so many threads (object storage answers slowly but
-            in parallel), at most 64 MiB ahead of what was taken; a tar is one stream.
+        readers: threads that fetch loose images (object storage is slow per request but
+            parallel), at most 64 MiB ahead of the consumer; a tar is one stream.
 
         others_readable: asked where access to an object is denied: whether other objects of the
             source can be read now, so that it is this object's trouble and no outage.

@@ -26,7 +26,7 @@ def ends_here(zeros: int, nbytes: int) -> bool:
     """
     if zeros <= 2:
         return zeros > 0
-    if 10 < zeros <= _LONGEST:  # somebody may have appended more zeros than belong there
+    if 10 < zeros <= _LONGEST:  # more zeros than necessary may have been appended
         return any(_fills(zeros - extra, nbytes - extra * BLOCK, _RECORDS) for extra in range(20))
     return _fills(zeros, nbytes, _RECORDS + _LARGE_RECORDS)
 

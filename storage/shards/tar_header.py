@@ -80,7 +80,7 @@ def body_size(header: bytes) -> int:
         return value
     digits = field.split(b"\0", 1)[0].strip() or b"0"
     if not digits.isdigit() or digits.strip(b"01234567"):
-        raise Damaged("the size in its header is no octal number")
+        raise Damaged("the size in its header is not an octal number")
     return int(digits, 8)
 
 

@@ -1,4 +1,4 @@
-"""A forward-only tar reader for archives nobody vouches for; nothing is ever extracted.
+"""A forward-only tar reader for untrusted archives; nothing is ever extracted.
 
 Python's ``tarfile`` keeps every member in memory, reads an extension header of any announced
 size whole, recurses on chains of them, and reads only the first member of a gzip file. This
@@ -80,7 +80,7 @@ class TarStream:
         abort: asked at every member and megabyte; Interrupted when it says yes.
 
     Iterating raises:
-        SourceError: not one readable header: this is no tar archive.
+        SourceError: no readable header: not a tar archive.
         SourceTruncated: after everything readable was given: the archive ends in the middle, is
             damaged, or lacks the end-of-archive block that every complete tar has (GNU tar lets
             that pass; here images may be missing, and a person should hear of it). Behind a

@@ -48,7 +48,7 @@ class MemoryStore:
     A store pickled into another process finds that process's objects, not these.
 
     Args:
-        name: None: a new space that nobody else has.
+        name: None: a new, unshared space.
         prefix: path below it, without slashes around.
     """
 

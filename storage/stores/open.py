@@ -19,7 +19,7 @@ def open_store(url: str, options: StorageOptions | None = None) -> ObjectStore:
     """
     place = parse_url(url)
     options = options or StorageOptions()
-    # Imported here: whoever reads a local folder loads neither boto3 nor fsspec.
+    # Imported here, so that reading a local folder loads neither boto3 nor fsspec.
     if place.scheme == "file":
         from storage.stores.local import LocalStore
 

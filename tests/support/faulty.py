@@ -32,8 +32,8 @@ class Fault:
         effect: what happens.
         verb: on which calls; ``*``: all.
         prefix: only keys (for ``list``, prefixes) that start with it.
-        after: so many matching calls go well first.
-        times: so many then do not; None: all of them.
+        after: number of matching calls that succeed first.
+        times: number of calls that then fail; None: all.
         share: the chance, 0 to 1, that a call that is due is hit; drawn from the store's seed.
         error: what ``fail`` raises.
         keep_bytes: how much ``truncate`` lets through.
@@ -51,7 +51,7 @@ class Fault:
     seconds: float = 0.0
 
     def matches(self, verb: Verb, key: str) -> bool:
-        """Whether a call is of the kind this fault hits."""
+        """Return whether a call is of the kind this fault hits."""
         return self.verb in ("*", verb) and key.startswith(self.prefix)
 
 
@@ -64,15 +64,15 @@ def fail(
     after: int = 0,
     share: float = 1.0,
 ) -> Fault:
-    """The call raises ``error`` and does nothing (AccessDenied from the n-th on: ``times=None,
-    after=n``)."""
+    """Raise ``error`` from the call and do nothing (AccessDenied from the n-th on:
+    ``times=None, after=n``)."""
     return Fault("fail", verb, prefix, after, times, share, error=error)
 
 
 def drop_reply(
     verb: Verb, prefix: str = "", *, times: int | None = 1, after: int = 0, share: float = 1.0
 ) -> Fault:
-    """The call does its work, then raises StorageUnavailable: the reply was lost."""
+    """Do the call's work, then raise StorageUnavailable: the reply was lost."""
     return Fault("drop_reply", verb, prefix, after, times, share)
 
 
@@ -85,7 +85,7 @@ def truncate(
     after: int = 0,
     share: float = 1.0,
 ) -> Fault:
-    """The read ends early: ShortRead (from a stream, after ``keep_bytes`` bytes)."""
+    """End the read early with ShortRead (from a stream, after ``keep_bytes`` bytes)."""
     return Fault("truncate", verb, prefix, after, times, share, keep_bytes=keep_bytes)
 
 
@@ -98,12 +98,12 @@ def delay(
     after: int = 0,
     share: float = 1.0,
 ) -> Fault:
-    """The call sleeps first."""
+    """Sleep before the call."""
     return Fault("delay", verb, prefix, after, times, share, seconds=seconds)
 
 
 def stale_list(prefix: str = "", *, times: int | None = 1, after: int = 0) -> Fault:
-    """A listing lacks what was written through this wrapper."""
+    """Hide from listings whatever was written through this wrapper."""
     return Fault("stale", "list", prefix, after, times)
 
 
@@ -255,7 +255,7 @@ class FaultyStore:
 
 
 class _CutFile(io.RawIOBase):
-    """A stream that ends in ShortRead after so many bytes, unless the object is no longer."""
+    """A stream that ends in ShortRead after that many bytes, if the object is longer."""
 
     def __init__(self, source: BinaryIO, keep_bytes: int, key: str) -> None:
         self._source = source

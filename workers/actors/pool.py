@@ -1,7 +1,7 @@
 """LabelPool: creates, pins, watches and replaces actors; turns Ray's errors into ours.
 
 The pool replaces a dead actor itself (``max_restarts=0``): with Ray's restarts, Ray and the pool
-would both put a process on one GPU. It never retries a shard; that is the Dispatcher's. A worker
+would both put a process on one GPU. It never retries a shard; the Dispatcher does. A worker
 whose node is going is replaced before it ends, and finishes what it has while there is time.
 """
 

@@ -3,7 +3,7 @@
 The notice stands in the instance's own metadata (IMDSv2: a token by PUT, then
 ``/latest/meta-data/spot/instance-action``, which is 404 until there is one:
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html).
-Elsewhere than on EC2 nothing is asked and no thread runs.
+Outside EC2 no request is sent and no thread runs.
 """
 
 from __future__ import annotations

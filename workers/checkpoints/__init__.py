@@ -1,1 +1,1 @@
-"""Checkpoint files, read without running them, and their cache."""
+"""Checkpoint files, read without executing anything in them, and their cache."""

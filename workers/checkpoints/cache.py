@@ -29,16 +29,16 @@ _CACHE = "the checkpoint cache {} (LABELFLEET_CACHE names another)"
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch_checkpoint(url: str, options: StorageOptions, *, sha256: str | None = None) -> Path:
-    """A checkpoint as a local file: itself when it is one, else from the cache or downloaded.
+    """Return a checkpoint as a local file: the file itself, or a cached or downloaded copy.
 
-    Any number of processes may ask at once: one downloads, the others wait for it. A cached file
-    is hashed again before it is used. Remote files are known again by URL and etag.
+    With several concurrent processes one downloads and the others wait. A cached file is hashed
+    again before use. Remote files are recognised by URL and etag.
 
     Args:
         url: URL or path of a file that ends in one of ``SUFFIXES``.
@@ -67,13 +67,14 @@ def fetch_checkpoint(url: str, options: StorageOptions, *, sha256: str | None = 
 
 
 def checkpoint_suffix(url: str) -> str | None:
-    """The ending of a checkpoint's URL or path that says what kind of file it is, or None."""
+    """Return the ending of a checkpoint's URL or path that says what kind of file it is, or
+    None."""
     name = PurePosixPath(url.partition("?")[0]).name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
 def fetch_file(url: str, options: StorageOptions, *, sha256: str) -> Path:
-    """A file of known content as a local file, as ``fetch_checkpoint`` does it.
+    """Return a file of known content as a local file, as ``fetch_checkpoint`` does it.
 
     Raises:
         CheckpointError: not there, another digest, or too large.
@@ -97,17 +98,18 @@ def fetch_file(url: str, options: StorageOptions, *, sha256: str) -> Path:
 
 
 def private_folder(folder: Path) -> Path:
-    """The folder, made if need be. What lies in it is believed, so nobody else may write there.
+    """Create the folder if needed and return it. Its contents are trusted, so only this user may
+    write there.
 
     Raises:
-        CheckpointError: another user owns it, or anybody may write there.
+        CheckpointError: another user owns it, or everyone may write there.
     """
     with translating_os_errors(_CACHE.format(folder)):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
     if found.st_uid not in (os.getuid(), 0) or found.st_mode & stat.S_IWOTH:
         raise CheckpointError(
-            f"{folder} belongs to another user, or everybody may write there",
+            f"{folder} belongs to another user, or everyone may write there",
             hint="set LABELFLEET_CACHE to a folder of your own",
         )
     return folder
@@ -141,9 +143,9 @@ def _remote(
 
 
 def _intact(folder: Path, sha256: str, suffix: str) -> Path | None:
-    """The cached file with that digest; one whose bytes have changed is thrown away."""
+    """Return the cached file with that digest; delete it if its bytes have changed."""
     if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        return None  # it names the file: it may not lead to another one
+        return None  # it becomes the file name and must not lead elsewhere
     path = folder / f"{sha256.lower()}{suffix}"
     if not path.is_file():
         return None
@@ -156,7 +158,7 @@ def _intact(folder: Path, sha256: str, suffix: str) -> Path | None:
 def _download(
     store: ObjectStore, entry: StoredObject, folder: Path, suffix: str
 ) -> tuple[str, Path]:
-    """Stream to a temporary file beside its place, hashing; it appears whole or not at all."""
+    """Download to a temporary file while hashing, then move it into place atomically."""
     with (
         translating_os_errors(_CACHE.format(folder)),
         tempfile.NamedTemporaryFile(dir=folder, prefix=".part-", delete=False) as part,

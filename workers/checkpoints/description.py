@@ -1,4 +1,4 @@
-"""What our own checkpoints say about themselves: one JSON text in the safetensors metadata."""
+"""The self-description of our checkpoints: one JSON text in the safetensors metadata."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def description(
     training: Mapping[str, Any],
     official_ids: tuple[int, ...] | None = None,
 ) -> str:
-    """The JSON text to store under ``METADATA_KEY``."""
+    """Return the JSON text to store under ``METADATA_KEY``."""
     return json.dumps(
         {
             "format": FORMAT,
@@ -41,10 +41,10 @@ def description(
 
 
 def read_description(file_name: str, text: str | None) -> dict[str, Any]:
-    """The fields of ``Checkpoint`` that a description fills; {} when there is none.
+    """Return the fields of ``Checkpoint`` that a description fills; {} when there is none.
 
     Raises:
-        CheckpointError: anybody may have written it, and this one makes no sense.
+        CheckpointError: the description is invalid (its author is not trusted).
     """
     if text is None:
         return {}
@@ -80,7 +80,7 @@ def canonical_arch(arch_params: Mapping[str, Any]) -> str:
     """
     params = json.loads(json.dumps(arch_params))
     if not isinstance(params, dict):
-        raise TypeError("arch_params are no mapping")
+        raise TypeError("arch_params are not a mapping")
     params.pop("num_classes", None)
     heads = params.get("heads")
     for settings in heads.values() if isinstance(heads, dict) else ():
@@ -90,7 +90,7 @@ def canonical_arch(arch_params: Mapping[str, Any]) -> str:
 
 
 def _official_ids(value: Any, classes: int) -> tuple[int, ...] | None:
-    """The data set's own ids of the classes. Raises ValueError."""
+    """Return the data set's own ids of the classes. Raises ValueError."""
     if value is None:
         return None
     if not isinstance(value, list) or not all(type(i) is int and 0 <= i < 2**31 for i in value):
@@ -114,7 +114,7 @@ def names_of(value: Any) -> tuple[str, ...]:
             raise ValueError(f"classes are not numbered 0 to {len(value) - 1}: {value!r:.80}")
         value = [by_index[i] for i in range(len(value))]
     if not isinstance(value, list | tuple) or not all(isinstance(n, str) for n in value):
-        raise ValueError(f"classes are no list of names: {value!r:.80}")
+        raise ValueError(f"classes are not a list of names: {value!r:.80}")
     return tuple(value)
 
 
@@ -130,5 +130,5 @@ def _preprocessing(said: Mapping[str, Any]) -> Preprocessing:
 
 def _text_or_none(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{value!r:.40} is no text")
+        raise ValueError(f"{value!r:.40} is not text")
     return value

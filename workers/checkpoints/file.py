@@ -1,4 +1,4 @@
-"""One checkpoint file: its weights, and what it says about itself.
+"""One checkpoint file: its weights and its self-description.
 
 .pth, .pt, .ckpt and .pth.tar files are read by torch_file.py, without running anything in them;
 .safetensors files of our own carry a JSON description under the metadata key ``labelfleet``.
@@ -36,7 +36,7 @@ _IN_NETWORK = re.compile(r"((?:.*?\.)??)(?:backbone|neck|heads)\.")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a checkpoint file says about itself; its weights are read by ``load_state_dict``.
+    """A checkpoint file's self-description; ``load_state_dict`` reads its weights.
 
     Attributes:
         path: the local file.
@@ -49,8 +49,8 @@ class Checkpoint:
         official_ids: the ids that its training set gave the classes; None when it does not say.
         preprocessing: what it was trained with; None when it does not say.
         nms_iou: the threshold it was made for; None when it does not say.
-        licence: as whoever saved it stated it.
-        training: how it was made, as its trainer recorded it.
+        licence: as stated by its author.
+        training: how it was trained, as recorded by its trainer.
     """
 
     path: Path
@@ -72,7 +72,7 @@ class Checkpoint:
         return self.preprocessing.size if self.preprocessing else None
 
     def load_state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights by name, on the CPU; of a super-gradients checkpoint the EMA ones.
+        """Return the weights by name, on the CPU; of a super-gradients checkpoint the EMA ones.
 
         Raises:
             CheckpointError: damaged, or with values that are not finite floating-point numbers.
@@ -91,7 +91,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint of torch or a .safetensors file, reading everything but the weights.
 
     Raises:
-        CheckpointError: not a checkpoint, damaged, not YOLO-NAS, or at odds with itself.
+        CheckpointError: not a checkpoint, damaged, not YOLO-NAS, or inconsistent.
     """
     digest = file_sha256(path)
     if path.suffix == ".safetensors":
@@ -162,7 +162,7 @@ def _safetensors_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _root(file: TorchFile) -> dict[Any, Any]:
-    """The pickled dict, OrderedDict or not; its values are left as they are."""
+    """Return the pickled dict, OrderedDict or not; its values are left as they are."""
     root = file.root
     if isinstance(root, Call) and root.target and root.target.name == "OrderedDict":
         root = root.items
@@ -198,7 +198,7 @@ def _weights(path: Path, root: Mapping[Any, Any]) -> dict[str, TensorRef]:
 
 
 def _from_processing(path: Path, params: Any) -> dict[str, Any]:
-    """What ``processing_params`` say; None of them need be there."""
+    """Return the fields given by ``processing_params``; all of them are optional."""
     said: dict[str, Any] = {}
     try:
         if params.get("class_names") is not None:
@@ -222,7 +222,7 @@ def _share(value: Any) -> float:
 
 
 def network_names(path: Path, keys: Iterable[str]) -> dict[str, str]:
-    """The weights of the network: their names in it, by their keys in the file.
+    """Return the weights of the network: their names in it, by their keys in the file.
 
     What wraps a network shows in the keys: ``module.`` (DataParallel), ``_orig_mod.``
     (torch.compile, in any place), ``model.`` or any other attribute of a Lightning module. What

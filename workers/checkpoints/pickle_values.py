@@ -61,7 +61,7 @@ _SCALARS = (str, bytes, int, float, bool, type(None), Global, Call)
 
 
 def read_pickle(file: BinaryIO) -> Any:
-    """The value of the pickle that starts at the file's position, which moves behind it.
+    """Return the value of the pickle that starts at the file's position, which moves behind it.
 
     Returns:
         dict, list, tuple, str, bytes, int, float, bool, None, and ``Global``, ``Call`` and

@@ -51,7 +51,7 @@ def _converted(value: Any, seen: dict[int, Any], depth: int) -> Any:
 
 
 def _key(key: Any, seen: dict[int, Any], depth: int) -> Any:
-    """A key as a plain value; one that could not be a key stays what it is."""
+    """Return a key as a plain value; one that could not be a key stays what it is."""
     found = _plain(key, seen, depth)
     return found if isinstance(found, str | bytes | int | float | None) else key
 
@@ -86,7 +86,7 @@ def _container(call: Call, seen: dict[int, Any], depth: int) -> Any:
 
 
 def _encoded(call: Call) -> Any:
-    """How protocol 2 writes bytes."""
+    """Return how protocol 2 writes bytes."""
     if len(call.args) == 2 and isinstance(call.args[0], str) and call.args[1] == "latin1":
         return call.args[0].encode("latin1", "replace")
     return call
@@ -106,7 +106,8 @@ def _numpy(call: Call, seen: dict[int, Any], depth: int) -> Any:
 
 
 def _values(dtype: Any, raw: Any) -> list[Any]:
-    """The little-endian numbers or the texts in an array's bytes, flat; [] for other dtypes."""
+    """Return the little-endian numbers or the texts in an array's bytes, flat; [] for other
+    dtypes."""
     raw = _encoded(raw) if isinstance(raw, Call) else raw
     code = dtype.args[0] if isinstance(dtype, Call) and dtype.args else None
     if not isinstance(code, str) or not isinstance(raw, bytes) or _is_big_endian(dtype):

@@ -66,7 +66,8 @@ def preprocessing_of(image_processor: Any) -> Preprocessing:
 
 
 def _flat(value: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """The steps in order, ComposeProcessing unfolded, names as super-gradients spells them."""
+    """Return the steps in order, ComposeProcessing unfolded, names as super-gradients spells
+    them."""
     if isinstance(value, list | tuple):
         return [step for item in value for step in _flat(item)]
     if isinstance(value, str):

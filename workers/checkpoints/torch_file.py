@@ -78,7 +78,8 @@ class TorchFile:
             raise CheckpointError(f"{path.name} is damaged: {exc}", hint=_DAMAGED) from exc
 
     def tensors(self, refs: Mapping[str, TensorRef]) -> dict[str, torch.Tensor]:
-        """The named tensors, contiguous, in the order of ``refs``; each storage is read once.
+        """Return the named tensors, contiguous, in the order of ``refs``; each storage is read
+        once.
 
         Raises:
             CheckpointError: a storage is missing, short or damaged.
@@ -179,7 +180,7 @@ _DAMAGED = "fetch the file again; give its sha256 in the config to notice earlie
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> Any:
-    """A member as a file. torch never compresses, and refusing to expand keeps bombs out."""
+    """Return a member as a file. torch never compresses, and refusing to expand keeps bombs out."""
     entry = archive.getinfo(name)
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
         raise zipfile.BadZipFile(f"{name} is compressed or encrypted")
@@ -229,7 +230,7 @@ def _storage_types(root: Any) -> dict[str, int]:
 
 
 def tensor_ref(value: Any) -> TensorRef | None:
-    """The tensor a pickled value stands for; None when it stands for something else.
+    """Return the tensor a pickled value stands for; None when it stands for something else.
 
     Raises:
         CheckpointError: a tensor that reaches outside its storage, or is not plain and dense.
@@ -272,7 +273,7 @@ def _checked_ref(storage: Any, offset: Any, shape: Any, stride: Any) -> TensorRe
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**40:
-        raise ValueError(f"{value!r:.40} is no count")
+        raise ValueError(f"{value!r:.40} is not a count")
     return value
 
 
@@ -280,7 +281,7 @@ def _counts(value: Any) -> tuple[int, ...]:
     if isinstance(value, Call) and value.args:  # torch.Size
         value = value.args[0]
     if not isinstance(value, tuple) or len(value) > 8:
-        raise ValueError(f"{value!r:.40} is no shape")
+        raise ValueError(f"{value!r:.40} is not a shape")
     return tuple(_count(v) for v in value)
 
 

@@ -57,7 +57,7 @@ def difference(
             if x is None or y is None:  # no such output in this family
                 continue
             apart = np.abs(x[i][mine] - y[i][theirs])
-            largest[k] = np.maximum(largest[k], apart.max(initial=0))  # what is no number stays
+            largest[k] = np.maximum(largest[k], apart.max(initial=0))  # NaN propagates
     box, score, std, entropy = (float(f"{value:.3g}") for value in largest)
     return Disagreement(found, missing, box, score, std, entropy)
 

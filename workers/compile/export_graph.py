@@ -51,7 +51,7 @@ def export_onnx(
 
 
 def _contiguous(dense: DenseDetector) -> DenseDetector:
-    """A copy in plain memory order: channels_last weights would be exported transposed."""
+    """Return a copy in plain memory order: channels_last weights would be exported transposed."""
     plain = copy.deepcopy(dense)
     for module in plain.modules():
         if isinstance(module, nn.Conv2d):

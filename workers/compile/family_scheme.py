@@ -26,7 +26,7 @@ _WEIGHED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
 def family_scheme(graph: Path, spec: ModelSpec) -> Scheme:
-    """The blocks of an ONNX graph, and what to feed it.
+    """Return the blocks of an ONNX graph, and what to feed it.
 
     Raises:
         ModelError: it has no operator that could be quantised.

@@ -77,7 +77,7 @@ def artefact_key(spec: ModelSpec, more: Mapping[str, Any] | None = None) -> str:
 
 
 def graph_precision(spec: ModelSpec) -> str:
-    """What precision the graph itself is in; others are a matter of loading it."""
+    """Return what precision the graph itself is in; others are a matter of loading it."""
     typed = spec.runtime == "tensorrt" and spec.precision == "fp16"
     return spec.precision if typed or spec.precision == "int8" else "fp32"
 
@@ -143,7 +143,8 @@ def make_graph(
 def make_family_graph(
     spec: ModelSpec, options: StorageOptions, images: NDArray[np.uint8], folder: Path, say: Say
 ) -> Made:
-    """The graph of another family as an artefact: the file itself, seen to run on the images.
+    """Return the graph of another family as an artefact: the file itself, seen to run on the
+    images.
 
     Raises:
         ArtefactError: the runtime's fp32 does not agree with ONNX Runtime's.
@@ -171,7 +172,7 @@ def make_family_graph(
 
 
 def open_session(artefact: Artefact, spec: ModelSpec) -> Any:
-    """A session on what was just made, on all cores."""
+    """Return a session on what was just made, on all cores."""
     from workers.models.load import session_of
 
     return session_of(artefact, spec, threads=0)

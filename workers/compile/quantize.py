@@ -139,7 +139,7 @@ class Quantised:
 
 
 def import_nncf() -> Any:
-    """The ``nncf`` module, silent and without its usage statistics. Raises ModelError."""
+    """Return the ``nncf`` module, silent and without its usage statistics. Raises ModelError."""
     import_openvino()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -198,7 +198,7 @@ class Quantiser:
         return Artefact({QDQ_MODEL: folder / QDQ_MODEL}, QDQ_MODEL, facts)
 
     def _read(self) -> Any:
-        """The float32 graph as NNCF takes it."""
+        """Return the float32 graph as NNCF takes it."""
         if self._runtime == "openvino":
             return self._ov.Core().read_model(self._graph)
         import onnx
@@ -269,7 +269,7 @@ def _make_signed(model: Any) -> None:
 def search(
     quantiser: Quantiser, judge: Judging, limit: float, say: Say, scheme: Scheme | None = None
 ) -> Quantised:
-    """The recipe, and as many more groups in float32 as the verdict needs.
+    """Return the recipe, and as many more groups in float32 as the verdict needs.
 
     Args:
         judge: what an artefact loses against float32, and whether that passes.
@@ -305,7 +305,7 @@ def search(
 
 
 def refusal(found: Verdict, limit: float, what: str) -> ArtefactError:
-    """The error for a verdict that did not pass: what is too large, and what would help."""
+    """Return the error for a verdict that did not pass: what is too large, and what would help."""
     if found.high <= limit:
         return ArtefactError(
             f"{what} finds other objects than fp32: {found.agreement:.1%} of the boxes with a "

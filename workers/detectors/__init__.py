@@ -1,1 +1,1 @@
-"""What a detector is, and NMS."""
+"""The detector protocol and NMS."""

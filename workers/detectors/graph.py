@@ -29,7 +29,7 @@ class QueueingSession(Session, Protocol):
     """A Session on a device of its own; see ``QueueingDetector``."""
 
     def empty(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """An uninitialised array in memory that the device reads at full speed."""
+        """Return an uninitialised array in memory that the device reads at full speed."""
         ...
 
     def launch(self, batch: NDArray[np.uint8]) -> Callable[[], Selected]:
@@ -38,7 +38,7 @@ class QueueingSession(Session, Protocol):
 
 
 class GraphDetector:
-    """See ``Detector``; what is particular to a runtime is in its session."""
+    """See ``Detector``; runtime-specific code is in its session."""
 
     def __init__(self, session: Session, spec: ModelSpec) -> None:
         self._session = session
@@ -110,7 +110,7 @@ class QueueingGraphDetector(GraphDetector):
 
 
 def detector_around(session: Session, spec: ModelSpec) -> GraphDetector:
-    """The detector that does what its session can."""
+    """Return the detector that does what its session can."""
     if isinstance(session, QueueingSession):
         return QueueingGraphDetector(session, spec)
     return GraphDetector(session, spec)

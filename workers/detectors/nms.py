@@ -2,7 +2,7 @@
 
 Runtime independent: numpy in, ``Detections`` out. The rules are those of super-gradients'
 ``predict()``: every (anchor, class) above the floor is a candidate of its own, the best 1,024 of
-an image enter NMS, NMS knows no other class, at most ``max_detections`` leave it. A lower floor
+an image enter NMS, NMS runs within each class, at most ``max_detections`` leave it. A lower floor
 than predict()'s only adds candidates behind the ones it would have had, so what it adds can
 neither displace nor suppress them.
 """
@@ -24,9 +24,9 @@ TOPK_CLASSES = 5
 
 @dataclass(frozen=True, slots=True)
 class NmsRules:
-    """What survives: score above ``score_floor``, overlap up to ``nms_iou``, at most so many.
+    """Limits of NMS: minimum score, maximum overlap, maximum number of detections.
 
-    ``nms_iou`` None: the network's boxes do not repeat each other, and none is suppressed.
+    ``nms_iou`` None: the network outputs no duplicates, so no box is suppressed.
     """
 
     score_floor: float
@@ -78,7 +78,8 @@ def suppress(
 def top_classes(
     scores: NDArray[np.float32],
 ) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
-    """The best min(5, C) classes of each row of ``scores`` [N, C]: ids and scores, descending."""
+    """Return the best min(5, C) classes of each row of ``scores`` [N, C]: ids and scores,
+    descending."""
     k = min(TOPK_CLASSES, scores.shape[1])
     ids = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return ids.astype(np.int16), np.take_along_axis(scores, ids, axis=1)

@@ -1,4 +1,4 @@
-"""Boxes of an image that was seen in overlapping parts, merged across the seams."""
+"""Merge the boxes of an image processed in overlapping tiles across their seams."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def merged_windows(
 
 
 def _cut(boxes: NDArray[np.float32], window: Window, width: int, height: int) -> NDArray[np.bool_]:
-    """bool [N]: boxes that reach an edge of the window which is no edge of the image."""
+    """Return bool [N]: boxes that reach an inner edge of the window."""
     near_x, near_y = _NEAR * window.width, _NEAR * window.height
     right, bottom = window.x + window.width, window.y + window.height
     return np.asarray(
@@ -137,7 +137,7 @@ def _with_sides(
 
 
 def _together(parts: Sequence[Detections]) -> Detections:
-    """All boxes, part after part."""
+    """Return all boxes, part after part."""
     columns = {
         field.name: [getattr(one, field.name) for one in parts] for field in fields(Detections)
     }

@@ -50,7 +50,7 @@ class SelectedDetector(nn.Module):
         return self.select(*self.dense.raw(images))
 
     def select(self, logits: Tensor, distri: Tensor) -> tuple[Tensor, ...]:
-        """The same, from what ``DenseDetector.raw`` gives."""
+        """Return the same, from what ``DenseDetector.raw`` gives."""
         count, (anchors_n, classes) = logits.shape[0], logits.shape[1:]
         k = min(PRE_NMS_CANDIDATES, anchors_n)
         seen = logits if self._all else logits.index_select(2, self.kept)  # type: ignore[arg-type]

@@ -122,7 +122,7 @@ def probe(data: bytes) -> tuple[int, int, int] | None:
     """
     try:
         width, height, orientation = _probe(data)
-    except Exception:  # noqa: BLE001  as in decode(): there is no size to tell
+    except Exception:  # noqa: BLE001  as in decode(): the size is unknown
         return None
     sides_fit = 0 < width < 1 << 31 and 0 < height < 1 << 31
     return (width, height, orientation) if sides_fit else None

@@ -106,7 +106,8 @@ def _read_dicom(data: bytes) -> Any:
 
 
 def _decode_dicom(data: bytes, max_pixels: int, value_range: ValueRange) -> DecodedImage:
-    """The first frame, windowed as its header says (DICOM PS3.3, C.11.2), else by its range."""
+    """Return the first frame, windowed as its header says (DICOM PS3.3, C.11.2), else by its
+    range."""
     dataset = _read_dicom(data)
     if "PixelData" not in dataset:
         raise Unsupported("DICOM without an image (no PixelData)")
@@ -152,7 +153,7 @@ def _windowed(
 
 
 def _window(dataset: Any) -> tuple[float, float]:
-    """The values that the first window shows as black and white."""
+    """Return the values that the first window shows as black and white."""
     center, width = dataset.WindowCenter, dataset.WindowWidth
     if not isinstance(center, (int, float)):
         center, width = center[0], width[0]
@@ -166,7 +167,8 @@ def _raw_size(raw: Any) -> tuple[int, int, int]:
 
 
 def _decode_camera_raw(data: bytes, max_pixels: int) -> DecodedImage:
-    """What the sensor saw, developed with the camera's white balance; never the thumbnail."""
+    """Return what the sensor saw, developed with the camera's white balance; never the
+    thumbnail."""
     rawpy = _package("rawpy", "raw", "camera RAW")
     try:
         with rawpy.imread(io.BytesIO(data)) as raw:

@@ -204,7 +204,7 @@ def _check_scans(most: int, header: JpegHeader, max_pixels: int, data: bytes) ->
 
 
 def _dct_factor(height: int, width: int, orientation: int, enough: Preprocessing) -> int:
-    """How much smaller a JPEG may be decoded: 8, 4, 2, or 1: not at all."""
+    """Return how much smaller a JPEG may be decoded: 8, 4, 2, or 1: not at all."""
     most = shrink(height, width, enough)
     for factor in (8, 4, 2):
         # A last pixel that is filled up must stay the last: no turning.

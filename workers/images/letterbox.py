@@ -34,7 +34,7 @@ class LetterboxTransform:
     height: int
 
     def invert(self, detections: Detections) -> Detections:
-        """Boxes and their standard deviations from input pixels to upright pixels.
+        """Return boxes and their standard deviations from input pixels to upright pixels.
 
         Nothing is clipped, as in ``predict()``: a box at the border may reach past the image by
         some pixels (readers that need it clip to width and height, which are in the row).

@@ -17,10 +17,10 @@ _DCT = (np.cos(_FREQUENCIES) * np.sqrt(2 / _SIDE)).astype(np.float32)
 
 
 def phash(pixels: NDArray[np.uint8]) -> int:
-    """The DCT hash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash
+    """Return the DCT hash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash
     Functions" (2010), section 3.2.1: grey, 32×32, the 8×8 lowest frequencies, each compared with
-    their median. The 32×32 are means of 3×3 samples each, between pixels: reading every pixel
-    costs twice as much and turns one bit in a hundred.
+    their median. The 32×32 are means of 3×3 samples each, between pixels: reading every pixel costs
+    twice as much and turns one bit in a hundred.
 
     Args:
         pixels: uint8 [H, W, 3], RGB, upright, any size.

@@ -245,7 +245,7 @@ def profile_warning(profile: bytes | None) -> list[str]:
 
 
 def _profile_name(profile: bytes) -> str:
-    """The profile's description tag (ICC.1:2010, 9.2.41), as far as it is there."""
+    """Return the profile's description tag (ICC.1:2010, 9.2.41), as far as it is there."""
     count = int.from_bytes(profile[128:132], "big")
     for at in range(132, 132 + 12 * min(count, 100), 12):
         if profile[at : at + 4] != b"desc":

@@ -41,12 +41,12 @@ class Prepared:
     transform: LetterboxTransform
 
     def row(self, detections: Detections) -> AnnotationRow:
-        """The image's row; ``detections`` as the detector gave them, in input pixels."""
+        """Return the image's row; ``detections`` as the detector gave them, in input pixels."""
         whole = self.transform
         return self.upright_row(whole.invert(detections), whole.width, whole.height)
 
     def upright_row(self, detections: Detections, width: int, height: int) -> AnnotationRow:
-        """The row of an image of that size; ``detections`` in its upright pixels."""
+        """Return the row of an image of that size; ``detections`` in its upright pixels."""
         return AnnotationRow(
             image_id=self.image_id,
             shard_id=self.shard_id,

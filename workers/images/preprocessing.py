@@ -152,7 +152,7 @@ class Tiles:
     whole: bool = True
 
     def windows(self, width: int, height: int) -> list[Window]:
-        """The parts of an image, row by row, the whole of it last; one where it fits a tile.
+        """Return the parts of an image, row by row, the whole of it last; one where it fits a tile.
 
         The last tile of a row or column lies at the border and overlaps more, as SAHI's do.
         """

@@ -152,7 +152,7 @@ def gif_warnings(data: bytes) -> list[str]:
             at += 1 + data[at]
         at += 1
     if at < len(data) and data[at] != 0x2C:
-        return ["corrupt data: bytes between its blocks that are no block"]
+        return ["corrupt data: stray bytes between its blocks"]
     return []
 
 
@@ -202,7 +202,7 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def webp_exif(data: bytes) -> bytes:
-    """The EXIF chunk's payload, empty where there is none."""
+    """Return the EXIF chunk's payload, empty where there is none."""
     at = 12
     while at + 8 <= len(data):
         nbytes = int.from_bytes(data[at + 4 : at + 8], "little")

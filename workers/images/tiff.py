@@ -187,7 +187,7 @@ def exif_orientation(exif: bytes) -> int | None:
 
 
 def is_camera_raw(data: bytes, pages: list[TiffPage]) -> bool:
-    """Whether what the sensor saw is in it, beside or behind a thumbnail."""
+    """Return whether what the sensor saw is in it, beside or behind a thumbnail."""
     reader = _Reader(data)
     candidates = list(pages[:_MAX_SUBIFDS])
     for page in pages[:1]:
@@ -266,7 +266,7 @@ def _by_planes(data: bytes, page: TiffPage) -> NDArray[Any]:
 
 
 def _plane(data: bytes, page: TiffPage, index: int) -> bytes:
-    """The same TIFF with a directory behind it that knows one plane alone, as grey."""
+    """Return the same TIFF with a directory behind it that knows one plane alone, as grey."""
     samples = page.first(_SAMPLES, 1)
     tags = {tag: page.tags[tag] for tag in _LAYOUT if tag in page.tags}
     for tag in _WHERE:
@@ -297,7 +297,8 @@ def _plane(data: bytes, page: TiffPage, index: int) -> bytes:
 
 
 def _is_plain(page: TiffPage) -> bool:
-    """Whether Pillow reads it like other decoders: 8 bits, interleaved, no further samples."""
+    """Return whether Pillow reads it like other decoders: 8 bits, interleaved, no further
+    samples."""
     if set(page.tags.get(_BITS, ())) != {8} or page.first(_PLANAR, 1) != 1 or _EXTRA in page.tags:
         return False
     colour = (page.first(_PHOTOMETRIC, -1), page.first(_SAMPLES, 1))
@@ -319,7 +320,7 @@ def _check_kind(page: TiffPage) -> None:
 
 
 def _is_coded(page: TiffPage) -> bool:
-    """Whether a plane alone says nothing: YCbCr, and JPEG, whose tables are shared."""
+    """Return whether a plane alone says nothing: YCbCr, and JPEG, whose tables are shared."""
     return page.first(_PHOTOMETRIC, 1) in (3, 6) or page.first(_COMPRESSION, 1) in (6, 7)
 
 

@@ -32,7 +32,7 @@ _PROBE_HOLDS_S = 10.0
 def _refusing_a_vanished_source(
     images: Iterator[ImageRecord], source: SupportsList
 ) -> Iterator[ImageRecord]:
-    """An image that is gone is a row; a source that is gone (a mount that dropped) is an error.
+    """Yield a shard's images; tell missing images (rows) from a missing source (an error).
 
     Raises:
         BucketNotFound: something was missing, and so is everything else.
@@ -70,7 +70,7 @@ class _Others:
         self._seen_s = -math.inf
 
     def readable(self) -> bool:
-        """Whether a byte of any object drawn can be read; a yes holds for some seconds."""
+        """Return whether a byte of any object drawn can be read; a yes holds for some seconds."""
         with self._lock:
             if time.monotonic() - self._seen_s < _PROBE_HOLDS_S:
                 return True

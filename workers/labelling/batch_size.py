@@ -1,4 +1,4 @@
-"""How many images a batch has: as told, or the fastest of doubled and halved sizes."""
+"""Batch size: fixed, or the fastest of doubled and halved sizes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class BatchSize:
     def too_large(self, images: int) -> None:
         """A batch of ``images`` failed, and its images one by one did not: stay below."""
         if images == 1:
-            return  # it is no smaller one that worked, but the same again
+            return  # the size that worked is not smaller
         self._most = images // 2
         if self.now > self._most:
             self.now, self._search = self._most, None

@@ -1,4 +1,4 @@
-"""The model's part of a worker: whole batches in, the network, NMS beside it, rows out."""
+"""The inference stage of a worker: whole batches in, network, parallel NMS, rows out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Ready:
     part: Part | None = None
 
     def finished(self, found: Detections) -> MadeRow | None:
-        """The image's row; None while parts of it are missing."""
+        """Return the image's row; None while parts of it are missing."""
         if self.part is None:
             return MadeRow(self.job, self.index, partial(self.prepared.row, found))
         image = self.part.image
@@ -56,7 +56,7 @@ class _Waiting:
 
 
 class InferStage:
-    """What the infer thread does, and the NMS threads behind it.
+    """The work of the infer thread and of the NMS threads behind it.
 
     Args:
         inference: used by the infer thread only.
@@ -84,8 +84,9 @@ class InferStage:
             self._inferred.put(None)
 
     def infer_loop(self) -> None:
-        """Until the ring is closed. Where the detector queues, a batch that is ready is launched
-        before the one in front of it is waited for, so that the device need not wait for us."""
+        """Run until the ring is closed. Where the detector queues, a batch that is ready is
+        launched before the one in front of it is waited for, so that the device need not wait for
+        us."""
         running: _Launched | None = None
         while True:
             asked_s = time.perf_counter()
@@ -126,7 +127,7 @@ class InferStage:
         self._inferred.put(_Waiting(launched.batch, launched.images, inferred.finish))
 
     def nms_loop(self) -> None:
-        """Until it is stopped."""
+        """Run until stopped."""
         while (inferred := self._inferred.get()) is not None:
             began_s = time.perf_counter()
             results = inferred.finish()

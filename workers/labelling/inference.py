@@ -1,4 +1,4 @@
-"""Runs the detector on batches, and finds out whose fault it is when that fails."""
+"""Runs the detector on batches, and finds the cause when that fails."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Inference:
             return ShardFailed(f"inference failed on {name!r}: {type(exc).__name__}: {exc}")
 
     def _check_device(self, pixels: NDArray[np.uint8]) -> None:
-        """It was the image's fault, if a blank one still works; else the whole worker's."""
+        """Blame the image if a blank one still works, else the worker."""
         try:
             self._detector.detect(np.zeros_like(pixels))
         except Exception as exc:

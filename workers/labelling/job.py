@@ -44,7 +44,7 @@ class ShardJob:
     _pending: dict[int, Callable[[], AnnotationRow]] = field(default_factory=dict)
 
     def fail(self, error: Exception) -> None:
-        """The first error is the one that is told."""
+        """Keep the first error; later ones are ignored."""
         if not self.ended.is_set():
             if not isinstance(error, LabelfleetError):
                 error = ShardFailed(f"{type(error).__name__}: {error}")
@@ -52,7 +52,7 @@ class ShardJob:
             self.ended.set()
 
     def write(self, index: int, row: Callable[[], AnnotationRow]) -> int:
-        """Rows arrive in any order and leave in that of the shard; returns how many left."""
+        """Accept rows in any order, write them in shard order; return how many were written."""
         self._pending[index] = row
         before = self.written
         while (due := self._pending.pop(self.written, None)) is not None:
@@ -66,7 +66,8 @@ class ShardJob:
             self.seconds[stage] += seconds
 
     def inferred_in(self, batch: int, seconds: dict[str, float], fill: dict[str, float]) -> None:
-        """One of its images was in a batch of so many, which took ``seconds`` by stage."""
+        """Record that one of the images was in a batch of size ``batch`` that took ``seconds`` by
+        stage."""
         self.inferred += 1
         for stage, s in seconds.items():
             self.seconds[stage] += s / batch
@@ -74,7 +75,7 @@ class ShardJob:
             self.fill[name] += share
 
     def end_if_whole(self) -> None:
-        """The attempt is over once every fetched image is a row."""
+        """End the attempt once every fetched image is a row."""
         if self.written == self.fetched:
             self.ended.set()
 
@@ -92,6 +93,6 @@ class ShardJob:
 
 
 def with_commit_seconds(commit: Commit, seconds: float) -> Commit:
-    """The commit, with the time it took among its footer's seconds."""
+    """Return the commit, with the time it took among its footer's seconds."""
     told = {**commit.footer.seconds, COMMIT: round(seconds, 4)}
     return replace(commit, footer=replace(commit.footer, seconds=told))

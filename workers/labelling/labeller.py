@@ -319,7 +319,7 @@ class ShardLabeller:
         return run
 
     def _break(self, error: WorkerLost) -> None:
-        """Nothing more can be labelled here; every attempt in flight is told."""
+        """Fail every attempt in flight: nothing more can be labelled here."""
         with self._lock:
             self._broken = self._broken or error
             jobs = list(self._jobs_by_id.values())

@@ -1,4 +1,4 @@
-"""What may wait between the stages of a worker, and how much of it: encoded bytes, pixel slots."""
+"""Bounded queues between the stages of a worker: encoded bytes and pixel slots."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class BatchRing(Generic[T]):
                 self._filled.notify()
 
     def take(self) -> Slot[T] | None:
-        """A slot to write one image into; waits for one. None: the ring is closed."""
+        """Return a slot to write one image into; waits for one. None: the ring is closed."""
         with self._freed:
             while not self._closed:
                 batch = self._open()
@@ -161,12 +161,12 @@ class BatchRing(Generic[T]):
                 self._filled.notify()
 
     def next(self, *, wait: bool = True) -> Batch[T] | None:
-        """The oldest batch, whole or partial; waits for one. None: the ring is closed.
+        """Return the oldest batch, whole or partial; waits for one. None: the ring is closed.
 
         ``pixels`` of a partial batch has unfilled slots behind ``items``.
 
         Args:
-            wait: False: None, too, when there is no batch to be taken now.
+            wait: False: also return None when no batch is ready now.
         """
         asked_s = time.monotonic()
         with self._filled:
@@ -181,7 +181,7 @@ class BatchRing(Generic[T]):
         return None
 
     def _wait_s(self, batch: Batch[T], asked_s: float) -> float | None:
-        """How long until it may go: 0 now, None when something happens."""
+        """Return how long until it may go: 0 now, None when something happens."""
         if not batch.sealed and batch.filled:
             due_s = max(asked_s, batch.first_s) + self._partial_s - time.monotonic()
             if due_s > 0 and self._expected > 0:
@@ -190,7 +190,7 @@ class BatchRing(Generic[T]):
         return 0 if batch.sealed and batch.complete else None
 
     def free(self, batch: Batch[T]) -> None:
-        """The taker is done with a batch: its pixels may be overwritten."""
+        """Return a finished batch: its pixels may be overwritten."""
         with self._freed:
             self._free.append(batch.buffer)
             self._freed.notify_all()

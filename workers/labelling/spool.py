@@ -1,4 +1,4 @@
-"""What a full disk means where a worker's Parquet files lie while they are written."""
+"""Errors of a full disk under the Parquet file that a worker is writing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from storage.objects.os_errors import from_os_error
 
 
 def spool_error(exc: OSError, spool: Path) -> LabelfleetError:
-    """What the operating system said of a spool file, in our words."""
+    """Return what the operating system said of a spool file, in our words."""
     if isinstance(from_os_error(exc, ""), StorageFull):
         return WorkerDiskFull(
             f"no space left for {spool} on {socket.gethostname()}",

@@ -35,7 +35,7 @@ class TiledImage:
             return len(self._found) == len(self.windows)
 
     def row(self, prepared: Prepared) -> AnnotationRow:
-        """The image's row; ``prepared`` is any of its parts."""
+        """Return the image's row; ``prepared`` is any of its parts."""
         found = [self._found[number] for number in range(len(self.windows))]
         whole = merged_windows(found, self.windows, self.width, self.height)
         return prepared.upright_row(whole, self.width, self.height)

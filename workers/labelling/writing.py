@@ -31,13 +31,13 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """The job's rows are not wanted any more."""
+    """The job was abandoned; its rows are dropped."""
 
     job: ShardJob
 
 
 class RowStage:
-    """What the write thread does; the others only ``put``."""
+    """The work of the write thread; other threads only ``put``."""
 
     def __init__(self) -> None:
         self._entries: queue.SimpleQueue[Sequence[MadeRow] | Counted | Abandoned | None] = (

@@ -1,1 +1,1 @@
-"""Which model a request means, and a detector of it."""
+"""Resolve a model request and load its detector."""

@@ -89,7 +89,7 @@ class GraphPorts:
 
 
 def read_ports(path: Path) -> GraphPorts:
-    """What an ONNX file takes and gives.
+    """Return what an ONNX file takes and gives.
 
     Raises:
         CheckpointError: it is damaged, or not ONNX.
@@ -117,7 +117,7 @@ def _ports(found: Sequence[Any]) -> tuple[Port, ...]:
 
 
 def agreed_preprocessing(request: ModelRequest, ports: GraphPorts, name: str) -> Preprocessing:
-    """The network's input, its size agreed between config and graph.
+    """Return the network's input, its size agreed between config and graph.
 
     Raises:
         ConfigError: they contradict each other, or neither says.
@@ -259,7 +259,7 @@ def _scores_beside(outputs: Sequence[Port], boxes: int) -> int:
 
 
 def family_runtime(request: ModelRequest, device: DeviceName) -> tuple[RuntimeName, PrecisionName]:
-    """What ``auto`` means for a graph of another family.
+    """Return what ``auto`` means for a graph of another family.
 
     Raises:
         ConfigError: the runtime or precision does not run ONNX of other families here.

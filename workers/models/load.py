@@ -11,7 +11,7 @@ from workers.spec import ModelSpec
 
 
 def load_detector(spec: ModelSpec, options: StorageOptions, *, threads: int) -> Detector:
-    """The model of ``spec`` on its runtime and device, ready.
+    """Return the model of ``spec`` on its runtime and device, ready.
 
     Only torch and TensorRT import torch, and only torch imports super-gradients: a worker on
     another runtime starts in a second.
@@ -42,7 +42,7 @@ def _session(spec: ModelSpec, options: StorageOptions, threads: int) -> Session:
 
 
 def session_of(artefact: Artefact, spec: ModelSpec, *, threads: int) -> Session:
-    """A session on an artefact that is here; ``threads`` 0: all cores."""
+    """Return a session on an artefact that is here; ``threads`` 0: all cores."""
     if spec.convention is not None:
         from workers.models.onnx_family import FamilySession
 

@@ -15,7 +15,7 @@ _PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def load_detector(spec: ModelSpec, options: StorageOptions, *, threads: int) -> Detector:
-    """The model of ``spec`` on torch, ready on its device; other runtimes: ``runtimes``.
+    """Return the model of ``spec`` on torch, ready on its device; other runtimes: ``runtimes``.
 
     Args:
         spec: every choice made.

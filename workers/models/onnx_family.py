@@ -65,7 +65,7 @@ class FamilySession:
         return self._selected(joined)
 
     def feed(self, images: Array) -> dict[str, NDArray[Any]]:
-        """The graph's inputs for float32 [B, 3, H, W]."""
+        """Return the graph's inputs for float32 [B, 3, H, W]."""
         return graph_inputs(images, self._ports, self._convention, self._preprocessing)
 
     def _selected(self, outputs: Sequence[NDArray[Any]]) -> Selected:
@@ -88,7 +88,7 @@ class FamilySession:
         )
 
     def _decoded(self, outputs: Sequence[NDArray[Any]]) -> tuple[Array, Array]:
-        """Boxes xyxy in input pixels [B, N, 4], and scores by contiguous class [B, N, C]."""
+        """Return boxes xyxy in input pixels [B, N, 4], and scores by contiguous class [B, N, C]."""
         said = self._convention
         box_place, score_place = box_and_score_places(self._ports.outputs, said)
         if said.layout == "rows":
@@ -192,7 +192,7 @@ def network_input(batch: NDArray[np.uint8], preprocessing: Preprocessing) -> Arr
 def graph_inputs(
     images: Array, ports: GraphPorts, convention: Convention, preprocessing: Preprocessing
 ) -> dict[str, NDArray[Any]]:
-    """A graph's inputs by name, for float32 [B, 3, H, W]."""
+    """Return a graph's inputs by name, for float32 [B, 3, H, W]."""
     inputs: dict[str, NDArray[Any]] = {ports.image.name: images}
     if ports.sizes is not None:
         size = preprocessing.size
@@ -208,7 +208,7 @@ def ports_to_json(ports: GraphPorts) -> dict[str, Any]:
 
 
 def ports_from_json(fields: Mapping[str, Any]) -> GraphPorts:
-    """The inverse of ``ports_to_json``."""
+    """Convert the output of ``ports_to_json`` back."""
     inputs, outputs = (
         tuple(Port(name, kind, tuple(shape)) for name, kind, shape in fields[side])
         for side in ("inputs", "outputs")

@@ -1,4 +1,4 @@
-"""A model request and its checkpoint, brought into agreement."""
+"""Resolve a model request against its checkpoint."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STRIDE = 32
 def resolve_model(
     request: ModelRequest, options: StorageOptions, *, device: DeviceName
 ) -> ModelSpec:
-    """Every choice made: what the config asks for and what the checkpoint says, in agreement.
+    """Combine config and checkpoint into a fully resolved model.
 
     Fetches and reads the checkpoint; builds no network (that the weights fit is found out by
     ``yolo_nas.load_detector``).
@@ -82,7 +82,7 @@ def resolve_model(
 
 
 def remarks_on(request: ModelRequest, options: StorageOptions) -> tuple[str, ...]:
-    """What a person should know about how a model is understood; see ``ModelSpec.remarks``.
+    """Return notes for people on how a model is interpreted; see ``ModelSpec.remarks``.
 
     Raises:
         LabelfleetError: as ``resolve_model``.
@@ -106,7 +106,8 @@ def _read(path: Path) -> Checkpoint:
 def _resolve_family(
     request: ModelRequest, convention: Convention, path: Path, device: DeviceName
 ) -> ModelSpec:
-    """An ONNX graph of another family; what it says about itself must agree with the request."""
+    """Return an ONNX graph of another family; what it says about itself must agree with the
+    request."""
     if path.suffix != ".onnx":
         raise ConfigError(
             f"model.family {request.family} is read from ONNX, and {path.name} is not an .onnx",
@@ -148,7 +149,7 @@ def _resolve_family(
 
 
 def _decoding(request: ModelRequest, found: Preprocessing) -> Preprocessing:
-    """How files become pixels is the run's to say; what the checkpoint says is the default."""
+    """Apply the run's decoding settings, with the checkpoint's as defaults."""
     return replace(
         found,
         decode=request.decode or found.decode,
@@ -178,7 +179,7 @@ def _remarks(request: ModelRequest, checkpoint: Checkpoint, used: Preprocessing)
 
 
 def in_words(found: Preprocessing) -> str:
-    """A preprocessing on one line."""
+    """Return a preprocessing on one line."""
     fit = "fitted" if found.keep_aspect else "stretched"
     parts = [found.channels, f"{fit} into {_by(found.resize_to)}"]
     if found.size != found.resize_to or found.keep_aspect:
@@ -191,7 +192,7 @@ def in_words(found: Preprocessing) -> str:
 
 
 def read_arch(url: str, options: StorageOptions) -> str:
-    """An arch_params yaml at any URL as canonical JSON text.
+    """Return an arch_params yaml at any URL as canonical JSON text.
 
     Raises:
         ConfigError: not there, not yaml, or not arch_params.
@@ -317,7 +318,7 @@ def _preprocessing(request: ModelRequest, checkpoint: Checkpoint) -> Preprocessi
 
 
 def at_size(preprocessing: Preprocessing, size: tuple[int, int]) -> Preprocessing:
-    """The same at another input size (height, width); the margin around the image stays."""
+    """Return the same at another input size (height, width); the margin around the image stays."""
     height, width = (
         new - (old - fit)
         for new, old, fit in zip(size, preprocessing.size, preprocessing.resize_to, strict=True)
@@ -326,7 +327,7 @@ def at_size(preprocessing: Preprocessing, size: tuple[int, int]) -> Preprocessin
 
 
 def coco_preprocessing(size: tuple[int, int]) -> Preprocessing:
-    """What ``predict()`` does with the COCO weights, at any input size (height, width)."""
+    """Return what ``predict()`` does with the COCO weights, at any input size (height, width)."""
     resize_to = (size[0] - COCO_MARGIN, size[1] - COCO_MARGIN)
     return Preprocessing(size=size, resize_to=resize_to)
 

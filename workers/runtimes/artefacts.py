@@ -72,7 +72,7 @@ def publish(
 
 
 def find(store: ObjectStore, folder: str) -> ArtefactRef | None:
-    """The artefact below ``folder``, or None."""
+    """Return the artefact below ``folder``, or None."""
     try:
         return _reference(store, folder, store.get(f"{folder}/{SIDECAR}"))
     except ObjectNotFound:
@@ -126,7 +126,7 @@ def read_facts(text: bytes, url: str) -> dict[str, Any]:
         if facts["main"] not in facts["files"]:
             raise ValueError("no main file")
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise ArtefactError(f"{url} is no model artefact: {exc!r:.200}") from exc
+        raise ArtefactError(f"{url} is not a model artefact: {exc!r:.200}") from exc
     return dict(facts)
 
 

@@ -12,7 +12,7 @@ from workers.spec import DeviceName, ModelSpec, PrecisionName, RuntimeName
 
 Auto = Literal["auto"]
 
-# What each can do, by device; the first precision is the one that nobody need fear.
+# What each can do, by device; the first precision is the safe default.
 PRECISIONS: dict[tuple[RuntimeName, DeviceName], tuple[PrecisionName, ...]] = {
     ("torch", "cpu"): ("fp32", "bf16", "fp16"),
     ("torch", "cuda"): ("fp16", "bf16", "fp32"),
@@ -27,7 +27,7 @@ _MODULES: dict[RuntimeName, str] = {
     "tensorrt": "tensorrt",
 }
 # Fastest first, as measured by benchmarks/runtimes.py. TensorRT takes minutes to build an engine
-# on every machine: only who asks for it gets that.
+# on every machine, so it is used only on request.
 _PREFERRED: dict[DeviceName, tuple[RuntimeName, ...]] = {
     "cpu": ("openvino", "onnx", "torch"),
     "cuda": ("torch",),
@@ -39,7 +39,7 @@ _INSTALL = {
 
 
 def installed() -> frozenset[RuntimeName]:
-    """The runtimes whose packages are here; nothing is imported."""
+    """Return the runtimes whose packages are here; nothing is imported."""
     return frozenset(
         name for name, module in _MODULES.items() if importlib.util.find_spec(module) is not None
     )
@@ -53,7 +53,7 @@ def choose_runtime(
     present: Collection[RuntimeName] | None = None,
     machine: str = platform.machine(),
 ) -> tuple[RuntimeName, PrecisionName]:
-    """What ``auto`` means, for each of the two.
+    """Return what ``auto`` means, for each of the two.
 
     ``runtime: auto`` is the fastest installed one that does the precision asked for;
     ``precision: auto`` is fp32 on a CPU (bf16 moves boxes by pixels) and fp16 on a GPU.
@@ -103,5 +103,5 @@ def _fastest(
 
 
 def needs_artefact(spec: ModelSpec) -> bool:
-    """Whether the runtime loads an exported graph, and not the checkpoint."""
+    """Return whether the runtime loads an exported graph, and not the checkpoint."""
     return spec.runtime != "torch"

@@ -14,7 +14,7 @@ from workers.runtimes.artefacts import Artefact
 
 
 def import_onnxruntime() -> Any:
-    """The ``onnxruntime`` module, without its usage statistics. Raises ModelError."""
+    """Return the ``onnxruntime`` module, without its usage statistics. Raises ModelError."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it would keep a database in the home directory
     try:
         import onnxruntime

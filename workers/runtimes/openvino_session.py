@@ -18,7 +18,7 @@ WEIGHTS = "model.bin"  # beside model.xml; an ONNX file holds its own
 
 
 def import_openvino() -> Any:
-    """The ``openvino`` module, without its usage statistics.
+    """Return the ``openvino`` module, without its usage statistics.
 
     openvino and nncf report to a server of their makers, and leave an id in the home directory,
     through the package openvino_telemetry; both do without where it is not installed, so it is
@@ -70,12 +70,12 @@ class OpenVinoSession:
 
 
 def has_bf16(core: Any) -> bool:
-    """Whether this CPU computes in bf16."""
+    """Return whether this CPU computes in bf16."""
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def fast_precisions(core: Any) -> list[str]:
-    """What this CPU has instructions for; int8 gains far less where it has none."""
+    """Return what this CPU has instructions for; int8 gains far less where it has none."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     int8 = flags & {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"}
@@ -93,7 +93,7 @@ def _settings(hint: str, threads: int) -> dict[str, Any]:
 
 
 def _parts(ov: Any, model: Any, precision: PrecisionName) -> list[tuple[Any, str]]:
-    """The models to run one after the other, each with its precision."""
+    """Return the models to run one after the other, each with its precision."""
     outputs = {name: port for port in model.outputs for name in port.get_names()}
     selected = [outputs[name].get_node() for name in OUTPUTS]
     if precision != "bf16":

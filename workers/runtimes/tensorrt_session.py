@@ -36,7 +36,7 @@ log = logging.getLogger("labelfleet.tensorrt")
 
 
 def import_tensorrt() -> Any:
-    """The ``tensorrt`` module. Raises ModelError when it, or a GPU, is not there."""
+    """Return the ``tensorrt`` module. Raises ModelError when it, or a GPU, is not there."""
     try:
         import tensorrt
     except ImportError as exc:
@@ -96,7 +96,7 @@ class TensorRtEngine:
         return EngineRun(self._context, shape)
 
     def _plan(self, graph: Path) -> bytes:
-        """The serialised engine: from this user's cache, or built now."""
+        """Return the serialised engine: from this user's cache, or built now."""
         identity = [file_sha256(graph), self._trt.__version__, torch.cuda.get_device_name()]
         name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         folder = private_folder(cache_folder() / "tensorrt")  # an engine is code

@@ -66,7 +66,7 @@ class CapturedNetwork:
 
 
 def torch_session(dense: DenseNetwork, spec: ModelSpec) -> TorchSession | DeviceQueue:
-    """The ``Session`` of a dense network that is on its device already."""
+    """Return the ``Session`` of a dense network that is on its device already."""
     network = SelectedDetector(dense, spec.keep, len(spec.classes))
     if spec.device == "cuda":
         return DeviceQueue(partial(CapturedNetwork, network))
@@ -74,5 +74,5 @@ def torch_session(dense: DenseNetwork, spec: ModelSpec) -> TorchSession | Device
 
 
 def torch_detector(dense: DenseNetwork, spec: ModelSpec) -> GraphDetector:
-    """The ``Detector`` of a dense network that is on its device already."""
+    """Return the ``Detector`` of a dense network that is on its device already."""
     return detector_around(torch_session(dense, spec), spec)

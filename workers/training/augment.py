@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from workers.images.preprocessing import Preprocessing
 
-_MIN_VISIBLE = 0.35  # a box cut off further than this is no longer taught, but ignored
+_MIN_VISIBLE = 0.35  # a box with less than this visible is ignored, not learned
 _MIN_SIDE_PX = 2.0  # nor is a smaller one
 
 
@@ -41,7 +41,7 @@ class Augmentation:
 
     @staticmethod
     def none() -> Augmentation:
-        """The plain letterbox."""
+        """Return the plain letterbox."""
         return Augmentation(0.0, 0.0, (1.0, 1.0), 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -116,7 +116,7 @@ def _placement(
 def _moved(
     boxes: NDArray[np.float32], matrix: NDArray[np.float64], size: tuple[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Boxes [N, 4] moved and clipped, and the share [N] of each that is left; 0: gone."""
+    """Return boxes [N, 4] moved and clipped, and the share [N] of each that is left; 0: gone."""
     scale = np.array([matrix[0, 0], matrix[1, 1]])
     # Box edges lie between pixels, the matrix is for pixel centres: undo its half pixels.
     offset = matrix[:2, 2] + 0.5 - 0.5 * scale

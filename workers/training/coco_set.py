@@ -64,7 +64,7 @@ def read_training_set(
 
     Raises:
         ConfigError: the file is not COCO detection JSON, or a named category is not in it.
-        ObjectNotFound: there is no such file.
+        ObjectNotFound: the file does not exist.
         SourceError: more images than that are missing, damaged, or of another size than annotated.
         SourceEmpty: without an image, or without a box to learn.
     """
@@ -142,7 +142,7 @@ def _image(
 
 
 def _on_disk(folder: Path, name: str) -> Path:
-    """The image's file, also where it was written in another Unicode form of its name."""
+    """Return the image's file, also where it was written in another Unicode form of its name."""
     path = folder / name
     if name.isascii() or path.exists():
         return path
@@ -153,7 +153,7 @@ def _on_disk(folder: Path, name: str) -> Path:
 def _inside(
     xyxy: Sequence[Xyxy], image: TruthImage
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Boxes clipped to the image, and which of the given ones have area there."""
+    """Return boxes clipped to the image, and which of the given ones have area there."""
     boxes = clipped(np.array(xyxy, np.float32).reshape(-1, 4), image.width, image.height)
     kept = has_area(boxes)
     return boxes[kept], kept

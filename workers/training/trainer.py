@@ -128,7 +128,7 @@ class Trainer:
             stop: asked after every step; True saves the state and returns.
 
         Raises:
-            ModelError: the loss is no longer a number.
+            ModelError: the loss became NaN or infinite.
         """
         saved_at = self._clock()
         if self.done:  # stopped early before, and only not summed up

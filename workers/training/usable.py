@@ -58,7 +58,7 @@ def find_faults(
         checked: file that remembers digests between starts; None: none.
 
     Raises:
-        SourceEmpty: there is no image, or none that can be used.
+        SourceEmpty: no image is usable.
         SourceError: more than ``max_bad_share`` cannot be used.
     """
     if not images:
@@ -86,7 +86,7 @@ _Size = list[int] | str  # [width, height] of the upright image, or why it canno
 
 
 def _looked_at(image: TrainingImage, known: dict[str, _Size]) -> tuple[str, _Size, str]:
-    """The file's digest, its size or fault, and what is wrong with it here ('': nothing)."""
+    """Return the file's digest, its size or fault, and what is wrong with it here ('': nothing)."""
     try:
         encoded = image.path.read_bytes()
     except FileNotFoundError:

@@ -104,7 +104,8 @@ class DenseDetector(nn.Module):
     def decode(
         self, distri: Tensor, points: Tensor, strides: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, their spread and their entropy from DFL logits (Generalized Focal Loss, 2020).
+        """Return boxes, their spread and their entropy from DFL logits (Generalized Focal Loss,
+        2020).
 
         Args:
             distri: float32 [..., 4, bins]: left, top, right, bottom, in strides from the point.
@@ -125,7 +126,8 @@ class DenseDetector(nn.Module):
         return boxes, spread, entropy
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All anchors: boxes [B, A, 4], scores [B, A, C], box_std [B, A, 4], entropy [B, A]."""
+        """Return all anchors: boxes [B, A, 4], scores [B, A, C], box_std [B, A, 4], entropy [B,
+        A]."""
         logits, distri = self.raw(images)
         boxes, spread, entropy = self.decode(distri, self.points, self.strides)
         return boxes, logits.sigmoid(), spread, entropy

@@ -1,10 +1,10 @@
 """Import some modules of a package without running what its ``__init__`` files import.
 
-super-gradients' packages import each other whole: who asks for YOLO-NAS gets every architecture,
+super-gradients' packages import each other entirely: importing YOLO-NAS loads every architecture,
 the trainer, its data sets and its exporters, and with them pandas, scipy, TensorBoard and ONNX.
 Inside ``lazy_packages`` a package is entered with its path only. What its ``__init__`` would have
-imported is read from its source, and imported when somebody asks for that name; ``__version__`` and
-``__all__`` are there as it states them; calls that it makes are left out. An ``__init__`` that
+imported is read from its source, and imported when that name is first requested; ``__version__``
+and ``__all__`` are there as it states them; calls that it makes are left out. An ``__init__`` that
 defines anything is run as it stands.
 
 Afterwards, who asks such a package for a name gets all that its ``__init__`` imports: registries
@@ -76,7 +76,7 @@ class _Finder(MetaPathFinder):
 
 
 def _defines(node: ast.stmt) -> bool:
-    """Whether a statement makes anything that is not imported."""
+    """Return whether a statement makes anything that is not imported."""
     if isinstance(node, ast.Assign):
         names = [t.id for t in node.targets if isinstance(t, ast.Name)]
         return not all(name.startswith("__") for name in names)
@@ -162,7 +162,7 @@ class _LazyPackage(Loader):
 
     def _import_all(self) -> None:
         for module in [*self.stars, *(origin for origin, _ in self.names.values())]:
-            with contextlib.suppress(ImportError):  # told to whoever asks for a name of it
+            with contextlib.suppress(ImportError):  # raised when one of its names is requested
                 importlib.import_module(module)
         for name in self.names:
             with contextlib.suppress(ImportError, AttributeError):

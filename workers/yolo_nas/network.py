@@ -1,4 +1,4 @@
-"""The one place that knows super-gradients: build YOLO-NAS, load its weights, fuse it."""
+"""Build a YOLO-NAS with super-gradients, load its weights, fuse it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def import_super_gradients() -> Any:
 
 
 def build_network(name: str, arch_params: str | None, num_classes: int) -> nn.Module:
-    """A YOLO-NAS with random weights, unfused, as super-gradients builds it.
+    """Return a YOLO-NAS with random weights, unfused, as super-gradients builds it.
 
     Args:
         name: yolo_nas_s, yolo_nas_m or yolo_nas_l.
@@ -139,7 +139,7 @@ def fold_norms(network: nn.Module) -> None:
 
 
 def load_dense(spec: ModelSpec, options: StorageOptions) -> DenseDetector:
-    """The model of ``spec``, fused, in fp32 on the CPU.
+    """Return the model of ``spec``, fused, in fp32 on the CPU.
 
     Args:
         spec: the checkpoint's bytes must have the digest it names.

@@ -1,4 +1,4 @@
-"""What importing super-gradients does to a process, and how it is kept from doing it.
+"""Prevents the side effects of importing super-gradients.
 
 Left alone, the import tees stdout and stderr into files in the home directory, takes over the
 root logger, installs a crash handler, and prints. onnxruntime, which comes with it, writes a

@@ -63,7 +63,7 @@ def test_sets(glob: str, key: str, found: bool) -> None:
 
 
 def test_a_range_that_runs_backwards_is_said() -> None:
-    with pytest.raises(ConfigError, match="is no glob"):
+    with pytest.raises(ConfigError, match="is not a valid glob"):
         compile_glob("[z-a]*.jpg")
 
 

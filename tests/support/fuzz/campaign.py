@@ -51,7 +51,7 @@ class Worker:
         assert self._line(300.0) == b"ready\n"
 
     def run(self, target: str, seed: int) -> dict[str, Any]:
-        """A case's answer; where there is none, what happened to the process."""
+        """Return a case's answer; where there is none, what happened to the process."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{target}\t{seed}\n".encode())
         self._process.stdin.flush()
@@ -78,7 +78,7 @@ def campaign(target: str, seeds: range, folder: Path | None, worker: Worker | No
     """Run these seeds of one target; bugs, crashes, hangs and memory hogs are findings.
 
     Args:
-        folder: where the bytes of findings go; None: nowhere.
+        folder: where the bytes of findings go; None: they are not kept.
         worker: one to begin with, which is left as it is; None: a process of its own.
     """
     tally, lent = Tally(), worker
@@ -120,7 +120,7 @@ def _keep(folder: Path, target: str, seed: int, problem: str) -> None:
 
 
 def lines(tallies: dict[str, Tally]) -> Iterator[str]:
-    """The summary, as a Markdown table."""
+    """Yield the summary, as a Markdown table."""
     yield "| reader | cases | what became of them | worst, s (seed) | most memory, MiB | findings |"
     yield "|---|---|---|---|---|---|"
     for name, t in tallies.items():

@@ -60,7 +60,7 @@ def zero_span(rng: random.Random, data: bytes) -> bytes:
 
 
 def edit_number(rng: random.Random, data: bytes) -> bytes:
-    """A 16- or 32-bit number somewhere, likely in the header, becomes one that parsers trip on."""
+    """Replace a number somewhere, likely in the header, with one that trips parsers."""
     form = rng.choice(("<H", ">H", "<I", ">I", "<Q"))
     size = struct.calcsize(form)
     if len(data) < size:

@@ -1,4 +1,4 @@
-"""Seeded damage to pictures by somebody who knows their formats."""
+"""Seeded damage to pictures, aware of their formats."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def tiff(rng: random.Random, data: bytes) -> bytes:
 
 
 def riff(rng: random.Random, data: bytes) -> bytes:
-    """A WebP's chunks are dropped, doubled, renamed and edited; the outer size fits."""
+    """Drop, double, rename and edit a WebP's chunks; keep the outer size consistent."""
     chunks, at = [], 12
     while at + 8 <= len(data):
         size = int.from_bytes(data[at + 4 : at + 8], "little")
@@ -144,7 +144,7 @@ def header_fields(rng: random.Random, data: bytes) -> bytes:
 
 
 def picture_mutations(data: bytes) -> tuple[Mutation, ...]:
-    """What fits these bytes; of equal weight with what fits any."""
+    """Return what fits these bytes; of equal weight with what fits any."""
     if data.startswith(b"\x89PNG"):
         return (*ANY, *[png] * 9)
     if data.startswith(b"\xff\xd8"):

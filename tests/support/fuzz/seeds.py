@@ -35,7 +35,8 @@ from tests.support.samples.tar_samples import tar_of
 
 @functools.cache
 def pictures() -> tuple[bytes, ...]:
-    """Every format and colour model that is labelled, and the odder things those formats can do."""
+    """Return every format and colour model that is labelled, and the odder things those formats can
+    do."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "said"
     frames = [Image.fromarray(picture(20, 30, seed)) for seed in range(3)]
@@ -62,7 +63,7 @@ def pictures() -> tuple[bytes, ...]:
 
 @functools.cache
 def tars() -> tuple[bytes, ...]:
-    """Shards as different programs write them, with links, long names and empty members."""
+    """Return shards as different programs write them, with links, long names and empty members."""
     some = list(pictures())[:: len(pictures()) // 6]
     members = [(f"d/{i}.jpg", body) for i, body in enumerate(some)]
     link = ("l.jpg", b"", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"})
@@ -116,7 +117,7 @@ max_hours: 2.5
 
 @functools.cache
 def run_objects() -> dict[str, bytes]:
-    """A small run's objects by key: run.json, listing, annotations, queue, answers."""
+    """Return a small run's objects by key: run.json, listing, annotations, queue, answers."""
     store = MemoryStore()
     manifest = Manifest.create_or_continue(store, record())
     first, second = tar_shard("a.tar"), image_shard("1.jpg", "2.jpg", "3.jpg")
@@ -159,7 +160,7 @@ def _answer(i: int) -> Answer:
 
 
 def task(number: int, sha256: str) -> dict[str, Any]:
-    """A task as Label Studio gives it back: a prediction, an answer, a skip."""
+    """Return a task as Label Studio gives it back: a prediction, an answer, a skip."""
 
     def region(name: str, label: str, x: float) -> dict[str, Any]:
         return {

@@ -116,7 +116,7 @@ _SECOND: dict[str, tuple[Decoder, ...]] = {
 
 
 def opaque(data: bytes, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Where the upright image is opaque; everywhere if that is not known."""
+    """Return where the upright image is opaque; everywhere if that is not known."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.has_transparency_data:

@@ -130,7 +130,7 @@ def _run_tar(data: bytes, seed: int) -> str:
 
 
 def _stream(store: MemoryStore, shard: Any) -> list[ImageRecord]:
-    """What ``extend`` threw away with the exception: the records before it."""
+    """Return what ``extend`` threw away with the exception: the records before it."""
     found: list[ImageRecord] = []
     try:
         for record in read_shard(store, shard, max_image_bytes=MAX_IMAGE_BYTES):

@@ -1,4 +1,4 @@
-"""Seeded damage to tars by somebody who knows the format, down to checksums that fit the lie."""
+"""Seeded damage to tars, aware of the format, with checksums recomputed to match."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.fuzz.mutations import ANY, Mutation
 
 
 def with_checksum(header: bytes) -> bytes:
-    """The header with the checksum that fits it, whatever else it says."""
+    """Return the header with the checksum that fits it, whatever else it says."""
     total = 256 + sum(header[:148]) + sum(header[156:512])
     return header[:148] + b"%06o\0 " % total + header[156:512]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def bright_actor(
     pause_s: float = 0.0, *, load_s: float = 0.0, pause_while: Path | None = None
 ) -> type[LabelActor]:
-    """The class; ``pause_s`` an image (as long as the file ``pause_while`` exists, if one is
+    """Return the class; ``pause_s`` an image (as long as the file ``pause_while`` exists, if one is
     named), ``load_s`` to start. Its ``device`` names the GPUs that Ray gave it."""
     # Ray's processes do not see the tests' folder.
     ray.cloudpickle.register_pickle_by_value(brightness)

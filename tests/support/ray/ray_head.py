@@ -25,8 +25,8 @@ BIN = Path(sys.executable).parent
 
 
 def quiet_ports(count: int) -> list[int]:
-    """So many ports that nobody listens on, at any address, and that the system gives to nobody who
-    asks for just any: Ray binds some of them a minute after they were chosen."""
+    """Return free ports outside the system's ephemeral range, free at every address: Ray binds some
+    of them a minute after they were chosen."""
     given = Path("/proc/sys/net/ipv4/ip_local_port_range")
     low, high = map(int, given.read_text().split()) if given.exists() else (32768, 60999)
     quiet = [p for p in range(20_000, 65_000) if not low <= p <= high]  # Ray's workers lie below

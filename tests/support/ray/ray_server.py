@@ -35,7 +35,7 @@ def ray_server(env: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 
 def _start(env: Mapping[str, str]) -> tuple[subprocess.Popen[str], str]:
-    """The process, and the line it says when it is ready; empty if it ended before."""
+    """Return the process, and the line it says when it is ready; empty if it ended before."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.ray.ray_server"],
         cwd=Path(__file__).parents[3],

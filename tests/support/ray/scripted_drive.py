@@ -48,7 +48,7 @@ def done(worker: str, shard: Shard, attempt: str) -> Event:
 
 
 def failing(error: LabelfleetError, *keys: str) -> Answer:
-    """Every attempt at these shards (none named: at all) fails; the others are labelled."""
+    """Fail every attempt at these shards (at all shards if none is named); label the others."""
 
     def answer(worker: str, shard: Shard, attempt: str) -> Event:
         if not keys or shard.key in keys:
@@ -130,7 +130,7 @@ def ready(worker: str) -> WorkerReady:
 
 
 class Bench:
-    """A run of so many tars, driven over a scripted pool."""
+    """A run of that many tars, driven over a scripted pool."""
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 Ray's own commands, in Ray's own order, run on this machine: what ssh and rsync do elsewhere is done
 by bash and copies here. Loaded by `ray up` and by the autoscaler on the "head", which share a
-file. Nothing is ever ended here: whoever started `ray up` ends its descendants.
+file. Nothing is ended here: the process that started `ray up` ends its descendants.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Shell(CommandRunnerInterface):
         return {**given, **self.provider_config["environment"], "HOME": str(self.home)}
 
     def _rewritten(self, command: str) -> str:
-        """The command, on this machine's free ports and on this node's address."""
+        """Return the command, on this machine's free ports and on this node's address."""
         for text, here in self.provider_config["rewrite"].items():
             command = command.replace(text, here.get(self.home.name, here["*"]))
         return re.sub(r"\bray start\b", f"ray start --node-ip-address={self.address}", command)

@@ -29,7 +29,7 @@ def saved(path: Path, content: Any, *, legacy: bool = False) -> Path:
 
 
 def with_pickle(path: Path, pickled: bytes, *, legacy: bool = False) -> Path:
-    """A torch container around a hand-made pickle, with the storages of ``weights()``."""
+    """Return a torch container around a hand-made pickle, with the storages of ``weights()``."""
     buffer = io.BytesIO()
     torch.save(weights(), buffer, _use_new_zipfile_serialization=not legacy)
     if legacy:

@@ -1,5 +1,5 @@
 """A run that the real engine labelled in this process: real images, rows, footers and ledger; the
-detector sees brightness, and there is no Ray."""
+detector sees brightness, without Ray."""
 
 from __future__ import annotations
 

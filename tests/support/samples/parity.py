@@ -54,7 +54,8 @@ def coco_style(size: int) -> dict[str, Any]:
 
 
 def dataset_style(size: int) -> dict[str, Any]:
-    """What super-gradients' trainer stores for its DetectionDataset with DetectionPaddedRescale."""
+    """Return what super-gradients' trainer stores for its DetectionDataset with
+    DetectionPaddedRescale."""
     return {
         "ComposeProcessing": {
             "processings": [
@@ -96,7 +97,8 @@ class Oracle:
 def ours(
     spec: ModelSpec, paths: Sequence[Path], batch: int = 8, *, scaled: bool = False
 ) -> list[Boxes]:
-    """The same images through decode (whole, or as small as a worker does), letterbox, detect."""
+    """Return the same images through decode (whole, or as small as a worker does), letterbox,
+    detect."""
     detector = load_detector(spec, StorageOptions(), threads=2)
     results = []
     for start in range(0, len(paths), batch):
@@ -117,7 +119,8 @@ def ours(
 
 
 def unmatched(wanted: Boxes, offered: Boxes) -> int:
-    """How many wanted boxes have no offered one of their class, IoU >= 0.99, score within 1e-3."""
+    """Return how many wanted boxes have no offered one of their class, IoU >= 0.99, score within
+    1e-3."""
     if len(wanted.scores) == 0:
         return 0
     if len(offered.scores) == 0:

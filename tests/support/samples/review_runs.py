@@ -25,7 +25,7 @@ from tests.support.samples.synthetic_run import (
 def distinct_row(
     image_id: str, shard: Shard, detections: Detections | None = None, **changes: object
 ) -> AnnotationRow:
-    """A row whose sha256 and phash come from the image id."""
+    """Return a row whose sha256 and phash come from the image id."""
     digest = hashlib.sha256(image_id.encode()).hexdigest()
     made = row(image_id, shard.shard_id, detections)
     return replace(made, sha256=digest, phash=int(digest[:16], 16), **changes)  # type: ignore[arg-type]
@@ -34,7 +34,7 @@ def distinct_row(
 def random_shards(
     n_shards: int, n_images: int, *, seed: int = 0, first: int = 0
 ) -> dict[Shard, list[AnnotationRow]]:
-    """Shards of images with 0 to 12 random boxes."""
+    """Return shards of images with 0 to 12 random boxes."""
     rng = np.random.default_rng(seed)
     labelled = {}
     for k in range(first, first + n_shards):
@@ -50,7 +50,7 @@ def random_shards(
 
 
 def random_run(store: ObjectStore, n_shards: int, n_images: int, *, seed: int = 0) -> Manifest:
-    """A run over ``random_shards``."""
+    """Return a run over ``random_shards``."""
     return make_run(store, random_shards(n_shards, n_images, seed=seed))
 
 

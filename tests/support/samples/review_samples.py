@@ -27,7 +27,7 @@ COLORS = ((220, 30, 30), (30, 140, 60), (40, 60, 200))
 def picture(
     drawn: Sequence[Xyxy], *, size: tuple[int, int] = SIZE, orientation: int = 1, seed: int = 0
 ) -> bytes:
-    """A JPEG with filled rectangles at ``drawn``, in pixels of the upright image.
+    """Return a JPEG with filled rectangles at ``drawn``, in pixels of the upright image.
 
     With an EXIF orientation the stored pixels are turned the other way, as a camera does it.
     """
@@ -68,7 +68,7 @@ def loose_run(
     orientation: int = 1,
     first: int = 0,
 ) -> Manifest:
-    """A run over ``count`` JPEGs that are really there, labelled as ``found`` says."""
+    """Return a run over ``count`` JPEGs that are really there, labelled as ``found`` says."""
     rows = {}
     for at in range(first, first + count):
         detections = found(at)
@@ -83,7 +83,7 @@ def loose_run(
 def committed_run(
     source: ObjectStore, output: ObjectStore, rows: dict[str, AnnotationRow]
 ) -> Manifest:
-    """A run whose rows are those of the objects in ``source``, all in one shard."""
+    """Return a run whose rows are those of the objects in ``source``, all in one shard."""
     listed = tuple(o for o in source.list() if o.key in rows)
     shard = Shard(shard_id_of(listed), "images", listed)
     placed = [replace(rows[o.key], shard_id=shard.shard_id) for o in listed]
@@ -97,6 +97,6 @@ def _row(key: str, raw: bytes, detections: Detections) -> AnnotationRow:
 
 
 def routed(manifest: Manifest, budget: str = "1000 images", *, audit: float = 0.2) -> Manifest:
-    """The same run, after one routing that shows everything from ``reject`` up."""
+    """Return the same run, after one routing that shows everything from ``reject`` up."""
     route(manifest, POLICY, "i1", RouteOptions(Budget.parse(budget), audit))
     return manifest

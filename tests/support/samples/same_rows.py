@@ -16,7 +16,8 @@ _PLAIN = (
 
 
 def same(a: AnnotationRow, b: AnnotationRow) -> bool:
-    """Whether two rows of one image agree; batches differ, so floats do in their last digits."""
+    """Return whether two rows of one image agree; batches differ, so floats do in their last
+    digits."""
     if any(getattr(a, name) != getattr(b, name) for name in _PLAIN):
         return False
     x, y = a.detections, b.detections

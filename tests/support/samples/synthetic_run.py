@@ -27,7 +27,7 @@ CLASSES = ("RBC", "WBC", "Platelets")
 
 
 def identity(classes: Sequence[str] = CLASSES) -> RunIdentity:
-    """A run's identity; official ids start at 1."""
+    """Return a run's identity; official ids start at 1."""
     return RunIdentity(
         name="cells",
         config_hash="0" * 16,
@@ -43,7 +43,7 @@ def identity(classes: Sequence[str] = CLASSES) -> RunIdentity:
 def record(
     classes: Sequence[str] = CLASSES, source: str = "memory://nowhere", **inference: object
 ) -> RunRecord:
-    """A run.json."""
+    """Return a run.json."""
     settings = {"score_floor": 0.05, "nms_iou": 0.7, **inference}
     return RunRecord(
         identity=replace(identity(classes), config_hash=config_hash(settings)),
@@ -54,7 +54,7 @@ def record(
 
 
 def with_inference(made: RunRecord, **inference: object) -> RunRecord:
-    """A run.json with further settings, and the hash of all of them."""
+    """Return a run.json with further settings, and the hash of all of them."""
     settings = {**made.inference, **inference}
     named = replace(made.identity, config_hash=config_hash(settings))
     return replace(made, identity=named, inference=settings)
@@ -107,7 +107,7 @@ def row(
     frames: int | None = 1,
     warning: str | None = None,
 ) -> AnnotationRow:
-    """A row; ``size`` is (width, height)."""
+    """Return a row; ``size`` is (width, height)."""
     ok = status == "ok"
     return AnnotationRow(
         image_id=image_id,
@@ -128,12 +128,12 @@ def row(
 
 
 def tar_shard(key: str, nbytes: int = 10_000, etag: str = "1") -> Shard:
-    """A shard that is one tar."""
+    """Return a shard that is one tar."""
     return _shard("tar", [StoredObject(key, nbytes, etag)])
 
 
 def image_shard(*keys: str, nbytes: int = 1000, etag: str = "1") -> Shard:
-    """A shard of loose images."""
+    """Return a shard of loose images."""
     return _shard("images", [StoredObject(key, nbytes, etag) for key in sorted(keys)])
 
 
@@ -177,7 +177,7 @@ def make_run(
     classes: Sequence[str] = CLASSES,
     source: str = "memory://nowhere",
 ) -> Manifest:
-    """A run with these shards listed, and rows committed for the labelled ones."""
+    """Return a run with these shards listed, and rows committed for the labelled ones."""
     manifest = Manifest.create_or_continue(store, record(classes, source))
     list_shards(store, [*labelled, *unlabelled])
     for shard, rows in labelled.items():

@@ -16,7 +16,7 @@ Member = tuple[str, bytes] | tuple[str, bytes, dict[str, Any]]
 
 
 def tar_of(*members: Member, tar_format: int = tarfile.PAX_FORMAT) -> bytes:
-    """A plain tar; a member's third part sets fields of its TarInfo."""
+    """Return a plain tar; a member's third part sets fields of its TarInfo."""
     file = io.BytesIO()
     with tarfile.open(
         fileobj=file, mode="w", format=tar_format, encoding="utf-8", errors="surrogateescape"
@@ -37,7 +37,8 @@ def store_of(archive: bytes, key: str = "s/x.tar") -> MemoryStore:
 
 
 def records_of(archive: bytes, key: str = "s/x.tar", **options: Any) -> list[ImageRecord]:
-    """All records of one archive; errors pass through, with what came before as ``.records``."""
+    """Return all records of one archive; errors pass through, with what came before as
+    ``.records``."""
     store = store_of(archive, key)
     (shard,) = tar_shards(store.list())
     found: list[ImageRecord] = []

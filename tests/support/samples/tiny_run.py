@@ -27,7 +27,7 @@ def fill_folder(folder: Path, count: int, *, size: int = 64, first: int = 0) -> 
 def run_fields(
     source: object, output: object, checkpoint: Path, /, **sections: Any
 ) -> dict[str, Any]:
-    """A config as a mapping; ``sections`` are merged in: ``source={"shard_size": 2}``."""
+    """Return a config as a mapping; ``sections`` are merged in: ``source={"shard_size": 2}``."""
     fields: dict[str, Any] = {
         "name": "tiny",
         "source": {"url": str(source), "shard_size": 4},

@@ -53,7 +53,7 @@ def whole_run(source: ObjectStore, output: ObjectStore) -> Manifest:
 
 
 def with_artefact(output: ObjectStore, made: RunRecord) -> RunRecord:
-    """The same record, for a runtime that loads an artefact below the run."""
+    """Return the same record, for a runtime that loads an artefact below the run."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(bytes(range(256)) * 8)
@@ -63,7 +63,7 @@ def with_artefact(output: ObjectStore, made: RunRecord) -> RunRecord:
 
 
 def _unlabelled(source: ObjectStore, output: ObjectStore) -> Shard:
-    """A tar that is listed and has no rows."""
+    """Return a tar that is listed and has no rows."""
     before = {shard.shard_id for shard in Listing(output).live_shards()}
     source.put("tars/poison.tar", tar_of(("1.png", b"no picture")))
     Listing(output).refresh(list_source(source), lambda objects: group_shards(objects, 2))

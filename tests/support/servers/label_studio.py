@@ -46,11 +46,11 @@ class LabelStudioServer:
     password: str = field(repr=False)
 
     def client(self, url: str | None = None, **options: Any) -> LabelStudio:
-        """A client; ``url``: by way of a proxy."""
+        """Return a client; ``url``: by way of a proxy."""
         return LabelStudio(LabelStudioHttp(url or self.url, Token(self.token), **options))
 
     def person(self, name: str) -> httpx.Client:
-        """A further annotator, signed up and logged in as the page does it."""
+        """Return a further annotator, signed up and logged in as the page does it."""
         invite = httpx.get(
             f"{self.url}/api/invite", headers={"Authorization": f"Token {self.token}"}, timeout=60
         ).json()["invite_url"]

@@ -23,7 +23,7 @@ _moto = DomainDispatcherApplication(create_backend_app)
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """The WSGI application."""
+    """Yield the WSGI application."""
     if environ["REQUEST_METHOD"] == "PUT":
         with _turn:
             return list(_moto(environ, start_response))

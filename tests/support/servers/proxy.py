@@ -53,7 +53,7 @@ class Rule:
     hits: int = 0
 
     def takes(self, method: str, path: str) -> bool:
-        """Whether this request is hit; counts it."""
+        """Return whether this request is hit; counts it."""
         if method != self.method or self.path_part not in path:
             return False
         if self.after > 0:

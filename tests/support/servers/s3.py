@@ -37,7 +37,7 @@ _READY_TIMEOUT_S = 120
 
 
 def credentials_env() -> dict[str, str]:
-    """What makes boto3 use the test credentials and nothing of the machine it runs on."""
+    """Return what makes boto3 use the test credentials and nothing of the machine it runs on."""
     return {
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -75,7 +75,7 @@ class S3Server:
         return {**credentials_env(), "AWS_ENDPOINT_URL": self.endpoint_url}
 
     def client(self) -> Any:
-        """A plain boto3 client of its own."""
+        """Return a plain boto3 client of its own."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint_url,
@@ -92,15 +92,15 @@ class S3Server:
         return bucket
 
     def fresh_store(self, prefix: str = "run") -> ObjectStore:
-        """A store at ``prefix`` of a new bucket."""
+        """Return a store at ``prefix`` of a new bucket."""
         return open_store(f"s3://{self.fresh_bucket()}/{prefix}", self.options)
 
 
 def free_ports(count: int) -> list[int]:
-    """So many different ports of 127.0.0.1 that nobody listens on.
+    """Return that many free ports of 127.0.0.1.
 
-    Below those that the system gives to whoever asks for any, and below them Ray's: between this
-    look and the server's start nobody takes one.
+    They lie below the system's ephemeral ports and below Ray's, so that no other process takes one
+    before the server starts.
     """
     found: set[int] = set()
     while len(found) < count:
@@ -214,7 +214,7 @@ def _answers(url: str) -> bool:
 
 
 def _takes_objects(server: S3Server) -> bool:
-    """The gateway answers before the volumes are there: only a stored object proves it ready."""
+    """Store an object: the gateway answers before its volumes are ready."""
     try:
         bucket = server.fresh_bucket()
         server.client().put_object(Bucket=bucket, Key="ready", Body=b"ready")

@@ -97,7 +97,7 @@ def test_a_cache_that_everybody_may_write_is_refused(good: Path, cache: Path) ->
     fetch_checkpoint("memory://fetch/cells.pth", OPTIONS)
     assert cache.stat().st_mode & 0o777 == 0o700
     cache.chmod(0o777)
-    with pytest.raises(CheckpointError, match="everybody may write") as caught:
+    with pytest.raises(CheckpointError, match="everyone may write") as caught:
         fetch_checkpoint("memory://fetch/cells.pth", OPTIONS)
     assert "LABELFLEET_CACHE" in str(caught.value.hint)
 

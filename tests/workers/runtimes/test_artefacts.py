@@ -80,5 +80,5 @@ def test_what_is_gone_or_another_is_said_in_words(ref: ArtefactRef, tmp_path: Pa
 def test_a_list_of_files_that_is_none_is_refused(changed: dict[str, object]) -> None:
     right = {"format": 1, "main": "a", "files": {"a": {"object": "a", "sha256": "0" * 64}}}
     assert read_facts(json.dumps(right).encode(), "url")["main"] == "a"
-    with pytest.raises(ArtefactError, match="url is no model artefact"):
+    with pytest.raises(ArtefactError, match="url is not a model artefact"):
         read_facts(json.dumps({**right, **changed}).encode(), "url")
