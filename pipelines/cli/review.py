@@ -326,12 +326,16 @@ def fit(
     guarantee_by: Annotated[
         str, typer.Option(help="Guarantee `all` accepted boxes together, or every `class`.")
     ] = "all",
+    force: Annotated[
+        bool, typer.Option(help="Write a policy that would be refused as too imprecise.")
+    ] = False,
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
     """Fit calibration and thresholds, which decide which boxes become labels.
 
     decide and review route use the policy stored in the run unless given another.
+    If accepted boxes are right far less often than asked for, nothing is written; exit code 3.
     """
     from dataclasses import replace
     from typing import cast
@@ -361,13 +365,17 @@ def fit(
             count_bulk=count_bulk,
         )  # fmt: skip
         fitted = replace(fitted, policy=proven.policy)
-    store, key = (manifest.store, POLICY_KEY) if out is None else open_object(out, options)
-    store.put(key, fitted.policy.to_yaml().encode())
-    written = out or f"{manifest.url}/{POLICY_KEY}"
+    if fitted.policy.guarantee is not None:
+        fitted = replace(fitted, refused=None)  # it accepts what was shown, not what was fitted
+    written = None
+    if fitted.refused is None or force:
+        store, key = (manifest.store, POLICY_KEY) if out is None else open_object(out, options)
+        store.put(key, fitted.policy.to_yaml().encode())
+        written = out or f"{manifest.url}/{POLICY_KEY}"
     fields = {**fitted.to_fields(), "written": written}
     if proven is None:
         show(fit_table(fitted, written), fields, json_)
-        return
+        raise typer.Exit(0 if written is not None else 3)
     told = Group(fit_table(fitted, written), guarantee_table(proven))
     show(told, {**fields, "guarantee": proven.to_fields()}, json_)
     raise typer.Exit(0 if proven.guarantee is not None else 3)

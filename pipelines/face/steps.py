@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from pipelines.exports.export import ExportFormat, ExportRequest, ExportSummary, export_version
@@ -17,6 +18,8 @@ from storage.coco.truth import read_truth
 from storage.labels.versions import LabelVersion
 from storage.runs.lock import run_lock
 
+log = logging.getLogger("labelfleet.fit")
+
 
 def fit(
     run: Run,
@@ -27,6 +30,9 @@ def fit(
     allow_missing: bool = False,
 ) -> Fit:
     """Fit calibration and thresholds, and leave the policy with the run.
+
+    A policy whose accepted boxes are right far less often than asked for is not left there; the
+    log says so, and ``refused`` of the result says why.
 
     Args:
         run: the run whose scores are calibrated.
@@ -40,7 +46,10 @@ def fit(
     """
     known = None if truth is None else read_truth(truth, run.options)
     fitted = fit_run(run.manifest, known, Wanted(precision, lost), allow_missing=allow_missing)
-    run.manifest.store.put(POLICY_KEY, fitted.policy.to_yaml().encode())
+    if fitted.refused is None:
+        run.manifest.store.put(POLICY_KEY, fitted.policy.to_yaml().encode())
+    else:
+        log.warning("no policy written: %s", fitted.refused)
     return fitted
 
 

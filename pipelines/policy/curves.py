@@ -3,9 +3,10 @@
 Isotonic regression (Zadrozny and Elkan 2002) of right on score, in two levels: the curve over all
 classes is drawn towards the stated prior, the curve of a class towards that over all. What a curve
 is drawn towards counts like ``STRENGTH`` boxes of its own, so a class of five boxes leans on the
-others and a class of 1,000 does not. Every class gets a curve and a threshold that accepts
-something: a class that cannot reach the precision asked for is accepted where it comes closest,
-and the fit says so.
+others and a class of 1,000 does not. A class that cannot reach the precision asked for is accepted
+where it comes closest, but not below a floor (``Wanted.floor``). A class whose boxes stay below the
+floor accepts only boxes that are each as likely to be right as the floor says, if there are any.
+The fit says so in each case.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from storage.records import Category
 
 STRENGTH = 10.0  # boxes that the prior counts for
 ENOUGH_RIGHT = 10  # accepted boxes below which a precision says nothing
+_FEW = 3  # likeliest boxes that must reach the floor before any of them is accepted
+NOTHING = 1.0  # an accept threshold that no calibrated probability reaches
+_FLOOR, _SHORT = 0.5, 0.2  # accepted boxes: right at least this often; this far below the target
 _ANCHORS = (
     np.arange(1, 21).astype(np.float64) / 20
 )  # scores at which a curve is held where it has no boxes
@@ -41,6 +45,11 @@ class Wanted:
 
     precision: float = 0.9
     lost: float = 0.02
+
+    @property
+    def floor(self) -> float:
+        """Precision below which nothing is accepted: ``precision`` - 0.2, and 0.5 or more."""
+        return min(self.precision, max(_FLOOR, self.precision - _SHORT))
 
 
 def fit_policy(
@@ -100,28 +109,44 @@ def _curve(
 def _thresholds(
     judged: JudgedBoxes, used: NDArray[np.bool_], curve: Curve, wanted: Wanted
 ) -> tuple[float, float]:
-    """(accept, reject) on calibrated probabilities, each between two that occur.
-
-    Accepted boxes are right as often as asked for, by their probabilities, and none of them is
-    less than half as likely to be right.
-    """
+    """(accept, reject) on calibrated probabilities, each between two that occur."""
     levels, level_of = np.unique(curve(judged.scores[used]), return_inverse=True)
-    weight = np.bincount(level_of, weights=judged.weight[used])
-    good = weight * levels
-    precision = np.cumsum(good[::-1])[::-1] / np.cumsum(weight[::-1])[::-1]
+    weight: _Floats = np.bincount(level_of, weights=judged.weight[used]).astype(np.float64)
     boxes = np.cumsum(np.bincount(level_of)[::-1])[::-1]
-    enough = boxes >= min(ENOUGH_RIGHT, boxes[0])
-    goal = min(wanted.precision, float(precision[enough].max()))
-    if goal < wanted.precision:
-        goal -= _NEAR
-    likely = levels >= min(goal / 2, float(levels[enough].max()))
-    accept = _between(levels, int(np.flatnonzero(enough & likely & (precision >= goal))[0]))
+    good = weight * levels
+    accept = _accept(levels, weight, boxes, wanted)
     lost = np.cumsum(good) - good  # right boxes below each level
     kept = np.flatnonzero(lost <= wanted.lost * good.sum())
     return accept, min(accept, _between(levels, int(kept[-1])))
 
 
-def _between(levels: _Floats, at: int) -> float:
-    """Just below a level: rounding may then not move a box across."""
-    below = levels[at - 1] if at else 0.0
+def _accept(levels: _Floats, weight: _Floats, boxes: NDArray[np.int64], wanted: Wanted) -> float:
+    """Return the accept threshold; a higher target never lowers it.
+
+    The accepted boxes are right as often as asked for, by their probabilities, or as often as can
+    be reached, and none of them is less than half as likely to be right. Where ten boxes cannot
+    reach the floor, every accepted box is itself as likely as the floor; where not even the
+    likeliest three reach it, no box is accepted.
+
+    Args:
+        levels: float64 [L], rising: probabilities that occur.
+        weight: float64 [L], of their boxes.
+        boxes: int64 [L], boxes of this level or more.
+    """
+    precision = np.cumsum((weight * levels)[::-1])[::-1] / np.cumsum(weight[::-1])[::-1]
+    enough = boxes >= min(ENOUGH_RIGHT, boxes[0])
+    best = float(precision[enough].max())
+    if best >= wanted.floor:
+        goal = min(wanted.precision, max(best - _NEAR, wanted.floor))
+        likely = levels >= min(goal / 2, float(levels[enough].max()))
+        return _between(levels, int(np.flatnonzero(enough & likely & (precision >= goal))[0]))
+    few = boxes >= min(_FEW, boxes[0])
+    if precision[few].max() < wanted.floor:
+        return NOTHING
+    return _between(levels, int(np.flatnonzero(levels >= wanted.floor)[0]), wanted.floor)
+
+
+def _between(levels: _Floats, at: int, least: float = 0.0) -> float:
+    """Just below a level, at ``least`` or more: rounding may then not move a box across."""
+    below = max(levels[at - 1], least) if at else least
     return round(float(below + levels[at]) / 2, 6)

@@ -3,7 +3,8 @@
 A YOLO-NAS score is not a probability. Curves by class make it one (see ``curves``), and the
 thresholds lie on the probabilities:
 
-    accept   the lowest from which the accepted boxes of the class are right as often as asked for
+    accept   the lowest from which the accepted boxes of the class are right as often as asked for,
+             or closest to it, but not below a floor
     reject   the highest below which at most a given share of the class's right boxes lies
 
 Both describe boxes like those fitted on. What to expect of others is measured by five-fold
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.policy.curves import ENOUGH_RIGHT, Wanted, evidence, fit_policy
+from pipelines.policy.curves import ENOUGH_RIGHT, NOTHING, Wanted, evidence, fit_policy
 from pipelines.policy.ignore_band import JudgedImage, bound_band, ignored_share
 from pipelines.policy.policy import Policy
 from pipelines.truth.bulk import accepted_in_bulk
@@ -49,7 +50,7 @@ class ClassFit:
         accept, reject: thresholds, probabilities.
         accepted: boxes from ``accept`` on, cross-validated, as the next two are.
         precision, recall: of accepted boxes; None: nothing to divide by.
-        met: the precision asked for is reached, up to two points.
+        met: boxes are accepted and reach the precision asked for, up to two points.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Fit:
         source: what said which boxes are right.
         ignored_area: mean share of the image area between the thresholds; None: not measured.
         warnings: what a reader must know before using the policy.
+        refused: why the policy must not be used; None: it may be.
     """
 
     policy: Policy
@@ -97,6 +99,7 @@ class Fit:
     source: str
     ignored_area: float | None = None
     warnings: tuple[str, ...] = ()
+    refused: str | None = None
 
     def to_fields(self) -> dict[str, Any]:
         """For machines."""
@@ -202,18 +205,32 @@ def fit(
     held_out, accepted = _cross_validated(judged, categories, wanted)
     classes = tuple(_class_fit(judged, policy, c, accepted, wanted) for c in categories)
     weight, true = judged.weight, judged.true_by_image.sum()
+    precision = _share(judged.right, accepted, weight)
     return Fit(
         policy=policy,
         images=judged.images,
         boxes=len(judged.scores),
         error_before=calibration_error(judged.scores, judged),
         error_after=calibration_error(held_out, judged),
-        precision=_share(judged.right, accepted, weight),
+        precision=precision,
         recall=_ratio(weight[accepted & judged.right].sum(), true),
         classes=classes,
         source=source,
         warnings=tuple(_warnings(with_boxes, len(judged.scores), classes, wanted)),
+        refused=_refused(precision, classes, wanted),
     )
+
+
+def _refused(precision: float | None, classes: Sequence[ClassFit], wanted: Wanted) -> str | None:
+    """Return why a policy of this cross-validated precision must not be used, or None."""
+    if precision is None or all(c.accept >= NOTHING for c in classes):
+        return f"no class has boxes that are right {wanted.floor:.0%} of the time or more"
+    if precision < wanted.floor:
+        return (
+            f"only {precision:.0%} of the accepted boxes are right, where {wanted.precision:.0%} "
+            f"was asked for and {wanted.floor:.0%} is the least"
+        )
+    return None
 
 
 def _warnings(images: int, boxes: int, classes: Sequence[ClassFit], wanted: Wanted) -> list[str]:
@@ -227,6 +244,12 @@ def _warnings(images: int, boxes: int, classes: Sequence[ClassFit], wanted: Want
     for c in classes:
         if not c.boxes:
             said.append(f"{c.name}: no box was judged; it takes the curve of all classes")
+        elif c.accept >= NOTHING:
+            said.append(
+                f"{c.name}: {wanted.precision:.0%} right is not reached; none of its {c.boxes:,} "
+                f"boxes is accepted: not even the likeliest are right {wanted.floor:.0%} of "
+                "the time"
+            )
         elif not c.met:
             share = "none" if c.precision is None else f"{c.precision:.0%}"
             said.append(
@@ -292,7 +315,7 @@ def _class_fit(
         accepted=int((own & accepted).sum()),
         precision=precision,
         recall=_ratio(weight[own & accepted & judged.right].sum(), true),
-        met=precision is not None and precision >= wanted.precision - _SLACK,
+        met=accept < NOTHING and precision is not None and precision >= wanted.precision - _SLACK,
     )
 
 

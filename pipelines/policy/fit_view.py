@@ -15,8 +15,12 @@ _HEADINGS = (
 )  # fmt: skip
 
 
-def fit_table(found: Fit, written: str) -> RenderableType:
-    """For people: thresholds by class, what to expect of them, and where the policy lies."""
+def fit_table(found: Fit, written: str | None) -> RenderableType:
+    """For people: thresholds by class, what to expect of them, and where the policy lies.
+
+    Args:
+        written: None: the policy was refused, and not written.
+    """
     title = f"{found.images:,} images, by {escape(found.source)}"
     table = Table(title=title, title_justify="left")
     for heading in _HEADINGS:
@@ -34,7 +38,7 @@ def fit_table(found: Fit, written: str) -> RenderableType:
     lines = [
         "thresholds are probabilities; accepted, precision and recall are cross-validated",
         f"calibration error: {found.error_before:.3f} of raw scores, {found.error_after:.3f} after",
-        f"policy: {written}",
+        "policy: not written" if written is None else f"policy: {written}",
     ]
     if found.ignored_area is not None:
         share = f"between the thresholds lies {_percent(found.ignored_area)} of the image area"
@@ -42,7 +46,21 @@ def fit_table(found: Fit, written: str) -> RenderableType:
     if any(c.leans for c in found.classes):
         lines.insert(0, "* few boxes: leans on the curve of all classes")
     warnings = (Text(f"note: {warning}", style="yellow") for warning in found.warnings)
-    return Group(table, *(Text(line) for line in lines), *warnings)
+    return Group(table, *(Text(line) for line in lines), *warnings, *_refusal(found, written))
+
+
+def _refusal(found: Fit, written: str | None) -> list[Text]:
+    """What is said of a policy that must not be used."""
+    if found.refused is None:
+        return []
+    if written is not None:
+        return [Text(f"warning: written although {found.refused}", style="red")]
+    lines = (
+        f"refused: {found.refused}",
+        "the policy in use stays: that of an earlier fit or routing, else the built-in one",
+        "audit more images, ask for a lower --precision, or write it anyway with --force",
+    )
+    return [Text(line, style="red") for line in lines]
 
 
 def guarantee_table(found: Guaranteed) -> RenderableType:
