@@ -105,7 +105,7 @@ def _range(limits: Sequence[Any]) -> str:
 
 
 def _names(kind: type[BaseModel], error: Any) -> Iterator[str]:
-    """The keys on the way to an error, without the tags that pydantic puts for union members."""
+    """Yield the keys of an error's location, without pydantic's tags for union members."""
     at: Any = kind
     for position, part in enumerate(error["loc"]):
         found = _step(at, part)
@@ -128,7 +128,7 @@ def _field(kind: type[BaseModel], names: Sequence[str]) -> FieldInfo | None:
 
 
 def _step(annotation: Any, name: Any) -> FieldInfo | None:
-    """The field that a key leads to; a mapping takes any key."""
+    """Return the field that a key leads to; a mapping takes any key."""
     section = section_in(annotation)
     if section is not None:
         return section.model_fields.get(name)
@@ -138,7 +138,7 @@ def _step(annotation: Any, name: Any) -> FieldInfo | None:
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field's annotation is, or names among others."""
+    """Return the section that a field's annotation is, or names among others."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (*_UNIONS, Annotated):

@@ -170,7 +170,7 @@ class FamilyConfig(Part):
         return self
 
     def convention(self, base: Convention | None) -> Convention:
-        """The stated fields over those of ``base``."""
+        """Return the stated fields over those of ``base``."""
         given = {
             name: value
             for name, value in self.model_dump(exclude={"base", "input"}).items()

@@ -53,7 +53,7 @@ def page() -> str:
 
 
 def sections(model: type[BaseModel], heading: str) -> Iterator[str]:
-    """Lines of Markdown: a table of the model's fields, and one for each section in it."""
+    """Yield lines of Markdown: a table of the model's fields, and one for each section in it."""
     yield from _section(model, "", heading, "")
 
 

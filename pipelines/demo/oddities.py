@@ -83,7 +83,7 @@ def _text(pixels: Pixels) -> bytes:
 
 
 def _bomb(pixels: Pixels) -> bytes:
-    """A PNG of a few hundred bytes whose header announces 30,000×30,000 pixels."""
+    """Return a PNG of a few hundred bytes whose header announces 30,000×30,000 pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         check = zlib.crc32(kind + body)

@@ -296,7 +296,7 @@ class Drive:
             self._replace_if_failing(event.worker, event.shard_id)
 
     def _is_excused(self, event: ShardError) -> bool:
-        """Whether an attempt counts against no shard, since storage itself may have failed.
+        """Return whether an attempt counts against no shard, since storage itself may have failed.
 
         Raises the attempt's error when it is an outage.
         """

@@ -28,7 +28,7 @@ class Stopper:
         return self._heeding > 0
 
     def asked(self) -> bool:
-        """Whether a stop was requested."""
+        """Return whether a stop was requested."""
         return self.requests > 0
 
     def request(self, reason: str = "interrupted") -> None:

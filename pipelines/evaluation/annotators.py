@@ -47,7 +47,7 @@ class AnnotatorFigures:
     error_gold: float | None
 
     def share(self, kind: str) -> float | None:
-        """Share of the boxes that this person handled; None: none."""
+        """Return the share of the boxes that this person handled; None: none."""
         total = sum(self.boxes.values())
         return self.boxes[kind] / total if total else None
 
@@ -80,7 +80,7 @@ class PeopleReport:
     classes: tuple[AcceptRate, ...]
 
     def to_fields(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 

@@ -92,7 +92,7 @@ UNKNOWN = Estimate(None, 0.0, 1.0)
 
 
 def share_estimate(samples: Sequence[Sample]) -> Estimate:
-    """The ratio of totals sum(x) / sum(y) with 0 <= x <= y, over all strata, with its interval.
+    """Estimate sum(x) / sum(y) with 0 <= x <= y, over all strata, with its interval.
 
     Strata without a sample must be left out; the estimate then does not speak for them.
     """
@@ -110,7 +110,7 @@ def share_estimate(samples: Sequence[Sample]) -> Estimate:
 
 
 def rate_estimate(samples: Sequence[Sample]) -> Estimate:
-    """An unbounded ratio of totals, such as errors per minute, with a log-normal interval."""
+    """Estimate an unbounded ratio of totals, such as errors per minute; log-normal interval."""
     strata = [s for s in samples if len(s.y)]
     total = sum(s.weight * float(s.y.sum()) for s in strata)
     if total <= 0:

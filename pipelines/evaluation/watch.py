@@ -64,7 +64,7 @@ def watch_run(
 
 
 def _first(listings: list[set[str]]) -> int:
-    """How many listings it takes to have an image."""
+    """Return how many of the first listings it takes until one holds an image."""
     return next((i for i, ids in enumerate(listings, 1) if ids), len(listings))
 
 

@@ -55,7 +55,7 @@ class ExportSummary:
     copied_before: int = 0
 
     def to_fields(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -189,7 +189,7 @@ class _Tally:
     classes: Counter[int] = field(default_factory=Counter)
 
     def by_class(self) -> dict[str, int]:
-        """Labels by class name."""
+        """Return the labels by class name."""
         return {name: self.classes[i] for i, name in enumerate(self.names)}
 
     def count(self, row: LabelRow) -> None:

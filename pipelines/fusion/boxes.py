@@ -143,7 +143,7 @@ def _fuse_class(
 
 
 def _nearest(boxes: Floats, box: Floats, iou: float, closed: NDArray[np.bool_]) -> int:
-    """Index of the box that overlaps most and is not closed, if by more than ``iou``; else -1."""
+    """Return the index of the open box that overlaps most, if by more than ``iou``; else -1."""
     if not len(boxes):
         return -1
     overlaps = np.where(closed, -1.0, _ious(boxes, box))
@@ -171,7 +171,7 @@ def _best_of_runs(runs: Sequence[Votes], members: Sequence[tuple[int, int]]) -> 
 
 
 def _agreement(runs: Sequence[Votes], best: dict[int, int], category_id: int) -> float:
-    """Mean over pairs of runs that know the class of IoU times the ratio of their scores.
+    """Average IoU times the ratio of scores over the pairs of runs that know the class.
 
     A pair of which one did not vote counts 0.
     """

@@ -91,7 +91,7 @@ class FuseSummary:
         return 3 if self.waiting else 0
 
     def to_fields(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -219,7 +219,7 @@ def _remarks(inputs: Sequence[FusionInput]) -> Iterator[str]:
 
 
 def output_has_run(output: ObjectStore) -> bool:
-    """Whether a run was created at an output."""
+    """Return whether a run was created at an output."""
     return any(o.key == RUN_KEY for o in output.list(RUN_KEY))
 
 

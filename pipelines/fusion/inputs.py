@@ -57,7 +57,7 @@ class FusionInput:
         }
 
     def votes(self, row: AnnotationRow) -> tuple[Votes, NDArray[np.int64]]:
-        """The votes of one row, and the index of each vote's box in the row.
+        """Return the votes of one row, and the index of each vote's box in the row.
 
         Boxes are clipped to the image; those without area there do not vote.
         """
@@ -74,7 +74,7 @@ class FusionInput:
 def class_map(
     manifest: Manifest, fused: list[str], renamed: Mapping[str, str]
 ) -> NDArray[np.int64]:
-    """The fused id of each of a run's classes; -1 where it is left out.
+    """Return the fused id of each of a run's classes; -1 where it is left out.
 
     Args:
         fused: class names of the fused run.
@@ -96,7 +96,7 @@ def class_map(
 
 
 def calibration_of(manifest: Manifest) -> Thresholds | None:
-    """The calibration that ``fit`` left with a run; None: it has none.
+    """Return the calibration that ``fit`` left with a run; None: it has none.
 
     Raises:
         ConfigError: the policy there is damaged, or that of another model.

@@ -20,7 +20,7 @@ def fuse_progress() -> Iterator[Callable[[int, int], None]]:
 
 
 def fuse_table(done: FuseSummary) -> Table:
-    """For people."""
+    """Render the result for people."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()

@@ -93,7 +93,7 @@ class IngestBook:
                 ) from None
 
     def records(self) -> Iterator[ShardRecord]:
-        """The records there are, in order."""
+        """Yield the records there are, in order."""
         while (record := self._read(self._index)) is not None:
             yield record
             self._advance(record)
@@ -107,7 +107,7 @@ class IngestBook:
         return self._entry
 
     def has_tar(self, record: ShardRecord) -> bool:
-        """Whether a record's shard is finished.
+        """Return whether a record's shard is finished.
 
         Raises SourceError when an object of another size is in its place.
         """
@@ -165,7 +165,7 @@ class IngestBook:
                 raise self._foreign(record.index) from None
 
     def failures(self) -> dict[int, Failure]:
-        """The entries that are in no shard, by number, after all records so far."""
+        """Return the entries that are in no shard, by number, after all records so far."""
         failed: dict[int, Failure] = {}
         for index in range(self._index):
             record = self._read(index)

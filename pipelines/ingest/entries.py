@@ -103,14 +103,14 @@ def check_size(nbytes: int, limit: int) -> None:
 
 
 def member_name(name: str) -> str:
-    """The name without what would lead out of a folder: leading '/', '.', '..' and NULs."""
+    """Return the name without what would lead out of a folder: leading '/', '.', '..' and NULs."""
     parts = name.replace("\0", "").split("/")
     kept = "/".join(part for part in parts if part not in ("", ".", ".."))
     return kept or "unnamed"
 
 
 def with_image_suffix(name: str, body: bytes) -> str:
-    """The name as a reader of shards knows an image: with a suffix by content if it has none.
+    """Return the name for a shard's readers: with a suffix by content if it has none.
 
     Raises:
         Undecodable: no suffix, and the bytes are not an image of a known format.

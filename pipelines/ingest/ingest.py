@@ -52,7 +52,7 @@ class Sizes:
     max_image_bytes: int = MAX_IMAGE_BYTES
 
     def room_in(self, shard: ShardInMaking, fetched: Fetched) -> bool:
-        """Whether a shard stays within them with one more entry."""
+        """Return whether a shard stays within them with one more entry."""
         return shard.has_room(fetched, self.images_per_shard, self.shard_bytes)
 
 
@@ -100,7 +100,7 @@ class IngestSummary:
         return 3 if self.errors else 0
 
     def to_fields(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return plain values for JSON."""
         return asdict(self) | {"exit_code": self.exit_code}
 
 
@@ -205,7 +205,7 @@ def pack(
 
 
 def shard_name(source: str) -> str:
-    """The last part of a URL without its suffix, in plain characters."""
+    """Return the last part of a URL without its suffix, in plain characters."""
     last = source.partition("?")[0].rstrip("/").rpartition("/")[2]
     stem = re.sub(r"\.(zip|txt|csv|lst)$", "", last, flags=re.IGNORECASE)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "images"

@@ -62,7 +62,7 @@ class ShardInMaking:
         self._folder.cleanup()
 
     def has_room(self, fetched: Fetched, images_per_shard: int, shard_bytes: int) -> bool:
-        """Whether the tar stays within both limits with this entry too."""
+        """Return whether the tar stays within both limits with this entry too."""
         if fetched.error is not None or self._images == 0:
             return True
         fits = self._tar.nbytes_with(fetched.member, len(fetched.body)) <= shard_bytes
@@ -89,7 +89,7 @@ class ShardInMaking:
         self._last += 1
 
     def hopeless(self, failures: int) -> bool:
-        """Whether at least this many entries failed and none was read."""
+        """Return whether at least this many entries failed and none was read."""
         return self._images == 0 and len(self._failures) >= failures
 
     def close(self) -> Path:
@@ -104,7 +104,7 @@ class ShardInMaking:
         return tuple(self._failures)
 
     def record(self, spool: Path) -> ShardRecord:
-        """What went in, after ``close``."""
+        """Return what went in, after ``close``."""
         return ShardRecord(
             self._index, self._first, self._last, self._images, self._image_nbytes,
             spool.stat().st_size if self._images else 0,

@@ -36,7 +36,7 @@ LIST_SUFFIXES = (".txt", ".csv", ".lst")
 
 
 def open_source(url: str, options: StorageOptions, *, max_image_bytes: int) -> Source:
-    """The source at a URL; its suffix tells a zip and a list (.txt, .csv, .lst) from a folder.
+    """Open the source at a URL; its suffix tells a zip or list (.txt, .csv, .lst) from a folder.
 
     Raises:
         ConfigError: it is a tar shard already.
@@ -146,7 +146,7 @@ class ZipSource:
         self.left_out = left
 
     def remarks(self) -> list[str]:
-        """How many names were guessed, by code page."""
+        """Return how many names were guessed, by code page."""
         guessed = Counter(zip_name(member).encoding for member in self._zip.infolist())
         return [
             f"{guessed[encoding]:,} names do not say their encoding; read as {encoding}"

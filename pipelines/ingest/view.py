@@ -28,7 +28,7 @@ def _said(now: IngestProgress) -> str:
 
 
 def ingest_table(summary: IngestSummary) -> RenderableType:
-    """For people."""
+    """Render the result for people."""
     table = Table(title="Ingested", title_justify="left", show_header=False)
     table.add_row("images", f"{summary.images:,}")
     kept = f" ({summary.kept:,} were there)" if summary.kept else ""

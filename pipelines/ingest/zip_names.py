@@ -32,7 +32,7 @@ class ZipName:
 
 
 def zip_name(member: zipfile.ZipInfo) -> ZipName:
-    """The name of a member as ``zipfile`` lists it (without ``metadata_encoding``)."""
+    """Return the name of a member as ``zipfile`` lists it (without ``metadata_encoding``)."""
     original = member.orig_filename
     if member.flag_bits & _UTF8_FLAG:
         return ZipName(_slashed(original, member), "stated")

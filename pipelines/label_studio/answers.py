@@ -109,7 +109,7 @@ def compare(
 def prediction_shown(
     predictions: Sequence[Mapping[str, Any]], annotation: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
-    """The prediction an annotation began with; None: there was none to be seen.
+    """Return the prediction an annotation began with; None: there was none to be seen.
 
     The page says which; of those made through the API the one that shares most regions counts, and
     of equal ones the newest. One that came after the annotation was begun was not seen. Where a
@@ -145,7 +145,7 @@ def annotator_of(annotation: Mapping[str, Any], people: Mapping[int, str]) -> st
 
 
 def when(text: str) -> datetime:
-    """An ISO 8601 time as UTC."""
+    """Parse an ISO 8601 time, as UTC."""
     return datetime.fromisoformat(text).astimezone(UTC)
 
 

@@ -122,7 +122,7 @@ class LabelStudio:
         return owner
 
     def people(self) -> dict[int, str]:
-        """A name by user id: e-mail where there is one. Empty if the token may not list them."""
+        """Return names by user id, e-mails where known. Empty if the token may not list users."""
         try:
             users = self.http.get("/api/users")
         except ReviewDenied:
@@ -130,7 +130,7 @@ class LabelStudio:
         return {u["id"]: u.get("email") or u.get("username") or f"user {u['id']}" for u in users}
 
     def find_project(self, title: str) -> Project | None:
-        """The oldest project with exactly this title."""
+        """Return the oldest project with exactly this title."""
         found, page = [], 1
         while True:
             params = {"title": title, "page": page, "page_size": 100, "include": _PROJECT_FIELDS}
@@ -142,12 +142,12 @@ class LabelStudio:
         return _project(min(found, key=lambda p: int(p["id"]))) if found else None
 
     def titles(self) -> list[str]:
-        """Titles of the newest hundred projects."""
+        """Return the titles of the newest hundred projects."""
         reply = self.http.get("/api/projects", {"page_size": 100, "include": "id,title"})
         return [str(project["title"]) for project in reply["results"]]
 
     def project(self, project_id: int) -> Project | None:
-        """The project of this id; None: there is none, or the token may not see it."""
+        """Return the project of this id; None: there is none, or the token may not see it."""
         try:
             return _project(self.http.get(f"/api/projects/{project_id}"))
         except ReviewRefused as exc:
@@ -212,7 +212,7 @@ class LabelStudio:
         self.http.send("POST", path, list(predictions), repeatable=False)
 
     def task_refs(self, project_id: int, keys: Sequence[str] | None = None) -> Iterator[TaskRef]:
-        """Tasks that carry a key, by id. ``keys``: only these, or None for all."""
+        """Yield tasks that carry a key, by id. ``keys``: only these, or None for all."""
         fields = "id,data,total_annotations,cancelled_annotations"
         begun = self.begun(project_id)
         batches: list[list[str] | None] = [None]
@@ -234,7 +234,7 @@ class LabelStudio:
         return {task["id"] for task in self.tasks(project_id, [asked], include="id")}
 
     def annotation_ids(self, project_id: int) -> dict[int, frozenset[int] | None]:
-        """Ids of the annotations by task, skipped ones included; tasks without any are left out.
+        """Return annotation ids by task, skipped ones included; tasks without any are left out.
 
         None: too many to be listed; the server cuts the list after 500 characters.
         """
@@ -247,7 +247,7 @@ class LabelStudio:
         return found
 
     def predicted_by(self, project_id: int, model_version: str) -> set[int]:
-        """Ids of the tasks that have a prediction of this version."""
+        """Return the ids of the tasks that have a prediction of this version."""
         # A list: of a text the server would look for every letter by itself.
         asked = _filter("predictions_model_versions", "contains", [model_version])
         return {task["id"] for task in self.tasks(project_id, [asked], include="id")}
@@ -273,7 +273,7 @@ class LabelStudio:
         whole: bool = False,
         page: int = _PAGE,
     ) -> Iterator[dict[str, Any]]:
-        """Tasks as the server shows them, by ascending id.
+        """Yield tasks as the server shows them, by ascending id.
 
         Args:
             filters: see ``changed_since``; all must hold.
@@ -298,7 +298,7 @@ class LabelStudio:
             last = found[-1]["id"]
 
     def views(self, project_id: int) -> list[dict[str, Any]]:
-        """The tabs of a project's data manager."""
+        """Return the tabs of a project's data manager."""
         found: list[dict[str, Any]] = self.http.get("/api/dm/views/", {"project": project_id})
         return found
 
@@ -308,7 +308,7 @@ class LabelStudio:
         self.http.send("POST", "/api/dm/views/", body)
 
     def storages(self, project_id: int, kind: StorageKind) -> list[dict[str, Any]]:
-        """A project's source storages of one kind."""
+        """Return a project's source storages of one kind."""
         found: list[dict[str, Any]] = self.http.get(
             f"/api/storages/{kind}", {"project": project_id}
         )
@@ -326,7 +326,7 @@ class LabelStudio:
         self._in_doubt(0.5)(add)
 
     def image_bytes(self, project_id: int, url: str) -> bytes:
-        """An image as a task of the project that names this URL would show it."""
+        """Return an image as a task of the project that names this URL would show it."""
         if url.startswith("/"):
             return self.http.get_bytes(url)
         named = base64.urlsafe_b64encode(url.encode()).decode()
@@ -371,18 +371,18 @@ class LabelStudio:
 
 
 def changed_since(when: datetime) -> dict[str, Any]:
-    """A filter: tasks that were answered, edited or otherwise touched at this time or later."""
+    """Return a filter for tasks answered, edited or otherwise touched at this time or later."""
     text = when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")  # anything else is a 500
     return _filter("updated_at", "greater_or_equal", text, kind="Datetime")
 
 
 def with_keys(keys: Sequence[str]) -> dict[str, Any]:
-    """A filter: tasks with these keys, ``MOST_KEYS`` of them at most."""
+    """Return a filter for tasks with these keys, at most ``MOST_KEYS``."""
     return _filter(f"data.{KEY}", "in_list", list(keys))
 
 
 def _checked_tasks(reply: Any, last: int) -> list[dict[str, Any]]:
-    """The tasks of a page, if they look like tasks: each with data, by ascending id above ``last``.
+    """Return a page's tasks, checked: each with data, by ascending id above ``last``.
 
     Raises ReviewError: else a walk by id could go in a circle.
     """

@@ -69,7 +69,7 @@ def not_json(response: httpx.Response) -> ReviewError:
 
 
 def said_by(response: httpx.Response) -> str:
-    """The server's own words, shortened; never its HTML, nor the token: proxies echo headers."""
+    """Return the server's message, shortened; never HTML or the token: proxies echo headers."""
     secret = response.request.headers.get("authorization", "").rpartition(" ")[2]
     said = _said(response)
     return said.replace(secret, "***") if secret else said
@@ -88,7 +88,7 @@ def _said(response: httpx.Response) -> str:
 
 
 def shorten(text: str) -> str:
-    """One line of bounded length."""
+    """Shorten a text to one line of bounded length."""
     line = re.sub(r"\s+", " ", text).strip()
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 

@@ -81,11 +81,11 @@ class LabelStudioHttp:
         self._client.close()
 
     def get(self, path: str, params: Mapping[str, Any] | None = None) -> Any:
-        """The JSON at a path. Repeated while it fails in ways that pass."""
+        """Return the JSON at a path. Repeated while it fails in ways that pass."""
         return self.send("GET", path, params=params)
 
     def get_bytes(self, path: str, params: Mapping[str, Any] | None = None) -> bytes:
-        """The body at a path, whatever it is."""
+        """Return the body at a path, whatever it is."""
         return self._respond("GET", path, params, None, repeatable=True).content
 
     def send(
@@ -185,6 +185,6 @@ class _Passing(Exception):
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Seconds the server asks for, within reason; dates are not understood."""
+    """Return the seconds the server asks for, within reason; dates are not understood."""
     asked = response.headers.get("retry-after", "")
     return min(float(asked), 60.0) if asked.isdigit() else 0.0

@@ -36,7 +36,7 @@ class Interface:
 
 
 def label_config(classes: Sequence[str]) -> str:
-    """The interface for these classes: a colour each, digits as hotkeys, no rotated boxes.
+    """Return the interface for these classes: a colour each, digits as hotkeys, no rotated boxes.
 
     With many classes there is a field that filters them.
 
@@ -72,7 +72,7 @@ def label_config(classes: Sequence[str]) -> str:
 
 
 def hotkeys(classes: Sequence[str]) -> dict[str, str]:
-    """A digit for each of up to ten classes: its own where a name holds one, such as ``Digit0``."""
+    """Assign a digit to each of up to ten classes: its own if the name has one (``Digit0``)."""
     keys: dict[str, str] = {}
     for name in classes:
         digits = re.findall(r"[0-9]+", name)

@@ -45,7 +45,7 @@ class Region:
 
 
 def clip(bbox: Xyxy, width: int, height: int) -> Xyxy | None:
-    """The part of a box inside its image; None where there is none, or none to be seen."""
+    """Return the part of a box inside its image; None where there is none, or none to be seen."""
     x1, y1, x2, y2 = bbox
     inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
     seen = min(inside[2] - inside[0], inside[3] - inside[1]) >= _SLIVER_PX
@@ -53,7 +53,7 @@ def clip(bbox: Xyxy, width: int, height: int) -> Xyxy | None:
 
 
 def to_result(box: ShownBox, width: int, height: int, names: Interface) -> dict[str, Any] | None:
-    """One region of a prediction; None where the box lies outside its image."""
+    """Return one region of a prediction; None where the box lies outside its image."""
     inside = clip(box.bbox, width, height)
     if inside is None:
         return None
@@ -96,7 +96,7 @@ class Drawn:
 
 
 def read_results(results: Sequence[Mapping[str, Any]], width: int, height: int) -> Drawn:
-    """Everything in an annotation's or a prediction's results.
+    """Return everything in an annotation's or a prediction's results.
 
     Results with one id describe one region: its shape, its labels, what else was said of it.
 
@@ -129,7 +129,7 @@ def read_results(results: Sequence[Mapping[str, Any]], width: int, height: int) 
 
 
 def _is_drawn(result: Mapping[str, Any]) -> bool:
-    """Whether a result is of a region on the image, and not said of the image or of a region."""
+    """Return whether a result is a region on the image, not a statement about either."""
     kind = str(result.get("type", ""))
     return kind.endswith("labels") or kind in _DRAWN
 
@@ -154,6 +154,6 @@ def _region(name: str, parts: Sequence[Mapping[str, Any]], width: int, height: i
 
 
 def _labels(part: Mapping[str, Any]) -> Sequence[str]:
-    """The labels that a result carries: under the name of its kind."""
+    """Return the labels that a result carries: under the name of its kind."""
     kind, value = str(part["type"]), part.get("value") or {}
     return value.get(kind) or [] if kind.endswith("labels") else []

@@ -129,7 +129,7 @@ class Sender:
                 return
 
     def _missing_once_settled(self, tasks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those of the tasks that did not turn up within the time the server may need."""
+        """Return those of the tasks that did not turn up within the time the server may need."""
         until_s = self.clock() + max(self.rules.settle_s, 3 * self._slowest_s)
         wait_s = 0.25
         while True:
@@ -170,7 +170,7 @@ def delete_twins(server: SupportsTasks, refs: Iterable[TaskRef]) -> int:
 
 
 def untouched_twins(refs: Iterable[TaskRef]) -> list[int]:
-    """Ids of the tasks to delete: all but the touched ones, or but the oldest where none is."""
+    """Return the ids of tasks to delete: untouched twins, but for the oldest if none is touched."""
     by_key: dict[str, dict[int, TaskRef]] = defaultdict(dict)
     for ref in refs:
         by_key[ref.key][ref.task_id] = ref

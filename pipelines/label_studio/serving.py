@@ -39,7 +39,7 @@ class Serving(Protocol):
         ...
 
     def url(self, name: str) -> str:
-        """What a task's data says for the image of this file name."""
+        """Return what a task's data says for the image of this file name."""
         ...
 
 

@@ -24,7 +24,7 @@ _MOST_MASK_PIXELS = 4  # times those of the image; a mask has the image's size
 
 
 def hull_of(result: Result, width: int, height: int) -> Xyxy | None:
-    """The upright hull of one result, or None where its kind has none, such as a keypoint.
+    """Return the upright hull of one result, or None where its kind has none, such as a keypoint.
 
     A shape without area has a hull without area. An empty mask is one of those.
 

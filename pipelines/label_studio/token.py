@@ -36,7 +36,7 @@ class Token:
 
     @staticmethod
     def from_environment() -> Token:
-        """The token in LABEL_STUDIO_API_KEY. Raises ConfigError when there is none."""
+        """Return the token in LABEL_STUDIO_API_KEY. Raises ConfigError when there is none."""
         secret = os.environ.get(VARIABLE, "")
         if not secret.strip():
             raise ConfigError(
@@ -49,7 +49,7 @@ class Token:
         return f"Token({self.kind}, ***)"
 
     def auth(self, url: str) -> httpx.Auth:
-        """What puts the token into requests to the server at ``url``."""
+        """Return the httpx auth that puts the token into requests to the server at ``url``."""
         return _TokenAuth(self._secret, self.kind, f"{url}/api/token/refresh")
 
 

@@ -144,7 +144,7 @@ def survey_source(source: str, options: StorageOptions) -> Survey:
 
 
 def _yolo_names(store: ObjectStore, key: str) -> tuple[str, ...]:
-    """Class names of a Roboflow or Ultralytics data set; () where the file is something else."""
+    """Read the class names of a Roboflow or Ultralytics data set; () for any other file."""
     if store.head(key).nbytes > _MOST_YAML_BYTES:
         return ()
     try:
@@ -164,7 +164,7 @@ def _position(key: object) -> int:
 def _model(
     checkpoint: str | None, survey: Survey, options: StorageOptions
 ) -> tuple[dict[str, Any], list[str]]:
-    """The model's section, and what has to be filled in by hand."""
+    """Return the model's section, and what has to be filled in by hand."""
     if checkpoint is None:
         return {"checkpoint": FILL_IN}, ["model.checkpoint: your YOLO-NAS weights, a path or URL"]
     from workers.checkpoints.cache import fetch_checkpoint  # torch
@@ -189,7 +189,7 @@ def _name_of(url: str) -> str:
 
 
 def _output(url: str, name: str) -> str:
-    """A place that does not overlap the source."""
+    """Return a place that does not overlap the source."""
     if parse_url(url).scheme != "file":
         above, _, last = url.rstrip("/").rpartition("/")
         return f"{above}/{last}-labels" if above.count("/") > 2 else f"runs/{name}"

@@ -56,7 +56,7 @@ class Plan:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def to_fields(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -244,7 +244,7 @@ def _measured_pace(manifest: Manifest) -> _Pace | None:
 
 
 def plan_table(plan: Plan) -> RenderableType:
-    """For people."""
+    """Render the result for people."""
     table = Table(title="Plan", title_justify="left")
     for column in ("", "in the source", "left to do"):
         table.add_column(column, justify="left" if not column else "right")

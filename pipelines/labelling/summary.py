@@ -102,7 +102,7 @@ def summarise(
 
 
 def _images_per_s(status: RunStatus, tally: Tally) -> float:
-    """The ledger's figure, or the loop's own where the ledger could not be written."""
+    """Return the ledger's figure, or the loop's own where the ledger could not be written."""
     if not tally.images:
         return 0.0
     ledger = status.invocation

@@ -45,7 +45,7 @@ class LabelDiff:
     examples: tuple[str, ...] = ()
 
     def to_fields(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 

@@ -64,7 +64,7 @@ def find_artefact(config: RunConfig, spec: ModelSpec) -> ArtefactRef | None:
 
 
 def artefact_place(config: RunConfig) -> tuple[ObjectStore, str]:
-    """The store that holds artefacts, and what their keys begin with."""
+    """Return the store that holds artefacts, and what their keys begin with."""
     options = config.storage.options()
     if config.model.artefacts is not None:
         return open_store(config.model.artefacts, options), ""

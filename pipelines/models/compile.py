@@ -67,7 +67,7 @@ def compile_model(
 def _check(
     config: RunConfig, spec: ModelSpec, artefact: Artefact, truth: Truth, say: Say
 ) -> Mapping[str, Any]:
-    """Figures of an INT8 model that was there already; refused when it loses too much.
+    """Return the figures of an INT8 model that was there already; refused when it loses too much.
 
     It may have been made without this ground truth: what it was calibrated on is left out.
     """
@@ -102,7 +102,7 @@ def compile_from_file(
 
 
 def has_gpu() -> bool:
-    """Whether torch sees a CUDA device here."""
+    """Return whether torch sees a CUDA device here."""
     import torch
 
     return torch.cuda.is_available()

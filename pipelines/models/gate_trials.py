@@ -104,7 +104,7 @@ def measure_gate(
 
 
 def _runnable_here(spec: ModelSpec, say: Say) -> ModelSpec:
-    """The model on this machine's CPU, where only the workers have GPUs."""
+    """Return the model on this machine's CPU, where only the workers have GPUs."""
     if spec.device == "cpu" or has_gpu():
         return spec
     say("gate: this machine has no GPU, so the model is measured on the CPU in float32")
@@ -113,7 +113,7 @@ def _runnable_here(spec: ModelSpec, say: Say) -> ModelSpec:
 
 
 def _thinned(truth: Truth) -> Truth:
-    """Every n-th image of the ground truth, about as many as a trial takes."""
+    """Return every n-th image of the ground truth, about as many as a trial takes."""
     step = -(-len(truth.images) // TRIAL_IMAGES)
     return replace(
         truth,
@@ -147,14 +147,14 @@ class _Bench:
         return _Bench(config, spec, truth, detector, inputs, expected)
 
     def found(self, *, swapped: bool = False) -> list[Detections]:
-        """What the model finds; with ``swapped`` channels it sees BGR for RGB, or the reverse."""
+        """Return the model's detections; ``swapped`` feeds BGR for RGB, or the reverse."""
         inputs = self.inputs
         if swapped:
             inputs = replace(inputs, pixels=inputs.pixels[..., ::-1])
         return detect_all(self.detector, inputs)
 
     def prepared_as(self, preprocessing: Preprocessing) -> Inputs:
-        """The images as another preprocessing makes them."""
+        """Return the images as another preprocessing makes them."""
         return measured(self.config, preprocessing, self.truth)[0]
 
     def map_of(self, found: list[Detections]) -> float:
@@ -175,7 +175,7 @@ def _trials(bench: _Bench, say: Say) -> Iterator[Trial]:
 
 
 def _stated(spec: ModelSpec, field: str, value: str) -> str:
-    """How a field of the preprocessing is written into the config."""
+    """Return how a field of the preprocessing is written into the config."""
     if spec.convention is None:
         return f"state all of `model.preprocessing`, with `{field}: {value}`"
     return f"state the family's input, `model.family: {{base: …, input: {{{field}: {value}, …}}}}`"
@@ -188,7 +188,7 @@ def _other_channels(bench: _Bench, say: Say) -> Iterator[Trial]:
 
 
 def _other_letterboxes(bench: _Bench, say: Say) -> Iterator[Trial]:
-    """The image elsewhere in the input, and stretched in place of padded."""
+    """Yield the image elsewhere in the input, and stretched in place of padded."""
     now = bench.spec.preprocessing
     center, corner = (replace(now, keep_aspect=True, padding=p) for p in _PADDINGS)
     stretched = replace(now, keep_aspect=False, resize_to=now.size)
@@ -237,7 +237,7 @@ def _sizes(now: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def _at(bench: _Bench, preprocessing: Preprocessing, say: Say) -> Detector:
-    """The model at another input size, in float32."""
+    """Return the model at another input size, in float32."""
     spec = replace(bench.spec, preprocessing=preprocessing, precision="fp32", artefact=None)
     if spec.convention is None:
         options = bench.config.storage.options()
@@ -249,7 +249,7 @@ def _at(bench: _Bench, preprocessing: Preprocessing, say: Say) -> Detector:
 
 
 def _other_orders(bench: _Bench, say: Say) -> Iterator[Trial]:
-    """The same boxes under the class names that the truth gives them."""
+    """Yield the same boxes under the class names that the truth gives them."""
     found, classes = bench.found(), bench.spec.classes
     order = best_order(found, bench.expected.images, len(classes))
     if np.array_equal(order, np.arange(len(classes))):

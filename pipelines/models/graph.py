@@ -26,7 +26,7 @@ def own_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def exported_graph(config: RunConfig, spec: ModelSpec, work: Path, say: Say) -> Artefact:
-    """The exported graph, from this user's cache or made now."""
+    """Return the exported graph, from this user's cache or made now."""
     cache, folder = private_folder(cache_folder() / "artefacts"), artefact_key(spec)
     local, options = open_store(str(cache)), config.storage.options()
     if (ref := find(local, folder)) is not None:

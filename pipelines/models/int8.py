@@ -46,7 +46,7 @@ class Limits:
 
     @staticmethod
     def of(config: RunConfig) -> Limits:
-        """Those of a run."""
+        """Return the limits of a run."""
         return Limits(config.model.max_loss, config.model.min_agreement)
 
     @property
@@ -94,7 +94,7 @@ class Judge:
         return mean_ap(self.fp32, self.expected)
 
     def loss(self, artefact: Artefact) -> float:
-        """Points of mAP that a model loses."""
+        """Return the points of mAP that a model loses."""
         found = detect_all(_detector(self.spec, artefact), self.inputs)
         return self.fp32_map - mean_ap(found, self.expected)
 
@@ -103,7 +103,7 @@ class Judge:
         return self.compare(detect_all(_detector(self.spec, artefact), self.inputs))
 
     def compare(self, found: Sequence[Detections]) -> Verdict:
-        """The verdict on a model that found this on the judge's images."""
+        """Return the verdict on a model that found this on the judge's images."""
         lost = loss_between(match(self.fp32, self.expected), match(found, self.expected))
         share = agreement(self.fp32, found)
         kept = lost.high <= self.limits.max_loss and share.low >= self.limits.min_agreement

@@ -97,7 +97,7 @@ def match(found: Sequence[Detections], expected: Expected) -> Matches:
 
 
 def loss_between(before: Matches, after: Matches) -> Loss:
-    """What ``after`` loses against ``before`` on the same images."""
+    """Return what ``after`` loses against ``before`` on the same images."""
     images = before.images
     everything = np.ones((1, images), np.int64)
     value = float((before.mean_ap(everything) - after.mean_ap(everything))[0])
@@ -111,7 +111,7 @@ def loss_between(before: Matches, after: Matches) -> Loss:
 
 
 def agreement(before: Sequence[Detections], after: Sequence[Detections]) -> Agreement:
-    """Share of sure boxes that two models have in common, with its bound over images.
+    """Return the share of sure boxes that two models have in common, with its bound over images.
 
     Sure are scores from ``SURE``; a box of one is common when the other has one of the same class
     at an IoU of 0.5 or more, each taken once. Scores that fall below count as lost, and boxes that
@@ -142,7 +142,7 @@ def _common(
     b: NDArray[np.float32],
     b_class: NDArray[np.integer[Any]],
 ) -> int:
-    """How many boxes pair up one to one, nearest first."""
+    """Return how many boxes pair up one to one, nearest first."""
     overlap = _overlaps(_xywh(a), _xywh(b), crowd=False)
     overlap[a_class[:, None] != b_class[None]] = 0
     pairs = 0
@@ -159,13 +159,13 @@ def _xywh(xyxy: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _draws(images: int) -> NDArray[np.int64]:
-    """How often each draw holds each image [DRAWS, images]; the same ones every time."""
+    """Return how often each draw holds each image [DRAWS, images]; the same ones every time."""
     rng = np.random.default_rng(_SEED)
     return rng.multinomial(images, np.full(images, 1 / images), size=DRAWS)
 
 
 def _widened(images: int) -> float:
-    """The tail to cut so that ``TAIL`` is left out: percentiles of few images are too narrow."""
+    """Return the tail to cut to leave out ``TAIL``: percentiles of few images are too narrow."""
     from scipy.stats import norm, t  # type: ignore[import-untyped]  # scipy ships no types
 
     return float(norm.cdf(np.sqrt(images / (images - 1)) * t.ppf(TAIL, images - 1)))
@@ -180,7 +180,7 @@ class _Cell:
 
 
 def _match_cell(rows: NDArray[np.float64], boxes: Sequence[dict[str, Any]], k: int) -> _Cell:
-    """One class in one image: each box takes the best true box that is left, as COCO matches."""
+    """Match one class in one image: each box takes the best true box left, as in COCO."""
     rows = rows[np.argsort(-rows[:, 5], kind="stable")][:_MAX_BOXES]
     mine = [box for box in boxes if box["category_id"] == k]
     real = np.array([b["bbox"] for b in mine if not b["ignore"]], np.float64).reshape(-1, 4)

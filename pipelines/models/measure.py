@@ -78,7 +78,7 @@ def expected_from_detections(found: Sequence[Detections], classes: int) -> Expec
 
 
 def detect_all(detector: Detector, inputs: Inputs) -> list[Detections]:
-    """Detections of every image, in its upright pixels and clipped to it."""
+    """Return the detections of every image, in its upright pixels and clipped to it."""
     found: list[Detections] = []
     for start in range(0, len(inputs), BATCH):
         found += detector.detect(np.ascontiguousarray(inputs.pixels[start : start + BATCH]))

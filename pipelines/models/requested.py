@@ -56,7 +56,7 @@ def _device(existing: RunRecord | None, cuda: bool) -> DeviceName:
 
 
 def model_request(config: RunConfig) -> ModelRequest:
-    """The model section as the worker layer wants it."""
+    """Return the model section as the worker layer wants it."""
     part = config.model
     size = part.image_size
     request = ModelRequest(
@@ -81,7 +81,7 @@ def model_request(config: RunConfig) -> ModelRequest:
 
 
 def _of_family(request: ModelRequest, stated: str | FamilyConfig) -> ModelRequest:
-    """The request with the convention of another family."""
+    """Return the request with the convention of another family."""
     part = FamilyConfig(base=stated) if isinstance(stated, str) else stated
     base = None if part.base is None else FAMILIES[part.base]
     if part.input is not None:

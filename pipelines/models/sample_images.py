@@ -56,7 +56,7 @@ class Inputs:
         return len(self.image_ids)
 
     def part(self, start: int, stop: int) -> Inputs:
-        """Some of them; the digest is the whole's."""
+        """Return a selection of the images; the digest is the whole's."""
         return Inputs(
             self.pixels[start:stop],
             self.transforms[start:stop],
@@ -94,7 +94,7 @@ def sample(
 def measured(
     config: RunConfig, preprocessing: Preprocessing, truth: Truth
 ) -> tuple[Inputs, tuple[int, ...]]:
-    """The images that ground truth names, and their indices in it; at most 1,000, evenly.
+    """Return the images that ground truth names, and their indices in it; at most 1,000, evenly.
 
     They are looked for in the whole source, whatever include, exclude and keys say.
 
@@ -116,7 +116,7 @@ def measured(
 
 
 def unseen(truth: Truth, image_ids: Iterable[str]) -> Truth:
-    """The ground truth less these images, by their names in the run."""
+    """Return the ground truth less these images, by their names in the run."""
     names = may_join(truth)
     seen = {index for image_id in image_ids for index in names(image_id)}
     kept = [index for index in range(len(truth.images)) if index not in seen]

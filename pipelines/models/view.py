@@ -31,7 +31,7 @@ class CompileSummary:
     checked: Mapping[str, Any] | None = None
 
     def to_fields(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         facts = {k: v for k, v in self.facts.items() if k != "files"}
         return {
             "runtime": self.runtime,
@@ -45,7 +45,7 @@ class CompileSummary:
 
 
 def compiled_table(summary: CompileSummary) -> RenderableType:
-    """For people."""
+    """Render the result for people."""
     if summary.artefact is None:
         return Text(f"{summary.runtime} loads the checkpoint itself: nothing to compile")
     made = "made" if summary.new else "there already"

@@ -78,7 +78,7 @@ def _played(
     cap: int,
     level: float,
 ) -> float:
-    """The game: capital after each image at each corner, the least of them, the largest of those.
+    """Play the game: take the least capital over the corners after each image, then its maximum.
 
     Args:
         strata: drawn from.
@@ -127,7 +127,7 @@ def _total(strata: Sequence[DrawnStratum]) -> _Ints:
 
 
 def _cap(sizes: _Ints, target: float) -> tuple[int, float]:
-    """The cap that leaves the bets most to win, and the wrong boxes that it leaves to be shown."""
+    """Choose the cap with the most for the bets to win; return it with the wrong boxes left."""
     counts = np.arange(len(sizes))
     allowed = (1 - target) * float((sizes * counts).sum())
     caps = np.arange(1, max(len(sizes), 2))

@@ -37,12 +37,12 @@ def _policy_of(manifest: Manifest) -> Policy:
 
 
 def thresholds_on(policy: Policy) -> str:
-    """What thresholds of this policy are compared with: ``probability`` or ``score``."""
+    """Return what thresholds of this policy are compared with: ``probability`` or ``score``."""
     return "score" if policy.calibration is None else "probability"
 
 
 def given_meaning(policy: Policy, accept: float | None, reject: float | None) -> str:
-    """What thresholds given by hand mean under this policy, for people; '' where none is given."""
+    """Explain thresholds given by hand under this policy; '' where none is given."""
     given = " and ".join(
         f"--{name} {value:g}" for name, value in (("accept", accept), ("reject", reject))
         if value is not None

@@ -59,7 +59,7 @@ def fit_policy(
     images: NDArray[np.bool_],
     model_sha256: str | None = None,
 ) -> Policy:
-    """Curves and thresholds from the boxes of these images (bool [images])."""
+    """Return curves and thresholds from the boxes of these images (bool [images])."""
     used = images[judged.image]
     pooled = _curve(judged, used, prior)
     accept, reject = _thresholds(judged, used, pooled, wanted)
@@ -81,7 +81,7 @@ def fit_policy(
 
 
 def evidence(boxes: int) -> float:
-    """Share of a class's curve that its own boxes speak for, in [0, 1)."""
+    """Return the share of a class's curve that its own boxes speak for, in [0, 1)."""
     return boxes / (boxes + STRENGTH)
 
 

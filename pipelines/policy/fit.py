@@ -102,7 +102,7 @@ class Fit:
     refused: str | None = None
 
     def to_fields(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         return {**asdict(self), "policy": self.policy.to_fields()}
 
 
@@ -166,7 +166,7 @@ def _with_band(
     at_most: float | None,
     warnings: tuple[str, ...],
 ) -> Fit:
-    """The fit with its ignore band measured, and bounded where that is asked for."""
+    """Return the fit with its ignore band measured, and bounded where that is asked for."""
     policy = found.policy
     if at_most is not None:
         policy = bound_band(policy, images, categories, at_most)

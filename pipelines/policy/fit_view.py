@@ -16,7 +16,7 @@ _HEADINGS = (
 
 
 def fit_table(found: Fit, written: str | None) -> RenderableType:
-    """For people: thresholds by class, what to expect of them, and where the policy lies.
+    """Render thresholds by class, what to expect of them, and where the policy is stored.
 
     Args:
         written: None: the policy was refused, and not written.
@@ -64,7 +64,7 @@ def _refusal(found: Fit, written: str | None) -> list[Text]:
 
 
 def guarantee_table(found: Guaranteed) -> RenderableType:
-    """For people: from which raw scores the share asked for was shown, and what may be said."""
+    """Render from which raw scores the share asked for was shown, and the statement."""
     table = Table(title="guarantee", title_justify="left")
     for heading in ("class", "holds from", "boxes accepted", "audited boxes right"):
         table.add_column(heading, justify="left" if heading == "class" else "right")

@@ -83,7 +83,7 @@ class Guaranteed:
     classes: tuple[ClassProof, ...]
 
     def to_fields(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         said = None if self.guarantee is None else self.guarantee.sentence
         return {"sentence": said, "all": asdict(self.all), "classes": [*map(asdict, self.classes)]}
 
@@ -297,7 +297,7 @@ def _stated(
 
 
 def carry(policy: Policy, guarantee: Guarantee, names: Sequence[str]) -> Policy:
-    """The policy, accepting exactly what the guarantee speaks for.
+    """Return the policy, accepting exactly what the guarantee speaks for.
 
     A class that it does not speak for accepts nothing.
     """
@@ -351,7 +351,7 @@ def _more(strata: Sequence[AuditedStratum], target: float, risk: float) -> int |
 def _would_show(
     strata: Sequence[AuditedStratum], counts: Sequence[int], target: float, risk: float
 ) -> bool:
-    """Whether audits of these sizes, errors as frequent as now, would mostly show a threshold."""
+    """Return whether audits of these sizes, with errors as now, would mostly show a threshold."""
     start = start_of(strata, target, risk, draws=counts)
     if start is None:
         return False

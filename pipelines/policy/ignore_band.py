@@ -34,7 +34,7 @@ class JudgedImage:
 def ignored_share(
     images: Sequence[JudgedImage], policy: Policy, categories: Sequence[Category]
 ) -> float:
-    """Mean share of the image area, weighted, that boxes between the thresholds cover."""
+    """Return mean share of the image area, weighted, that boxes between the thresholds cover."""
     thresholds = policy.thresholds(categories)
     shares = []
     for image in images:
@@ -48,7 +48,7 @@ def ignored_share(
 def bound_band(
     policy: Policy, images: Sequence[JudgedImage], categories: Sequence[Category], at_most: float
 ) -> Policy:
-    """The policy with ``reject`` raised, for all classes alike, until the band fits the bound.
+    """Raise ``reject``, for all classes alike, until the band fits the bound.
 
     ``accept`` stays as it is, so labels do not change.
     """
@@ -63,7 +63,7 @@ def bound_band(
 
 
 def _with_reject(policy: Policy, least: float) -> Policy:
-    """Every reject threshold at ``least`` or more, and never above its accept."""
+    """Return every reject threshold at ``least`` or more, and never above its accept."""
 
     def raised(accept: float, reject: float) -> float:
         return min(accept, max(reject, least))
@@ -77,7 +77,7 @@ def _with_reject(policy: Policy, least: float) -> Policy:
 
 
 def _covered(boxes: NDArray[Any], width: int, height: int) -> float:
-    """Share of the image that the union of boxes [N, 4] covers, on a grid of cell centres."""
+    """Return the image share covered by the union of boxes [N, 4], on a grid of cell centres."""
     if not len(boxes):
         return 0.0
     cells = np.zeros((_GRID, _GRID), np.bool_)

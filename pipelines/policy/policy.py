@@ -82,7 +82,7 @@ class Calibration(Part):
     iou: float = Field(0.5, gt=0, le=1, description="Right means: same class, this IoU or more.")
 
     def of(self, name: str) -> Curve:
-        """The curve of one class."""
+        """Return the curve of one class."""
         return self.classes.get(name, self.all)
 
 
@@ -140,7 +140,7 @@ class Policy(Part):
 
     @staticmethod
     def from_config(fields: Mapping[str, Any] | Part, *, where: str = "policy") -> Policy:
-        """A policy from a mapping such as ``{accept: 0.7, reject: 0.1}``, or a config section.
+        """Parse a policy from a mapping such as ``{accept: 0.7}``, or a config section.
 
         Raises:
             ConfigError: naming the key, what is wrong and the nearest valid key.
@@ -194,7 +194,7 @@ class Policy(Part):
         return Policy.from_config(fields, where="--accept, --reject")
 
     def to_fields(self) -> dict[str, Any]:
-        """What is set, as plain JSON values; ``from_config`` gives the same policy back."""
+        """Return what is set, as plain JSON values; ``from_config`` gives the same policy back."""
         return self.model_dump(mode="json", exclude_defaults=True) | {
             "accept": self.accept,
             "reject": self.reject,
@@ -211,7 +211,7 @@ class Policy(Part):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def for_run(self, identity: RunIdentity) -> Thresholds:
-        """The policy for a run, refused where the run's scores mean something else.
+        """Return the policy for a run, refused where the run's scores mean something else.
 
         Raises:
             ConfigError: as ``thresholds``, or it was fitted on int8 scores and the run's are not,
@@ -229,7 +229,7 @@ class Policy(Part):
     def thresholds(
         self, categories: Sequence[Category], model_sha256: str | None = None
     ) -> Thresholds:
-        """The policy for a list of classes.
+        """Return the policy for a list of classes.
 
         Raises:
             ConfigError: it names a class that is not among them, or was fitted on another model.
@@ -277,7 +277,7 @@ class Thresholds:
     def probability(
         self, scores: NDArray[np.float32], category_ids: NDArray[np.int16]
     ) -> NDArray[np.float64]:
-        """How likely each box is right, float64 [N]: calibrated, else by the stated prior."""
+        """Return each box's probability of being right, float64 [N]: calibrated, else the prior's."""
         if self.curves is None:
             return prior(scores)
         return _by_class(self.curves, scores, category_ids)

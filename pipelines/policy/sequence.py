@@ -42,7 +42,7 @@ class AuditedStratum:
     accepted: _Ints
 
     def at(self, g: int) -> DrawnStratum:
-        """The stratum at one threshold."""
+        """Return the stratum at one threshold."""
         return DrawnStratum(self.sizes[g], self.wrong[g])
 
 
@@ -74,7 +74,7 @@ def prove(
 def prove_classes(
     classes: Mapping[str, Sequence[AuditedStratum]], target: float, risk: float
 ) -> dict[str, Proven]:
-    """Every class's sequence, all their statements together at ``risk``."""
+    """Return every class's sequence, all their statements together at ``risk``."""
     open_ = {name: risk / len(classes) for name in classes}
     found: dict[str, Proven] = {}
     while open_:
@@ -94,7 +94,7 @@ def prove_classes(
 def start_of(
     strata: Sequence[AuditedStratum], target: float, risk: float, *, draws: Sequence[int] = ()
 ) -> int | None:
-    """The threshold to begin with; None: not even a draw without an error would show anything.
+    """Return the first threshold to test; None: even a draw without errors would show none.
 
     Args:
         strata: only their sizes and the number of drawn images are looked at.
@@ -119,7 +119,7 @@ def would_do(
     risk: float,
     share: float,
 ) -> bool:
-    """Whether three of four draws with this share of the permitted errors would be enough.
+    """Return whether three of four draws with this share of the permitted errors would be enough.
 
     Draws have sizes ``counts`` and are simulated from the accepted counts at threshold ``g``.
     """

@@ -87,7 +87,7 @@ class Picture:
 def pictures(
     manifest: Manifest, source: ObjectStore, lineage: LabelVersion, n: int = 12
 ) -> list[Picture]:
-    """Up to ``n`` corrections, kinds in turn, of different images; the same ones every time."""
+    """Pick up to ``n`` corrections, kinds in turn, of different images; deterministic."""
     chosen = choose(corrections(manifest, lineage), n)
     by_image = {c.row.image_id: c for c in chosen}
     names = [c.name for c in lineage.categories]

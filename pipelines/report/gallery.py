@@ -51,7 +51,7 @@ class Tile:
 
 
 def draw_tiles(manifest: Manifest, source: ObjectStore, picks: Sequence[Pick]) -> dict[str, Tile]:
-    """Tiles by image_id; for an unreadable image the tile says why."""
+    """Return the tiles by image_id; for an unreadable image the tile says why."""
     names = [c.name for c in manifest.record.identity.categories]
     fetched = fetch_images(manifest, source, [p.row for p in picks])
     value_range = recorded_range(manifest.record.inference)
@@ -144,7 +144,7 @@ def _readable_on(color: str) -> str:
 def _labels_with_room(
     d: Detections, scale: float, names: Sequence[str], width_px: int
 ) -> dict[int, str]:
-    """Labels by index of their box, of those that hide no label of a higher score."""
+    """Return the labels by index of their box, of those that hide no label of a higher score."""
     font = ImageFont.truetype(_font_path(), _FONT_PX)
     labels: dict[int, str] = {}
     taken: list[tuple[float, float, float, float]] = []

@@ -23,7 +23,7 @@ from workers.images.preprocessing import recorded_range
 def worst_misses(
     manifest: Manifest, source: ObjectStore, missed: Iterable[Missed], policy: Policy, n: int = 12
 ) -> list[Picture]:
-    """Up to ``n`` of the missed objects, the first of each image, in the order given."""
+    """Return up to ``n`` of the missed objects, the first of each image, in the order given."""
     chosen: dict[str, Missed] = {}
     for one in missed:
         if len(chosen) < n:

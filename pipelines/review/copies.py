@@ -72,7 +72,7 @@ def copy_images(
 
 
 def existing(manifest: Manifest) -> dict[str, str]:
-    """Copies that are there: file name by sha256."""
+    """Return the existing copies: file name by sha256."""
     names = (o.key.removeprefix(IMAGES) for o in manifest.store.list(IMAGES))
     return {name.split(".")[0]: name for name in names}
 

@@ -25,7 +25,7 @@ from storage.runs.manifest import Manifest
 def with_hidden(
     manifest: Manifest, wanted: Sequence[Queued], answers: Sequence[Answer]
 ) -> list[Answer]:
-    """The answers with ``Answer.hidden`` filled in.
+    """Return the answers with ``Answer.hidden`` filled in.
 
     An audit image gives a full answer: annotators are asked to draw what is missing, and estimates
     would be worthless if the model's own boxes counted in them. So does a task without boxes, which
@@ -48,7 +48,7 @@ def with_hidden(
 
 
 def _boxes(manifest: Manifest, wanted: Sequence[Queued]) -> dict[str, NDArray[np.float32]]:
-    """All boxes of live images by sha256, the likeliest first."""
+    """Return all boxes of live images by sha256, the likeliest first."""
     identities = {(q.item.image_id, q.item.sha256) for q in wanted}
     ids = pa.array([image_id for image_id, _ in identities], pa.string())
     found = {}
@@ -60,7 +60,7 @@ def _boxes(manifest: Manifest, wanted: Sequence[Queued]) -> dict[str, NDArray[np
 
 
 def _hidden(answer: Answer, boxes: NDArray[np.float32]) -> tuple[Xyxy, ...]:
-    """Boxes at places that the answer says nothing about, one a place."""
+    """Return the boxes at places that the answer says nothing about, one a place."""
     left = [*answer.shown, *(box.bbox for box in answer.boxes)]
     unsaid = boxes[~covered(boxes, np.array(left, np.float64).reshape(-1, 4))]
     n = len(unsaid)

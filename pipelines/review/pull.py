@@ -88,7 +88,7 @@ class PullSummary:
     part: str
 
     def to_fields(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -194,7 +194,7 @@ class _Seen:
 
 
 def _said(answer: Answer) -> tuple[Any, ...]:
-    """What an answer says, in the precision that it is stored in."""
+    """Return what an answer says, in the precision that it is stored in."""
     boxes = [(b.category, *(float(np.float32(n)) for n in b.bbox)) for b in answer.boxes]
     return boxes, answer.skipped, answer.unusable
 

@@ -102,7 +102,7 @@ class PushSummary:
     not_shown: dict[str, str] = field(default_factory=dict)
 
     def to_fields(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -185,7 +185,7 @@ class _Plan:
 
 
 def _not_shown(plan: _Plan, copies: Copies, boxes: Container[str]) -> dict[str, str]:
-    """Why images of the queue have no task, by image_id."""
+    """Return why images of the queue have no task, by image_id."""
     gone = "it is no longer in the source"
     lost = {q.item.image_id: gone for q in plan.missing if q.item.sha256 not in boxes}
     return {**dict(unseen([q.item for q in plan.missing], copies)), **lost}
@@ -293,7 +293,7 @@ class _Push:
 def find_or_create(
     server: LabelStudio, title: str, classes: Sequence[str], *, create: bool = True
 ) -> Project:
-    """The project of this title; made with an interface for these classes where there is none.
+    """Find the project of this title, or create it with an interface for these classes.
 
     An empty project without an interface, as Label Studio's page makes it, gets one too.
 
@@ -320,7 +320,7 @@ def find_or_create(
 
 
 def known_tasks(server: LabelStudio, project: Project, wanted: Sequence[Queued]) -> list[TaskRef]:
-    """Tasks of the project that carry a wanted key."""
+    """Return tasks of the project that carry a wanted key."""
     if not project.tasks:
         return []
     keys = {q.item.sha256 for q in wanted}
@@ -341,7 +341,7 @@ def _connect(
     missing: Iterable[Queued],
     copies: Copies,
 ) -> dict[str, str]:
-    """URLs by sha256, once one image has been seen through Label Studio."""
+    """Return the URLs by sha256, once one image has been seen through Label Studio."""
     names = {
         q.item.sha256: copies.names[q.item.sha256] for q in missing if q.item.sha256 in copies.names
     }

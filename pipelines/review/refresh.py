@@ -62,7 +62,7 @@ class RefreshSummary:
     above: float
 
     def to_fields(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -138,7 +138,7 @@ def refresh_run(
 def _worth(
     manifest: Manifest, policy: Policy, rule: ShowRule, cost: CostModel
 ) -> dict[str, _Worth]:
-    """Every readable live image by sha256."""
+    """Return every readable live image by sha256."""
     thresholds = policy.for_run(manifest.record.identity)
     found = {}
     columns = ["sha256", "width", "height", "status", "detections"]
@@ -170,7 +170,7 @@ class _Changes:
     settings: ReviewSettings
 
     def apply(self, still: Sequence[Queued], worth: Mapping[str, _Worth]) -> tuple[int, int]:
-        """How many tasks have other boxes, and how many another rank."""
+        """Return how many tasks have other boxes, and how many another rank."""
         identity = self.manifest.record.identity
         classes = [c.name for c in identity.categories]
         maker = TaskMaker(
@@ -215,7 +215,7 @@ class _Changes:
 
 
 def _boxes(predictions: Sequence[Mapping[str, Any]]) -> list[list[tuple[Any, ...]]]:
-    """What predictions show, to a hundredth of a percent."""
+    """Return what predictions show, to a hundredth of a percent."""
     return [
         sorted(
             (

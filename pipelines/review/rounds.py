@@ -21,7 +21,7 @@ _MARK = "labelfleet run: "
 
 
 def runs_of(description: str) -> list[str]:
-    """URLs of the runs that a project's description names."""
+    """Return the URLs of the runs that a project's description names."""
     lines = (line.strip() for line in description.splitlines())
     return [line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)]
 
@@ -63,7 +63,7 @@ def runs_besides(
     alone: bool,
     options: StorageOptions | None = None,
 ) -> list[Manifest]:
-    """The runs whose queues and answers count beside a run's own, each once.
+    """Return the runs whose queues and answers count beside a run's own, each once.
 
     Args:
         manifest: the run.
@@ -86,7 +86,7 @@ def counted(runs: Sequence[Manifest]) -> str:
 
 
 def earlier_runs(manifest: Manifest, options: StorageOptions | None = None) -> list[Manifest]:
-    """The other runs of the project, as the last push found them.
+    """Return the other runs of the project, as the last push found them.
 
     Args:
         manifest: the run.

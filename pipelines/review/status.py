@@ -62,7 +62,7 @@ class ReviewStatus:
     pace: float = 1.0
 
     def to_fields(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         fields = asdict(self)
         fields["last_answer"] = self.last_answer.isoformat() if self.last_answer else None
         fields["worth"] = self.worth.to_fields() if self.worth else None

@@ -57,11 +57,11 @@ class TaskMaker:
     people: tuple[str, ...] = ()
 
     def is_blind(self, one: Queued) -> bool:
-        """Whether this image is shown without boxes."""
+        """Return whether this image is shown without boxes."""
         return one.rule.how == "none" or (self.audit_blind and one.item.part == "audit")
 
     def task(self, one: Queued, url: str, boxes: Sequence[ShownBox]) -> dict[str, Any]:
-        """What is imported. Whether it is an audit image is left out, since it could bias."""
+        """Return what is imported. Audit membership is left out, since it could bias."""
         item = one.item
         fields = {
             self.names.field: url,
@@ -84,7 +84,7 @@ class TaskMaker:
         return made
 
     def prediction(self, item: ReviewItem, boxes: Sequence[ShownBox]) -> dict[str, Any]:
-        """All boxes of an image; an empty one says that the model sees nothing."""
+        """Return all boxes of an image; an empty one says that the model sees nothing."""
         results = (to_result(box, item.width, item.height, self.names) for box in boxes)
         score = float(np.mean([box.score for box in boxes])) if boxes else 0.0
         return {
@@ -102,13 +102,13 @@ def why(item: ReviewItem) -> str:
 
 
 def model_version_of(manifest: Manifest) -> str:
-    """How the run's predictions are called in Label Studio: a name and the weights' digest."""
+    """Return the name of the run's predictions in Label Studio, with the weights' digest."""
     identity = manifest.record.identity
     return f"{identity.name}-{identity.model_sha256[:12]}"
 
 
 def queued(manifest: Manifest, *, closed: bool = False) -> list[Queued]:
-    """Everything routed so far that is to be shown, in order, no pixels twice.
+    """Return everything routed so far that is to be shown, in order, no pixels twice.
 
     Policy and rule are those of the last refresh where that came after the routing.
 
@@ -129,7 +129,7 @@ def queued(manifest: Manifest, *, closed: bool = False) -> list[Queued]:
 
 
 def shown_boxes(manifest: Manifest, wanted: Sequence[Queued]) -> dict[str, list[ShownBox]]:
-    """The boxes to show, by sha256: those that the routing's rule picks.
+    """Return the boxes to show, by sha256: those that the routing's rule picks.
 
     Boxes keep their place among the row's detections as their name. An image whose row is no
     longer live is missing.
@@ -186,7 +186,7 @@ def in_order(
     urls: Mapping[str, str],
     maker: TaskMaker,
 ) -> Iterator[dict[str, Any]]:
-    """Tasks of the images that have both boxes and an address, in the order of the queue."""
+    """Yield tasks of the images that have both boxes and an address, in the order of the queue."""
     for one in wanted:
         sha256 = one.item.sha256
         if sha256 in boxes and sha256 in urls:

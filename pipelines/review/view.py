@@ -44,7 +44,7 @@ def push_progress() -> Iterator[PushWatcher]:
 
 
 def render_route(summary: RouteSummary) -> RenderableType:
-    """What was drawn, and what was passed over."""
+    """Render what was drawn, and what was passed over."""
     if summary.repeated:
         return Text("This invocation was already routed; nothing was done.")
     rows = [
@@ -59,7 +59,7 @@ def render_route(summary: RouteSummary) -> RenderableType:
 
 
 def render_push(summary: PushSummary) -> RenderableType:
-    """What is there now, and what could not be shown."""
+    """Render what is there now, and what could not be shown."""
     rows = [("queued", f"{summary.queued:,}"), ("pushed now", f"{summary.created:,}")]
     if summary.there:
         rows.append(("there already", f"{summary.there:,}"))
@@ -83,7 +83,7 @@ def render_push(summary: PushSummary) -> RenderableType:
 
 
 def render_refresh(summary: RefreshSummary) -> RenderableType:
-    """What became of open tasks."""
+    """Render what became of open tasks."""
     rows = [("open tasks", f"{summary.open:,}"), ("  with other boxes", f"{summary.predicted:,}"),
             ("  ranked anew", f"{summary.ranked:,}"),
             ("closed, no longer pay", f"{summary.closed:,}")]  # fmt: skip
@@ -94,7 +94,7 @@ def render_refresh(summary: RefreshSummary) -> RenderableType:
 
 
 def render_retract(summary: RetractSummary) -> RenderableType:
-    """What was withdrawn by hand."""
+    """Render what was withdrawn by hand."""
     rows = [("answers", f"{summary.answers:,}"), ("  images", f"{summary.images:,}"),
             ("  people", f"{summary.people:,}"),
             ("tasks opened again", f"{summary.deleted_there:,}")]  # fmt: skip
@@ -105,7 +105,7 @@ def render_retract(summary: RetractSummary) -> RenderableType:
 
 
 def render_pull(summary: PullSummary) -> RenderableType:
-    """What came back."""
+    """Render what came back."""
     rows = [("answers, new or edited", f"{summary.answers:,}")]
     for name in ("skipped", "images", "people", "kept", "moved", "relabelled", "added", "deleted"):
         rows.append((f"  {name}", f"{getattr(summary, name):,}"))
@@ -160,7 +160,7 @@ def render_status(status: ReviewStatus) -> RenderableType:
 
 
 def render_people(report: PeopleReport) -> list[RenderableType]:
-    """Figures by annotator, pairs that answered the same images, accept rates by class."""
+    """Render figures by annotator, pairs with images in common, and accept rates by class."""
     people = Table("annotator", "images", "s an image", "kept", "moved", "relabelled", "added",
                    "deleted", "error to others", "error to gold", box=None)  # fmt: skip
     for one in report.people:
@@ -192,7 +192,7 @@ def _percent(share: float | None) -> str:
 
 
 def render_worth(report: AuditReport) -> RenderableType:
-    """Estimates of a label version, with their intervals."""
+    """Render the estimates of a label version, with their intervals."""
     rows = [
         ("precision", _share(report.precision)),
         ("recall" + (" (upper bound)" if report.recall_is_upper_bound else ""),

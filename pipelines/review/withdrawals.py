@@ -55,7 +55,7 @@ def _old(record: Answer, same_task: bool) -> bool:
 def came_back(
     records: Iterable[Answer], project: Project, annotations: Mapping[int, frozenset[int] | None]
 ) -> set[str]:
-    """Keys of images with an answer that was missing once and is there again, as from a backup."""
+    """Return keys of images whose missing answer is there again, as after a restored backup."""
     return {
         record.sha256
         for record in latest_versions(records).values()
@@ -144,7 +144,7 @@ class RetractSummary:
     not_reopened: int
 
     def to_fields(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -195,7 +195,7 @@ def retract(
 def _in_project(
     answers: Sequence[Answer], server: LabelStudio, settings: ReviewSettings
 ) -> list[Answer]:
-    """Those whose task is in the project: another server counts its tasks alike."""
+    """Return those whose task is in the project: another server counts its tasks alike."""
     project = server.find_project(settings.project)
     if project is None:
         return []

@@ -42,7 +42,7 @@ class StratumDraw(Generic[T]):
         push(self._heap, (-key, image_id, item))
 
     def first(self, n: int) -> list[T]:
-        """The first ``n`` in the random order."""
+        """Return the first ``n`` in the random order."""
         ordered = sorted(self._heap, key=lambda entry: (-entry[0], entry[1]))
         return [item for _, _, item in ordered[:n]]
 

@@ -33,7 +33,7 @@ class Likeness:
         self._n += 1
 
     def has_like(self, phash: int | None) -> bool:
-        """Whether a hash within ``bits`` was added."""
+        """Return whether a hash within ``bits`` was added."""
         if phash is None or self._bits is None:
             return False
         return bool((distances(self._hashes[: self._n], phash) <= self._bits).any())
@@ -81,7 +81,7 @@ class BestPool(Generic[T]):
         self._take(rank, phash, item)
 
     def best_first(self) -> list[T]:
-        """The items, highest rank first."""
+        """Return the items, highest rank first."""
         ranked = sorted(self._items.values(), key=lambda entry: entry[0], reverse=True)
         return [item for _, item in ranked]
 

@@ -70,7 +70,7 @@ class Budget:
         return float(int(self.amount)) if self.unit == "images" else self.amount * 60.0
 
     def price(self, seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What each image takes from the budget: 1, or its seconds."""
+        """Return what each image takes from the budget: 1, or its seconds."""
         return np.ones_like(seconds) if self.unit == "images" else seconds
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ def learn_cost(
     *,
     fallback: CostModel,
 ) -> CostModel:
-    """The cost model that Label Studio's lead times speak for.
+    """Return the cost model that Label Studio's lead times speak for.
 
     Non-negative least squares of lead time on (1, boxes shown, corrections). Lead time counts an
     open tab over lunch as work, so answers beyond three times the median of the first fit's ratio

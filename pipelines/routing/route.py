@@ -138,7 +138,7 @@ def route(
 
 
 def cost_of(answers: Iterable[Answer]) -> CostModel:
-    """The cost model that the answers' lead times speak for, or the stated one."""
+    """Return the cost model that the answers' lead times speak for, or the stated one."""
     shown, corrections, seconds = [], [], []
     for answer in answers:
         if answer.lead_time_s is not None and not answer.skipped:
@@ -153,7 +153,7 @@ def cost_of(answers: Iterable[Answer]) -> CostModel:
 def _draw_audit(
     survey: RunSurvey, earlier: Earlier, invocation: str, options: RouteOptions
 ) -> tuple[tuple[Stratum, ...], list[ReviewItem]]:
-    """Every stratum as it now stands, and the audit items, in random order."""
+    """Return every stratum as it now stands, and the audit items, in random order."""
     left = {
         name: draw.images - survey.audited[name]
         for name, draw in survey.draws.items()
@@ -280,7 +280,7 @@ def _price(seconds: float, options: RouteOptions) -> float:
 
 
 def _rare_classes(mass: NDArray[np.float64]) -> list[int]:
-    """Category ids that are there, but far fewer than the rest; the rarest first."""
+    """Return category ids that are there, but far fewer than the rest; the rarest first."""
     limit = _RARE_SHARE * mass.sum() / max(len(mass), 1)
     return [int(k) for k in np.argsort(mass, kind="stable") if 0 < mass[k] < limit]
 

@@ -19,7 +19,7 @@ ONE_PLACE = 0.8  # IoU from which boxes lie at one place, whatever their classes
 
 
 def pays_above(cost: CostModel) -> float:
-    """The probability of being right above which showing a box costs less than hiding it.
+    """Return the probability of being right above which showing a box costs less than hiding it.
 
     ``CostModel.seconds`` is linear, so each box can be looked at alone. With ``b`` seconds to check
     a box that is shown, ``c`` seconds for a correction, and a box that is right with probability
@@ -52,12 +52,12 @@ class ShowRule:
 
     @staticmethod
     def choose(show: Show, cost: CostModel) -> ShowRule:
-        """The rule for ``review.show`` at this cost of people's time."""
+        """Return the rule for ``review.show`` at this cost of people's time."""
         return ShowRule(show, pays_above(cost) if show == "auto" else 0.0)
 
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> ShowRule:
-        """The inverse of ``to_fields``; queue parts of older versions have no fields."""
+        """Read what ``to_fields`` wrote; queue parts of older versions have no fields."""
         return ShowRule(**fields)
 
     def to_fields(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def faint_box(batch: BoxBatch) -> Amounts:
 
 
 def contested_class(batch: BoxBatch) -> Amounts:
-    """Boxes that yielded to a box of another class on the same object: the class may be theirs."""
+    """Boxes that yielded to a box of another class on the same object: theirs may be right."""
     other = batch.category_ids != batch.category_ids[batch.winner]
     return np.where(batch.alternative & other, batch.right, 0.0)
 

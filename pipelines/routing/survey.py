@@ -130,11 +130,11 @@ class Earlier:
         return earlier
 
     def strata(self) -> dict[str, Stratum]:
-        """Every known stratum as last recorded, oldest first."""
+        """Return every known stratum as last recorded, oldest first."""
         return {s.name: s for head in self.heads.values() for s in head.strata}
 
     def seed_of(self, stratum: str, otherwise: int) -> int:
-        """The seed of a stratum's random order: that of the routing which saw it first."""
+        """Return the seed of a stratum's random order: that of the routing which saw it first."""
         seeds = (h.seed for h in self.heads.values() if h.invocation == stratum)
         return next(seeds, otherwise)
 

@@ -39,7 +39,7 @@ class DriftRecord:
 
 
 def read_drift(store: SupportsGet) -> DriftRecord | None:
-    """The record; None where no comparison was made. Raises StorageError when it is damaged."""
+    """Read the record; None before a comparison. Raises StorageError when it is damaged."""
     try:
         return read_record(store, DRIFT_KEY, _record)
     except ObjectNotFound:

@@ -72,7 +72,7 @@ class GcSummary:
     dry_run: bool
 
     def to_fields(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -206,7 +206,7 @@ def _delete(manifest: Manifest, garbage: Iterable[Garbage], lock: RunLock) -> No
 
 
 def parse_age(text: str) -> float:
-    """Seconds of ``36h``, ``1d``, ``90m``, ``30s`` or ``0``. Raises ValueError."""
+    """Return the seconds of ``36h``, ``1d``, ``90m``, ``30s`` or ``0``. Raises ValueError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
     if match is None or (not match[2] and float(match[1])):
         raise ValueError(f"{text!r} is not an age; write 12h, 1d, 30m or 0")
@@ -214,7 +214,7 @@ def parse_age(text: str) -> float:
 
 
 def garbage_table(summary: GcSummary) -> RenderableType:
-    """For people."""
+    """Render the result for people."""
     done = "would be removed" if summary.dry_run else "removed"
     total = f"{len(summary.garbage):,} objects, {decimal(summary.nbytes)} {done}"
     remarks: list[RenderableType] = [Text(total)]

@@ -44,7 +44,7 @@ class Relocation:
     added: int
 
     def to_fields(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -77,7 +77,7 @@ def relocate_run(
 
 
 def _compare_listings(listing: Listing, source: ObjectStore) -> tuple[dict[Version, str], int]:
-    """The new etag of each live object, and how many objects are new."""
+    """Return the new etag of each live object, and how many objects are new."""
     moved: dict[Version, str] = {}
     absent: list[str] = []
     resized: list[str] = []
@@ -135,7 +135,7 @@ def _compare_images(
 
 
 def _drawn(listing: Listing, committed: set[str], sample: int) -> Iterator[Shard]:
-    """A random choice of labelled shards, the same every time."""
+    """Yield a random choice of labelled shards, the same every time."""
     ids = sorted(committed.intersection(listing.live_ids()))
     drawn = set(random.Random(0).sample(ids, min(sample, len(ids))))
     yield from listing.live_shards(skip=committed.union(listing.all_ids()) - drawn)
@@ -146,7 +146,7 @@ def _there(listed: StoredObject, moved: dict[Version, str]) -> StoredObject:
 
 
 def _digests(manifest: Manifest, shard: Shard, count: int) -> dict[str, dict[str, Any]]:
-    """Some live rows of a shard that have a digest, by image id."""
+    """Return some live rows of a shard that have a digest, by image id."""
     gone = Listing(manifest.store).dropped().get(shard.shard_id, set())
     dropped = {image_id for key in gone for image_id in image_ids_of(key)}
     columns = ["image_id", "offset", "nbytes", "sha256", "status"]
@@ -192,7 +192,7 @@ def _read(body: Callable[[], bytes]) -> bytes | LabelfleetError:
 
 
 def relocated_table(done: Relocation) -> RenderableType:
-    """For people."""
+    """Render the result for people."""
     lines = [
         f"{done.run}: the source was {shown_url(done.before)}, and is {shown_url(done.now)} now",
         f"{done.objects:,} objects are there with their sizes, {done.compared:,} labelled images "

@@ -86,5 +86,5 @@ class Verification:
             self.differences.append(Difference(key, shard_id, what))
 
     def to_fields(self) -> dict[str, Any]:
-        """For machines."""
+        """Return plain values for JSON."""
         return {"clean": self.clean, **asdict(self)}

@@ -146,5 +146,5 @@ class ShardCheck:
 
 
 def _only_missing(counts: Counts) -> bool:
-    """Whether a shard had no labels: its commit goes when its images can be read again."""
+    """Return whether a shard had no labels: its commit goes when its images can be read again."""
     return sum(counts[: len(STATUSES)]) == counts[STATUSES.index("missing")]

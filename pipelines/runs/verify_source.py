@@ -103,7 +103,7 @@ def _rows(raw: bytes, key: str) -> dict[str, Row]:
 
 
 def _as_of_now(rows: dict[str, Row], shard: Shard) -> dict[str, Row]:
-    """Rows by the ids that this version gives, where an older one gave others."""
+    """Return the rows by the ids that this version gives, where an older one gave others."""
     if shard.kind == "tar":
         return rows
     now = {ids[-1]: ids[0] for o in shard.objects if len(ids := image_ids_of(o.key)) > 1}

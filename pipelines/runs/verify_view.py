@@ -26,7 +26,7 @@ def verify_progress() -> Iterator[Tell]:
 
 
 def verify_table(found: Verification) -> RenderableType:
-    """For people."""
+    """Render the result for people."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()

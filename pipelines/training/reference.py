@@ -34,7 +34,7 @@ epochs: 30
 
 
 def page() -> str:
-    """The whole page, Markdown."""
+    """Return the whole page as Markdown."""
     return "\n".join([_INTRODUCTION, *sections(TrainConfig, "## The training")])
 
 

@@ -153,7 +153,7 @@ class _Run:
         )
 
     def _averaged(self, network: nn.Module) -> Detector:
-        """The averaged weights as inference runs them: fused, fp32."""
+        """Return the averaged weights as inference runs them: fused, fp32."""
         config, classes = self._config, self._sets["train"].classes
         fused = fuse(copy.deepcopy(network), config.preprocessing.size)
         dense = DenseDetector(fused, config.preprocessing).eval().to(self._machine.device)
@@ -242,7 +242,7 @@ class _Run:
 
 
 def _halved(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights as fp16, half the file; as they are where fp16 cannot hold them."""
+    """Return the weights as fp16, half the file; as they are where fp16 cannot hold them."""
     state = network.state_dict()
     halved = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     fits = all(bool(v.isfinite().all()) for v in halved.values() if v.is_floating_point())

@@ -110,7 +110,7 @@ def _alike(key: str, a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor
 
 
 def arch_params_of(config: TrainConfig) -> str | None:
-    """The arch file's, else those of the checkpoint to start from; None: plain ``model.name``."""
+    """Return the arch file's parameters, else the checkpoint's; None: plain ``model.name``."""
     if config.model.arch is not None:
         return read_arch(config.model.arch, StorageOptions())
     if config.model.checkpoint is not None:
@@ -145,7 +145,7 @@ def _fast_bf16(device: Literal["cpu", "cuda"]) -> bool:
 
 
 def machine_facts(machine: Machine) -> dict[str, str]:
-    """What a summary says about where it was trained."""
+    """Return what a summary says about where it was trained."""
     name = platform.processor() or platform.machine()
     if machine.device == "cuda":
         name = torch.cuda.get_device_name()

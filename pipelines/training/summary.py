@@ -87,7 +87,7 @@ def _renamed(fields: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
 
 
 def read_finished(output: Path, fingerprint: str) -> TrainSummary | None:
-    """The summary of the same training, if it is done. Raises ConfigError for another's."""
+    """Return the summary of the same training, if it is done. Raises ConfigError for another's."""
     path = output / FILE_NAME
     if not path.exists():
         return None
@@ -106,7 +106,7 @@ def read_finished(output: Path, fingerprint: str) -> TrainSummary | None:
 
 
 def training_table(summary: TrainSummary) -> RenderableType:
-    """A table of the scores, and where the checkpoint is."""
+    """Return a table of the scores, and where the checkpoint is."""
     table = Table("set", "images", "objects", "mAP", "mAP50", "mAP75", "AR", box=None)
     for name, s in {"val": summary.val, **summary.test}.items():
         figures = (f"{value:.3f}" for value in (s.map_, s.map50, s.map75, s.ar))
@@ -118,7 +118,7 @@ def training_table(summary: TrainSummary) -> RenderableType:
 
 
 def _dropped_lines(summary: TrainSummary) -> Iterator[str]:
-    """What of the data was not used, a line a set; ``summary.json`` has every name."""
+    """Yield what of the data was not used, a line a set; ``summary.json`` has every name."""
     for part, faults in summary.left_out.items():
         first = next(iter(faults.values()))
         yield f"{part}: {len(faults)} images left out, such as {first}"

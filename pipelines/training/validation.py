@@ -71,7 +71,7 @@ def _chunks(images: Sequence[TrainingImage]) -> Iterator[Sequence[TrainingImage]
 
 
 def _detect(detector: Detector, chunk: Sequence[TrainingImage]) -> list[Detections]:
-    """Detections of each image, in its own upright pixels."""
+    """Return the detections of each image, in its own upright pixels."""
     how = detector.preprocessing
     boxed = [letterbox(load_sample(image, how.value_range).pixels, how) for image in chunk]
     found = detector.detect(np.stack([pixels for pixels, _ in boxed]))

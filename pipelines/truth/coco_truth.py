@@ -117,7 +117,7 @@ def join_rows(truth: Truth, rows: Iterable[tuple[str, str]]) -> Join:
 
 
 def may_join(truth: Truth) -> Callable[[str], list[int]]:
-    """Which names of the file an image id may stand for, as indices, whatever other rows there are.
+    """Return the indices of the file's names that an image id may stand for, other rows aside.
 
     Raises:
         TruthMismatch: the file lists a name twice.

@@ -31,7 +31,7 @@ class SetAside:
         return f"task {self.task_id} ({self.image_id}) by {self.annotator}: {self.why}"
 
     def to_fields(self) -> dict[str, str | int]:
-        """For machines."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
