@@ -272,7 +272,7 @@ class Dispatcher:
         return self._take(worker) if self._pull() else None
 
     def _take(self, worker: str) -> Shard | None:
-        """Take the first waiting shard that has not failed on this worker, or has on all others too.
+        """Take the first waiting shard that has not failed on this worker, or failed on all others.
 
         A worker that fails everything (its disk, its network) is always the emptiest: without
         this it would use up every attempt of every shard.

@@ -277,7 +277,7 @@ class Thresholds:
     def probability(
         self, scores: NDArray[np.float32], category_ids: NDArray[np.int16]
     ) -> NDArray[np.float64]:
-        """Return each box's probability of being right, float64 [N]: calibrated, else the prior's."""
+        """Return each box's probability of being right, float64 [N]: calibrated, else prior."""
         if self.curves is None:
             return prior(scores)
         return _by_class(self.curves, scores, category_ids)
