@@ -150,23 +150,23 @@ class Listing:
         return any(o.key == key for o in self._store.list(key))
 
     def place(self) -> str | None:
-        """Return where the source is since its last move; None: it never moved."""
+        """Return the source's URL since its last move; None if it never moved."""
         moves = self._moves()
         if not moves:
             return None
         return str(read_record(self._store, move_key(moves), lambda fields: fields["url"]))
 
     def parts(self) -> list[str]:
-        """Return keys of all objects that the generations consist of."""
+        """Return the keys of all objects of the generations."""
         return [part for key in self.generations() for part in self._read.parts(key)]
 
     def unsealed(self) -> int:
-        """Return objects of the listings without a checksum of their own: an older labelfleet's."""
+        """Count the listing objects without a seal, which older versions wrote."""
         heads = (self._store.head(key) for key in self.parts())
         return sum(not read_metadata(self._store, head, required=False)[1] for head in heads)
 
     def dropped(self) -> dict[str, set[str]]:
-        """Tombstoned object keys by shard id."""
+        """Return the tombstoned object keys by shard id."""
         if self._dropped is None:
             dropped: dict[str, set[str]] = {}
             again: set[str] = set()
@@ -232,7 +232,7 @@ class Listing:
         return repeats
 
     def returned(self, shard_id: str) -> bool:
-        """Return whether a shard was dropped whole once and is live again."""
+        """Return whether a shard was once dropped entirely and is live again."""
         self.dropped()
         return shard_id in self._added_again
 
@@ -246,11 +246,11 @@ class Listing:
                 yield shard
 
     def count(self) -> int:
-        """Live shards."""
+        """Return the number of live shards."""
         return sum(1 for _ in self.live_ids())
 
     def live_ids(self) -> Iterator[str]:
-        """Yield ids of live shards, without their objects where nothing was dropped from them."""
+        """Yield the ids of live shards; read objects only of shards with drops."""
         if not self.dropped():
             yield from self.all_ids()
             return
@@ -363,8 +363,8 @@ class Listing:
         back: dict[str, set[str]],
         drops: dict[tuple[str, ShardKind], list[StoredObject]],
     ) -> None:
-        """Add the shards again to which objects return. That makes all of their objects live, so
-        those that stay away are dropped in the same generation."""
+        """Add the shards to which objects return again. That makes all of their objects live, so
+        those still missing are dropped in the same generation."""
         if not back:
             return
         dropped = self.dropped()
@@ -382,7 +382,8 @@ class Listing:
                     drops.setdefault((shard.shard_id, shard.kind), []).extend(still)
 
     def dropped_by(self) -> dict[str, str]:
-        """Key of the listing that dropped something from a shard last, by shard id."""
+        """Return, by shard id, the key of the last listing that dropped something from the
+        shard."""
         return {
             shard_id: key for key in self.generations() for shard_id in self._read.ids(key, "drop")
         }
@@ -395,7 +396,8 @@ class Listing:
         return _join(iter(listed), self._known())
 
     def doubled(self) -> Iterator[tuple[str, str, str]]:
-        """(key, shard id, other shard id) of objects that are live in two shards: a damage."""
+        """Yield (key, shard id, other shard id) of objects that are live in two shards, which is
+        damage."""
         before: Known | None = None
         for known in self._live_by_key():
             same = before is not None and known.key == before.key
@@ -411,8 +413,8 @@ class Listing:
             before = known.key
 
     def _live_by_key(self) -> Iterator[Known]:
-        """Live objects ordered by key. A shard that was added again is read where it was added
-        first: what returns to it is not in the order of the later listing."""
+        """Yield live objects ordered by key. A shard that was added again is read from the listing
+        that added it first: returning objects are not in the order of the later listing."""
         dropped = self.dropped()
         repeats = self._repeats()
 
@@ -465,7 +467,7 @@ class _DropCount:
         self._is_known = self._is_there = False
 
     def result(self) -> ListingDrop:
-        """After the last key."""
+        """Return the counts, after the last key."""
         self._end()
         self._folder = None
         return ListingDrop(self._known, self._deleted, self._folders, tuple(self._examples))

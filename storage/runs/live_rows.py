@@ -1,4 +1,4 @@
-"""Reading a run's live rows: what every reader of ours goes through.
+"""Read a run's live rows; shared by all readers.
 
 Live rows are those of committed, live shards, less the images that a later listing tombstoned
 (changed or deleted since). Everything streams shard by shard; a million shards never sit in memory.
@@ -25,7 +25,7 @@ def live_tables(
     *,
     only: Container[str] | None = None,
 ) -> Iterator[tuple[str, pa.Table]]:
-    """(shard id, Arrow table) of live rows, a row group at a time, in listing order.
+    """Yield (shard id, Arrow table) of live rows, a row group at a time, in listing order.
 
     Args:
         manifest: the run.
@@ -50,7 +50,7 @@ def live_tables(
 
 
 def live_rows(manifest: Manifest) -> Iterator[AnnotationRow]:
-    """Live rows as records, in listing order."""
+    """Yield live rows as records, in listing order."""
     for _, table in live_tables(manifest):
         yield from table_to_rows(table)
 

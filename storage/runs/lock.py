@@ -47,7 +47,7 @@ log = logging.getLogger("labelfleet.lock")
 
 
 class LockStore(SupportsGet, SupportsHead, SupportsCreate, Replaces, SupportsDelete, Protocol):
-    """What the lock needs of a store."""
+    """The store verbs that the lock needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,8 @@ class Owner:
 
 
 def _boot_id() -> str:
-    """This boot, and this pid namespace: containers of one host count their processes apart."""
+    """Return the ids of this boot and this pid namespace: containers on a host number their
+    processes separately."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -104,7 +105,7 @@ def _is_hidden(pid: int) -> bool:
     """Return whether a process that /proc does not show us lives all the same."""
     try:
         Path(f"/proc/{pid}/stat").read_text()
-        return False  # it is shown: it has ended, its parent has not looked yet
+        return False  # it is shown, so it has ended and its parent has not reaped it
     except FileNotFoundError:
         pass
     except OSError:
@@ -321,7 +322,7 @@ def _wait_until_abandoned(
 
 
 def _moved(now: Owner | None, before: Owner | None) -> bool:
-    """Return whether another beat, or another owner, is there."""
+    """Return whether the lock shows another beat or another owner."""
     if now is None or before is None:
         return True
     return (now.token, now.counter) != (before.token, before.counter)

@@ -50,7 +50,7 @@ class RowsBySha:
         return None if where is None else self._rows(where).get(sha256)
 
     def close(self) -> None:
-        """Let go of the index."""
+        """Close the index."""
         if self._index is not None:
             self._index.close()
 

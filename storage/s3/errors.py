@@ -1,4 +1,4 @@
-"""botocore's errors to the error tree, in words a newcomer can act on; no secret passes."""
+"""Translate botocore's errors into the error tree, in actionable words and without secrets."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ _SHORT = (boto.IncompleteReadError,)
 
 
 def code_of(exc: Exception) -> str:
-    """S3's error code ('' when the error came from elsewhere)."""
+    """Return S3's error code ('' if the error is not from S3)."""
     return str(getattr(exc, "response", {}).get("Error", {}).get("Code", ""))
 
 
@@ -104,7 +104,7 @@ def is_conflict(exc: Exception) -> bool:
 
 
 def from_s3_error(exc: Exception, where: str, bucket: str) -> LabelfleetError:
-    """Return the error of ours for a botocore error.
+    """Return the labelfleet error for a botocore error.
 
     Args:
         exc: a ClientError, another BotoCoreError, or a ValueError from making the client.

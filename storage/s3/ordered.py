@@ -1,4 +1,4 @@
-"""Listing a bucket lazily in the order of the keys, also where the server's order is another.
+"""List a bucket lazily in key order, also if the server uses another order.
 
 S3 lists by the UTF-8 bytes of the whole key. SeaweedFS walks folders by name, so that 'a/x'
 comes before 'a-b' although '/' sorts after '-'. There each folder is listed by itself and what
@@ -76,11 +76,11 @@ class _Found:
 
 
 def _one_folder(pages: Iterable[Page]) -> Iterator[_Found]:
-    """One folder's files and folders in the order of their keys, from pages ordered by name."""
+    """Yield one folder's files and folders in key order, from pages ordered by name."""
     held: list[_Found] = []
     for page in pages:
         for found in sorted(_found(page), key=lambda f: f.name):
-            # What follows is called this or later, so nothing before it can still come.
+            # Later names sort at or after this one, so everything before it is complete.
             while held and held[0].key < found.name:
                 yield heapq.heappop(held)
             heapq.heappush(held, found)

@@ -50,7 +50,7 @@ class S3Store:
         options: endpoint, addressing, retries.
     """
 
-    # Of the protocol. A server that ignores If-None-Match is found out by preflight.py.
+    # Part of the protocol; preflight.py detects servers that ignore If-None-Match.
     atomic_create = True
 
     def __init__(self, bucket: str, prefix: str, options: StorageOptions) -> None:
@@ -106,8 +106,8 @@ class S3Store:
             yield cast(BinaryIO, reader)
 
     def create(self, key: str, body: Body) -> str:
-        """One PutObject with If-None-Match: *, never multipart: conditional multipart uploads
-        were seen to let several writers win on two different servers."""
+        """Send one PutObject with If-None-Match: *, never multipart: on two different servers
+        conditional multipart uploads let several writers win."""
         try:
             return self._put_object(key, body, IfNoneMatch="*")
         except _Lost as exc:
@@ -207,7 +207,7 @@ class S3Store:
             raise self._translate(exc, where) from exc
 
     def _empty_range(self, key: str, offset: int, if_match: str | None) -> bytes:
-        # HTTP has no empty range: the promises are checked on the object itself.
+        # HTTP has no empty range: check the contract on the object itself.
         found = self.head(key)
         if if_match is not None and found.etag != if_match:
             raise ObjectChanged(f"{self._where(key)} is not the version expected")

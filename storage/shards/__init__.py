@@ -1,1 +1,1 @@
-"""What a source holds: selected objects, grouped into shards; tars in and out."""
+"""A source's objects, selected and grouped into shards; tar reading and writing."""

@@ -1,4 +1,4 @@
-"""What a source holds: its objects told apart and grouped into shards."""
+"""Select a source's objects by kind and group them into shards."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LONGEST_SUFFIX = 12
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
-# Folders of thumbnails, resource forks and copies that systems and programs make by themselves.
+# Folders of thumbnails, resource forks and copies created by operating systems and programs.
 SYSTEM_FOLDERS = frozenset({"__macosx", "@eadir", ".ipynb_checkpoints"})
 
 
@@ -52,19 +52,19 @@ def classify(key: str) -> Kind:
 
 
 def is_system(key: str) -> bool:
-    """Return whether a system or program made the object by itself."""
+    """Return whether an operating system or program created the object."""
     *folders, name = key.lower().split("/")
     return name.startswith("._") or not SYSTEM_FOLDERS.isdisjoint(folders)
 
 
 def suffix_of(key: str) -> str:
-    """Return the suffix of a key's last part, in small letters; '' where it has none."""
+    """Return the lower-case suffix of a key's last part; '' if it has none."""
     stem, dot, suffix = key.lower().rpartition("/")[2].rpartition(".")
     return f".{suffix}" if dot and stem else ""
 
 
 class LeftOut:
-    """Counts what a listing passes over, by reason: a suffix, or why the rest is left out."""
+    """Counts the objects that a listing skips, by reason: a suffix, or why others are left out."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -94,7 +94,7 @@ class LeftOut:
 
 
 def shown_counts(left_out: Mapping[str, int]) -> str:
-    """Return what was left out, for people, by reason."""
+    """Format the counts of left-out objects by reason."""
     return ", ".join(f"{n:,} {printable(reason)}" for reason, n in left_out.items())
 
 
@@ -146,14 +146,14 @@ def list_source(
 
 
 def tar_shards(objects: Iterable[StoredObject]) -> Iterator[Shard]:
-    """One shard for every tar among ``objects``; the others are passed over."""
+    """Yield one shard per tar among ``objects``; skip all others."""
     for listed in objects:
         if classify(listed.key) == "tar":
             yield Shard(shard_id_of([listed]), "tar", (listed,))
 
 
 def group_images(objects: Iterable[StoredObject], shard_size: int) -> Iterator[Shard]:
-    """Loose images in listing order, ``shard_size`` to a shard (fewer in the last).
+    """Yield shards of loose images in listing order, ``shard_size`` each (fewer in the last).
 
     Tars among ``objects`` are passed over; all others are images, whatever their names.
     """

@@ -1,4 +1,4 @@
-"""Where a tar ends: which runs of zero blocks a tar program writes, and which are damage.
+"""Detect the end of a tar: distinguish zero blocks written by a tar program from damage.
 
 An archive ends with two zero blocks and is padded to a record (IEEE Std 1003.1, "ustar Interchange
 Format"): 20 blocks unless told otherwise. A disk or a transfer that failed leaves zeros too, a

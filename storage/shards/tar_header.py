@@ -27,7 +27,7 @@ _NEWLINE = 10
 
 
 class Damaged(Exception):
-    """A header that no tar program wrote; the text says what is wrong with it."""
+    """A header that cannot come from a tar program; the text names the problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,12 @@ class TarMember:
 
 
 def is_zero(block: bytes) -> bool:
-    """Return whether there is nothing but zeros in it: an end-of-archive block."""
+    """Return whether the block is all zeros: an end-of-archive block."""
     return not block.strip(b"\0")
 
 
 def checksum_fits(header: bytes) -> bool:
-    """Sum of the header with its checksum field as blanks; old writers added signed bytes."""
+    """Return whether the checksum matches, with unsigned or (old writers) signed bytes."""
     try:
         stated = int(header[148:156].split(b"\0", 1)[0].strip() or b"-1", 8)
     except ValueError:
@@ -140,7 +140,7 @@ def long_text(body: bytes) -> bytes:
 
 
 def text_field(field: bytes) -> bytes:
-    """Up to the first NUL."""
+    """Return the field up to its first NUL."""
     return field.split(b"\0", 1)[0][:MAX_NAME]
 
 

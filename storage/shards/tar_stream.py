@@ -45,7 +45,7 @@ class _Cut(Exception):
 
 
 class _NoMoreGzip(_Cut):
-    """Behind a finished gzip member comes something that is none."""
+    """A finished gzip member is followed by bytes that are not one."""
 
 
 class _Prefixed:

@@ -1,1 +1,1 @@
-"""Making a runtime artefact: export, agreement, INT8."""
+"""Make a runtime artefact: export, comparison with torch, INT8."""

@@ -1,4 +1,4 @@
-"""How far two runtimes' outputs for the same images lie apart, before NMS."""
+"""Measure how far two runtimes' outputs differ on the same images, before NMS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from storage.errors import ArtefactError
 from workers.detectors.graph import Session
 
-BOX_PX, SCORE = 0.05, 1e-3  # the limits of sameness of two runs
+BOX_PX, SCORE = 0.05, 1e-3  # up to this difference two runs count as equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def difference(
 ) -> Disagreement:
     """Run both on ``batch``, uint8 [B, H, W, 3], and compare.
 
-    Anchors within ``SCORE`` of the floor may be on either side of it, and are left out.
+    Anchors within ``SCORE`` of the floor are skipped: they may fall on either side of it.
     """
     a, b = reference.run(batch), other.run(batch)
     found = missing = 0
@@ -68,7 +68,7 @@ def _pairs(
     others: NDArray[np.int32],
     floor: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """One image's anchors that are compared: their places in both, and how many the other lacks."""
+    """Return one image's compared anchors: their indices in both, and how many the other lacks."""
     place = {int(anchor): k for k, anchor in enumerate(others)}
     there = np.array([place.get(int(anchor), -1) for anchor in anchors], np.int64)
     likely = scores.max(1) > floor + SCORE
@@ -80,7 +80,7 @@ def _pairs(
 
 
 def refuse_difference(found: Disagreement, what: str, reference: str = "torch") -> None:
-    """Raises ArtefactError when ``found`` is more than two runs may differ by."""
+    """Raise ArtefactError if ``found`` exceeds the allowed difference of two runs."""
     if not found.same:
         raise ArtefactError(
             f"{what} does not agree with {reference}: boxes differ by up to {found.box_px} px and "

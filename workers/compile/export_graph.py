@@ -21,7 +21,7 @@ OPSET = 17
 def export_onnx(
     dense: DenseDetector, keep: Sequence[int], classes: int, *, cast_first: bool = False
 ) -> bytes:
-    """ONNX of ``ExportedDetector`` with any batch size; float32, whatever runs it.
+    """Export ``ExportedDetector`` as float32 ONNX with a dynamic batch size.
 
     Args:
         dense: fused, float32, on the CPU; left as it is.

@@ -1,8 +1,8 @@
-"""How the graph of another family is quantised: its blocks by their order, and its inputs.
+"""Quantisation scheme for graphs of other families: blocks by operator order, and inputs.
 
-YOLO-NAS's blocks are known by name; of another graph only the order of its operators is, so it is
-cut into a dozen runs of consecutive ones. The operators that no other one follows, which make boxes
-and scores, stay in float32 from the start, as YOLO-NAS's last convolutions do.
+YOLO-NAS's blocks are known by name; for other graphs only the order of the operators is known, so
+they are split into a dozen runs of consecutive operators. Operators without a successor, which
+produce boxes and scores, stay in float32 from the start, as YOLO-NAS's last convolutions do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def family_scheme(graph: Path, spec: ModelSpec) -> Scheme:
     """Return the blocks of an ONNX graph, and what to feed it.
 
     Raises:
-        ModelError: it has no operator that could be quantised.
+        ModelError: the graph has no operator that can be quantised.
     """
     convention = spec.convention
     weighed = _weighed(graph)

@@ -1,6 +1,6 @@
-"""Make the artefact of a model: export it, see that it agrees with torch, quantise it.
+"""Make the artefact of a model: export it, compare it with torch, quantise it.
 
-This is the driver's work, once: it needs torch and super-gradients, and for INT8 nncf.
+The driver does this once; it needs torch and super-gradients, and nncf for INT8.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workers.detectors.graph import detector_around
 from workers.runtimes.artefacts import Artefact
 from workers.spec import ModelSpec
 
-# Raised when a change here makes another graph of the same weights.
+# Increase when a change here produces a different graph from the same weights.
 GRAPH_VERSION = 2
 GRAPH = "model.onnx"
 _PACKAGES: dict[str, tuple[str, ...]] = {
@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Files of an artefact in a local folder, the one to load, and what there is to say."""
+    """Files of an artefact in a local folder, the main file, and its facts."""
 
     files: Mapping[str, Path]
     main: str
@@ -77,13 +77,13 @@ def artefact_key(spec: ModelSpec, more: Mapping[str, Any] | None = None) -> str:
 
 
 def graph_precision(spec: ModelSpec) -> str:
-    """Return what precision the graph itself is in; others are a matter of loading it."""
+    """Return the precision stored in the graph; the others are applied on loading."""
     typed = spec.runtime == "tensorrt" and spec.precision == "fp16"
     return spec.precision if typed or spec.precision == "int8" else "fp32"
 
 
 def versions(spec: ModelSpec) -> dict[str, str]:
-    """Of every package that has a hand in the artefact; absent ones are left out."""
+    """Return the versions of all packages that affect the artefact; skip absent ones."""
     names = _PACKAGES[spec.runtime] + (("nncf",) if spec.precision == "int8" else ())
     found = {}
     for name in names:
@@ -97,7 +97,7 @@ def versions(spec: ModelSpec) -> dict[str, str]:
 def make_graph(
     spec: ModelSpec, options: StorageOptions, images: NDArray[np.uint8], folder: Path, say: Say
 ) -> Made:
-    """Export the graph; on a CPU runtime, see that its fp32 is torch's.
+    """Export the graph; on a CPU runtime, check that its fp32 agrees with torch.
 
     Args:
         spec: the model; its artefact is not looked at.
@@ -143,7 +143,7 @@ def make_graph(
 def make_family_graph(
     spec: ModelSpec, options: StorageOptions, images: NDArray[np.uint8], folder: Path, say: Say
 ) -> Made:
-    """Return the graph of another family as an artefact: the file itself, seen to run on the
+    """Return another family's graph as an artefact: the file itself, after a test run on the
     images.
 
     Raises:

@@ -1,12 +1,12 @@
-"""INT8 by post-training quantization with NNCF: most layers, but not those that measurably hurt.
+"""INT8 by post-training quantization with NNCF, except for layers that measurably hurt.
 
-The graph's convolutions form groups, the blocks of YOLO-NAS. The heads' last convolutions and all
-that decodes boxes always stay in float32. While a model is not good enough with confidence, each
-other group is given back to float32 in turn, and the loss is measured; the one that recovers most
-stays in float32, and so on from there. (What a group recovers alone does not tell
-what it recovers beside another one: on bccd the stem makes things worse alone, and brings half of
-what is left once stage 1 is in float32. The error of the class logits was tried as a cheaper
-measure: it finds other blocks than those that cost mAP.)
+The graph's convolutions form groups, the blocks of YOLO-NAS. The heads' last convolutions and box
+decoding always stay in float32. Until the model passes with confidence, every other group is
+returned to float32 in turn and the loss measured; the group that recovers most stays in float32,
+and the search continues from there. (What a group recovers alone does not predict what it recovers
+beside another: on bccd the stem alone makes things worse, but recovers half of the rest once stage
+1 is in float32. The error of the class logits was tried as a cheaper measure; it selects other
+blocks than those that cost mAP.)
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ class Scheme:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an INT8 model loses against float32 on the same images.
+    """The loss of an INT8 model against float32 on the same images.
 
     Attributes:
         loss: points of mAP; ``low`` to ``high`` is its 90 % interval over images, so the loss is
             at most ``high`` with 95 % confidence.
         agreement: share of the boxes with a score from 0.5 that both have; ``agreement_low`` is
             the lower end of its interval.
-        passed: neither may be worse, with that confidence, than what is allowed.
+        passed: both are within the allowed limits with that confidence.
     """
 
     loss: float
@@ -179,7 +179,7 @@ class Quantiser:
         self._made = 0
 
     def quantise(self, kept: Sequence[str], *, few: bool = False) -> Artefact:
-        """INT8 but for the groups ``kept``, in a folder of its own.
+        """Quantise all but the groups ``kept`` to INT8, into a new folder.
 
         ``few``: calibrated on some of the images, which is enough to compare groups.
         """
@@ -244,8 +244,8 @@ def _constants_as_initializers(model: Any) -> Any:
 
 
 def _make_signed(model: Any) -> None:
-    """Activations that are never negative from uint8 to int8, the only kind that TensorRT knows:
-    the same range in half as many steps. Changed in place."""
+    """Convert never-negative activations from uint8 to int8, the only kind that TensorRT supports:
+    the same range in half as many steps. Changes the model in place."""
     from onnx import TensorProto, numpy_helper
 
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -261,7 +261,7 @@ def _make_signed(model: Any) -> None:
     for name in set(unsigned.values()):
         zeros = np.zeros_like(numpy_helper.to_array(arrays[name]), np.int8)
         arrays[name].CopyFrom(numpy_helper.from_array(zeros, name))
-    for info in model.graph.value_info:  # the graph's input, which stays uint8, is none of them
+    for info in model.graph.value_info:  # the graph's input stays uint8 and is not one of them
         if info.type.tensor_type.elem_type == TensorProto.UINT8:
             info.type.tensor_type.elem_type = TensorProto.INT8
 

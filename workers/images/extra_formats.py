@@ -38,7 +38,7 @@ def _package(name: str, extra: str, what: str) -> Any:
 def decode_extra(
     kind: str, data: bytes, max_pixels: int, value_range: ValueRange = "full"
 ) -> DecodedImage:
-    """Decode one of them.
+    """Decode an image in one of these formats.
 
     Raises:
         Unsupported: its decoder is not installed; the message says which extra brings it.
@@ -167,8 +167,7 @@ def _raw_size(raw: Any) -> tuple[int, int, int]:
 
 
 def _decode_camera_raw(data: bytes, max_pixels: int) -> DecodedImage:
-    """Return what the sensor saw, developed with the camera's white balance; never the
-    thumbnail."""
+    """Return the raw image developed with the camera's white balance, never the thumbnail."""
     rawpy = _package("rawpy", "raw", "camera RAW")
     try:
         with rawpy.imread(io.BytesIO(data)) as raw:

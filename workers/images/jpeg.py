@@ -217,7 +217,7 @@ def _dct_factor(height: int, width: int, orientation: int, enough: Preprocessing
 def _fast_jpeg(
     data: bytes, header: JpegHeader, factor: int
 ) -> tuple[NDArray[np.uint8] | None, list[str]]:
-    """Pillow's pixels in two thirds of its time; None, and why, where libjpeg remarks on them."""
+    """Return Pillow's pixels in two thirds of its time; None and the warnings if libjpeg warns."""
     sides = -(-header.height // factor), -(-header.width // factor)
     smaller = {} if factor == 1 else {"min_height": sides[0], "min_width": sides[1]}
     space = "CMYK" if header.components == 4 else "RGB"

@@ -16,7 +16,7 @@ from workers.images.preprocessing import Preprocessing
 
 @dataclass(frozen=True, slots=True)
 class LetterboxTransform:
-    """Where an upright image lies in the network's input.
+    """The placement of an upright image in the network's input.
 
     Attributes:
         scale_x, scale_y: input pixels per upright pixel. Equal where the aspect is kept; the
@@ -50,7 +50,7 @@ class LetterboxTransform:
 
 
 def shrink(height: int, width: int, preprocessing: Preprocessing) -> float:
-    """By how much the letterbox makes an upright image smaller, the side it shrinks least."""
+    """Return the factor by which the letterbox shrinks the side that it shrinks least."""
     return 1 / max(_scales(height, width, preprocessing))
 
 

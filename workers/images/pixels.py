@@ -32,7 +32,7 @@ _SRGB_NAMES = ("srgb", "c2")  # c2: the tiny sRGB profile that several sites emb
 
 @functools.cache
 def silence_pillow() -> None:
-    """Keep what Pillow and libtiff remark on damaged files out of this process's logs.
+    """Keep the warnings of Pillow and libtiff about damaged files out of this process's logs.
 
     The remark that matters is in the row's ``error``; these would reach the terminal without the
     name of the image.
@@ -128,7 +128,7 @@ class DecodedImage:
         factor: 1, 2, 4 or 8: how many pixels of the image, each way, make one of ``pixels``; a
             last one that is not whole was filled up.
         frames: pages or animation frames in the file.
-        warning: kinds and details as in ``AnnotationRow.warning``; None: nothing was odd.
+        warning: kinds and details as in ``AnnotationRow.warning``; None: no anomalies.
     """
 
     pixels: NDArray[np.uint8]
@@ -169,7 +169,7 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def valid_orientation(value: Any) -> int:
-    """Return an EXIF orientation, 1 for anything that is none."""
+    """Return a valid EXIF orientation, 1 for anything else."""
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 

@@ -1,4 +1,4 @@
-"""One image from bytes to network input, or to the row that says why not."""
+"""Prepare one image: from bytes to network input, or to a row with the reason for failure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workers.images.preprocessing import Preprocessing, Window
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An image whose pixels lie in a batch, and all that its row says beside the detections.
+    """An image whose pixels are in a batch, and its row's fields except the detections.
 
     Attributes:
         image_id, shard_id, offset, nbytes: where it came from.

@@ -87,7 +87,7 @@ _LARGEST = 8192  # pixels a side; a typing error would otherwise ask for terabyt
 
 
 def check_preprocessing(found: Preprocessing) -> None:
-    """Raises ValueError or TypeError when a field is of the wrong kind or out of its range."""
+    """Raise ValueError or TypeError if a field has the wrong type or is out of range."""
     for name, (height, width) in (("size", found.size), ("resize_to", found.resize_to)):
         if not all(type(v) is int and 0 < v <= _LARGEST for v in (height, width)):
             raise ValueError(f"{name} is {height} × {width}")
@@ -139,7 +139,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How images that are larger than a tile are cut.
+    """How images larger than a tile are split.
 
     Attributes:
         size: a tile's sides in pixels of the image.

@@ -1,4 +1,4 @@
-"""Which format a file is, told by its first bytes; names and suffixes are not believed."""
+"""Detect a file's format from its first bytes; names and suffixes are ignored."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class Trainer:
         return loss, parts
 
     def save(self) -> None:
-        """Write the state file, whole or not at all."""
+        """Write the state file atomically."""
         partial = self._state.with_suffix(".partial")
         torch.save(
             {
@@ -237,7 +237,7 @@ class Trainer:
         self.progress = TrainingProgress(**saved["progress"])
 
     def _refuse_another(self, saved: Mapping[str, object]) -> None:
-        """Raises ConfigError when the state is of another config, or of other data."""
+        """Raise ConfigError if the state belongs to another config or other data."""
         data = self._data
         same = saved["fingerprint"] == self._fingerprint
         if data is not None:

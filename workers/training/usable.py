@@ -1,8 +1,8 @@
-"""Which images of a training set can be used: every file is decoded once, before the first step.
+"""Find the usable images of a training set by decoding every file before the first step.
 
-A header says nothing of the pixels behind it: a truncated file passes every look at its size and
-would end a training hours later. What was decoded is remembered by the digest of its bytes, so the
-next start only hashes.
+A header says nothing about the pixels behind it: a truncated file passes every size check and
+would end a training hours later. Decoded files are remembered by digest, so the next start only
+hashes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TrainingImage:
 def find_faults(
     images: Sequence[TrainingImage], folder: Path, max_bad_share: float, checked: Path | None
 ) -> dict[str, str]:
-    """Return why each image that cannot be used cannot be, by its name in the COCO JSON.
+    """Return the reason for each unusable image, by its name in the COCO JSON.
 
     Args:
         folder: of the images, for messages.
