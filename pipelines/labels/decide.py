@@ -305,12 +305,14 @@ def _unseen(batch: BoxBatch, image: int, settled: Settled) -> list[Label]:
     """Return what the policy makes of the model's boxes that an answer says nothing about.
 
     See ``Answer.hidden``. Model boxes at such a place (IoU >= 0.5) stay labels or ignore boxes,
-    unless they overlap as much with a box that people left.
+    unless they overlap as much with a box that people left, or that they were shown: a box that
+    they took away has been answered.
     """
     if not settled.answer.hidden:
         return []
     here = np.flatnonzero((batch.image == image) & batch.standing)
-    people = [box.bbox for box in (*settled.answer.boxes, *settled.disputed)]
+    drawn = [box.bbox for box in (*settled.answer.boxes, *settled.disputed)]
+    people = [*drawn, *settled.answer.shown]
     at_hidden = covered(batch.boxes[here], np.array(settled.answer.hidden, np.float64))
     answered = covered(batch.boxes[here], np.array(people, np.float64).reshape(-1, 4))
     found = []

@@ -36,7 +36,7 @@ from pipelines.review.withdrawals import (
 )
 from pipelines.truth.usable import told
 from storage.errors import ReviewError
-from storage.review.answers import Answer, append_answers, latest_versions, read_answers
+from storage.review.answers import Annotation, Answer, append_answers, latest_versions, read_answers
 from storage.review.queue import ReviewItem
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
@@ -135,10 +135,12 @@ def pull_run(
     pulled = _Pulled(tombstones=gone)
     if too_many(gone, records) and not accept_withdrawals:
         pulled = _Pulled(held_back=len(gone))
-    # An image may have been answered long ago, in a round before this run queued it.
-    keys = {ref.key for ref in mine if ref.touched} - {a.sha256 for a in records}
+    # An image may have been answered long ago, in a round before this run queued it. What another
+    # project or server gave says nothing about what was read from this one.
+    read = [a for a in records if a.project in ("", project.identity)]
+    keys = {ref.key for ref in mine if ref.touched} - {a.sha256 for a in read}
     keys |= came_back(records, project, there) & items.keys()
-    since = max((a.submitted_at - margin for a in records), default=None)
+    since = max((a.submitted_at - margin for a in read), default=None)
     tasks = _touched(server, project, None if everything else since, sorted(keys))
     reader = _Reader(items, server.people(), project.identity, _Seen.of(records, everything))
     reader.read(tasks, pulled)
@@ -167,27 +169,34 @@ class _Seen:
     """Which answers a pull need not append again.
 
     Attributes:
-        versions: (annotation, time) of every record, but for those that were withdrawn because
-            they were missing: they may come back.
+        versions: (project, annotation, time) of every record, but for those that were withdrawn
+            because they were missing: they may come back.
         latest: by annotation, to be compared with; None where nothing is.
     """
 
-    versions: set[tuple[int, datetime]]
-    latest: dict[tuple[str, int, int], Answer] | None
+    versions: set[tuple[str, int, datetime]]
+    latest: dict[Annotation, Answer] | None
 
     @staticmethod
     def of(records: Sequence[Answer], compare: bool) -> _Seen:
         latest = latest_versions(records)
-        versions = {(a.annotation_id, a.submitted_at) for a in records}
-        for a in latest.values():
+        versions = {(a.project, a.annotation_id, a.submitted_at) for a in records}
+        for (project, *_), a in latest.items():
             if a.withdrawn not in ("", RETRACTED):
-                versions.discard((a.annotation_id, a.submitted_at))
+                for named in ("", project):
+                    versions.discard((named, a.annotation_id, a.submitted_at))
         return _Seen(versions, latest if compare else None)
 
     def has(self, answer: Answer) -> bool:
-        if (answer.annotation_id, answer.submitted_at) not in self.versions:
+        # A record of an older version names no project.
+        nameless = replace(answer, project="")
+        if not any(
+            (a.project, a.annotation_id, a.submitted_at) in self.versions
+            for a in (answer, nameless)
+        ):
             return False
-        before = None if self.latest is None else self.latest.get(answer.annotation)
+        latest = self.latest or {}
+        before = latest.get(answer.annotation) or latest.get(nameless.annotation)
         if before is None or before.withdrawn:
             return True
         return _said(before) == _said(answer)
@@ -220,12 +229,13 @@ class _Reader:
             answers = []
             for annotation in annotations:
                 try:
-                    answers.append(to_answer(task, annotation, item, self.people))
+                    answer = to_answer(task, annotation, item, self.people)
+                    answers.append(replace(answer, project=self.project))
                 except ReviewError as exc:
                     into.unreadable += 1
                     log.warning("%s", exc.message)
             answers.sort(key=lambda a: (a.submitted_at, a.annotation_id))
-            into.new += [replace(a, project=self.project) for a in answers if not self.seen.has(a)]
+            into.new += [a for a in answers if not self.seen.has(a)]
 
 
 def _touched(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ ANSWERS = "review/answers/"
 
 
 Origin = Literal["kept", "moved", "relabelled", "added"]
+
+Annotation = tuple[str, str, int, int]  # project, sha256, task, annotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +98,9 @@ class Answer:
     hidden: tuple[Xyxy, ...] = ()
 
     @property
-    def annotation(self) -> tuple[str, int, int]:
-        """Identity of the annotation; includes the image, since servers reuse the same numbers."""
-        return self.sha256, self.task_id, self.annotation_id
+    def annotation(self) -> Annotation:
+        """Identity of the annotation; includes the project, since every server counts from 1."""
+        return self.project, self.sha256, self.task_id, self.annotation_id
 
 
 _BBOX = pa.field("bbox", pa.list_(pa.float32(), 4), nullable=False)
@@ -169,18 +172,27 @@ def _answer(row: dict[str, Any]) -> Answer:
     return Answer(**fields)
 
 
-def latest_versions(records: Iterable[Answer]) -> dict[tuple[str, int, int], Answer]:
+def latest_versions(records: Iterable[Answer]) -> dict[Annotation, Answer]:
     """Return the last record of each annotation of one run, tombstones included.
+
+    Records of older versions name no project. They count as versions of the same annotation in
+    the project that the other records name for it, see ``_named``.
 
     Args:
         records: of one run, in the order of pulling.
     """
-    latest: dict[tuple[str, int, int], Answer] = {}
-    for record in records:
-        known = latest.get(record.annotation)
-        if known is None or record.submitted_at >= known.submitted_at:
-            latest[record.annotation] = record
-    return latest
+    last: dict[Annotation, tuple[datetime, int, Answer]] = {}
+    for order, record in enumerate(records):
+        known = last.get(record.annotation)
+        if known is None or record.submitted_at >= known[0]:
+            last[record.annotation] = (record.submitted_at, order, record)
+    names = _named(record for _, _, record in last.values())
+    latest: dict[Annotation, tuple[datetime, int, Answer]] = {}
+    for key, found in last.items():
+        key = names.get(key, key)
+        if key not in latest or found[:2] > latest[key][:2]:
+            latest[key] = found
+    return {key: record for key, (_, _, record) in latest.items()}
 
 
 def standing(*runs: Iterable[Answer]) -> list[Answer]:
@@ -191,13 +203,43 @@ def standing(*runs: Iterable[Answer]) -> list[Answer]:
     Args:
         runs: the records of each run, in the order of pulling.
     """
-    merged: dict[tuple[str, int, int], Answer] = {}
-    for records in runs:
-        for key, record in latest_versions(records).items():
+    latest = [latest_versions(records) for records in runs]
+    names = _named(
+        replace(record, project=key[0]) for found in latest for key, record in found.items()
+    )
+    merged: dict[Annotation, Answer] = {}
+    for found in latest:
+        for key, record in found.items():
+            key = names.get(key, key)
             known = merged.get(key)
             if known is None or _rank(record) > _rank(known):
                 merged[key] = record
     return [record for record in merged.values() if not record.withdrawn]
+
+
+def _named(records: Iterable[Answer]) -> dict[Annotation, Annotation]:
+    """Map annotations without a project to the same annotation in the one project that has it.
+
+    Where several projects have those numbers for those pixels, the annotator decides; where that
+    leaves more than one, the annotation stays by itself.
+    """
+    nameless: list[Answer] = []
+    named: dict[tuple[str, int, int], list[Answer]] = defaultdict(list)
+    for record in records:
+        if record.project:
+            named[record.annotation[1:]].append(record)
+        else:
+            nameless.append(record)
+    found = {}
+    for record in nameless:
+        alike = named.get(record.annotation[1:], [])
+        theirs = [other for other in alike if other.annotator == record.annotator]
+        for candidates in (alike, theirs):
+            projects = {other.project for other in candidates}
+            if len(projects) == 1:
+                found[record.annotation] = (projects.pop(), *record.annotation[1:])
+                break
+    return found
 
 
 def _rank(record: Answer) -> tuple[datetime, bool, bool]:

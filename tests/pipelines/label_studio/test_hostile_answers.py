@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from pipelines.label_studio.client import LabelStudio
 from pipelines.review.pull import PullSummary, pull_run
 from pipelines.review.tasks import queued
 from storage.errors import ReviewError
-from storage.review.answers import read_answers
+from storage.review.answers import append_answers, read_answers, standing
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
 from storage.stores.memory import MemoryStore
@@ -83,3 +84,43 @@ def test_tasks_that_are_none_are_an_error(manifest: Manifest, tasks: Any) -> Non
     with pytest.raises(ReviewError, match="tasks that are none"):
         pull(manifest, tasks)
     assert list(read_answers(manifest.store)) == []
+
+
+class MadeAt(Replies):
+    """A server whose one project was made at another time than that of other servers."""
+
+    def __init__(self, tasks: Any, made_at: str) -> None:
+        super().__init__(tasks)
+        self._made_at = made_at
+
+    def get(self, path: str, params: Any = None) -> Any:
+        found = super().get(path, params)
+        if path == "/api/projects":
+            found["results"][0]["created_at"] = self._made_at
+        return found
+
+
+def test_a_second_server_with_equal_numbers_and_times_is_pulled_too(manifest: Manifest) -> None:
+    tasks = tasks_of(manifest)
+
+    def pulled(made_at: str) -> int:
+        server = LabelStudio(MadeAt(tasks, made_at))  # type: ignore[arg-type]
+        return pull_run(manifest, server, ReviewSettings(project="cells")).answers
+
+    first = pulled("2026-01-01")
+    assert (first, pulled("2026-01-01")) == (6, 0)
+    assert pulled("2026-02-02") == 6
+    records = list(read_answers(manifest.store))
+    assert [a.project for a in records] == ["1@2026-01-01"] * 6 + ["1@2026-02-02"] * 6
+    assert len(standing(records)) == 12
+
+
+def test_what_an_older_version_pulled_without_a_project_is_not_pulled_again(
+    manifest: Manifest,
+) -> None:
+    other = routed(loose_run(MemoryStore(), MemoryStore(), 3))
+    pull(other, tasks_of(other))
+    old = [replace(a, project="") for a in read_answers(other.store)]
+    append_answers(manifest.store, old)
+    assert pull(manifest, tasks_of(manifest)).answers == 0
+    assert standing(read_answers(manifest.store)) == old

@@ -85,6 +85,18 @@ def test_taking_the_shown_box_away_answers_its_place_for_every_class(manifest: M
     assert told(labels(manifest)) == [(UNSURE, 1, True, "model")]
 
 
+def test_a_place_whose_shown_box_was_taken_away_is_no_label_by_way_of_a_hidden_neighbour() -> None:
+    """The second box overlaps both the deleted one and the hidden one by 0.6."""
+    between, hidden = (35.0, 10.0, 135.0, 110.0), (60.0, 10.0, 160.0, 110.0)
+    shard = tar_shard("a.tar")
+    found = boxes([SURE, between, hidden], [0.9, 0.4, 0.35], [0, 1, 1])
+    run = make_run(MemoryStore(), {shard: [distinct_row("a.tar/0.jpg", shard, found)]})
+    gone = (DeletedBox(SURE, "RBC", 0.9),)
+    assert answered(run, deleted=gone).hidden == (hidden,)
+    lower = Policy(accept=0.3, reject=0.05)
+    assert told(labels(run, lower)) == [(hidden, 1, False, "model")]
+
+
 def test_a_hidden_box_that_the_person_drew_is_theirs(manifest: Manifest) -> None:
     drawn = ReviewedBox((301, 10, 399, 110), "RBC", "added")
     assert answered(manifest, kept(), drawn).hidden == (FAINT,)

@@ -21,6 +21,7 @@ from storage.review.answers import (
     ReviewedBox,
     answer_parts,
     append_answers,
+    latest_versions,
     read_answers,
     standing,
 )
@@ -207,3 +208,31 @@ def test_frames_give_each_shard_its_first_stratum(store: ObjectStore) -> None:
     assert frames.stratum_of(f"{5:016x}") == "second"
     assert frames.stratum_of(f"{6:016x}") is None
     assert read_frame(store, key).dtype == np.uint64
+
+
+def test_annotations_of_two_servers_with_equal_numbers_are_two() -> None:
+    anna = replace(_answer("a", 1), annotator="anna", project="1@monday")
+    ben = replace(_answer("a", 2), annotation_id=1, annotator="ben", project="1@tuesday")
+    withdrawn = replace(ben, withdrawn="retracted")
+    assert standing([anna], [ben]) == [anna, ben]
+    assert standing([anna, ben]) == [anna, ben]
+    assert standing([anna], [withdrawn]) == [anna]
+    assert standing([anna, ben, withdrawn]) == [anna]
+    assert list(latest_versions([anna, ben])) == [anna.annotation, ben.annotation]
+
+
+def test_a_record_without_a_project_is_a_version_of_the_one_annotation_that_fits() -> None:
+    old = replace(_answer("a", 1), annotator="anna")
+    named = replace(old, project="1@monday")
+    edited = replace(named, submitted_at=_answer("a", 2).submitted_at)
+    assert standing([old, edited]) == standing([old], [edited]) == [edited]
+    assert standing([old, replace(old, withdrawn="deleted"), named]) == [named]  # it came back
+    assert standing([old], [named, replace(named, withdrawn="retracted")]) == []
+    assert latest_versions([old, edited]) == {edited.annotation: edited}
+    ben = replace(edited, annotator="ben", project="1@tuesday")
+    gone = replace(edited, withdrawn="deleted")
+    assert standing([old], [gone], [ben]) == [ben]  # of two projects, the annotator tells which
+    stranger = replace(old, annotator="eve")
+    assert standing([stranger], [edited], [ben]) == [stranger, edited, ben]
+    # Which project an old record belongs to is known from its own run first.
+    assert standing([old, gone], [ben]) == [ben]
