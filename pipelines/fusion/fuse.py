@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -24,7 +24,8 @@ import numpy as np
 
 from pipelines.fusion.boxes import FusedBoxes, fuse_boxes
 from pipelines.fusion.inputs import FusionInput, calibration_of, class_map
-from storage.errors import AlreadyExists, ConfigError, RunMismatch
+from pipelines.fusion.listing_copy import copy_listing, refuse_old_place
+from storage.errors import ConfigError
 from storage.objects.preflight import check_output
 from storage.objects.protocols import ObjectStore
 from storage.records import AnnotationRow, Detections, RunIdentity, Shard
@@ -113,12 +114,14 @@ def fuse_runs(
     Raises:
         ConfigError: the runs cannot be fused: their classes differ, or one of them
             shares no image with the first.
-        RunMismatch: the output holds another run.
+        RunMismatch: the output holds another run, or the images were moved and only the first
+            run was relocated.
     """
     options = options or FuseOptions()
     _check(runs, output, options)
     inputs = _inputs(runs, options)
     record = _record(inputs, options)
+    place = str(record.source["url"])
     with ExitStack() as stack:
         lock = stack.enter_context(run_lock(output, f"labelfleet fuse {record.identity.name}"))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="labelfleet-fuse-")))
@@ -126,8 +129,11 @@ def fuse_runs(
         if not output_has_run(output):
             check_output(output)
             _refuse_strangers(runs, found)
+        else:
+            there = RunRecord.from_json(output.get(RUN_KEY)).source
+            refuse_old_place(runs[0].store, str(there["url"]), output, place)
         manifest = Manifest.create_or_continue(output, record)
-        copy_listing(runs[0].store, output)
+        copy_listing(runs[0].store, output, place)
         work = _Fusion(manifest, inputs, found, options, folder)
         return work.run(lock.check, progress)
 
@@ -223,24 +229,6 @@ def output_has_run(output: ObjectStore) -> bool:
     return any(o.key == RUN_KEY for o in output.list(RUN_KEY))
 
 
-def copy_listing(source: ObjectStore, output: ObjectStore) -> None:
-    """Give a run the listing of another, generation by generation; what is there stays.
-
-    Raises:
-        RunMismatch: the output has another listing.
-    """
-    for key in Listing(source).parts():
-        body = source.get(key)
-        with suppress(AlreadyExists):
-            output.create(key, body)
-            continue
-        if output.get(key) != body:
-            raise RunMismatch(
-                f"{output.url}/{key} is not the listing of {source.url}",
-                hint="give the same first run, or choose another --out",
-            )
-
-
 def _refuse_strangers(runs: Sequence[Manifest], found: Sequence[RowsBySha]) -> None:
     """Raise ConfigError where a run shares no image with the first one."""
     first = runs[0]
@@ -287,15 +275,16 @@ class _Fusion:
 
     def run(self, guard: Callable[[], None], progress: Callable[[int, int], None]) -> FuseSummary:
         first = self._inputs[0].manifest
-        live = list(Listing(self._manifest.store).live_shards())
-        before = self._manifest.committed()
-        ready = first.committed()
-        waiting = sum(s.shard_id not in ready and s.shard_id not in before for s in live)
-        todo = [s for s in live if s.shard_id in ready and s.shard_id not in before]
+        listing = Listing(self._manifest.store)
+        live = set(listing.live_ids())
+        before = live & self._manifest.committed()
+        left = live - before
+        todo = left & first.committed()
+        waiting = len(left - todo)
         self._tell("start", note={"workers": 1})
         outcome = "interrupted"
         try:
-            for n, shard in enumerate(todo):
+            for n, shard in enumerate(listing.live_shards(skip=live - todo)):
                 guard()
                 progress(n, len(todo))
                 waiting += not self._fuse_shard(shard)
@@ -309,7 +298,7 @@ class _Fusion:
             name=self._manifest.record.identity.name,
             runs=tuple(run.manifest.url for run in self._inputs),
             committed=len(self._done),
-            before=sum(s.shard_id in before for s in live),
+            before=len(before),
             waiting=waiting,
             images=sum(footer.images for footer in self._done),
             detections=sum(footer.detections for footer in self._done),

@@ -104,6 +104,10 @@ def watched(manifest: Manifest, tally: Tally, watcher: Watcher) -> str:
     except LabelfleetError as exc:
         watcher.note(f"the run could not be compared with itself: {exc.message}")
         return ""
+    except Exception as exc:  # a border: the labels are committed, whatever the comparison hits
+        log.exception("the run could not be compared with itself")
+        watcher.note(f"the run could not be compared with itself: {type(exc).__name__}: {exc}")
+        return ""
     return found.alarm if found is not None and found.alarm_at == found.checked_at else ""
 
 

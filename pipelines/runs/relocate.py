@@ -70,7 +70,8 @@ def relocate_run(
         moved, added = _compare_listings(listing, source)
         compared = _compare_images(manifest, listing, source, moved, sample)
         lock.check()
-        if listing.place() != place:  # otherwise a move that was interrupted after this step
+        # Neither: an interrupted move of which only the last step is missing.
+        if listing.place() != place or any(new != etag for (_, _, etag), new in moved.items()):
             listing.moved_to(moved, place)
         manifest.move_source(place)
     return Relocation(manifest.url, before, place, len(moved), compared, added)

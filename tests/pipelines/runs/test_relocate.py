@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -165,3 +166,24 @@ def test_a_move_that_was_cut_is_finished_by_the_same_command(run: Manifest, tmp_
     relocate_run(again(run), there.url, OPTIONS)
     assert again(run).record.source["url"] == there.url
     assert refresh(again(run), there) == []
+
+
+def test_objects_that_are_copied_again_to_the_same_place_keep_their_labels(
+    run: Manifest, tmp_path: Path
+) -> None:
+    before = facts(run)
+    there = open_store(str(shutil.copytree(tmp_path / "in", tmp_path / "there")))
+    relocate_run(run, there.url, OPTIONS)
+    for path in (tmp_path / "there").iterdir():
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    moved = {o.key: o.etag for o in there.list()}
+    relocate_run(again(run), there.url, OPTIONS)
+    listing = Listing(run.store)
+    assert {o.key: o.etag for s in listing.live_shards() for o in s.objects}.items() >= (
+        moved.items()
+    )
+    assert refresh(again(run), there) == []
+    assert facts(again(run)) == before
+    kept = sorted(o.key for o in run.store.list())
+    relocate_run(again(run), there.url, OPTIONS)  # nothing changed since: nothing is written
+    assert sorted(o.key for o in run.store.list()) == kept
