@@ -115,7 +115,7 @@ def _pack(fields: dict[str, Any]) -> dict[str, Path]:
             _set(fields, key, name)
         elif not _is_absolute(str(_get(fields, key))):
             raise ConfigError(
-                f"{key}: there is no file {path}", hint="it is looked for in this folder"
+                f"{key}: there is no file {path}", hint="it was looked for in this folder"
             )
     for key in _FOLDERS:
         if _local(fields, key) is not None:

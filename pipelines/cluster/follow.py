@@ -154,7 +154,7 @@ def follow(
             if clock() - heard_s > _SILENCE_S:
                 raise ClusterLost(
                     f"no answer about {job_id} for {_SILENCE_S:.0f} s: {exc.message}",
-                    hint=f"it may well go on; to look again: {again}",
+                    hint=f"it may still be running; to check: {again}",
                 ) from exc
         sleep(1.0)
 

@@ -93,7 +93,7 @@ def start_patiently(
     except Exception as exc:  # Ray's border: see above
         raise RayLost(
             f"Ray could not be started on this machine: {_first_line(exc)}",
-            hint="look whether /tmp is full or memory is short, and run the same command again",
+            hint="check whether /tmp is full or memory is short, then run the same command again",
         ) from exc
 
 

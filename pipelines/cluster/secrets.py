@@ -84,7 +84,7 @@ def _refuse_variable(name: str, text: str) -> None:
         kind = "a secret, by its name"
     if kind is not None:
         raise ConfigError(
-            f"--env {name} holds {kind}, which everybody who sees the job could read",
+            f"--env {name} holds {kind}, which anyone who sees the job could read",
             hint=MOUNT_IT,
         )
     if not _PLAIN_NAMES.fullmatch(name) and not _REFERENCE.fullmatch(text):

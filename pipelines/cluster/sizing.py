@@ -121,7 +121,7 @@ def _hosts(nodes: Sequence[Node], gpus: float) -> list[Node]:
     if all(node.cpus < 1 for node in nodes):
         raise ConfigError(
             "no node of the cluster has a CPU core yet, so the run cannot be sized",
-            hint="say workers.count and workers.gpus (as in 16 and 1): then its "
+            hint="set workers.count and workers.gpus (as in 16 and 1): then its "
             "autoscaler starts them; or start its worker nodes first",
         )
     if not hosts and gpus:
@@ -137,14 +137,14 @@ def _gpus_per_actor(config: WorkersConfig, cuda: bool) -> float:
     if not cuda:
         if config.gpus not in ("auto", 0):
             raise ConfigError(
-                f"workers.gpus is {config.gpus:g}, but the run is one on CPUs",
+                f"workers.gpus is {config.gpus:g}, but the run labels on CPUs",
                 hint="no node has a GPU, or the run was created without; set workers.gpus: 0",
             )
         return 0.0
     gpus = 1.0 if config.gpus == "auto" else float(config.gpus)
     if gpus > 1 and gpus % 1:
         raise ConfigError(
-            f"workers.gpus: {gpus:g} cannot be given to an actor",
+            f"workers.gpus: {gpus:g} cannot be allocated to an actor",
             hint="a share of one GPU (0.5), or a whole number",
         )
     return gpus

@@ -324,7 +324,7 @@ def auth_headers() -> dict[str, str]:
             token = Path(place).read_text()
         except (OSError, UnicodeDecodeError) as exc:
             raise ConfigError(
-                f"RAY_AUTH_TOKEN_PATH names no readable file: {place}", hint=_HOW_TO_SIGN_IN
+                f"RAY_AUTH_TOKEN_PATH does not name a readable file: {place}", hint=_HOW_TO_SIGN_IN
             ) from exc
     with suppress(OSError, RuntimeError, UnicodeDecodeError):  # no home, or nothing to read there
         token = token or (Path.home() / ".ray" / "auth_token").read_text()

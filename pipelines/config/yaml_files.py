@@ -91,7 +91,7 @@ def apply_override(fields: dict[str, Any], override: str) -> None:
         )
     if key.strip() in _SECRETS:
         raise ConfigError(
-            f"--set {key.strip()}: it is a secret, and a command line is seen by everybody on the "
+            f"--set {key.strip()}: it is a secret, and a command line is visible to all on the "
             "machine and recorded by Ray",
             hint="write it into the config file",
         )

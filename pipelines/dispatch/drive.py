@@ -329,7 +329,7 @@ class Drive:
         elif now_s - self._waited_s > _WAITING_NOTE_S:
             self._waited_s = now_s
             self._watcher.note(
-                f"no worker is ready since {now_s - self._worked_s:.0f} s: they load, "
+                f"no worker has been ready for {now_s - self._worked_s:.0f} s: they load, "
                 "or wait for room on the cluster"
             )
 

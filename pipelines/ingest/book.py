@@ -213,7 +213,7 @@ class IngestBook:
 
     def _foreign(self, index: int) -> ConfigError:
         return ConfigError(
-            f"{self._store.url}/{self._tar_key(index)} is there and was not written by this ingest",
+            f"{self._store.url}/{self._tar_key(index)} exists and was not written by this ingest",
             hint="ingest into another folder; nothing is overwritten",
         )
 

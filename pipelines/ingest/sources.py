@@ -118,7 +118,7 @@ class ZipSource:
         except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as exc:
             raise SourceError(
                 f"{self.url} is not a readable zip: {exc}",
-                hint="it may be cut: compare its size with the original's and fetch it again",
+                hint="it may be truncated: compare its size with the original's and fetch it again",
             ) from exc
         # A modern zip bomb: thousands of members that share the same few bytes.
         if sum(m.compress_size for m in self._zip.infolist()) > file.seek(0, io.SEEK_END):

@@ -37,9 +37,7 @@ def ingest_table(summary: IngestSummary) -> RenderableType:
     table.add_row("seconds", f"{summary.seconds:.1f}")
     remarks = [Text(said, style="yellow") for said in summary.remarks]
     if summary.left_out:
-        remarks.append(
-            Text(f"left out, no images by their names: {shown_counts(summary.left_out)}")
-        )
+        remarks.append(Text(f"left out, not named like images: {shown_counts(summary.left_out)}"))
     remarks.append(Text(f"shards: {summary.output}"))
     if summary.errors_url is not None:
         told = f"{summary.errors:,} could not be read, see {summary.errors_url}"

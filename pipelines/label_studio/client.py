@@ -392,7 +392,7 @@ def _checked_tasks(reply: Any, last: int) -> list[dict[str, Any]]:
         number = fields.get("id")
         if type(number) is not int or number <= last or type(fields.get("data", {})) is not dict:
             raise ReviewError(
-                "Label Studio answers with tasks that are none",
+                "Label Studio's task list holds something that is not a task",
                 hint="a proxy or another program in its place? Open the project in a browser",
             )
         last = number

@@ -54,7 +54,7 @@ def refusal(response: httpx.Response) -> ReviewError:
     if 300 <= status < 400:
         moved = response.headers.get("location", "another address")
         return ReviewRefused(
-            f"Label Studio sends us on to {moved}", status=status, hint="give that URL instead"
+            f"Label Studio redirects to {moved}", status=status, hint="give that URL instead"
         )
     return ReviewRefused(what, status=status)
 

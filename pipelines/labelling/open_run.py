@@ -136,7 +136,7 @@ def _made_ready(config: RunConfig, model: ModelSpec, note: Callable[[str], None]
     except ModelError as exc:
         if config.model.runtime != "auto" or model.precision == "int8" or model.convention:
             raise
-        note(f"{model.runtime} does not work out here, so torch is used: {exc.message}")
+        note(f"{model.runtime} does not work here, so torch is used: {exc.message}")
         return replace(model, runtime="torch")
 
 

@@ -74,7 +74,7 @@ def _check(
     others = unseen(truth, artefact.facts.get("calibration", {}).get("image_ids", ()))
     if not others.images:
         raise ArtefactError(
-            f"the INT8 model that is there was calibrated on all images of {truth.source}",
+            f"the existing INT8 model was calibrated on all images of {truth.source}",
             hint="remove its folder, and compile again with this ground truth",
         )
     with tempfile.TemporaryDirectory(prefix="labelfleet-compile-") as work:

@@ -33,7 +33,7 @@ def exported_graph(config: RunConfig, spec: ModelSpec, work: Path, say: Say) -> 
         try:
             return fetch_artefact(ref, options)
         except ArtefactError:
-            say("the cached graph is damaged, and made again")
+            say("the cached graph is damaged; exporting it again")
             shutil.rmtree(cache / folder)
     few = sample(config, spec.preprocessing, 4)
     made = make_graph(spec, options, few.pixels, work, say)

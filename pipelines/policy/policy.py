@@ -65,7 +65,7 @@ class Curve(Part):
             raise ValueError("scores and probabilities differ in length")
         for name, values in (("scores", self.scores), ("probabilities", self.probabilities)):
             if any(b < a for a, b in itertools.pairwise(values)):
-                raise ValueError(f"{name} fall somewhere; a calibration never does")
+                raise ValueError(f"{name} decrease somewhere; a calibration never does")
         return self
 
     def __call__(self, scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -53,7 +53,7 @@ def rename_classes(manifest: Manifest, renamed: Sequence[str]) -> None:
         old, equals, new = pair.rpartition("=")
         if not old or not equals or (new and new not in names):
             raise ConfigError(
-                f"{pair!r} does not say what a class is called here",
+                f"{pair!r} does not say which class of the run it means",
                 hint=f"write NAME=CLASS with one of {', '.join(names)}, or NAME= to drop it",
             )
         classes[old] = new or None

@@ -89,7 +89,7 @@ def render_refresh(summary: RefreshSummary) -> RenderableType:
             ("closed, no longer pay", f"{summary.closed:,}")]  # fmt: skip
     remarks = []
     if summary.reopened:
-        remarks.append(f"{summary.reopened} closed images pay again: push them")
+        remarks.append(f"{summary.reopened} closed images are worth reviewing again: push them")
     return Group(summary_table("refreshed", rows), *(Text(r, style="yellow") for r in remarks))
 
 
@@ -100,7 +100,7 @@ def render_retract(summary: RetractSummary) -> RenderableType:
             ("tasks opened again", f"{summary.deleted_there:,}")]  # fmt: skip
     remarks = []
     if summary.not_reopened:
-        remarks.append(f"{summary.not_reopened} answers keep their place in Label Studio")
+        remarks.append(f"{summary.not_reopened} answers stay as they are in Label Studio")
     return Group(summary_table("retracted", rows), *(Text(r, style="yellow") for r in remarks))
 
 
@@ -127,7 +127,7 @@ def render_pull(summary: PullSummary) -> RenderableType:
     if summary.unreadable:
         remarks.append(f"{summary.unreadable} annotations cannot be read and were left out")
     if summary.twins_deleted:
-        remarks.append(f"{summary.twins_deleted} doubled tasks were deleted")
+        remarks.append(f"{summary.twins_deleted} duplicated tasks were deleted")
     return Group(summary_table("pulled", rows), *(Text(r, style="yellow") for r in remarks))
 
 

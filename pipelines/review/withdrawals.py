@@ -167,7 +167,7 @@ def retract(
     """
     if chosen == Chosen():
         raise ReviewError(
-            "say which answers to retract", hint="give --task, --annotator or --image"
+            "choose which answers to retract", hint="give --task, --annotator or --image"
         )
     latest = [a for a in latest_versions(read_answers(manifest.store)).values() if chosen.takes(a)]
     mine = [a for a in latest if not a.withdrawn]

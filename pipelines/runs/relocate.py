@@ -127,7 +127,7 @@ def _compare_images(
                 raise SourceError(
                     f"{image_id!r} at {shown_url(source.url)} is not what was labelled: {why}; "
                     "nothing was changed",
-                    hint="it is another source, or it was changed: give it a run of its own",
+                    hint="the source is another one or was changed: give it its own run",
                 )
             compared += 1
         if compared >= sample:

@@ -89,7 +89,7 @@ def _remark(result: Verification) -> None:
     if result.unsealed:
         result.remarks.append(
             f"{result.unsealed:,} objects of an older labelfleet carry no checksum: "
-            "of them only what contradicts itself is noticed"
+            "of those, only contradictions are noticed"
         )
     if result.images_changed:
         result.remarks.append(

@@ -177,7 +177,7 @@ def test_what_ray_logged_of_the_jobs_holds_no_secret(place: Place) -> None:
     [
         ({"RAY_AUTH_TOKEN": "x" * 32}, "wants another token"),
         ({"RAY_AUTH_MODE": "disabled"}, "wants a token"),
-        ({"RAY_AUTH_TOKEN_PATH": "/nowhere"}, "names no readable file: /nowhere"),
+        ({"RAY_AUTH_TOKEN_PATH": "/nowhere"}, "does not name a readable file: /nowhere"),
     ],
 )
 def test_a_token_that_does_not_fit_is_one_readable_line(

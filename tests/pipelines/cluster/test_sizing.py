@@ -120,15 +120,15 @@ def test_gpus_0_labels_on_the_cpus_of_a_gpu_machine() -> None:
 @pytest.mark.parametrize(
     ("nodes", "cuda", "workers", "said"),
     [
-        ([Node(8, 0)], False, {"gpus": 1}, "the run is one on CPUs"),
+        ([Node(8, 0)], False, {"gpus": 1}, "the run labels on CPUs"),
         ([Node(8, 1)], True, {"gpus": 2}, "no node has more than 1"),
-        ([Node(8, 4)], True, {"gpus": 1.5}, "1.5 cannot be given"),
+        ([Node(8, 4)], True, {"gpus": 1.5}, "1.5 cannot be allocated"),
         ([Node(8, 0)], False, {"cpus": 9}, "the largest node has 8"),
         ([Node(2, 1)], True, {"cpus": 4}, "the largest node has 2"),
         ([Node(0, 0)], False, {}, "no node of the cluster has a CPU core"),
         ([], False, {}, "no node of the cluster has a CPU core"),
         ([Node(0, 0)], False, {"count": 4}, "no node of the cluster has a CPU core"),
-        ([Node(2, 0)], False, {"count": 4, "gpus": 1}, "the run is one on CPUs"),
+        ([Node(2, 0)], False, {"count": 4, "gpus": 1}, "the run labels on CPUs"),
     ],
 )
 def test_what_fits_nowhere_is_a_config_error(

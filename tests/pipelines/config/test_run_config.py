@@ -332,7 +332,7 @@ def test_the_webhook_shows_itself_to_nobody(tmp_path: Path) -> None:
     for shown in (repr(config), str(config), str(config.model_dump()), config.model_dump_json()):
         assert "hunter2" not in shown
     said = refused(written(tmp_path, "name: x"), "notify=https://hooks.example/T0/hunter2").message
-    assert "command line is seen by everybody" in said
+    assert "command line is visible to all" in said
     assert "hunter2" not in said
     assert "web address" in problems("notify", "ftp://hooks.example/hunter2")[0]
 

@@ -81,7 +81,7 @@ def test_one_hostile_answer_holds_up_no_other(
     ],
 )
 def test_tasks_that_are_none_are_an_error(manifest: Manifest, tasks: Any) -> None:
-    with pytest.raises(ReviewError, match="tasks that are none"):
+    with pytest.raises(ReviewError, match="something that is not a task"):
         pull(manifest, tasks)
     assert list(read_answers(manifest.store)) == []
 
