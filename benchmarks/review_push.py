@@ -3,7 +3,7 @@
     LABEL_STUDIO_API_KEY=… python benchmarks/review_push.py http://127.0.0.1:8080 [--tasks 10000]
 
 One push into a new project; each of its chunks also goes bare into another one, before ours or
-after it in turn, so that neither a busy machine nor a server that grows slower favours anybody. All
+after it in turn, so that neither a busy machine nor a server that grows slower favours a side. All
 else that the push does (lookups, pacing) is ours.
 """
 

@@ -202,7 +202,7 @@ def parser(doc: str | None, *, images: int, rounds: int) -> argparse.ArgumentPar
 
 
 def plain(options: argparse.Namespace) -> dict[str, Any]:
-    """Options for the JSON file, without anybody's folders."""
+    """Options for the JSON file, without local folders."""
     return {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
 
 

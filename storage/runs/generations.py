@@ -75,7 +75,7 @@ def move_key(moves: int) -> str:
 
 
 def moves_of(store: SupportsList) -> int:
-    """Return how often the source of a run has moved."""
+    """Return the number of moves of a run's source."""
     found = (_MOVE.fullmatch(o.key) for o in store.list(f"{SOURCE}moved-"))
     return max((int(name[1]) for name in found if name), default=0)
 

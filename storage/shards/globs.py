@@ -1,6 +1,6 @@
 """Globs on keys: ``*`` and ``?`` within a level, ``**`` across levels, ``[a-z]`` and ``[!a-z]``.
 
-A glob comes from the config, but the keys from anybody: ``*a*b*c*.jpg`` as a plain regular
+A glob comes from the config, but the keys are untrusted: ``*a*b*c*.jpg`` as a plain regular
 expression takes minutes for a key of a thousand letters. Of several stars within a level only the
 last one needs to try more than its first match: what another finds later, the next one can skip.
 """

@@ -25,7 +25,7 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 
 
-_REASONS = 50  # kept apart; keys come from anybody
+_REASONS = 50  # counted separately; keys are untrusted
 _LONGEST_SUFFIX = 12
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")

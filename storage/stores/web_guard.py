@@ -38,5 +38,5 @@ class _Connector(aiohttp.TCPConnector):
 
 
 async def guarded_client(**options: Any) -> aiohttp.ClientSession:
-    """Return what fsspec's HTTP driver makes its requests with; redirects go through it too."""
+    """Return the session for fsspec's HTTP driver; redirects also go through it."""
     return aiohttp.ClientSession(connector=_Connector(), **options)

@@ -29,7 +29,7 @@ class Global:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """An object the pickle wants made: what with, and what was put into it afterwards."""
+    """An object that the pickle asks to construct: its arguments and later state."""
 
     target: Global | None
     args: tuple[Any, ...]

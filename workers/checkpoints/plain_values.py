@@ -21,7 +21,7 @@ _PROCESSING = "super_gradients.training.processing"
 
 
 def plain(value: Any) -> Any:
-    """dict, list, str, number, None; a ``Call`` that is not known stays what it is.
+    """dict, list, str, number, None; an unknown ``Call`` is returned unchanged.
 
     ListConfig and DictConfig become list and dict, numpy scalars numbers or texts, numpy arrays
     flat lists, super-gradients' processing objects {class name: attributes}.
@@ -51,7 +51,7 @@ def _converted(value: Any, seen: dict[int, Any], depth: int) -> Any:
 
 
 def _key(key: Any, seen: dict[int, Any], depth: int) -> Any:
-    """Return a key as a plain value; one that could not be a key stays what it is."""
+    """Return a key as a plain value, or unchanged if the result cannot be a key."""
     found = _plain(key, seen, depth)
     return found if isinstance(found, str | bytes | int | float | None) else key
 
@@ -86,7 +86,7 @@ def _container(call: Call, seen: dict[int, Any], depth: int) -> Any:
 
 
 def _encoded(call: Call) -> Any:
-    """Return how protocol 2 writes bytes."""
+    """Decode bytes as written by protocol 2."""
     if len(call.args) == 2 and isinstance(call.args[0], str) and call.args[1] == "latin1":
         return call.args[0].encode("latin1", "replace")
     return call

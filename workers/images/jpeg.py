@@ -61,7 +61,7 @@ class JpegHeader:
 
 
 def read_jpeg_header(data: bytes) -> JpegHeader | None:
-    """Return the header of a JPEG; None when there is no frame header."""
+    """Return the header of a JPEG; None if it lacks a frame header."""
     at, has_metadata, icc = 2, False, b""
     while (at := data.find(b"\xff", at)) >= 0:
         while at < len(data) and data[at] == 0xFF:
@@ -204,7 +204,7 @@ def _check_scans(most: int, header: JpegHeader, max_pixels: int, data: bytes) ->
 
 
 def _dct_factor(height: int, width: int, orientation: int, enough: Preprocessing) -> int:
-    """Return how much smaller a JPEG may be decoded: 8, 4, 2, or 1: not at all."""
+    """Return the factor by which a JPEG may be decoded smaller: 8, 4, 2 or 1."""
     most = shrink(height, width, enough)
     for factor in (8, 4, 2):
         # A last pixel that is filled up must stay the last: no turning.

@@ -72,7 +72,7 @@ def vips_samples(image: Any) -> NDArray[Any]:
 
 
 def on_disk(height: int, width: int) -> NDArray[np.uint8] | None:
-    """Return an array [height, width, 3] in a file without a name; None where there is no room.
+    """Return an array [height, width, 3] in a file without a name; None if the disk is full.
 
     The room is taken at once: a mapped file that runs out of disk later would end the process.
     """

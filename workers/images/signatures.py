@@ -124,7 +124,7 @@ def bmp_masks(data: bytes) -> tuple[int, ...] | None:
 
 
 def bmp_warnings(data: bytes) -> list[str]:
-    """Return what a BMP's header says that its bytes contradict, where Pillow reads it anyway."""
+    """Return warnings where a BMP's header contradicts its bytes but Pillow still reads it."""
     header, bits = int.from_bytes(data[14:18], "little"), int.from_bytes(data[28:30], "little")
     compression = int.from_bytes(data[30:34], "little")
     if header < 40 or len(data) < 54:

@@ -266,7 +266,7 @@ def _by_planes(data: bytes, page: TiffPage) -> NDArray[Any]:
 
 
 def _plane(data: bytes, page: TiffPage, index: int) -> bytes:
-    """Return the same TIFF with a directory behind it that knows one plane alone, as grey."""
+    """Return the TIFF with an appended directory that describes a single plane, as grey."""
     samples = page.first(_SAMPLES, 1)
     tags = {tag: page.tags[tag] for tag in _LAYOUT if tag in page.tags}
     for tag in _WHERE:

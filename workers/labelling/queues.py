@@ -181,7 +181,7 @@ class BatchRing(Generic[T]):
         return None
 
     def _wait_s(self, batch: Batch[T], asked_s: float) -> float | None:
-        """Return how long until it may go: 0 now, None when something happens."""
+        """Return the seconds until a batch may go: 0 now, None until notified."""
         if not batch.sealed and batch.filled:
             due_s = max(asked_s, batch.first_s) + self._partial_s - time.monotonic()
             if due_s > 0 and self._expected > 0:

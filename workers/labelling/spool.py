@@ -10,7 +10,7 @@ from storage.objects.os_errors import from_os_error
 
 
 def spool_error(exc: OSError, spool: Path) -> LabelfleetError:
-    """Return what the operating system said of a spool file, in our words."""
+    """Translate an operating system error about a spool file."""
     if isinstance(from_os_error(exc, ""), StorageFull):
         return WorkerDiskFull(
             f"no space left for {spool} on {socket.gethostname()}",

@@ -1,4 +1,4 @@
-"""Detectors of other families, as ONNX: their conventions, and whether a graph keeps to its own.
+"""Detectors of other families, as ONNX: their conventions, checked against the graph.
 
 What a graph says about itself, its shapes, types and names, is checked against what the config
 states; what it cannot say, such as the channel order, is the convention's word alone.
@@ -23,7 +23,7 @@ _COCO_SLOTS = 91  # official ids go from 1 to 90
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What detectors of one family have in common; the size of ``input`` stands for nothing."""
+    """The properties shared by a family's detectors; the size of ``input`` is a placeholder."""
 
     input: Preprocessing
     convention: Convention
@@ -67,7 +67,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class GraphPorts:
-    """What goes into a graph and what comes out."""
+    """The inputs and outputs of a graph."""
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
@@ -89,7 +89,7 @@ class GraphPorts:
 
 
 def read_ports(path: Path) -> GraphPorts:
-    """Return what an ONNX file takes and gives.
+    """Return the inputs and outputs of an ONNX file.
 
     Raises:
         CheckpointError: it is damaged, or not ONNX.
@@ -207,7 +207,7 @@ def _check_ranks(convention: Convention, outputs: Sequence[Port], name: str) -> 
 def _check_width(
     convention: Convention, outputs: Sequence[Port], classes: Sequence[str], name: str
 ) -> None:
-    """Class columns against class names, where there are columns."""
+    """Compare the number of class columns with the class names, if the graph has columns."""
     if convention.layout in ("labelled", "rows"):
         return
     port = outputs[box_and_score_places(outputs, convention)[1]]
@@ -259,7 +259,7 @@ def _scores_beside(outputs: Sequence[Port], boxes: int) -> int:
 
 
 def family_runtime(request: ModelRequest, device: DeviceName) -> tuple[RuntimeName, PrecisionName]:
-    """Return what ``auto`` means for a graph of another family.
+    """Resolve ``auto`` for a graph of another family.
 
     Raises:
         ConfigError: the runtime or precision does not run ONNX of other families here.

@@ -318,7 +318,7 @@ def _preprocessing(request: ModelRequest, checkpoint: Checkpoint) -> Preprocessi
 
 
 def at_size(preprocessing: Preprocessing, size: tuple[int, int]) -> Preprocessing:
-    """Return the same at another input size (height, width); the margin around the image stays."""
+    """Return the preprocessing at another input size (height, width), with the same margin."""
     height, width = (
         new - (old - fit)
         for new, old, fit in zip(size, preprocessing.size, preprocessing.resize_to, strict=True)
@@ -327,7 +327,7 @@ def at_size(preprocessing: Preprocessing, size: tuple[int, int]) -> Preprocessin
 
 
 def coco_preprocessing(size: tuple[int, int]) -> Preprocessing:
-    """Return what ``predict()`` does with the COCO weights, at any input size (height, width)."""
+    """Return the preprocessing of ``predict()`` with the COCO weights at an input size (h, w)."""
     resize_to = (size[0] - COCO_MARGIN, size[1] - COCO_MARGIN)
     return Preprocessing(size=size, resize_to=resize_to)
 

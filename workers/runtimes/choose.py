@@ -53,7 +53,7 @@ def choose_runtime(
     present: Collection[RuntimeName] | None = None,
     machine: str = platform.machine(),
 ) -> tuple[RuntimeName, PrecisionName]:
-    """Return what ``auto`` means, for each of the two.
+    """Resolve ``auto`` for runtime and precision.
 
     ``runtime: auto`` is the fastest installed one that does the precision asked for;
     ``precision: auto`` is fp32 on a CPU (bf16 moves boxes by pixels) and fp16 on a GPU.

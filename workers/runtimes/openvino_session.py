@@ -75,7 +75,7 @@ def has_bf16(core: Any) -> bool:
 
 
 def fast_precisions(core: Any) -> list[str]:
-    """Return what this CPU has instructions for; int8 gains far less where it has none."""
+    """Return the precisions this CPU has instructions for; without them int8 gains far less."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     int8 = flags & {"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"}

@@ -24,7 +24,7 @@ from workers.training.options import FitOptions, learning_rate
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one step showed: the loss and its parts (classification, IoU, DFL), and the rate."""
+    """Measurements of one step: the loss and its parts (classification, IoU, DFL), and the rate."""
 
     step: int
     loss: float
@@ -34,7 +34,7 @@ class StepReport:
 
 @dataclass(slots=True)
 class TrainingProgress:
-    """Where a training stands; travels in the state file.
+    """The progress of a training; stored in the state file.
 
     Attributes:
         step: steps done; ``seconds`` they and the validations took, stops not counted.
@@ -151,7 +151,7 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether the last step is made, or no validation has been better for long enough."""
+        """Whether the last step is done, or validation has not improved for long enough."""
         patience = self.options.early_stop
         early = patience is not None and self.progress.without_gain() >= patience
         return early or self.progress.step >= self.options.steps
@@ -258,7 +258,7 @@ class Trainer:
 
 
 def _out_of_memory(exc: torch.OutOfMemoryError, images: int) -> ModelError:
-    """One line: what did not fit, and which batch is likely to."""
+    """Return one line: what did not fit, and a batch size that probably does."""
     if images == 1:
         hint = "lower image_size, or train a smaller network"
     else:

@@ -82,7 +82,7 @@ def tars() -> tuple[bytes, ...]:
 
 @functools.cache
 def zips() -> tuple[bytes, ...]:
-    """Stored, deflated, and the two compressions that hardly anybody uses."""
+    """Stored, deflated, and the two rarely used compressions."""
     kinds = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
     made = []
     for kind in kinds:
