@@ -103,7 +103,9 @@ def _played(
         growth = np.log(np.maximum(1 + stake * (expected - drawn), 0.0))
     impossible = expected > cap  # the remaining images cannot hold that many wrong boxes
     capital = np.cumsum(growth, axis=1)
-    capital[np.maximum.accumulate(impossible, axis=1)] = np.inf
+    # Allocations between two corners may be possible where one corner is not, so a corner leaves
+    # the minimum only with all others: at a step that no allocation allows, it is false.
+    capital[:, np.logical_or.accumulate(impossible.all(axis=0))] = np.inf
     return float(capital.min(axis=0).max())
 
 

@@ -158,18 +158,22 @@ class _Population:
     """Accepted boxes an image, counted over all live images of the strata that were drawn from.
 
     ``sizes[stratum]`` is int64 [classes + 1, G, L]: images by count; the last class is all.
+    ``others`` counts the live images of all other strata.
     """
 
     n_classes: int
     by_stratum: bool
     sizes: dict[str, _Ints] = field(default_factory=dict)
+    others: int = 0
 
     def read(self, manifest: Manifest, strata: set[str]) -> None:
         frames = _frames(manifest)
         for shard_id, table in live_tables(manifest, ["status", "detections"]):
             name = (frames.stratum_of(shard_id) or "?") if self.by_stratum else ""
             ok = table.filter(pc.equal(table.column("status").cast(pa.string()), "ok"))
-            if name in strata and ok.num_rows:
+            if name not in strata:
+                self.others += ok.num_rows
+            elif ok.num_rows:
                 self._add(name, ok.column("detections"))
 
     def _add(self, name: str, detections: pa.ChunkedArray) -> None:
@@ -198,6 +202,13 @@ class _Population:
     def images(self) -> int:
         """Live images of the strata."""
         return sum(int(sizes[-1, 0].sum()) for sizes in self.sizes.values())
+
+    @property
+    def limits(self) -> str:
+        """What the statement leaves out; '' if it speaks for every live image."""
+        if not self.others:
+            return ""
+        return f"{self.others:,} of {self.images + self.others:,} live images are not covered."
 
 
 def accepted_counts(scores: NDArray[np.float32], image: _Ints, images: int) -> _Ints:
@@ -288,7 +299,7 @@ def _stated(
             images=population.images,
             audited=sum(len(images) for images in drawn.values()),
             source="audit answers" if truth is None else truth.source,
-            assumes="" if truth is None else _TRUTH_ASSUMES,
+            assumes=population.limits if truth is None else _TRUTH_ASSUMES,
             model_sha256=identity.model_sha256,
             precision=identity.precision,
         )

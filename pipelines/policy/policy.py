@@ -17,6 +17,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -138,6 +139,15 @@ class Policy(Part):
         accept = self.accept if own.accept is None else own.accept
         return accept, self.reject if own.reject is None else own.reject
 
+    def _least_score(self, name: str) -> float:
+        """Raw score that a label of a class needs besides; inf where its guarantee has none."""
+        own = self.classes.get(name, _NOTHING_OWN).accept_score
+        if own is None:
+            return 0.0
+        said = self.guarantee
+        unproven = said is not None and said.by == "class" and name not in said.thresholds
+        return math.inf if unproven else own
+
     @staticmethod
     def from_config(fields: Mapping[str, Any] | Part, *, where: str = "policy") -> Policy:
         """Parse a policy from a mapping such as ``{accept: 0.7}``, or a config section.
@@ -243,7 +253,7 @@ class Policy(Part):
             )
         _refuse_unknown(self, [c.name for c in categories])
         pairs = np.array([self.of(c.name) for c in categories], np.float32).reshape(-1, 2)
-        own = [self.classes.get(c.name, _NOTHING_OWN).accept_score or 0.0 for c in categories]
+        own = [self._least_score(c.name) for c in categories]
         curves = _curves(self.calibration, categories)
         least = np.array(own, np.float32)
         return Thresholds(pairs[:, 0], pairs[:, 1], curves, self.one_object, least)

@@ -12,6 +12,7 @@ import pytest
 from pipelines.cli.main import main
 from pipelines.exports.card import data_card
 from pipelines.labels.decide import decide_run
+from pipelines.policy import betting
 from pipelines.policy.betting import DrawnStratum, log_capital
 from pipelines.policy.guarantee import ALL, Asked, accepted_counts, guarantee_run
 from pipelines.policy.policy import Decision, Policy
@@ -20,13 +21,15 @@ from pipelines.routing.route import route_run
 from pipelines.truth.audit_images import audit_images
 from storage.errors import ConfigError
 from storage.labels.versions import read_version
+from storage.records import StoredObject
 from storage.review.answers import append_answers
 from storage.review.queue import read_queue
+from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
 from storage.stores.memory import MemoryStore
 from tests.pipelines.policy.test_fit import answer, coco, some_run
 from tests.support.samples.review_runs import distinct_row
-from tests.support.samples.synthetic_run import boxes, make_run, tar_shard
+from tests.support.samples.synthetic_run import boxes, commit_rows, make_run, tar_shard
 
 
 def sizes(accepted: np.ndarray) -> np.ndarray:
@@ -64,6 +67,35 @@ def test_two_strata_are_judged_at_the_worst_allocation() -> None:
     # Everything seen: then it is known, and no longer a bet.
     assert log_capital([DrawnStratum(size, np.zeros(400, np.int64))], 0.9) > np.log(1e6)
     assert log_capital([DrawnStratum(size, np.ones(400, np.int64))], 0.9) < np.log(10)
+
+
+def test_the_capital_is_the_least_over_all_allocations() -> None:
+    """Small strata seen in part: a corner that became impossible says nothing of its neighbours."""
+    rng = np.random.default_rng(1)
+    compared = 0
+    for _ in range(150):
+        held = [rng.integers(1, 3, int(rng.integers(*n))) for n in ((2, 12), (20, 60))]
+        total = sum(int(h.sum()) for h in held)
+        first = min(int(rng.choice([0, 0.3, 0.6, 0.9]) * held[0].sum()), -(-total // 5))
+        strata = []
+        for h, count in zip(held, (first, -(-total // 5) - first), strict=True):
+            at = rng.permutation(np.repeat(np.arange(len(h)), h))[:count]
+            wrong = np.bincount(at, minlength=len(h))
+            strata.append(DrawnStratum(sizes(h), wrong[rng.permutation(len(h))[: len(h) - 1]]))
+        got = log_capital(strata, 0.8)
+        cap, left = betting._cap(betting._total(strata), 0.8)
+        capped = [np.minimum(s.wrong, cap).astype(float) for s in strata]
+        most = [betting._capped(s.sizes, cap) for s in strata]
+        low = max(capped[0].sum(), left - most[1])
+        high = min(most[0], left - capped[1].sum())
+        if high < low:
+            continue
+        share = np.linspace(low, high, 300)
+        every = np.stack([share, left - share], axis=1)
+        level = left / betting._total(strata).sum()
+        assert got <= betting._played(strata, capped, every, cap, level) + 1e-9
+        compared += 1
+    assert compared > 50
 
 
 def test_accepted_boxes_are_counted_from_each_threshold_on() -> None:
@@ -186,3 +218,31 @@ def test_a_policy_fitted_on_fp32_is_not_taken_for_int8_silently() -> None:
     with pytest.raises(ConfigError, match="fitted on int8"):
         Policy(precision="int8").for_run(replace(identity, precision="fp32"))
     assert Policy().for_run(replace(identity, precision="int8")).accept[0] == np.float32(0.7)
+
+
+def test_a_class_without_a_proof_accepts_no_box_at_all() -> None:
+    manifest, policy = audited_run()
+    found = guarantee_run(manifest, policy, Asked(0.9, by="class"))
+    assert found.guarantee is not None
+    assert list(found.guarantee.thresholds) == ["RBC"]
+    categories = manifest.record.identity.categories
+    kept = Policy.from_yaml(found.policy.to_yaml().encode(), where="x")
+    decided = kept.thresholds(categories).decide(
+        np.ones(len(categories), np.float32), np.arange(len(categories), dtype=np.int16)
+    )
+    accepted = [c.name for c, d in zip(categories, decided, strict=True) if d == Decision.ACCEPT]
+    assert accepted == ["RBC"]
+
+
+def test_images_outside_the_audited_draw_are_counted_in_the_sentence() -> None:
+    manifest, policy = audited_run()
+    whole = guarantee_run(manifest, policy, Asked(0.9)).guarantee
+    assert whole is not None
+    assert "not covered" not in whole.sentence
+    shard = tar_shard("later.tar")
+    listed = sorted((StoredObject("a.tar", 10_000, "1"), *shard.objects), key=lambda o: o.key)
+    Listing(manifest.store).refresh(listed, lambda fresh: iter([shard for _ in fresh]))
+    commit_rows(manifest, shard, [distinct_row("later.tar/1.jpg", shard)])
+    part = guarantee_run(manifest, policy, Asked(0.9)).guarantee
+    assert part is not None
+    assert part.sentence.endswith(" 1 of 121 live images are not covered.")
