@@ -54,12 +54,17 @@ def _answer(
     item: ReviewItem,
     people: Mapping[int, str],
 ) -> Answer:
-    prediction = prediction_shown(task.get("predictions") or [], annotation)
+    predictions = task.get("predictions") or []
+    prediction = prediction_shown(predictions, annotation)
+    replaced = shown_was_replaced(predictions, annotation)
     width, height = item.width, item.height
     shown = read_results(prediction["result"] if prediction else [], width, height)
     left = read_results(annotation.get("result") or [], width, height)
+    # What a deleted prediction showed is only known where the annotation still has it.
+    there = {region.region for region in left.regions}
+    began = [r for r in shown.regions if not replaced or r.region in there]
     skipped = bool(annotation.get("was_cancelled"))
-    boxes, deleted = ((), ()) if skipped else compare(shown.regions, left.regions)
+    boxes, deleted = ((), ()) if skipped else compare(began, left.regions)
     lead_time = annotation.get("lead_time")
     return Answer(
         image_id=item.image_id,
@@ -73,10 +78,10 @@ def _answer(
         boxes=boxes,
         deleted=deleted,
         model_version=str(prediction.get("model_version") or "") if prediction else "",
-        was_blind=prediction is None,
+        was_blind=prediction is None and not replaced,
         ground_truth=annotation.get("ground_truth") is True,
         unusable=() if skipped else left.unusable,
-        shown=tuple(region.bbox for region in shown.regions),
+        shown=tuple(region.bbox for region in began),
     )
 
 
@@ -130,6 +135,18 @@ def prediction_shown(
     shown = max(seen, key=likely)
     alike = [p for p in seen if p["result"] == shown["result"]]
     return min(alike, key=lambda p: int(p["id"]))
+
+
+def shown_was_replaced(
+    predictions: Sequence[Mapping[str, Any]], annotation: Mapping[str, Any]
+) -> bool:
+    """Whether the prediction that an annotation began with is gone.
+
+    A refresh replaces the prediction of an open task. A person who had the task open at that
+    moment never saw the new boxes: those that the annotation lacks were not deleted.
+    """
+    parent = annotation.get("parent_prediction")
+    return parent is not None and all(p["id"] != parent for p in predictions)
 
 
 def _is_later(made: Any, began: Any) -> bool:

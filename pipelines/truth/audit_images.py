@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -20,6 +21,10 @@ from storage.review.answers import read_answers, standing
 from storage.runs.annotation_rows import table_to_rows
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
+
+log = logging.getLogger("labelfleet.review")
+
+_Key = tuple[str, str]  # image id, sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +45,17 @@ def audit_images(manifest: Manifest, *, count_bulk: bool = False) -> dict[str, l
     """By stratum, the answered prefix of the audit's random order.
 
     The first open image ends the prefix, so that it does not matter which images people liked to
-    answer first. An image that people skipped counts with all of its boxes wrong.
+    answer first; how many answers wait behind it is logged. An image that was deleted or changed
+    since has left the population and is passed over. An image whose answers cannot be compared
+    (skipped, unusable, of a class that the run lacks) counts with all of its boxes wrong.
 
     Raises:
         ReviewError: an answer names a class that the run lacks.
     """
     answers = standing(read_answers(manifest.store))
     book = settle(a for a in answers if count_bulk or not accepted_in_bulk(a))
-    order: dict[str, list[tuple[int, tuple[str, str]]]] = defaultdict(list)
+    replied = book.settled.keys() | book.skipped | book.unusable
+    order: dict[str, list[tuple[int, _Key]]] = defaultdict(list)
     for sha256, entries in queue_entries([manifest]).items():
         for entry in entries:
             if entry.item.part == "audit":
@@ -57,18 +65,18 @@ def audit_images(manifest: Manifest, *, count_bulk: bool = False) -> dict[str, l
         (row.image_id, row.sha256): _judged(row.detections, true)
         for row, true, _ in answered_images(manifest, count_bulk=count_bulk)
     }
-    skipped = _skipped(manifest, {key for keys in order.values() for _, key in keys
-                                  if key[1] in book.skipped})  # fmt: skip
-    known = skipped | answered
-    live = known.keys()
+    live = _all_wrong(manifest, {key for ranked in order.values() for _, key in ranked})
     out: dict[str, list[AuditImage]] = {}
     for stratum, ranked in order.items():
-        out[stratum] = []
-        for _, key in sorted(ranked):
-            if key not in live and key[1] not in book.settled:
-                break
-            if key in live:  # a drawn image that is gone has left the population
-                out[stratum].append(known[key])
+        there = [key for _, key in sorted(ranked) if key in live]
+        is_open = [i for i, (_, sha256) in enumerate(there) if sha256 not in replied]
+        first = is_open[0] if is_open else len(there)
+        out[stratum] = [answered.get(key, live[key]) for key in there[:first]]
+        if waiting := len(there) - first - len(is_open):
+            log.warning(
+                "stratum %r: %d audit answers count once image %r, which comes before them in the "
+                "random order, is answered", stratum, waiting, there[first][0],
+            )  # fmt: skip
     return out
 
 
@@ -92,16 +100,15 @@ def _judged(found: Detections, true: TrueBoxes) -> AuditImage:
     return AuditImage(found.scores, found.category_ids.astype(np.int64), right)
 
 
-def _skipped(manifest: Manifest, keys: set[tuple[str, str]]) -> dict[tuple[str, str], AuditImage]:
-    """Skipped images with every box wrong: they may be the hard ones."""
+def _all_wrong(manifest: Manifest, keys: set[_Key]) -> dict[_Key, AuditImage]:
+    """Return those of the images that are live and readable, with every box wrong."""
     out = {}
     wanted = pa.array([image_id for image_id, _ in keys], pa.string())
     for _, table in live_tables(manifest) if keys else ():
         for row in table_to_rows(table.filter(pc.is_in(table.column("image_id"), wanted))):
             if (row.image_id, row.sha256) in keys and row.status == "ok":
-                d = row.detections
-                wrong = np.zeros(len(d.scores), np.bool_)
-                out[row.image_id, row.sha256] = AuditImage(
-                    d.scores, d.category_ids.astype(np.int64), wrong
-                )
+                found = row.detections
+                wrong = np.zeros(len(found.scores), np.bool_)
+                ids = found.category_ids.astype(np.int64)
+                out[row.image_id, row.sha256] = AuditImage(found.scores, ids, wrong)
     return out

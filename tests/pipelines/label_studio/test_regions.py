@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import math
 from typing import Any
@@ -14,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.label_studio.answers import compare, prediction_shown
+from pipelines.label_studio.answers import compare, prediction_shown, to_answer
 from pipelines.label_studio.interface import Interface, hotkeys, interface_of, label_config
 from pipelines.label_studio.regions import Drawn, Region, ShownBox, clip, read_results, to_result
+from pipelines.review.tasks import queued
 from storage.errors import ReviewError
+from storage.stores.memory import MemoryStore
+from tests.support.samples.review_samples import loose_run, routed
 
 SIDE = st.integers(1, 4000)
 
@@ -180,6 +184,42 @@ def test_what_a_person_saw_was_there_when_they_began() -> None:
     assert prediction_shown([new], began) is None
     copy = {**old, "id": 3, "model_version": "the next round"}
     assert prediction_shown([old, copy], {**began, "created_at": "2026-01-02T00:00:00Z"}) == old
+
+
+def rectangle(number: int, x: float) -> dict[str, Any]:
+    value = {"x": x, "y": 0, "width": 20, "height": 20, "rotation": 0, "rectanglelabels": ["RBC"]}
+    return {
+        "id": f"box{number}", "type": "rectanglelabels", "from_name": "label", "to_name": "image",
+        "original_width": 100, "original_height": 100, "value": value,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+@pytest.mark.parametrize("left", [(0,), ()])
+def test_boxes_of_a_prediction_that_replaced_the_shown_one_were_not_deleted(
+    replaced: bool, left: tuple[int, ...]
+) -> None:
+    """Prediction 9 took the place of 5, with one box more, while the task was open."""
+    routed_run = routed(loose_run(MemoryStore(), MemoryStore(), 1))
+    item = dataclasses.replace(queued(routed_run)[0].item, width=100, height=100)
+    boxes = [rectangle(0, 0), rectangle(1, 60)]
+    task = {
+        "id": 1,
+        "predictions": [{"id": 9, "created_at": "2026-01-01T10:05:00Z", "result": boxes}],
+    }
+    annotation = {
+        "id": 7, "completed_by": 1, "parent_prediction": 5 if replaced else 9,
+        "created_at": "2026-01-01T10:10:00Z", "updated_at": "2026-01-01T10:10:00Z",
+        "result": [boxes[number] for number in left],
+    }  # fmt: skip
+    made = to_answer(task, annotation, item, {1: "anna"})
+    corners = [(0.0, 0.0, 20.0, 20.0), (60.0, 0.0, 80.0, 20.0)]
+    assert not made.was_blind
+    assert [box.origin for box in made.boxes] == ["kept"] * len(left)
+    assert list(made.shown) == (corners[: len(left)] if replaced else corners)
+    assert [box.bbox for box in made.deleted] == ([] if replaced else corners[len(left) :])
+    nothing_left = to_answer({**task, "predictions": []}, annotation, item, {1: "anna"})
+    assert (nothing_left.was_blind, nothing_left.shown) == (False, ())
 
 
 def test_an_interface_escapes_what_people_call_their_classes() -> None:

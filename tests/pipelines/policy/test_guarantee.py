@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,13 @@ from storage.runs.manifest import Manifest
 from storage.stores.memory import MemoryStore
 from tests.pipelines.policy.test_fit import answer, coco, some_run
 from tests.support.samples.review_runs import distinct_row
-from tests.support.samples.synthetic_run import boxes, commit_rows, make_run, tar_shard
+from tests.support.samples.synthetic_run import (
+    boxes,
+    commit_rows,
+    image_shard,
+    make_run,
+    tar_shard,
+)
 
 
 def sizes(accepted: np.ndarray) -> np.ndarray:
@@ -182,6 +189,37 @@ def test_a_skipped_image_counts_as_wrong_and_an_open_one_ends_the_draw() -> None
     append_answers(manifest.store, [*given[:10], *given[11:]])
     drawn = audit_images(manifest)["one"]
     assert [bool(image.right.all()) for image in drawn] == [True] * 3 + [False] + [True] * 6
+
+
+def test_a_deleted_image_that_was_open_holds_up_no_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One image each: deleted and open, unusable, of an unknown class; then an open one."""
+    shards = [image_shard(*(f"{s}{i}.jpg" for i in range(5))) for s in range(4)]
+    found = boxes([[10.0, 10.0, 70.0, 70.0]], [0.9], [0])
+    rows = {s: [distinct_row(o.key, s, found) for o in s.objects] for s in shards}
+    manifest = make_run(MemoryStore(), rows)
+    route_run(manifest, budget="20 images", policy=Policy(), invocation="one", audit=1.0)
+    ranked = sorted(read_queue(manifest.store), key=lambda item: item.audit_rank)
+    given = [answer(i, [[10.0, 10.0, 70.0, 70.0]], "RBC") for i in ranked]
+    given[2] = replace(given[2], unusable=("polygonlabels",))
+    given[5] = answer(ranked[5], [[10.0, 10.0, 70.0, 70.0]], "no such class")
+    append_answers(manifest.store, [*given[1:10], *given[11:]])
+    with caplog.at_level(logging.WARNING, "labelfleet.review"):
+        assert audit_images(manifest) == {"one": []}
+    (waits,) = (r.getMessage() for r in caplog.records if "audit answers count" in r.getMessage())
+    assert f"18 audit answers count once image {ranked[0].image_id!r}" in waits
+
+    left = [o for s in shards for o in s.objects if o.key != ranked[0].image_id]
+    Listing(manifest.store).refresh(
+        sorted(left, key=lambda o: o.key), lambda fresh: iter(list(fresh) and [])
+    )
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "labelfleet.review"):
+        drawn = audit_images(manifest)["one"]
+    right = [bool(image.right.all()) for image in drawn]
+    assert right == [True, False, True, True, False, True, True, True, True]
+    assert f"9 audit answers count once image {ranked[10].image_id!r}" in caplog.text
 
 
 def test_the_command_writes_it_and_leaves_with_3_where_nothing_is_shown(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from pipelines.label_studio.client import Project
 from pipelines.policy.policy import Policy
-from pipelines.review.tasks import queued
+from pipelines.review.refresh import _Changes
+from pipelines.review.tasks import model_version_of, queued
 from pipelines.routing.cost import CostModel
 from pipelines.routing.route import route_run
 from pipelines.routing.showing import ShowRule
 from pipelines.runs.verify import verify_run
 from storage.errors import StorageError
 from storage.review.refreshed import REFRESHED_KEY, Refreshed, read_refreshed, write_refreshed
+from storage.review.settings import ReviewSettings
 from storage.stores.memory import MemoryStore
 from tests.support.samples.review_runs import random_run
 
@@ -52,3 +57,37 @@ def test_a_damaged_record_is_an_error_that_verify_sees() -> None:
     with pytest.raises(StorageError, match="refreshed"):
         queued(manifest)
     assert REFRESHED_KEY in repr(verify_run(manifest))
+
+
+class Predictions:
+    """Records what is done to one task, which a person opens after it was listed or does not."""
+
+    def __init__(self, touched: bool) -> None:
+        self.touched = touched
+        self.done: list[str] = []
+
+    def is_touched(self, task_id: int) -> bool:
+        return self.touched
+
+    def delete_prediction(self, prediction_id: int) -> None:
+        self.done.append(f"deleted {prediction_id}")
+
+    def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> None:
+        self.done += [f"made for task {p['task']}" for p in predictions]
+
+
+@pytest.mark.parametrize(
+    ("touched", "done"), [(True, []), (False, ["deleted 5", "made for task 1"])]
+)
+def test_a_task_opened_since_it_was_listed_keeps_its_prediction(
+    touched: bool, done: list[str]
+) -> None:
+    manifest = random_run(MemoryStore(), 1, 1)
+    server = Predictions(touched)
+    project = Project(1, "cells", {}, "", 1, 0)
+    changes = _Changes(manifest, server, project, ReviewSettings())  # type: ignore[arg-type]
+    shown = {"model_version": model_version_of(manifest), "result": []}
+    other = {"value": {"x": 1, "y": 1, "width": 5, "height": 5, "rectanglelabels": ["RBC"]}}
+    made = {**shown, "result": [other]}
+    assert changes._predict({"id": 1, "predictions": [{"id": 5, **shown}]}, made) is not touched
+    assert server.done == done
