@@ -129,7 +129,7 @@ def refresh_run(
             server.delete_task(untouched[key])
             deleted += 1
     still = [q for q in queued(manifest) if q.item.sha256 in untouched.keys() - closed.keys()]
-    changed = _Changes(manifest, server, project, settings).apply(still, worth)
+    changed = TaskChanges(manifest, server, project, settings).apply(still, worth)
     add_ranked_tab(server, project.project_id)
     reopened = len(was_closed.keys() - closed.keys() - answered)
     return RefreshSummary(len(still), deleted, reopened, *changed, rule.above)
@@ -161,7 +161,7 @@ def _cut(worth: Mapping[str, _Worth], answered: set[str], n: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Changes:
+class TaskChanges:
     """Brings tasks in line with the queue as it reads now."""
 
     manifest: Manifest
@@ -192,7 +192,7 @@ class _Changes:
             if (one := by_key.get(key)) is None:
                 continue
             made = None if maker.is_blind(one) else maker.prediction(one.item, boxes[key])
-            predicted += self._predict(task, made)
+            predicted += self.predict(task, made)
             says = one.rule.says(Policy.from_config(one.head.policy))
             fields = {"rank": place[key], "expected_corrections": round(worth[key].value, 2),
                       **({SHOWN: says} if says else {})}  # fmt: skip
@@ -201,7 +201,7 @@ class _Changes:
                 ranked += 1
         return predicted, ranked
 
-    def _predict(self, task: Mapping[str, Any], made: dict[str, Any] | None) -> bool:
+    def predict(self, task: Mapping[str, Any], made: dict[str, Any] | None) -> bool:
         """Replace this model's prediction of a task by this one, unless it is the same."""
         version = model_version_of(self.manifest)
         there = [p for p in task.get("predictions") or [] if p["model_version"] == version]

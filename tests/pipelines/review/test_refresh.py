@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.label_studio.client import Project
 from pipelines.policy.policy import Policy
-from pipelines.review.refresh import _Changes
+from pipelines.review.refresh import TaskChanges
 from pipelines.review.tasks import model_version_of, queued
 from pipelines.routing.cost import CostModel
 from pipelines.routing.route import route_run
@@ -85,9 +85,9 @@ def test_a_task_opened_since_it_was_listed_keeps_its_prediction(
     manifest = random_run(MemoryStore(), 1, 1)
     server = Predictions(touched)
     project = Project(1, "cells", {}, "", 1, 0)
-    changes = _Changes(manifest, server, project, ReviewSettings())  # type: ignore[arg-type]
+    changes = TaskChanges(manifest, server, project, ReviewSettings())  # type: ignore[arg-type]
     shown = {"model_version": model_version_of(manifest), "result": []}
     other = {"value": {"x": 1, "y": 1, "width": 5, "height": 5, "rectanglelabels": ["RBC"]}}
     made = {**shown, "result": [other]}
-    assert changes._predict({"id": 1, "predictions": [{"id": 5, **shown}]}, made) is not touched
+    assert changes.predict({"id": 1, "predictions": [{"id": 5, **shown}]}, made) is not touched
     assert server.done == done
