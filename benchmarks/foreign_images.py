@@ -46,7 +46,7 @@ from storage.stores.memory import MemoryStore
 from workers.images.decode import decode
 from workers.images.pixels import upright, vips_samples
 from workers.images.signatures import format_of
-from workers.images.tiff import main_page, read_pages
+from workers.images.tiff import read_pages
 
 MAX_PIXELS = 178_956_970
 _ABOUT_PIXELS = {"premature end", "corrupt data", "narrow range", "ignored bands"}
@@ -75,9 +75,10 @@ def by_tifffile(data: bytes) -> Pixels:
     import tifffile
 
     pages = read_pages(data)
-    index = main_page(pages)
+    if pages is None:
+        raise ValueError("no image directory")
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages[index]
+        page = file.pages[pages.index]
         samples = page.asarray()
         if page.axes.startswith("S"):
             samples = np.moveaxis(samples, 0, -1)
@@ -94,7 +95,7 @@ def by_tifffile(data: bytes) -> Pixels:
         if photometric not in (0, 1, 2, 3, 5, 6):
             raise ValueError(f"photometric {photometric}")
     model = "cmyk" if photometric == 5 else "rgb"
-    return upright(eight_bits(samples, model), pages[index].orientation)
+    return upright(eight_bits(samples, model), pages.main.orientation)
 
 
 def eight_bits(samples: NDArray[Any], model: str) -> Pixels:

@@ -38,7 +38,6 @@ from workers.images.tiff import (
     decode_tiff,
     exif_orientation,
     is_camera_raw,
-    main_page,
     read_pages,
 )
 
@@ -141,8 +140,9 @@ def _probe(data: bytes) -> tuple[int, int, int]:
     if kind == "TIFF":
         pages = read_pages(data)
         if not is_camera_raw(data, pages):
-            page = pages[main_page(pages)]
-            return _upright_size(*page.size, page.orientation)
+            if pages is None:
+                raise Undecodable("no image directory")
+            return _upright_size(*pages.main.size, pages.main.orientation)
         kind = "camera RAW"
     if kind in _EXTRA:
         return probe_extra(kind, data)

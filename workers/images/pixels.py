@@ -57,8 +57,11 @@ def libvips() -> Any:
     return pyvips
 
 
-def vips_samples(image: Any) -> NDArray[Any]:
+def vips_samples(image: Any, most: int | None = None) -> NDArray[Any]:
     """Return a libvips image as [H, W, channels], also where ``numpy()`` would drop an axis.
+
+    Args:
+        most: only so many of its channels, the first; just one where it has fewer.
 
     Raises:
         pyvips.Error: the pixels cannot be decoded.
@@ -67,6 +70,8 @@ def vips_samples(image: Any) -> NDArray[Any]:
     dtype = _VIPS_TYPES.get(image.format)
     if dtype is None:
         raise Unsupported(f"samples of libvips' format {image.format}")
+    if most is not None:  # before its samples are written: there may be thousands
+        image = image.extract_band(0, n=most if image.bands >= most else 1)
     samples: NDArray[Any] = np.frombuffer(image.write_to_memory(), dtype)
     return samples.reshape(image.height, image.width, image.bands)
 

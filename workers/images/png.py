@@ -80,7 +80,7 @@ def decode_png(
     """
     png = read_png(data, max_pixels)
     warnings = png.warnings
-    samples = _samples(png)[..., : 3 if png.colour in _COLOURED else 1]
+    samples = _samples(png)
     if samples.dtype != np.uint8:
         samples = to_8_bits(samples, value_range, bits=16, warnings=warnings)
     orientation = _orientation(png, orientation_of)
@@ -210,7 +210,7 @@ def _check_end(png: PngFile, data: bytes, chunks: list[tuple[bytes, int, int]]) 
 
 
 def _samples(png: PngFile) -> NDArray[Any]:
-    """[H, W, channels] of 8 or 16 bits, palettes resolved.
+    """[H, W, colours] of 8 or 16 bits, palettes resolved, without alpha.
 
     libvips does not see the transparency chunk, which would only add a channel.
     """
@@ -222,7 +222,7 @@ def _samples(png: PngFile) -> NDArray[Any]:
         image = vips.Image.pngload_buffer(
             plain, access="sequential", fail_on="warning", unlimited=True
         )
-        samples = vips_samples(image)
+        samples = vips_samples(image, 3 if png.colour in _COLOURED else 1)
     except vips.Error as exc:
         reason = " ".join(str(exc).split())[:200]
         raise Undecodable(f"damaged PNG: its pixels cannot be read ({reason})") from exc

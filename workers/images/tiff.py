@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
-from storage.errors import Undecodable, Unsupported
+from storage.errors import TooLarge, Undecodable, Unsupported
 from workers.images.pixels import (
     DecodedImage,
     as_rgb,
@@ -39,11 +39,10 @@ from workers.images.preprocessing import ValueRange
 _SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _ORIENTATION, _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT = 274, 277, 284, 322, 323
 _SUBIFDS, _EXTRA, _SAMPLE_FORMAT, _ICC, _DNG = 330, 338, 339, 34675, 50706
-_TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q",
-          18: "Q"}  # fmt: skip
+_TYPES = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4", 16: "u8",
+          17: "i8", 18: "u8"}  # fmt: skip
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
           16: 8, 17: 8, 18: 8}  # fmt: skip
-_SHORT = 3
 # From this size on a page is read in strips, and lies on disk: 192 MiB of RGB.
 STRIPED_PIXELS, _STRIP_ROWS = 1 << 26, 128
 _WANTED = frozenset(
@@ -55,6 +54,10 @@ _WANTED = frozenset(
 _WHERE = (273, 279, 324, 325)
 _LAYOUT = (_WIDTH, _HEIGHT, _COMPRESSION, 266, 278, 292, 293, 317, _TILE_WIDTH, _TILE_HEIGHT)
 _MAX_PAGES, _MAX_SUBIFDS = 65_535, 64
+_MAX_ENTRIES = 4096  # of one directory, as in libtiff
+_MAX_SAMPLES, _MAX_TOLD, _MAX_PROFILE_NBYTES = 65_535, 64, 1 << 20
+# What all samples of a page may take for each of max_pixels: as much as CMYK of 32 bits.
+_MAX_PIXEL_NBYTES = 16
 _SENSOR = (32803, 34892)  # colour filter array, linear raw: what a camera's sensor saw
 _COMPRESSIONS = {
     1: "none", 2: "CCITT RLE", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 6: "old JPEG",
@@ -80,19 +83,44 @@ _READABLE = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000, 50001
 
 @dataclass(frozen=True, slots=True)
 class TiffPage:
-    """One image file directory: integer tags by number, and the type of the orientation."""
+    """One image file directory: where the values of its integer tags lie in the file.
 
-    tags: dict[int, tuple[int, ...]]
-    orientation_type: int | None = None
+    Values are views of the file, made on demand: entries of many directories may point at the same
+    bytes, and a copy for each would multiply them.
+    """
+
+    data: bytes
+    order: str
+    entries: dict[int, tuple[int, int, int]]  # by tag: type, count, offset
+
+    def has(self, tag: int) -> bool:
+        """Return whether there is a value of this tag."""
+        return tag in self.entries
+
+    def count(self, tag: int) -> int:
+        """Return how many values a tag has."""
+        return self.entries[tag][1] if tag in self.entries else 0
+
+    def values(self, tag: int) -> NDArray[Any]:
+        """Return the values of a tag; empty where there are none."""
+        if tag not in self.entries:
+            return np.empty(0, np.uint8)
+        kind, count, offset = self.entries[tag]
+        return np.frombuffer(self.data, f"{self.order}{_TYPES[kind]}", count, offset)
 
     def first(self, tag: int, otherwise: int) -> int:
         """Return the first value of a tag, ``otherwise`` where there is none."""
-        return (self.tags.get(tag) or (otherwise,))[0]
+        return int(self.values(tag)[0]) if tag in self.entries else otherwise
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels as stored."""
         return self.first(_WIDTH, 0), self.first(_HEIGHT, 0)
+
+    @property
+    def bits(self) -> frozenset[int]:
+        """The different numbers of bits a sample."""
+        return frozenset(np.unique(self.values(_BITS)[:_MAX_SAMPLES]).tolist()) or frozenset({1})
 
     @property
     def orientation(self) -> int:
@@ -101,12 +129,13 @@ class TiffPage:
 
     @property
     def reduced(self) -> bool:
-        """Whether it is a smaller copy of another page."""
+        """Return whether it is a smaller copy of another page."""
         return bool(self.first(_SUBFILE, 0) & 1)
 
     def describe(self) -> str:
         """Return bits, samples, colour model and compression in words."""
-        bits = "/".join(str(b) for b in dict.fromkeys(self.tags.get(_BITS, (1,))))
+        stored = self.values(_BITS)[:_MAX_TOLD].tolist() or [1]
+        bits = "/".join(str(b) for b in dict.fromkeys(stored))
         kind = {2: " signed", 3: " float"}.get(self.first(_SAMPLE_FORMAT, 1), "")
         colour, compression = self.first(_PHOTOMETRIC, -1), self.first(_COMPRESSION, 1)
         return (
@@ -116,13 +145,34 @@ class TiffPage:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class TiffPages:
+    """The main chain of directories; its length costs no memory.
+
+    Attributes:
+        leading: the first directories.
+        index, main: the first page that is not a smaller copy of another, else the first of all.
+        frames: pages that are not smaller copies of others.
+    """
+
+    leading: tuple[TiffPage, ...]
+    index: int
+    main: TiffPage
+    frames: int
+
+
 class _Reader:
-    """Directories of a classic TIFF or a BigTIFF, in either byte order."""
+    """Directories of a classic TIFF or a BigTIFF, in either byte order.
+
+    Directories that do not overlap have as many entries as the file has room for. A reader reads
+    no more, however often a chain leads over the same bytes.
+    """
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._order = "<" if data[:2] == b"II" else ">"
         self._big = data[2:4] in (b"+\0", b"\0+")
+        self._entries_left = len(data) // (20 if self._big else 12)
 
     def first(self) -> int:
         return int(self._int("Q", 8) if self._big else self._int("I", 4))
@@ -135,90 +185,100 @@ class _Reader:
         count_code, entry, inline = ("Q", 20, 8) if self._big else ("H", 12, 4)
         wide = "Q" if self._big else "I"
         start = at + struct.calcsize(f"={count_code}")
-        tags: dict[int, tuple[int, ...]] = {}
-        kinds: dict[int, int] = {}
-        end = start + self._int(count_code, at) * entry
-        for here in range(start, min(end, len(self._data) - entry + 1), entry):
+        found: dict[int, tuple[int, int, int]] = {}
+        stored = self._int(count_code, at)
+        room = max(0, len(self._data) - start) // entry
+        read = min(stored, room, _MAX_ENTRIES, self._entries_left)
+        self._entries_left -= read
+        for here in range(start, start + read * entry, entry):
             tag, kind = self._int("H", here), self._int("H", here + 2)
             # As in libtiff, the first of several entries of one tag counts.
-            if tag not in _WANTED or kind not in _TYPES or tag in tags:
+            if tag not in _WANTED or kind not in _TYPES or tag in found:
                 continue
             count, value = self._int(wide, here + 4), here + 4 + inline
             if count * _SIZES[kind] > inline:
                 value = self._int(wide, value)
             count = min(count, (len(self._data) - value) // _SIZES[kind])
             if count > 0:
-                code = f"{self._order}{count}{_TYPES[kind]}"
-                tags[tag] = struct.unpack_from(code, self._data, value)
-                kinds[tag] = kind
-        following = (
-            self._int(wide, end) if end + struct.calcsize(f"={wide}") <= len(self._data) else 0
-        )
-        return TiffPage(tags, kinds.get(_ORIENTATION)), following
+                found[tag] = (kind, count, value)
+        end = start + stored * entry
+        last = self._entries_left <= 0 or end + struct.calcsize(f"={wide}") > len(self._data)
+        following = 0 if last else self._int(wide, end)
+        return TiffPage(self._data, self._order, found), following
 
 
-def read_pages(data: bytes) -> list[TiffPage]:
-    """Return the directories of the main chain; empty where not even the first can be read."""
+def read_pages(data: bytes) -> TiffPages | None:
+    """Return the directories of the main chain; None where not even the first can be read."""
     reader = _Reader(data)
-    pages: list[TiffPage] = []
+    leading: list[TiffPage] = []
     seen: set[int] = set()
+    main: tuple[int, TiffPage] | None = None
+    frames = 0
     try:
         at = reader.first()
-        while at and at not in seen and len(pages) < _MAX_PAGES:
+        while at and at not in seen and len(seen) < _MAX_PAGES:
+            page, following = reader.page(at)
+            if len(leading) < _MAX_SUBIFDS:
+                leading.append(page)
+            if not page.reduced:
+                main = main or (len(seen), page)
+                frames += 1
             seen.add(at)
-            page, at = reader.page(at)
-            pages.append(page)
+            at = following
     except struct.error:  # it points outside of the file
         pass
-    return pages
+    if not leading:
+        return None
+    index, page = main or (0, leading[0])
+    return TiffPages(tuple(leading), index, page, max(1, frames))
 
 
 def exif_orientation(exif: bytes) -> int | None:
     """Return the orientation that EXIF states, 1-8; None where it states none.
 
-    One damaged entry costs that entry, not those behind it.
+    One damaged entry costs that entry, not those behind it. Further directories are a thumbnail's.
     """
     exif = exif.removeprefix(b"Exif\0\0")
     if exif[:4] not in (b"II*\0", b"MM\0*"):
         return None
-    pages = read_pages(exif)
-    said = pages[0].first(_ORIENTATION, 0) if pages else 0
+    reader = _Reader(exif)
+    try:
+        page, _ = reader.page(reader.first())
+    except struct.error:
+        return None
+    said = page.first(_ORIENTATION, 0)
     return said if 1 <= said <= 8 else None
 
 
-def is_camera_raw(data: bytes, pages: list[TiffPage]) -> bool:
+def is_camera_raw(data: bytes, pages: TiffPages | None) -> bool:
     """Return whether what the sensor saw is in it, beside or behind a thumbnail."""
+    if pages is None:
+        return False
     reader = _Reader(data)
-    candidates = list(pages[:_MAX_SUBIFDS])
-    for page in pages[:1]:
-        for at in page.tags.get(_SUBIFDS, ())[:_MAX_SUBIFDS]:
-            try:
-                candidates.append(reader.page(at)[0])
-            except struct.error:
-                continue
-    return any(_DNG in p.tags or p.first(_PHOTOMETRIC, -1) in _SENSOR for p in candidates)
-
-
-def main_page(pages: list[TiffPage]) -> int:
-    """Return the index of the first page that is not a smaller copy of another."""
-    return next((i for i, page in enumerate(pages) if not page.reduced), 0)
+    candidates = list(pages.leading)
+    for at in pages.leading[0].values(_SUBIFDS)[:_MAX_SUBIFDS].tolist():
+        try:
+            candidates.append(reader.page(at)[0])
+        except struct.error:
+            continue
+    return any(p.has(_DNG) or p.first(_PHOTOMETRIC, -1) in _SENSOR for p in candidates)
 
 
 def decode_tiff(
-    data: bytes, pages: list[TiffPage], max_pixels: int, value_range: ValueRange
+    data: bytes, pages: TiffPages | None, max_pixels: int, value_range: ValueRange
 ) -> DecodedImage:
     """Decode the main page. Raises as ``decode``, or whatever Pillow and libvips raise."""
-    if not pages:
+    if pages is None:
         raise Undecodable("damaged TIFF: no image directory")
-    index = main_page(pages)
-    page = pages[index]
+    index, page = pages.index, pages.main
     check_pixels(*page.size, max_pixels)
     # A tile is decoded whole, however small the image that it is cut from.
     check_pixels(page.first(_TILE_WIDTH, 1), page.first(_TILE_HEIGHT, 1), max_pixels)
     _check_kind(page)
-    warnings = profile_warning(bytes(v & 255 for v in page.tags.get(_ICC, ())))
-    frames = max(1, sum(not p.reduced for p in pages))
-    extra, colours = len(page.tags.get(_EXTRA, ())), _COLOURS[page.first(_PHOTOMETRIC, 1)]
+    _check_samples(page, max_pixels)
+    profile = page.values(_ICC)[:_MAX_PROFILE_NBYTES].astype(np.uint8).tobytes()
+    warnings = profile_warning(profile)
+    extra, colours = page.count(_EXTRA), _COLOURS[page.first(_PHOTOMETRIC, 1)]
     if (bands := page.first(_SAMPLES, 1)) > colours + extra:
         warnings.append(f"ignored bands: its tags name {colours + extra} of {bands} samples")
     try:
@@ -230,7 +290,7 @@ def decode_tiff(
             samples = _by_planes(data, page) if planes else _by_vips(data, index, page)
             pixels = upright(_eight_bits(samples, page, value_range, warnings), page.orientation)
     except _DamagedTags as exc:
-        if index > 0 or set(page.tags.get(_BITS, (1,))) - {1, 8}:
+        if index > 0 or page.bits - {1, 8}:
             raise Undecodable(f"damaged TIFF: {exc}") from exc
         warnings.append(f"corrupt data: {exc}")
         pixels = _by_pillow(data, max_pixels)
@@ -238,7 +298,7 @@ def decode_tiff(
         if index > 0 or not _is_plain(page) or page.first(_COMPRESSION, 1) not in _PILLOWS:
             raise
         pixels = _by_pillow(data, max_pixels)
-    return whole_image(pixels, page.orientation, frames, warnings)
+    return whole_image(pixels, page.orientation, pages.frames, warnings)
 
 
 class _DamagedTags(Exception):
@@ -268,14 +328,15 @@ def _by_planes(data: bytes, page: TiffPage) -> NDArray[Any]:
 def _plane(data: bytes, page: TiffPage, index: int) -> bytes:
     """Return the TIFF with an appended directory that describes a single plane, as grey."""
     samples = page.first(_SAMPLES, 1)
-    tags = {tag: page.tags[tag] for tag in _LAYOUT if tag in page.tags}
+    tags = {tag: page.values(tag)[:1] for tag in _LAYOUT if page.has(tag)}
     for tag in _WHERE:
-        if values := page.tags.get(tag):
-            share = len(values) // samples
-            tags[tag] = values[index * share : (index + 1) * share]
+        if count := page.count(tag):
+            share = count // samples
+            tags[tag] = page.values(tag)[index * share : (index + 1) * share]
     inverted = page.first(_PHOTOMETRIC, 1) == 0
-    tags |= {_BITS: (page.first(_BITS, 1),), _PHOTOMETRIC: (int(not inverted),), _SAMPLES: (1,),
-             _SAMPLE_FORMAT: (page.first(_SAMPLE_FORMAT, 1),)}  # fmt: skip
+    single = {_BITS: page.first(_BITS, 1), _PHOTOMETRIC: int(not inverted), _SAMPLES: 1,
+              _SAMPLE_FORMAT: page.first(_SAMPLE_FORMAT, 1)}  # fmt: skip
+    tags |= {tag: np.array([value]) for tag, value in single.items()}
     order, big = ("<" if data[:2] == b"II" else ">"), data[2:4] in (b"+\0", b"\0+")
     wide, kind, entry = ("Q", 16, 20) if big else ("I", 4, 12)
     size = struct.calcsize(f"={wide}")
@@ -284,7 +345,7 @@ def _plane(data: bytes, page: TiffPage, index: int) -> bytes:
     directory = struct.pack(order + ("Q" if big else "H"), len(tags))
     behind = b""
     for tag, values in sorted(tags.items()):
-        packed = struct.pack(f"{order}{len(values)}{wide}", *values)
+        packed = values.astype(f"{order}u{size}").tobytes()
         directory += struct.pack(f"{order}HH{wide}", tag, kind, len(values))
         if len(values) == 1:
             directory += packed
@@ -297,19 +358,18 @@ def _plane(data: bytes, page: TiffPage, index: int) -> bytes:
 
 
 def _is_plain(page: TiffPage) -> bool:
-    """Return whether Pillow reads it like other decoders: 8 bits, interleaved, no further
-    samples."""
-    if set(page.tags.get(_BITS, ())) != {8} or page.first(_PLANAR, 1) != 1 or _EXTRA in page.tags:
+    """Return whether Pillow reads it right: 8 bits, interleaved, no further samples."""
+    if page.bits != {8} or page.first(_PLANAR, 1) != 1 or page.has(_EXTRA):
         return False
     colour = (page.first(_PHOTOMETRIC, -1), page.first(_SAMPLES, 1))
     return page.first(_SAMPLE_FORMAT, 1) == 1 and colour in ((1, 1), (2, 3), (5, 4))
 
 
 def _check_kind(page: TiffPage) -> None:
-    bits = set(page.tags.get(_BITS, (1,)))
+    bits = page.bits
     readable = (
         page.first(_PHOTOMETRIC, 1) in _COLOURS
-        and (_PHOTOMETRIC in page.tags or page.first(_SAMPLES, 1) == 1)
+        and (page.has(_PHOTOMETRIC) or page.first(_SAMPLES, 1) == 1)
         and page.first(_COMPRESSION, 1) in _READABLE
         and len(bits) == 1
         and bits <= {1, 2, 4, 8, 16, 32}
@@ -317,6 +377,25 @@ def _check_kind(page: TiffPage) -> None:
     )
     if not readable:
         raise Unsupported(page.describe())
+
+
+def _check_samples(page: TiffPage, max_pixels: int) -> None:
+    """Raise TooLarge where the page has many more samples than an image of ``max_pixels``.
+
+    libvips holds a strip or a tile with all of its samples, those that are dropped included. Of
+    planes only those of the colours are read.
+    """
+    samples, bits = page.first(_SAMPLES, 1), page.first(_BITS, 1)
+    if page.first(_PLANAR, 1) == 2:
+        samples = min(samples, _COLOURS[page.first(_PHOTOMETRIC, 1)])
+    tile = page.first(_TILE_WIDTH, 1), page.first(_TILE_HEIGHT, 1)
+    for width, height in (page.size, tile):
+        nbytes = width * height * samples * bits // 8
+        if nbytes > (most := _MAX_PIXEL_NBYTES * max_pixels):
+            raise TooLarge(
+                f"{width}×{height} of {samples} samples of {bits} bits is {nbytes} bytes; this run "
+                f"takes up to {most}, {_MAX_PIXEL_NBYTES} for each of {max_pixels} pixels"
+            )
 
 
 def _is_coded(page: TiffPage) -> bool:
@@ -330,19 +409,20 @@ def _by_strips(data: bytes, index: int, page: TiffPage) -> NDArray[np.uint8] | N
     A few rows at a time are in memory, or a row of the file's own tiles.
     """
     width, height = page.size
-    plain = set(page.tags.get(_BITS, ())) == {8} and page.first(_SAMPLE_FORMAT, 1) == 1
+    plain = page.bits == {8} and page.first(_SAMPLE_FORMAT, 1) == 1
     if width * height < STRIPED_PIXELS or not plain or page.orientation != 1:
         return None
     pixels = on_disk(height, width)
     if pixels is None:
         return None
+    colours = _COLOURS[page.first(_PHOTOMETRIC, 1)]
     rows = max(_STRIP_ROWS, page.first(_TILE_HEIGHT, 1))
     with _told_by_vips(page):
         image = libvips().Image.tiffload_buffer(
             data, page=index, access="sequential", fail_on="error"
         )
         for top in range(0, height, rows):
-            samples = vips_samples(image.crop(0, top, width, min(rows, height - top)))
+            samples = vips_samples(image.crop(0, top, width, min(rows, height - top)), colours)
             pixels[top : top + rows] = _eight_bits(samples, page, "full", [])
             let_go(pixels)
     return pixels
@@ -363,12 +443,12 @@ def _told_by_vips(page: TiffPage) -> Iterator[None]:
 
 
 def _by_vips(data: bytes, index: int, page: TiffPage) -> NDArray[Any]:
-    """Samples [H, W, channels] as stored, palettes and inverted grey resolved."""
+    """Colour samples [H, W, channels] as stored, palettes and inverted grey resolved."""
     with _told_by_vips(page):
         image = libvips().Image.tiffload_buffer(
             data, page=index, access="sequential", fail_on="error"
         )
-        return vips_samples(image)
+        return vips_samples(image, _COLOURS[page.first(_PHOTOMETRIC, 1)])
 
 
 def _eight_bits(

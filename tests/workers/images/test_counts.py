@@ -1,0 +1,142 @@
+"""A count that stands in a file takes no memory before it is checked."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from storage.errors import TooLarge, Undecodable
+from tests.support.samples.peak_memory import PeakMemory
+from workers.images.decode import decode, probe
+from workers.images.tiff import exif_orientation, read_pages
+
+MIB = 1 << 20
+Tags = dict[int, tuple[str, list[int]]]  # by number: a struct code, and the values
+
+
+def directories(pages: int, nbytes: int) -> bytes:
+    """A TIFF whose directories all point at the same values; the first says orientation 6."""
+    shared = (256, 257, 258, 262, 273, 277, 278, 279, 284, 322, 323, 324, 325, 338, 339, 34675)
+    size = 2 + 12 * (len(shared) + 1) + 4
+    behind = 8 + pages * size
+    parts = [b"II*\0" + struct.pack("<I", 8)]
+    for page in range(pages):
+        entries = [struct.pack("<HHII", tag, 3, nbytes // 2, behind) for tag in shared]
+        entries.append(struct.pack("<HHIHH", 274, 3, 1, 6, 0))
+        following = 8 + (page + 1) * size if page + 1 < pages else 0
+        parts += [struct.pack("<H", len(entries)), *entries, struct.pack("<I", following)]
+    return b"".join([*parts, b"\xff\x7f" * (nbytes // 2)])
+
+
+def tiff(tags: Tags, strip: bytes) -> bytes:
+    """A TIFF of one directory, its strips all the same bytes at offset 8."""
+    at = 8 + len(strip) + len(strip) % 2
+    entries, behind = b"", b""
+    for tag, (code, values) in sorted(tags.items()):
+        packed = struct.pack(f"<{len(values)}{code}", *values)
+        entries += struct.pack("<HHI", tag, {"H": 3, "I": 4}[code], len(values))
+        if len(packed) <= 4:
+            entries += packed.ljust(4, b"\0")
+        else:
+            entries += struct.pack("<I", at + 6 + 12 * len(tags) + len(behind))
+            behind += packed + bytes(len(packed) % 2)
+    body = (b"II*\0" + struct.pack("<I", at) + strip).ljust(at, b"\0")
+    return body + struct.pack("<H", len(tags)) + entries + bytes(4) + behind
+
+
+def many_bands(side: int, bands: int) -> bytes:
+    """Grey in band k of column x is x + k, in deflated strips of one row."""
+    values = np.arange(side)[:, None] + np.arange(bands)
+    strip = zlib.compress(values.astype(np.uint8).tobytes(), 9)
+    tags: Tags = {
+        256: ("H", [side]), 257: ("H", [side]), 258: ("H", [8] * bands), 259: ("H", [8]),
+        262: ("H", [1]), 273: ("I", [8] * side), 277: ("H", [bands]), 278: ("H", [1]),
+        279: ("I", [len(strip)] * side), 338: ("H", [0] * (bands - 1)), 339: ("H", [1] * bands),
+    }  # fmt: skip
+    return tiff(tags, strip)
+
+
+def with_exif(kind: str, exif: bytes) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.new("RGB", (64, 32), (9, 99, 9))
+    if kind == "JPEG":
+        image.save(buffer, kind, exif=b"Exif\0\0" + exif)
+    else:
+        image.save(buffer, kind, exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_that_points_at_its_values_many_times_costs_no_memory(kind: str) -> None:
+    data = with_exif(kind, directories(100, 40_000))
+    decode(with_exif(kind, directories(1, 2)), max_pixels=10**6)  # libraries are loaded
+    memory = PeakMemory()
+    found = decode(data, max_pixels=10**6)
+    assert probe(data) == (32, 64, 6)
+    assert memory.growth() < 16 * MIB
+    assert (found.exif_orientation, found.pixels.shape) == (6, (64, 32, 3))
+
+
+def test_pages_that_share_their_values_cost_no_memory() -> None:
+    data = directories(60_000, 400_000)
+    memory = PeakMemory()
+    pages = read_pages(data)
+    with pytest.raises(TooLarge, match="32767×32767"):
+        decode(data, max_pixels=1000)
+    assert memory.growth() < 32 * MIB
+    assert pages is not None
+    assert pages.frames > 0
+    assert len(pages.leading) == 64
+
+
+def test_pages_are_counted_whole() -> None:
+    pages = read_pages(directories(1000, 2))
+    assert pages is not None
+    assert pages.frames == 1000  # SubfileType is not in them
+
+
+def test_directories_that_overlap_are_read_once() -> None:
+    """Each claims 65,535 entries, 4 bytes further than the one before; so do their links."""
+    count = 60_000
+    far = 2 + 12 * 65_535
+    data = bytearray(b"II*\0" + struct.pack("<I", 8) + b"\xff" * (far + 4 * count + 64))
+    for k in range(count):
+        struct.pack_into("<I", data, 8 + 4 * k + far, 8 + 4 * (k + 1))
+    start = time.process_time()
+    memory = PeakMemory()
+    read_pages(bytes(data))
+    with pytest.raises((Undecodable, TooLarge)):
+        decode(bytes(data), max_pixels=1000)
+    assert exif_orientation(bytes(data)) is None
+    assert time.process_time() - start < 10  # 4 billion entries
+    assert memory.growth() < 16 * MIB
+
+
+def test_thousands_of_bands_are_refused_from_the_header() -> None:
+    data = many_bands(400, 2500)
+    memory = PeakMemory()
+    with pytest.raises(TooLarge, match="2500 samples of 8 bits is 400000000 bytes; this run takes"):
+        decode(data, max_pixels=400 * 400)
+    assert memory.growth() < 16 * MIB
+
+
+def test_bands_within_the_limit_are_held_by_libvips_alone() -> None:
+    data = many_bands(400, 2500)
+    decode(many_bands(8, 4), max_pixels=10**6)
+    memory = PeakMemory()
+    found = decode(data, max_pixels=400 * 400 * 2500 // 16)
+    assert memory.growth() < 600 * MIB  # all samples are 381 MiB; a copy would make it 833
+    np.testing.assert_array_equal(found.pixels[17, :, 1], np.arange(400).astype(np.uint8))
+
+
+def test_the_limit_of_samples_is_exact() -> None:
+    data = many_bands(16, 64)  # 16 KiB
+    assert decode(data, max_pixels=1024).pixels.shape == (16, 16, 3)
+    with pytest.raises(TooLarge, match="16384 bytes; this run takes up to 16368"):
+        decode(data, max_pixels=1023)
