@@ -23,7 +23,7 @@ SPREAD := --dist loadscope --no-loadscope-reorder
 TOGETHER := $(MAKE) --no-print-directory -j4 --output-sync=target
 
 .PHONY: help setup demo check fast lint ruff mypy imports odd docs test chromium label-studio \
-	review-demo review-demo-stop gpu chaos chaos-review fuzz audit clean
+	review-demo review-demo-stop gpu chaos chaos-review gates fuzz audit clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -112,6 +112,9 @@ chaos: $(READY)  ## 100 seeded schedules of kills and storage faults over a real
 
 chaos-review: $(READY) label-studio  ## 200 seeded schedules of faults between us and Label Studio (half an hour)
 	LABELFLEET_CHAOS=200 $(BIN)/pytest -q tests/e2e/test_review_faults.py
+
+gates: $(READY)  ## the model gate on real sets, each setting broken on purpose (half an hour)
+	LABELFLEET_LONG=1 $(BIN)/pytest -q -n 0 -m slow tests/pipelines/models/test_gate_trials.py
 
 fuzz: $(READY)  ## 38,000 damaged images, tars, zips, configs, Parquet files, answers and checkpoints
 	$(BIN)/python -m tests.support.fuzz.campaign $(FUZZ)
