@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import io
 import warnings as python_warnings
+import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from storage.errors import Undecodable, Unsupported
+from storage.errors import TooLarge, Undecodable, Unsupported
 from workers.images.pixels import (
     DecodedImage,
     as_rgb,
@@ -26,6 +27,9 @@ from workers.images.preprocessing import ValueRange
 
 # What LibRaw calls flip, as an EXIF orientation.
 _FLIPS = {0: 1, 3: 3, 5: 8, 6: 6}
+_DEFLATED = b"1.2.840.10008.1.2.1.99"  # the transfer syntax that deflates the header too
+_GROUP_LENGTH = b"\2\0\0\0UL\4\0"
+_PROBE_NBYTES, _PIXEL_NBYTES, _HEADER_NBYTES, _PIECE_NBYTES = 1 << 28, 16, 1 << 24, 1 << 20
 
 
 def _package(name: str, extra: str, what: str) -> Any:
@@ -60,7 +64,7 @@ def probe_extra(kind: str, data: bytes) -> tuple[int, int, int]:
     if kind == "JPEG XL":
         return (*_open_jpeg_xl(data).size, 1)
     if kind == "DICOM":
-        header = _read_dicom(data)
+        header = _read_dicom(data, _PROBE_NBYTES)
         return int(header.Columns), int(header.Rows), 1
     rawpy = _package("rawpy", "raw", "camera RAW")
     with rawpy.imread(io.BytesIO(data)) as raw:
@@ -98,7 +102,25 @@ def _decode_jpeg_xl(data: bytes, max_pixels: int) -> DecodedImage:
     return whole_image(np.asarray(image.convert("RGB")), 1, frames, warnings)
 
 
-def _read_dicom(data: bytes) -> Any:
+def _check_inflated(data: bytes, most: int) -> None:
+    """Raise TooLarge for a deflated DICOM file of more than ``most`` bytes; they are not kept."""
+    if data[132:140] != _GROUP_LENGTH:
+        if _DEFLATED in data[128:8192]:
+            raise Unsupported("deflated DICOM without the length of its file header")
+        return
+    end = 144 + int.from_bytes(data[140:144], "little")
+    if _DEFLATED not in data[144:end]:
+        return
+    stream, rest, total = zlib.decompressobj(-zlib.MAX_WBITS), data[end:], 0
+    while rest and not stream.eof:
+        total += len(stream.decompress(rest[:_PIECE_NBYTES], _PIECE_NBYTES))
+        rest = stream.unconsumed_tail + rest[_PIECE_NBYTES:]
+        if total > most:
+            raise TooLarge(f"deflated DICOM of more than {most} bytes")
+
+
+def _read_dicom(data: bytes, most: int) -> Any:
+    _check_inflated(data, most)
     pydicom = _package("pydicom", "dicom", "DICOM")
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")
@@ -108,7 +130,7 @@ def _read_dicom(data: bytes) -> Any:
 def _decode_dicom(data: bytes, max_pixels: int, value_range: ValueRange) -> DecodedImage:
     """Return the first frame, windowed as its header says (DICOM PS3.3, C.11.2), else by its
     range."""
-    dataset = _read_dicom(data)
+    dataset = _read_dicom(data, _PIXEL_NBYTES * max_pixels + _HEADER_NBYTES)
     if "PixelData" not in dataset:
         raise Unsupported("DICOM without an image (no PixelData)")
     check_pixels(int(dataset.Columns), int(dataset.Rows), max_pixels)

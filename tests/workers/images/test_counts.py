@@ -140,3 +140,17 @@ def test_the_limit_of_samples_is_exact() -> None:
     assert decode(data, max_pixels=1024).pixels.shape == (16, 16, 3)
     with pytest.raises(TooLarge, match="16384 bytes; this run takes up to 16368"):
         decode(data, max_pixels=1023)
+
+
+def test_a_deflated_dicom_is_not_inflated_beyond_the_limit() -> None:
+    pytest.importorskip("pydicom")
+    uid = b"1.2.840.10008.1.2.1.99"
+    meta = b"\2\0\x10\0UI" + struct.pack("<H", len(uid)) + uid
+    head = bytes(128) + b"DICM" + b"\2\0\0\0UL\4\0" + struct.pack("<I", len(meta)) + meta
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    data = head + deflate.compress(bytes(600 * MIB)) + deflate.flush()
+    memory = PeakMemory()
+    with pytest.raises(TooLarge, match="deflated DICOM of more than"):
+        decode(data, max_pixels=64)
+    assert probe(data) is None
+    assert memory.growth() < 32 * MIB
