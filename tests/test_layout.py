@@ -294,3 +294,16 @@ def test_what_is_defined_is_used_by_the_product() -> None:
         if name not in used and name != "__all__"
     }
     assert unused - set(USED_OUTSIDE) == set()
+
+
+def test_a_merge_left_no_conflict_marks() -> None:
+    marks = ("<" * 7 + " ", ">" * 7 + " ")
+    texts = [
+        path
+        for folder in ("pipelines", "workers", "storage", "tests", "docs", "benchmarks", "examples")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".md", ".toml", ".yaml", ".j2")
+    ]
+    assert texts
+    left = [str(path) for path in texts if any(x.startswith(marks) for x in path.open())]
+    assert left == []
