@@ -111,12 +111,14 @@ def _check_inflated(data: bytes, most: int) -> None:
     end = 144 + int.from_bytes(data[140:144], "little")
     if _DEFLATED not in data[144:end]:
         return
-    stream, rest, total = zlib.decompressobj(-zlib.MAX_WBITS), data[end:], 0
-    while rest and not stream.eof:
-        total += len(stream.decompress(rest[:_PIECE_NBYTES], _PIECE_NBYTES))
-        rest = stream.unconsumed_tail + rest[_PIECE_NBYTES:]
-        if total > most:
-            raise TooLarge(f"deflated DICOM of more than {most} bytes")
+    stream, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    for at in range(end, len(data), _PIECE_NBYTES):
+        piece = data[at : at + _PIECE_NBYTES]
+        while piece and not stream.eof:
+            total += len(stream.decompress(piece, _PIECE_NBYTES))
+            piece = stream.unconsumed_tail
+            if total > most:
+                raise TooLarge(f"deflated DICOM of more than {most} bytes")
 
 
 def _read_dicom(data: bytes, most: int) -> Any:
