@@ -27,8 +27,7 @@ from workers.images.preprocessing import ValueRange
 
 # What LibRaw calls flip, as an EXIF orientation.
 _FLIPS = {0: 1, 3: 3, 5: 8, 6: 6}
-_DEFLATED = b"1.2.840.10008.1.2.1.99"  # the transfer syntax that deflates the header too
-_GROUP_LENGTH = b"\2\0\0\0UL\4\0"
+_DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax that deflates the header too
 _PROBE_NBYTES, _PIXEL_NBYTES, _HEADER_NBYTES, _PIECE_NBYTES = 1 << 28, 16, 1 << 24, 1 << 20
 
 
@@ -103,14 +102,19 @@ def _decode_jpeg_xl(data: bytes, max_pixels: int) -> DecodedImage:
 
 
 def _check_inflated(data: bytes, most: int) -> None:
-    """Raise TooLarge for a deflated DICOM file of more than ``most`` bytes; they are not kept."""
-    if data[132:140] != _GROUP_LENGTH:
-        if _DEFLATED in data[128:8192]:
-            raise Unsupported("deflated DICOM without the length of its file header")
+    """Raise TooLarge for a deflated DICOM file of more than ``most`` bytes; they are not kept.
+
+    The file header is read by pydicom's own functions: where a second parser disagreed about its
+    end or its transfer syntax, pydicom would inflate without a limit after all.
+    """
+    reader = _package("pydicom.filereader", "dicom", "DICOM")
+    file = io.BytesIO(data)
+    reader.read_preamble(file, False)
+    header = reader._read_file_meta_info(file)
+    reader._read_command_set_elements(file)
+    if header.get("TransferSyntaxUID") != _DEFLATED:
         return
-    end = 144 + int.from_bytes(data[140:144], "little")
-    if _DEFLATED not in data[144:end]:
-        return
+    end = file.tell()
     stream, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
     for at in range(end, len(data), _PIECE_NBYTES):
         piece = data[at : at + _PIECE_NBYTES]
@@ -122,10 +126,10 @@ def _check_inflated(data: bytes, most: int) -> None:
 
 
 def _read_dicom(data: bytes, most: int) -> Any:
-    _check_inflated(data, most)
     pydicom = _package("pydicom", "dicom", "DICOM")
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")
+        _check_inflated(data, most)
         return pydicom.dcmread(io.BytesIO(data))
 
 

@@ -142,15 +142,43 @@ def test_the_limit_of_samples_is_exact() -> None:
         decode(data, max_pixels=1023)
 
 
-def test_a_deflated_dicom_is_not_inflated_beyond_the_limit() -> None:
+@pytest.mark.parametrize("said", [0, -20, None], ids=["right", "wrong", "absent"])
+def test_a_deflated_dicom_is_not_inflated_beyond_the_limit(said: int | None) -> None:
     pytest.importorskip("pydicom")
     uid = b"1.2.840.10008.1.2.1.99"
     meta = b"\2\0\x10\0UI" + struct.pack("<H", len(uid)) + uid
-    head = bytes(128) + b"DICM" + b"\2\0\0\0UL\4\0" + struct.pack("<I", len(meta)) + meta
+    length = b""
+    if said is not None:
+        length = b"\2\0\0\0UL\4\0" + struct.pack("<I", len(meta) + said)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    data = head + deflate.compress(bytes(600 * MIB)) + deflate.flush()
+    packed = deflate.compress(bytes(300 * MIB)) + deflate.flush()
+    data = bytes(128) + b"DICM" + length + meta + packed
     memory = PeakMemory()
     with pytest.raises(TooLarge, match="deflated DICOM of more than"):
         decode(data, max_pixels=64)
     assert probe(data) is None
     assert memory.growth() < 32 * MIB
+
+
+@pytest.mark.parametrize("conformant", [True, False])
+def test_a_deflated_dicom_within_the_limit_is_read(conformant: bool) -> None:
+    pytest.importorskip("pydicom")
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import DeflatedExplicitVRLittleEndian, SecondaryCaptureImageStorage
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2"
+    dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    values = np.random.default_rng(0).integers(0, 256, (1200, 1600)).astype(np.uint8)
+    dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2"
+    dataset.Rows, dataset.Columns = values.shape
+    dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.PhotometricInterpretation, dataset.PixelData = "MONOCHROME2", values.tobytes()
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=conformant)
+    found = decode(file.getvalue(), max_pixels=values.size)
+    np.testing.assert_array_equal(found.pixels[..., 0], values)
+    assert probe(file.getvalue()) == (1600, 1200, 1)
