@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -32,8 +32,9 @@ import psutil
 from pipelines.cluster.nodes import cluster_nodes
 from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.cluster.sizing import size_pool
+from pipelines.dispatch.tally import Caller
 from pipelines.labelling.open_run import open_run
-from pipelines.labelling.run import drive, release_quarantine
+from pipelines.labelling.run import Side, drive, release_quarantine
 from pipelines.labelling.work import find_work
 from pipelines.runs.gc import collect_garbage
 from pipelines.runs.status import RunStatus, run_status
@@ -93,13 +94,13 @@ def run_once(there: World, trouble: Trouble) -> RunStatus:
         work = find_work(run, config, None)
         if work.total:
             sizing = size_pool(config.workers, cluster_nodes(), cuda=False)
-            guard = _guard(lock, trouble)
-            drive(config, run, there.pool.again(), sizing, work, guard)  # type: ignore[arg-type]
+            side = Side(Caller(), _guard(lock, trouble))
+            drive(config, run, there.pool.again(), sizing, work, side)  # type: ignore[arg-type]
         release_quarantine(run.manifest)
         return run_status(run.manifest)
 
 
-def _guard(lock: RunLock, trouble: Trouble) -> object:
+def _guard(lock: RunLock, trouble: Trouble) -> Callable[[], None]:
     def check() -> None:
         if trouble.crashing.is_set():
             raise Crash
