@@ -156,6 +156,8 @@ def test_a_signal_ends_an_ingest_whose_server_never_answers(
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stderr=subprocess.PIPE,
         text=True,
+        # Tests in the background of a shell ignore SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         began_s = time.monotonic()
