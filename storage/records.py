@@ -165,6 +165,11 @@ class ImageRef:
     nbytes: int
     sha256: str
 
+    @property
+    def fields(self) -> tuple[str, str, int | None, int, str]:
+        """The five, in order: the first fields of every record that begins with them."""
+        return self.image_id, self.shard_id, self.offset, self.nbytes, self.sha256
+
 
 @dataclass(frozen=True, slots=True)
 class AnnotationRow(ImageRef):

@@ -27,7 +27,7 @@ from storage.shards.reading import read_shard
 from storage.shards.selecting import classify, list_source
 from storage.stores.open import open_store
 from workers.images.letterbox import LetterboxTransform
-from workers.images.prepare import Prepared, Skipped, open_image
+from workers.images.prepare import OpenedImage, open_image
 from workers.images.preprocessing import Preprocessing
 
 MEASURED_MAX = 1000  # mAP moves little beyond, and each image is run many times
@@ -193,13 +193,13 @@ def _prepared(
     digest = hashlib.sha256()
     for record in records:
         opened = open_image(record, "", preprocessing, max_pixels)
-        if isinstance(opened, Skipped):
+        if not isinstance(opened, OpenedImage):
             continue
         placed = opened.place(preprocessing, pixels[len(ids)])
-        if isinstance(placed, Prepared):
-            ids.append(placed.image_id)
-            transforms.append(placed.transform)
-            digest.update(placed.sha256.encode())
+        if isinstance(placed, LetterboxTransform):
+            ids.append(opened.ref.image_id)
+            transforms.append(placed)
+            digest.update(opened.ref.sha256.encode())
         if len(ids) == count:
             break
     return Inputs(pixels[: len(ids)], tuple(transforms), tuple(ids), digest.hexdigest())

@@ -61,7 +61,7 @@ class GraphDetector:
         return self._finish(self._finite(self._session.run(self._checked(batch))))
 
     def start(self, batch: NDArray[np.uint8]) -> Callable[[], list[Detections]]:
-        """See ``TwoStepDetector.start``. Raises as ``detect``."""
+        """See ``Detector.start``. Raises as ``detect``."""
         return self._unfinished(self._session.run(self._checked(batch)))
 
     def _unfinished(self, selected: Selected) -> Callable[[], list[Detections]]:

@@ -15,7 +15,7 @@ Unfinished = Callable[[], Sequence[Detections]]
 
 
 class Detector(Protocol):
-    """A loaded model on one device. Not thread-safe: one thread calls ``detect``."""
+    """A loaded model on one device. Not thread-safe: one thread calls ``detect`` and ``start``."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -38,23 +38,18 @@ class Detector(Protocol):
         """
         ...
 
-
-@runtime_checkable
-class TwoStepDetector(Detector, Protocol):
-    """A Detector whose device need not wait for the NMS of one batch to begin the next."""
-
     def start(self, batch: NDArray[np.uint8]) -> Unfinished:
         """Run the network on one batch, as ``detect`` does, and leave the rest to the caller.
 
         Returns:
             What gives the B results; any thread may call it, and as late as it likes: the batch
-            and the device are not needed any more.
+            and the device are not needed any more, so the next batch need not wait for NMS.
         """
         ...
 
 
 @runtime_checkable
-class QueueingDetector(TwoStepDetector, Protocol):
+class QueueingDetector(Detector, Protocol):
     """A Detector on a device of its own, which works while its caller brings the next batch."""
 
     def empty(self, images: int) -> NDArray[np.uint8]:

@@ -3,97 +3,47 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import ImageError
-from storage.records import AnnotationRow, Detections, ImageRecord, Status
+from storage.records import AnnotationRow, Detections, ImageRecord, ImageRef, Status
 from workers.images.decode import decode, probe
 from workers.images.letterbox import LetterboxTransform, letterbox
 from workers.images.phash import phash
 from workers.images.pixels import DecodedImage, let_go
 from workers.images.preprocessing import Preprocessing, Window
 
+_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """An image whose pixels are in a batch, and its row's fields except the detections.
+
+@dataclass(slots=True, eq=False)
+class OpenedImage:
+    """A decoded image: placed in one or more batches, then a row.
 
     Attributes:
-        image_id, shard_id, offset, nbytes: where it came from.
-        transform: letterbox geometry; knows the upright image's size.
-        exif_orientation: 1–8, as found; the pixels are upright already.
-        sha256, phash: of the encoded bytes, and of the upright pixels.
-        frames, warning: as decoded.
+        ref: where it came from.
+        phash: of the upright pixels.
+        image: what the decoder returned; its pixels until ``release``.
     """
 
-    image_id: str
-    shard_id: str
-    offset: int | None
-    nbytes: int
-    sha256: str
+    ref: ImageRef
     phash: int
-    exif_orientation: int
-    frames: int
-    warning: str | None
-    transform: LetterboxTransform
-
-    def row(self, detections: Detections) -> AnnotationRow:
-        """Return the image's row; ``detections`` as the detector gave them, in input pixels."""
-        whole = self.transform
-        return self.upright_row(whole.invert(detections), whole.width, whole.height)
-
-    def upright_row(self, detections: Detections, width: int, height: int) -> AnnotationRow:
-        """Return the row of an image of that size; ``detections`` in its upright pixels."""
-        return AnnotationRow(
-            image_id=self.image_id,
-            shard_id=self.shard_id,
-            offset=self.offset,
-            nbytes=self.nbytes,
-            sha256=self.sha256,
-            phash=self.phash,
-            width=width,
-            height=height,
-            exif_orientation=self.exif_orientation,
-            status="ok",
-            error=None,
-            detections=detections,
-            frames=self.frames,
-            warning=self.warning,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """An image that cannot be labelled, and the row that says so."""
-
-    row: AnnotationRow
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A decoded image that waits for its place in a batch."""
-
-    record: ImageRecord
-    shard_id: str
     image: DecodedImage
-    sha256: str
-    phash: int
 
     def place(
-        self,
-        preprocessing: Preprocessing,
-        slot: NDArray[np.uint8],
-        window: Window | None = None,
-    ) -> Prepared | Skipped:
+        self, preprocessing: Preprocessing, slot: NDArray[np.uint8], window: Window | None = None
+    ) -> LetterboxTransform | AnnotationRow:
         """Letterbox into ``slot``, uint8 [H, W, 3] of the network's input size.
 
         Args:
-            window: the part that is meant, of an image that was decoded whole; None: all of it.
+            window: the part to place, of an image that was decoded whole; None: all of it.
+
+        Returns:
+            How the pixels lie in the slot; the image's row where placing them failed.
         """
-        record = self.record
         image = self.image
         try:
             if window is None:
@@ -103,30 +53,52 @@ class Opened:
             else:
                 _, transform = letterbox(window.of(image.pixels), preprocessing, slot)
             let_go(image.pixels)
+            return transform
         except MemoryError:
             raise
         except Exception as exc:  # noqa: BLE001 - as in open_image
-            reason = f"{type(exc).__name__}: {exc}"
-            return _skipped(record, self.shard_id, self.sha256, "undecodable", reason)
-        return Prepared(
-            record.image_id, self.shard_id, record.offset, record.nbytes, self.sha256, self.phash,
-            image.exif_orientation, image.frames, image.warning, transform,
-        )  # fmt: skip
+            height, width = image.size
+            found = (width, height, image.exif_orientation)
+            return _failed(self.ref, found, "undecodable", f"{type(exc).__name__}: {exc}")
+
+    def release(self) -> None:
+        """Drop the pixels; what the row says about the image stays."""
+        self.image = replace(self.image, pixels=_NO_PIXELS)
+
+    def row(self, detections: Detections) -> AnnotationRow:
+        """Return the image's row; ``detections`` in its upright pixels."""
+        image = self.image
+        height, width = image.size
+        return AnnotationRow(
+            *self.ref.fields,
+            phash=self.phash,
+            width=width,
+            height=height,
+            exif_orientation=image.exif_orientation,
+            status="ok",
+            error=None,
+            detections=detections,
+            frames=image.frames,
+            warning=image.warning,
+        )
 
 
 def open_image(
     record: ImageRecord, shard_id: str, preprocessing: Preprocessing, max_pixels: int
-) -> Opened | Skipped:
+) -> OpenedImage | AnnotationRow:
     """Decode one image, no larger than it will be needed. Never raises for a bad image.
+
+    Returns:
+        The decoded image; the image's row where it cannot be labelled.
 
     Raises:
         MemoryError: this process is short of memory; no image is to blame.
     """
     digest = "" if record.data is None else hashlib.sha256(record.data).hexdigest()
+    ref = ImageRef(record.image_id, shard_id, record.offset, record.nbytes, digest)
     if record.status != "ok" or record.data is None:
-        reason = record.error or "no bytes"
         status: Status = record.status if record.status != "ok" else "missing"
-        return _skipped(record, shard_id, digest, status, reason)
+        return _failed(ref, _size(record.data), status, record.error or "no bytes")
     try:
         image = decode(
             record.data,
@@ -136,33 +108,30 @@ def open_image(
         )
         hashed = phash(image.pixels)
         let_go(image.pixels)
-        return Opened(record, shard_id, image, digest, hashed)
+        return OpenedImage(ref, hashed, image)
     except ImageError as exc:
-        return _skipped(record, shard_id, digest, exc.status, exc.message)
+        return _failed(ref, _size(record.data), exc.status, exc.message)
     except MemoryError:
         raise
     except Exception as exc:  # noqa: BLE001 - foreign decoders on hostile bytes
-        return _skipped(record, shard_id, digest, "undecodable", f"{type(exc).__name__}: {exc}")
+        reason = f"{type(exc).__name__}: {exc}"
+        return _failed(ref, _size(record.data), "undecodable", reason)
 
 
-def _skipped(
-    record: ImageRecord, shard_id: str, digest: str, status: Status, error: str
-) -> Skipped:
-    size = probe(record.data) if record.data else None
-    width, height, orientation = size or (0, 0, 0)
-    return Skipped(
-        AnnotationRow(
-            image_id=record.image_id,
-            shard_id=shard_id,
-            offset=record.offset,
-            nbytes=record.nbytes,
-            sha256=digest,
-            phash=None,
-            width=width,
-            height=height,
-            exif_orientation=orientation,
-            status=status,
-            error=error,
-            detections=Detections.empty(),
-        )
+def _size(data: bytes | None) -> tuple[int, int, int]:
+    """Return (width, height, orientation) by the header; zeros where it does not say."""
+    return (probe(data) if data else None) or (0, 0, 0)
+
+
+def _failed(ref: ImageRef, size: tuple[int, int, int], status: Status, error: str) -> AnnotationRow:
+    width, height, orientation = size
+    return AnnotationRow(
+        *ref.fields,
+        phash=None,
+        width=width,
+        height=height,
+        exif_orientation=orientation,
+        status=status,
+        error=error,
+        detections=Detections.empty(),
     )

@@ -6,53 +6,30 @@ import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from storage.errors import ShardFailed
-from storage.records import Detections
-from workers.images.prepare import Prepared
-from workers.labelling.inference import Inference, Inferred, Results
-from workers.labelling.job import ShardJob
+from workers.labelling.inference import Inference, Inferred
+from workers.labelling.job_image import Part
 from workers.labelling.queues import Batch, BatchRing, ByteBudget
-from workers.labelling.tiled import Part
-from workers.labelling.writing import MadeRow, RowStage
+from workers.labelling.writing import RowStage
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """What is in a slot of a batch: one image of a job, or a part of one, decoded and placed."""
+class _InFlight:
+    """A batch with the network, then with NMS.
 
-    job: ShardJob
-    index: int
-    prepared: Prepared
-    part: Part | None = None
+    Attributes:
+        parts: what is in its slots.
+        wait: for the network.
+        waited_s: that the infer thread waited for the batch.
+        fill: how full the queues were at its launch.
+    """
 
-    def finished(self, found: Detections) -> MadeRow | None:
-        """Return the image's row; None while parts of it are missing."""
-        if self.part is None:
-            return MadeRow(self.job, self.index, partial(self.prepared.row, found))
-        image = self.part.image
-        if not image.add(self.part.number, self.prepared, found):
-            return None
-        return MadeRow(self.job, self.index, partial(image.row, self.prepared))
-
-
-@dataclass(frozen=True, slots=True)
-class _Launched:
-    batch: Batch[Ready]
-    images: list[Ready]
+    batch: Batch[Part]
+    parts: list[Part]
     wait: Callable[[], Inferred]
     waited_s: float
     fill: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """For NMS."""
-
-    batch: Batch[Ready]
-    images: list[Ready]
-    finish: Callable[[], Results]
 
 
 class InferStage:
@@ -69,14 +46,14 @@ class InferStage:
     def __init__(
         self,
         inference: Inference,
-        ring: BatchRing[Ready],
+        ring: BatchRing[Part],
         budget: ByteBudget,
         rows: RowStage,
     ) -> None:
         self._inference, self._ring = inference, ring
         self._budget, self._rows = budget, rows
         self.parts_done = 0  # of images in tiles, beside each image's last
-        self._inferred: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._inferred: queue.SimpleQueue[tuple[_InFlight, Inferred] | None] = queue.SimpleQueue()
 
     def stop(self, nms_threads: int) -> None:
         """End the NMS threads; the infer thread ends with the ring."""
@@ -87,7 +64,7 @@ class InferStage:
         """Run until the ring is closed. Where the detector queues, a batch that is ready is
         launched before the one in front of it is waited for, so that the device need not wait for
         us."""
-        running: _Launched | None = None
+        running: _InFlight | None = None
         while True:
             asked_s = time.perf_counter()
             batch = self._ring.next(wait=running is None)
@@ -102,11 +79,11 @@ class InferStage:
                 self._complete(running)
                 running = None
 
-    def _launch(self, batch: Batch[Ready], waited_s: float) -> _Launched | None:
+    def _launch(self, batch: Batch[Part], waited_s: float) -> _InFlight | None:
         live = [
             (place, item)
             for place, item in enumerate(batch.items)
-            if item is not None and not item.job.ended.is_set()
+            if item is not None and not item.image.job.ended.is_set()
         ]
         if not live:
             self._ring.free(batch)
@@ -115,31 +92,33 @@ class InferStage:
         pixels = batch.pixels[: len(live)]
         if len(live) < len(batch.items):  # some ended, or could not be placed
             pixels = batch.pixels[[place for place, _ in live]]
-        images = [item for _, item in live]
-        wait = self._inference.launch(pixels, [item.prepared.image_id for item in images])
-        return _Launched(batch, images, wait, waited_s, fill)
+        parts = [item for _, item in live]
+        names = [part.image.record.image_id for part in parts]
+        return _InFlight(batch, parts, self._inference.launch(pixels, names), waited_s, fill)
 
-    def _complete(self, launched: _Launched) -> None:
-        inferred = launched.wait()
-        seconds = {"wait": launched.waited_s, "infer": inferred.seconds}
-        for item in launched.images:
-            item.job.inferred_in(len(launched.images), seconds, launched.fill)
-        self._inferred.put(_Waiting(launched.batch, launched.images, inferred.finish))
+    def _complete(self, running: _InFlight) -> None:
+        inferred = running.wait()
+        seconds = {"wait": running.waited_s, "infer": inferred.seconds}
+        for part in running.parts:
+            part.image.job.inferred_in(len(running.parts), seconds, running.fill)
+        self._inferred.put((running, inferred))
 
     def nms_loop(self) -> None:
         """Run until stopped."""
-        while (inferred := self._inferred.get()) is not None:
+        while (entry := self._inferred.get()) is not None:
+            in_flight, inferred = entry
             began_s = time.perf_counter()
             results = inferred.finish()
-            self._ring.free(inferred.batch)
+            self._ring.free(in_flight.batch)
             share_s = (time.perf_counter() - began_s) / len(results)
-            rows = []
-            for item, found in zip(inferred.images, results, strict=True):
-                item.job.spent("nms", share_s)
+            done = []
+            for part, found in zip(in_flight.parts, results, strict=True):
+                job = part.image.job
+                job.spent("nms", share_s)
                 if isinstance(found, ShardFailed):
-                    item.job.fail(found)
-                elif (row := item.finished(found)) is not None:
-                    rows.append(row)
+                    job.fail(found)
+                elif part.image.add(part.number, part.transform, found):
+                    done.append(part.image)
                 else:
                     self.parts_done += 1
-            self._rows.put(rows)
+            self._rows.put(done)

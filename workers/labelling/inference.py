@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from storage.errors import ShardFailed, WorkerLost
 from storage.records import Detections
-from workers.detectors.protocol import Detector, QueueingDetector, TwoStepDetector, Unfinished
+from workers.detectors.protocol import Detector, QueueingDetector, Unfinished
 from workers.labelling.batch_size import BatchSize
 
 Results = list[Detections | ShardFailed]
@@ -24,8 +24,8 @@ class Inferred:
 
     Attributes:
         seconds: that the network took for it, without what it waited for the batch before it.
-        finish: gives detections by image, or why one has none; any thread may call it. Where the
-            detector takes two steps, NMS happens then.
+        finish: runs NMS and gives detections by image, or why one has none; any thread may call
+            it.
     """
 
     seconds: float
@@ -44,7 +44,6 @@ class Inference:
         self._detector, self._batch = detector, batch
         # Once: looking for a protocol's members takes some 0.1 ms.
         self._queue = detector if isinstance(detector, QueueingDetector) else None
-        self._two_steps = detector if isinstance(detector, TwoStepDetector) else None
         self._ended_s = 0.0
         self._disturbed = False  # images ran one by one while the next batch was under way
 
@@ -71,19 +70,13 @@ class Inference:
             MemoryError: (as it waits) there is none for a single image; none is to blame.
         """
         began_s = time.perf_counter()
-        wait: Callable[[], Unfinished] = partial(self._start, pixels)
+        wait: Callable[[], Unfinished] = partial(self._detector.start, pixels)
         if self._queue is not None:
             try:
                 wait = self._queue.launch(pixels)
             except Exception:  # noqa: BLE001 - the model's border: image by image it may work
                 return lambda: self._one_by_one(pixels, names)
         return lambda: self._wait(wait, pixels, names, began_s)
-
-    def _start(self, pixels: NDArray[np.uint8]) -> Unfinished:
-        if self._two_steps is not None:
-            return self._two_steps.start(pixels)
-        found = self._detector.detect(pixels)
-        return lambda: found
 
     def _wait(
         self,

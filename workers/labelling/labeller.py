@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Protocol
@@ -28,29 +28,28 @@ from storage.errors import (
     StorageError,
     WorkerLost,
 )
-from storage.records import ImageRecord, RunIdentity, Shard, printable
+from storage.records import AnnotationRow, ImageRecord, RunIdentity, Shard, printable
 from storage.runs.annotation_rows import rows_to_table
 from storage.runs.annotations import RowWriter, ShardFooter
 from storage.runs.manifest import Commit
 from workers.detectors.protocol import Detector, QueueingDetector
 from workers.images.pixels import libvips
-from workers.images.prepare import Opened, Skipped, open_image
+from workers.images.prepare import OpenedImage
 from workers.images.preprocessing import Tiles, Window
 from workers.labelling.batch_size import BatchSize
-from workers.labelling.infer_stage import InferStage, Ready
+from workers.labelling.infer_stage import InferStage
 from workers.labelling.inference import Inference
 from workers.labelling.job import ShardJob, with_commit_seconds
+from workers.labelling.job_image import JobImage, Part
 from workers.labelling.queues import BatchRing, ByteBudget
 from workers.labelling.spool import spool_error
-from workers.labelling.tiled import Part, TiledImage
-from workers.labelling.writing import Abandoned, Counted, MadeRow, RowStage
+from workers.labelling.writing import Abandoned, Counted, RowStage
 from workers.local_folders import own_folder
 from workers.spec import LabellerOptions
 
 # In the making, waiting, with the model, in NMS: with fewer, stages wait for each other. One more
 # where two are with the model.
 _BATCHES = 4
-_RECORD_NBYTES = 1024  # what an image without bytes counts as while it waits
 
 
 class ReadsShards(Protocol):
@@ -63,14 +62,6 @@ class Commits(Protocol):
     """Where rows go: ``Manifest.commit``."""
 
     def __call__(self, footer: ShardFooter, spool: Path) -> Commit: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Fetched:
-    job: ShardJob
-    index: int
-    record: ImageRecord
-    reserved: int
 
 
 class ShardLabeller:
@@ -114,14 +105,14 @@ class ShardLabeller:
         )
         inference = Inference(detector, self._batch_size)
         self._budget = ByteBudget(self._options.queued_bytes)
-        self._ring: BatchRing[Ready] = BatchRing(
+        self._ring: BatchRing[Part] = BatchRing(
             inference.empty,
             lambda: self._batch_size.now,
             buffers=_BATCHES + inference.queues,
             partial_s=self._options.partial_batch_ms / 1000,
         )
         self._jobs: queue.SimpleQueue[ShardJob | None] = queue.SimpleQueue()
-        self._fetched: queue.SimpleQueue[_Fetched | None] = queue.SimpleQueue()
+        self._fetched: queue.SimpleQueue[JobImage | None] = queue.SimpleQueue()
         self._rows = RowStage()
         self._infer = InferStage(inference, self._ring, self._budget, self._rows)
         self._lock = threading.Lock()
@@ -241,69 +232,66 @@ class ShardLabeller:
             job.seconds["fetch"] += time.perf_counter() - began_s
             if record is None:
                 break
-            reserved = len(record.data or b"") + _RECORD_NBYTES
-            self._budget.reserve(reserved)
+            image = JobImage(job, index, record)
+            self._budget.reserve(image.waiting_nbytes)
             self._ring.expect(1)
-            self._fetched.put(_Fetched(job, index, record, reserved))
+            self._fetched.put(image)
             index += 1
         job.fetched = index
         self._rows.put(Counted(job))  # the write thread may be waiting for just this
 
     def _decode_loop(self) -> None:
-        while (item := self._fetched.get()) is not None:
-            if item.job.ended.is_set():
-                self._budget.release(item.reserved)
+        while (image := self._fetched.get()) is not None:
+            if image.job.ended.is_set():
+                self._budget.release(image.waiting_nbytes)
                 self._ring.expect(-1)
             else:
-                self._decode(item)
+                self._decode(image)
 
-    def _decode(self, item: _Fetched) -> None:
-        job, began_s = item.job, time.perf_counter()
-        opened = open_image(
-            item.record, job.shard.shard_id, self._decoding, self._options.max_pixels
-        )
-        self._decoded(job, began_s)
-        self._budget.release(item.reserved)
-        if isinstance(opened, Skipped):
+    def _decode(self, image: JobImage) -> None:
+        began_s, reserved = time.perf_counter(), image.waiting_nbytes
+        opened = image.open(self._decoding, self._options.max_pixels)
+        self._decoded(image.job, began_s)
+        self._budget.release(reserved)
+        if isinstance(opened, AnnotationRow):
             self._ring.expect(-1)
-            self._put_row(item, opened)
+            self._rows.put([image])
             return
-        self._place(item, opened)
+        self._place(image, opened)
+        opened.release()
 
-    def _place(self, item: _Fetched, opened: Opened) -> None:
+    def _place(self, image: JobImage, opened: OpenedImage) -> None:
         height, width = opened.image.size
         windows = self._tiles.windows(width, height) if self._tiles else []
         if len(windows) < 2:
-            self._place_one(item, opened, None, None)
+            self._place_one(image, opened, 0, None)
             return
         self._ring.expect(len(windows) - 1)
-        image = TiledImage(windows, width, height)
+        image.windows = windows
         for number, window in enumerate(windows):
-            if not self._place_one(item, opened, window, Part(image, number)):
+            if not self._place_one(image, opened, number, window):
                 self._ring.expect(number + 1 - len(windows))
                 return
 
     def _place_one(
-        self, item: _Fetched, opened: Opened, window: Window | None, part: Part | None
+        self, image: JobImage, opened: OpenedImage, number: int, window: Window | None
     ) -> bool:
         """Fill a slot with an image, or a part of it; False: the rest of it is not wanted."""
         if (slot := self._ring.take()) is None:
             return False  # closing: the job has been told
         began_s = time.perf_counter()
         placed = opened.place(self._preprocessing, slot.pixels, window)
-        self._decoded(item.job, began_s)
-        if isinstance(placed, Skipped):
+        self._decoded(image.job, began_s)
+        if isinstance(placed, AnnotationRow):
             self._ring.fill(slot, None)
-            self._put_row(item, placed)
+            image.opened = placed
+            self._rows.put([image])
             return False
-        self._ring.fill(slot, Ready(item.job, item.index, placed, part))
-        return not item.job.ended.is_set()
+        self._ring.fill(slot, Part(image, number, placed))
+        return not image.job.ended.is_set()
 
     def _decoded(self, job: ShardJob, began_s: float) -> None:
         job.spent("decode", time.perf_counter() - began_s)
-
-    def _put_row(self, item: _Fetched, skipped: Skipped) -> None:
-        self._rows.put([MadeRow(item.job, item.index, lambda: skipped.row)])
 
     # -- bookkeeping
 

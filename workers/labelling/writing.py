@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from storage.records import AnnotationRow
 from workers.labelling.job import ShardJob
+from workers.labelling.job_image import JobImage
 from workers.labelling.spool import spool_error
-
-
-@dataclass(frozen=True, slots=True)
-class MadeRow:
-    """The row of one image of a job; ``make`` is called by the write thread."""
-
-    job: ShardJob
-    index: int
-    make: Callable[[], AnnotationRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +31,12 @@ class RowStage:
     """The work of the write thread; other threads only ``put``."""
 
     def __init__(self) -> None:
-        self._entries: queue.SimpleQueue[Sequence[MadeRow] | Counted | Abandoned | None] = (
+        self._entries: queue.SimpleQueue[Sequence[JobImage] | Counted | Abandoned | None] = (
             queue.SimpleQueue()
         )
         self.images_done = 0
 
-    def put(self, entry: Sequence[MadeRow] | Counted | Abandoned | None) -> None:
+    def put(self, entry: Sequence[JobImage] | Counted | Abandoned | None) -> None:
         """For the write thread; None: it ends."""
         self._entries.put(entry)
 
@@ -58,16 +49,16 @@ class RowStage:
             elif isinstance(entry, Counted):
                 entry.job.end_if_whole()
             else:
-                for row in entry:
-                    self._write(row)
+                for image in entry:
+                    self._write(image)
 
-    def _write(self, row: MadeRow) -> None:
-        job = row.job
+    def _write(self, image: JobImage) -> None:
+        job = image.job
         if job.ended.is_set():
             return
         began_s = time.perf_counter()
         try:
-            self.images_done += job.write(row.index, row.make)
+            self.images_done += job.write(image.index, image.row)
         except OSError as exc:
             job.fail(spool_error(exc, job.spool))
         except MemoryError:

@@ -39,7 +39,7 @@ from tests.support.fuzz.pictures import picture_mutations
 from tests.support.fuzz.strict import compare, newer_case
 from tests.support.fuzz.tars import TAR, squeezed
 from tests.support.samples.review_samples import loose_run, routed
-from workers.images.prepare import Opened, Prepared, open_image
+from workers.images.prepare import OpenedImage, open_image
 from workers.images.preprocessing import Preprocessing
 
 MAX_PIXELS = 2_000_000
@@ -74,10 +74,11 @@ def _case_image(seed: int) -> bytes:
 
 
 def _row_of(record: ImageRecord) -> AnnotationRow:
-    made: Any = open_image(record, _SHARD, _PREPROCESSING, MAX_PIXELS)
-    if isinstance(made, Opened):
-        made = made.place(_PREPROCESSING, np.empty((64, 64, 3), np.uint8))
-    return made.row(Detections.empty()) if isinstance(made, Prepared) else made.row
+    opened = open_image(record, _SHARD, _PREPROCESSING, MAX_PIXELS)
+    if not isinstance(opened, OpenedImage):
+        return opened
+    placed = opened.place(_PREPROCESSING, np.empty((64, 64, 3), np.uint8))
+    return placed if isinstance(placed, AnnotationRow) else opened.row(Detections.empty())
 
 
 def _check_rows(rows: Sequence[AnnotationRow]) -> None:

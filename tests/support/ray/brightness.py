@@ -49,6 +49,11 @@ class BrightnessDetector:
         self.batches.append(len(batch))
         return [self._one(image) for image in batch]
 
+    def start(self, batch: NDArray[np.uint8]) -> Callable[[], Sequence[Detections]]:
+        """As ``detect``; nothing is left to do afterwards."""
+        found = self.detect(batch)
+        return lambda: found
+
     def _one(self, image: NDArray[np.uint8]) -> Detections:
         mean = float(image.mean())
         if self.fail_on is not None and round(mean) == self.fail_on:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from storage.records import ImageRecord, Status
+from storage.records import AnnotationRow, ImageRecord, Status
 from tests.support.samples.image_samples import encode
 from tests.support.samples.synthetic_run import boxes
-from workers.images.prepare import Opened, Prepared, Skipped, open_image
+from workers.images.letterbox import LetterboxTransform
+from workers.images.prepare import OpenedImage, open_image
 from workers.images.preprocessing import Preprocessing
 
 INPUT = Preprocessing(size=(96, 128), resize_to=(92, 124), padding="center")
@@ -34,37 +35,55 @@ def record_of(raw: bytes | None, *, status: Status = "ok", error: str | None = N
     return ImageRecord("a.tar/1.png", 512, nbytes, raw, status, error)
 
 
-def prepare(raw: ImageRecord) -> tuple[Prepared | Skipped, NDArray[np.uint8]]:
-    """Opened and placed, and the slot."""
+def opened_image(raw: bytes, how: Preprocessing = INPUT) -> OpenedImage:
+    opened = open_image(record_of(raw), "5" * 16, how, MAX_PIXELS)
+    assert isinstance(opened, OpenedImage)
+    return opened
+
+
+def labelled(raw: bytes, *found: list[float]) -> tuple[AnnotationRow, NDArray[np.uint8]]:
+    """Return the row of an image with boxes in input pixels, and the slot that it was placed in."""
     slot = np.full((96, 128, 3), 99, np.uint8)
-    opened = open_image(raw, "5" * 16, INPUT, MAX_PIXELS)
-    return (opened if isinstance(opened, Skipped) else opened.place(INPUT, slot)), slot
+    opened = opened_image(raw)
+    transform = opened.place(INPUT, slot)
+    assert isinstance(transform, LetterboxTransform)
+    opened.release()
+    detections = boxes(list(found), [0.9] * len(found), [0] * len(found))
+    return opened.row(transform.invert(detections)), slot
 
 
-def skipped(raw: bytes | None, **fields: object) -> Skipped:
-    found, _ = prepare(record_of(raw, **fields))  # type: ignore[arg-type]  # by name
-    assert isinstance(found, Skipped)
-    assert found.row.error
-    assert len(found.row.detections) == 0
-    return found
+def failed_row(raw: bytes | None, **fields: object) -> AnnotationRow:
+    row = open_image(record_of(raw, **fields), "5" * 16, INPUT, MAX_PIXELS)  # type: ignore[arg-type]  # by name
+    assert isinstance(row, AnnotationRow)
+    assert row.error
+    assert len(row.detections) == 0
+    return row
 
 
 def test_an_image_becomes_network_input_that_knows_where_it_came_from() -> None:
     raw = png()
-    found, slot = prepare(record_of(raw))
-    assert isinstance(found, Prepared)
+    at = opened_image(raw).place(INPUT, np.empty((96, 128, 3), np.uint8))
+    assert isinstance(at, LetterboxTransform)
+    left, top = at.pad_left, at.pad_top
+    row, slot = labelled(raw, [left, top, left + 40 * at.scale_x, top + 30 * at.scale_y])
     assert (slot[0] == 114).all()
     assert not (slot == 99).all(2).any()
-    assert found.sha256 == hashlib.sha256(raw).hexdigest()
-    at = found.transform
-    left, top = at.pad_left, at.pad_top
-    whole = [left, top, left + 40 * at.scale_x, top + 30 * at.scale_y]
-    row = found.row(boxes([whole], [0.9], [0]))
     np.testing.assert_allclose(row.detections.boxes, [[0, 0, 40, 30]], atol=1e-3)
     assert (row.width, row.height, row.status, row.error) == (40, 30, "ok", None)
-    assert (row.image_id, row.shard_id, row.offset, row.nbytes) == (
-        "a.tar/1.png", "5" * 16, 512, len(raw),
+    assert row.fields == (
+        "a.tar/1.png", "5" * 16, 512, len(raw), hashlib.sha256(raw).hexdigest(),
     )  # fmt: skip
+
+
+def test_an_image_that_cannot_be_placed_is_a_row_with_its_size() -> None:
+    slot = np.empty((96, 128, 3), np.uint8)
+    slot.flags.writeable = False
+    row = opened_image(png(width=50, height=20)).place(INPUT, slot)
+    assert isinstance(row, AnnotationRow)
+    assert (row.status, row.width, row.height) == ("undecodable", 50, 20)
+    assert row.error
+    assert "read-only" in row.error
+    assert row.image_id == "a.tar/1.png"
 
 
 @pytest.mark.parametrize(
@@ -77,26 +96,26 @@ def test_an_image_becomes_network_input_that_knows_where_it_came_from() -> None:
     ],
 )
 def test_a_bad_image_becomes_a_row_with_its_digest(raw: bytes, status: Status) -> None:
-    row = skipped(raw).row
+    row = failed_row(raw)
     assert row.status == status
     assert row.sha256 == hashlib.sha256(raw).hexdigest()
     assert row.phash is None
 
 
 def test_a_size_that_the_header_tells_is_in_the_row_all_the_same() -> None:
-    row = skipped(encode(Image.new("RGB", (1001, 1000)), "PNG")).row
+    row = failed_row(encode(Image.new("RGB", (1001, 1000)), "PNG"))
     assert (row.width, row.height) == (1001, 1000)
 
 
 @pytest.mark.parametrize("status", ["missing", "too_large", "unsupported"])
 def test_what_was_not_read_keeps_the_reader_s_reason(status: Status) -> None:
-    row = skipped(None, status=status, error="as the reader said").row
+    row = failed_row(None, status=status, error="as the reader said")
     assert (row.status, row.error, row.sha256) == (status, "as the reader said", "")
     assert (row.width, row.height, row.nbytes) == (0, 0, 123)
 
 
 def test_bytes_that_are_not_there_without_a_reason_are_missing() -> None:
-    assert skipped(None).row.status == "missing"
+    assert failed_row(None).status == "missing"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on damaged TIFF
@@ -107,10 +126,12 @@ def test_no_damage_to_the_bytes_ever_raises(seed: int, changes: int) -> None:
         raw = bytearray(encode(Image.new("RGB", (32, 24), (seed % 256, 7, 99)), kind))
         for _ in range(changes):
             raw[chance.randrange(len(raw))] = chance.randrange(256)
-        found, _ = prepare(record_of(bytes(raw)))
-        if isinstance(found, Skipped):
-            assert found.row.status in ("undecodable", "too_large", "unsupported")
-            assert found.row.error
+        found = open_image(record_of(bytes(raw)), "5" * 16, INPUT, MAX_PIXELS)
+        if isinstance(found, AnnotationRow):
+            assert found.status in ("undecodable", "too_large", "unsupported")
+            assert found.error
+        else:
+            found.place(INPUT, np.empty((96, 128, 3), np.uint8))
 
 
 def test_frames_and_warnings_reach_the_row() -> None:
@@ -121,9 +142,7 @@ def test_frames_and_warnings_reach_the_row() -> None:
         (animated, 2, None),
         (trailed, 1, "trailing bytes: 4 after the image's end"),
     ):
-        placed, _ = prepare(record_of(data))
-        assert isinstance(placed, Prepared)
-        row = placed.row(boxes([], [], []))
+        row, _ = labelled(data)
         assert (row.status, row.frames, row.warning) == ("ok", frames, warning)
 
 
@@ -138,8 +157,7 @@ def test_exact_gives_a_jpeg_and_a_png_of_its_pixels_the_same_input_and_fast_does
         for name, data in (("jpeg", jpeg), ("png", same)):
             slot = np.zeros((96, 128, 3), np.uint8)
             how = replace(INPUT, decode=mode)  # type: ignore[arg-type]
-            opened = open_image(record_of(data), "5" * 16, how, MAX_PIXELS)
-            assert isinstance(opened, Opened)
+            opened = opened_image(data, how)
             assert opened.image.factor == (8 if (mode, name) == ("fast", "jpeg") else 1)
             opened.place(how, slot)
             slots[mode, name] = slot
@@ -150,6 +168,5 @@ def test_exact_gives_a_jpeg_and_a_png_of_its_pixels_the_same_input_and_fast_does
 def test_the_range_of_samples_is_the_preprocessing_s() -> None:
     dim = np.linspace(0, 1000, 96 * 128).reshape(96, 128).astype(np.uint16)
     data = encode(Image.fromarray(dim), "PNG")
-    opened = open_image(record_of(data), "5" * 16, replace(INPUT, value_range="data"), MAX_PIXELS)
-    assert isinstance(opened, Opened)
+    opened = opened_image(data, replace(INPUT, value_range="data"))
     assert opened.image.pixels.max() == 255

@@ -12,8 +12,9 @@ from storage.records import ImageRecord
 from tests.support.samples.peak_memory import PeakMemory
 from workers.images import tiff
 from workers.images.decode import decode
+from workers.images.letterbox import LetterboxTransform
 from workers.images.pixels import let_go, lies_on_disk, on_disk, shrunk_from_disk
-from workers.images.prepare import Opened, Prepared, open_image
+from workers.images.prepare import OpenedImage, open_image
 from workers.images.preprocessing import Preprocessing, Tiles
 
 
@@ -68,18 +69,18 @@ def test_memory_stays_far_below_the_picture(tmp_path: Path) -> None:
     data = written(tmp_path / "large.tif", 20_000)
     preprocessing, slot = Preprocessing(), np.empty((640, 640, 3), np.uint8)
 
-    def opened(encoded: bytes) -> Opened:
+    def opened(encoded: bytes) -> OpenedImage:
         found = open_image(
             ImageRecord("x", 0, len(encoded), encoded), "", preprocessing, 400_000_000
         )
-        assert isinstance(found, Opened)
+        assert isinstance(found, OpenedImage)
         return found
 
     opened(written(tmp_path / "small.tif", 640)).place(preprocessing, slot)
     peak = PeakMemory()
     large = opened(data)
     for window in Tiles(640).windows(20_000, 20_000)[::40]:  # the last one is the whole
-        assert isinstance(large.place(preprocessing, slot, window), Prepared)
+        assert isinstance(large.place(preprocessing, slot, window), LetterboxTransform)
     # Three strips of 640 rows are 115 MB. Ten runs took 58 to 121 MB, two of them more than three
     # strips; the picture itself would take 1,200 MB.
     assert peak.growth() <= 160e6

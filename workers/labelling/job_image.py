@@ -1,0 +1,84 @@
+"""One image of a job on its way through a worker, seen by the network whole or in tiles."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from storage.records import AnnotationRow, Detections, ImageRecord
+from workers.detectors.seams import merged_windows
+from workers.images.letterbox import LetterboxTransform
+from workers.images.prepare import OpenedImage, open_image
+from workers.images.preprocessing import Preprocessing, Window
+from workers.labelling.job import ShardJob
+
+_RECORD_NBYTES = 1024  # what an image without bytes counts as while it waits
+
+
+@dataclass(slots=True, eq=False)
+class JobImage:
+    """One image, handed from stage to stage: fetched, decoded, placed, labelled, written.
+
+    Attributes:
+        job, index: whose image it is, and its place in the shard.
+        record: as it was read; without its bytes once it is decoded.
+        opened: what decoding made of it: its pixels, or the row that says why there are none.
+        windows: its tiles; empty: the network sees it as a whole.
+    """
+
+    job: ShardJob
+    index: int
+    record: ImageRecord
+    opened: OpenedImage | AnnotationRow | None = None
+    windows: Sequence[Window] = ()
+    _found: dict[int, tuple[LetterboxTransform, Detections]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def waiting_nbytes(self) -> int:
+        """What it counts as while it waits to be decoded."""
+        return len(self.record.data or b"") + _RECORD_NBYTES
+
+    def open(self, preprocessing: Preprocessing, max_pixels: int) -> OpenedImage | AnnotationRow:
+        """Decode it, and drop the encoded bytes; see ``open_image``."""
+        record, self.record = self.record, replace(self.record, data=None)
+        self.opened = open_image(record, self.job.shard.shard_id, preprocessing, max_pixels)
+        return self.opened
+
+    def add(self, number: int, transform: LetterboxTransform, found: Detections) -> bool:
+        """Take the detections of one part, in input pixels; return whether it was the last.
+
+        Any thread may call it.
+        """
+        with self._lock:
+            self._found[number] = (transform, found)
+            return len(self._found) == max(1, len(self.windows))
+
+    def row(self) -> AnnotationRow:
+        """Return the image's row, once it failed or every part has its detections."""
+        opened = self.opened
+        if isinstance(opened, AnnotationRow):
+            return opened
+        if opened is None:
+            raise ValueError(f"{self.record.image_id} was not decoded")
+        parts = [self._found[number] for number in range(len(self._found))]
+        upright = [transform.invert(found) for transform, found in parts]
+        if not self.windows:
+            return opened.row(upright[0])
+        height, width = opened.image.size
+        return opened.row(merged_windows(upright, self.windows, width, height))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What fills a slot of a batch: an image, or one of its tiles.
+
+    Attributes:
+        number: of the tile, in the order of the image's windows; 0 for a whole image.
+        transform: how it lies in the slot.
+    """
+
+    image: JobImage
+    number: int
+    transform: LetterboxTransform
