@@ -234,6 +234,10 @@ def train(
             help="Continue a stopped training although its annotations or images changed.",
         ),
     ] = False,
+    extend: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="STEPS", help="Give a finished training more steps."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Train a YOLO-NAS on a COCO-format data set, on this machine."""
@@ -245,7 +249,13 @@ def train(
 
     loaded, console = load_train_config(config, tuple(set_ or ())), HarmlessConsole(stderr=True)
     with stopping_on_signals() as stopper:
-        summary = train_model(loaded, console=console, stopper=stopper, accept_data=accept_data)
+        summary = train_model(
+            loaded,
+            console=console,
+            stopper=stopper,
+            accept_data=accept_data,
+            more_steps=extend,
+        )
     show(training_table(summary), summary.to_fields(), json_)
 
 

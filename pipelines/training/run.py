@@ -1,7 +1,8 @@
 """One training, from config to a self-describing checkpoint: ``labelfleet train``.
 
 Everything below ``output``: ``<name>.safetensors`` (the best averaged weights so far, fp16),
-``summary.json`` (when it is done), ``state.pt`` (while it is not; the same command continues).
+``summary.json`` (when it is done), ``state.pt`` (while it is not; the same command continues),
+``last_state.pt`` (when it is done; for ``extend``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import nn
 
 from pipelines.dispatch.stopping import Stopper
 from pipelines.training.config import TrainConfig
+from pipelines.training.extend import STATE_NAME, extend, keep_last_state
 from pipelines.training.start import (
     Machine,
     arch_params_of,
@@ -45,7 +47,6 @@ from workers.training.trainer import DataMark, Trainer
 from workers.yolo_nas.dense import DenseDetector
 from workers.yolo_nas.network import fuse
 
-STATE_NAME = "state.pt"
 _SCORE_FLOOR = 0.01  # mAP counts boxes far below any threshold of use
 
 
@@ -55,6 +56,7 @@ def train(
     console: Console | None = None,
     stopper: Stopper | None = None,
     accept_data: bool = False,
+    more_steps: int | None = None,
 ) -> TrainSummary:
     """Train, or continue, or return the summary of what is already done.
 
@@ -63,6 +65,7 @@ def train(
         console: where progress is shown; None: it is not shown.
         stopper: looked at after every step.
         accept_data: continue a stopped training although its annotations or images changed.
+        more_steps: give a finished training this many steps more.
 
     Raises:
         ConfigError: the data cannot be used, or the output holds another training.
@@ -73,7 +76,9 @@ def train(
     machine = resolve_machine(config)
     fingerprint = config.fingerprint(precision=machine.precision)
     done = read_finished(config.output, fingerprint)
-    if done is not None:
+    if more_steps is not None:
+        extend(config.output, done, more_steps)
+    elif done is not None:
         return done
     sets = read_sets(config)
     torch.set_num_threads(machine.threads)
@@ -198,7 +203,7 @@ class _Run:
         )
 
     def finish(self, fingerprint: str) -> TrainSummary:
-        """Measure the file that was kept, write summary.json, drop the state file."""
+        """Measure the file that was kept, write summary.json, keep the state for an extension."""
         checkpoint = read_checkpoint(self._best)
         progress, training = self._trainer.progress, self._sets["train"]
         network = self._trainer.ema_network
@@ -219,13 +224,14 @@ class _Run:
             seconds=round(progress.seconds, 1),
             machine=machine_facts(self._machine),
             fingerprint=fingerprint,
+            extended_at=self._trainer.options.extended_at,
             left_out={part: dict(s.left_out) for part, s in self._sets.items() if s.left_out},
             boxes_dropped={
                 part: s.without_area for part, s in self._sets.items() if s.without_area
             },
         )
         (self._config.output / FILE_NAME).write_text(json.dumps(summary.to_fields()) + "\n")
-        (self._config.output / STATE_NAME).unlink(missing_ok=True)
+        keep_last_state(self._config.output)
         return summary
 
     def _test(self) -> dict[str, Scores]:

@@ -35,6 +35,7 @@ class TrainSummary:
         seconds: training and validating, over all invocations.
         machine: what it ran on.
         fingerprint: of config, annotations and precision: equal ones continue each other.
+        extended_at: the step at which it was given more steps; 0: it was not.
         left_out: images that could not be used, and why, by the set's name and the image's.
         boxes_dropped: annotations without area in their image, by the set's name.
     """
@@ -55,6 +56,7 @@ class TrainSummary:
     seconds: float
     machine: dict[str, str]
     fingerprint: str
+    extended_at: int = 0
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
     boxes_dropped: dict[str, int] = field(default_factory=dict)
 
@@ -113,6 +115,8 @@ def training_table(summary: TrainSummary) -> RenderableType:
         table.add_row(name, str(s.images), str(s.objects), *figures)
     parameters, size = summary.parameters / 1e6, summary.nbytes / 1e6
     kept = f"step {summary.best_step} of {summary.steps}, {parameters:.2f}M parameters"
+    if summary.extended_at:
+        kept += f", extended at step {summary.extended_at}"
     last = Text(f"{summary.checkpoint}  ({size:.1f} MB, {kept})")
     return Group(table, *(Text(line) for line in _dropped_lines(summary)), Text(), last)
 

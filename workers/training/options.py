@@ -21,6 +21,7 @@ class FitOptions:
         ema_decay: of the weight average that is validated and kept.
         eval_every: steps between validations.
         precision: of the forward pass; the loss is always float32.
+        extended_at: step at which a finished training was given more steps; 0: it was not.
         early_stop: validations in a row without a better score after which the training is done;
             None: it runs to its last step.
         save_every_s: seconds between state files beside those at validations, so that a killed
@@ -38,12 +39,26 @@ class FitOptions:
     device: Literal["cpu", "cuda"] = "cpu"
     early_stop: int | None = None
     save_every_s: float = 600.0
+    extended_at: int = 0
 
 
 def learning_rate(step: int, options: FitOptions) -> float:
-    """Rate for ``step`` (from 0): linear warm-up, then a half cosine to its final share."""
+    """Rate for ``step`` (from 0): linear warm-up, then a half cosine to its final share.
+
+    An extended training follows the cosine of all its steps, as if it had been planned that long.
+    It gets there from the final share, where it had ended, by a linear rise over ``warmup_steps``.
+    """
     if step < options.warmup_steps:
         return options.lr * (step + 1) / options.warmup_steps
+    rate = _cosine(step, options)
+    since = step - options.extended_at
+    if not options.extended_at or not 0 <= since < options.warmup_steps:
+        return rate
+    ended = options.lr * options.final_lr_share
+    return ended + (rate - ended) * (since + 1) / options.warmup_steps
+
+
+def _cosine(step: int, options: FitOptions) -> float:
     length = max(1, options.steps - options.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * (step - options.warmup_steps) / length))
     return options.lr * (options.final_lr_share + (1 - options.final_lr_share) * cosine)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -48,9 +48,9 @@ class TrainingProgress:
     best_step: int = 0
     history: list[tuple[int, float, float]] = field(default_factory=list)
 
-    def without_gain(self) -> int:
-        """Validations since the best one."""
-        return sum(step > self.best_step for step, _, _ in self.history)
+    def without_gain(self, since: int = 0) -> int:
+        """Validations after both the best one and step ``since``."""
+        return sum(step > max(self.best_step, since) for step, _, _ in self.history)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,8 @@ class Trainer:
     def done(self) -> bool:
         """Whether the last step is done, or validation has not improved for long enough."""
         patience = self.options.early_stop
-        early = patience is not None and self.progress.without_gain() >= patience
+        idle = self.progress.without_gain(self.options.extended_at)
+        early = patience is not None and idle >= patience
         return early or self.progress.step >= self.options.steps
 
     def _due(self) -> bool:
@@ -223,6 +224,8 @@ class Trainer:
                 "ema": self._ema.network.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "progress": asdict(self.progress),
+                "steps": self.options.steps,
+                "extended_at": self.options.extended_at,
             },
             partial,
         )
@@ -235,6 +238,8 @@ class Trainer:
         self._ema.network.load_state_dict(saved["ema"])
         self._optimizer.load_state_dict(saved["optimizer"])
         self.progress = TrainingProgress(**saved["progress"])
+        if extended_at := saved.get("extended_at", 0):
+            self.options = replace(self.options, steps=saved["steps"], extended_at=extended_at)
 
     def _refuse_another(self, saved: Mapping[str, object]) -> None:
         """Raise ConfigError if the state belongs to another config or other data."""
@@ -255,6 +260,31 @@ class Trainer:
                 f"{self._state} is of a training with another config",
                 hint="choose another output, or delete the file to start over",
             )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingLength:
+    """Steps of a training by its state file: done, planned, and where it was extended (or 0)."""
+
+    done: int
+    total: int
+    extended_at: int
+
+
+def read_length(state: Path) -> TrainingLength:
+    """Return how long the training of a state file is."""
+    saved = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
+    done = int(saved["progress"]["step"])
+    return TrainingLength(done, int(saved.get("steps", done)), int(saved.get("extended_at", 0)))
+
+
+def write_extended(source: Path, target: Path, steps: int) -> None:
+    """Write a finished training's state as one that goes on to step ``steps``, atomically."""
+    saved = torch.load(source, map_location="cpu", weights_only=True)
+    saved |= {"steps": steps, "extended_at": saved["progress"]["step"]}
+    partial = target.with_suffix(".partial")
+    torch.save(saved, partial)
+    partial.replace(target)
 
 
 def _out_of_memory(exc: torch.OutOfMemoryError, images: int) -> ModelError:

@@ -123,6 +123,35 @@ def test_a_stop_request_ends_after_the_step_and_the_same_call_continues(
     assert not state.exists()
 
 
+def test_a_finished_training_is_extended_and_a_stopped_extension_continues(
+    config: Callable[..., TrainConfig],
+) -> None:
+    from pipelines.training.run import train
+
+    with pytest.raises(ConfigError, match="no finished training"):
+        train(config(), more_steps=3)
+    first = train(config())
+    stopper = Stopper()
+    stopper.request()
+    with pytest.raises(Interrupted, match="step 5 of 7"):
+        train(config(), stopper=stopper, more_steps=3)
+    with pytest.raises(ConfigError, match="from step 4 to step 7, and is at step 5"):
+        train(config(), more_steps=2)
+    longer = train(config(), more_steps=3)
+    assert (first.steps, longer.steps, longer.extended_at) == (4, 7, 4)
+    assert [step for step, _, _ in longer.history] == [2, 4, 6, 7]
+    assert longer.history[:2] == first.history
+    assert longer.best_step >= first.best_step
+    assert longer.val.map_ >= first.val.map_
+    assert train(config()) == longer
+    names = {path.name for path in config().output.iterdir()}
+    assert {"summary.json", "summary_4_steps.json", "last_state.pt"} <= names
+    assert "state.pt" not in names
+    (config().output / "last_state.pt").unlink()
+    with pytest.raises(ConfigError, match="no state of step 7"):
+        train(config(), more_steps=1)
+
+
 def test_training_starts_from_a_checkpoint_of_another_number_of_classes(
     config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:

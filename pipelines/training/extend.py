@@ -1,0 +1,73 @@
+"""Give a finished training more steps: ``labelfleet train CONFIG --extend STEPS``.
+
+A finished training leaves its last state beside its summary. Extending it puts that state back,
+with more steps, and sets the summary aside; from then on the output is that of a stopped training,
+which any ``labelfleet train`` of the same config continues.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.training.summary import FILE_NAME, TrainSummary
+from storage.errors import ConfigError
+from workers.training.trainer import read_length, write_extended
+
+STATE_NAME = "state.pt"
+LAST_STATE_NAME = "last_state.pt"
+
+
+def keep_last_state(output: Path) -> None:
+    """Keep the state of a training that is summed up, so that it can be extended."""
+    state = output / STATE_NAME
+    if state.exists():
+        state.replace(output / LAST_STATE_NAME)
+
+
+def extend(output: Path, finished: TrainSummary | None, steps: int) -> None:
+    """Turn a finished training into a stopped one with ``steps`` steps more.
+
+    An extension by as many steps that was stopped is left as it is: it only has to go on.
+
+    Args:
+        finished: its summary; None: it is not finished.
+
+    Raises:
+        ConfigError: it is not finished, was extended by another number of steps, or left no state.
+    """
+    state = output / STATE_NAME
+    if finished is None:
+        _refuse_unfinished(output, steps)
+        return
+    # Killed between the summary and the renaming, a finished training still has its state.pt.
+    for candidate in (state, output / LAST_STATE_NAME):
+        if candidate.exists() and read_length(candidate).done == finished.steps:
+            write_extended(candidate, state, finished.steps + steps)
+            (output / FILE_NAME).replace(output / f"summary_{finished.steps}_steps.json")
+            return
+    raise ConfigError(
+        f"{output} has no state of step {finished.steps}, from which the training could go on",
+        hint="it was deleted, or the training is of an older version; train with "
+        f"`model.checkpoint: {finished.checkpoint}` and another output",
+    )
+
+
+def _refuse_unfinished(output: Path, steps: int) -> None:
+    state = output / STATE_NAME
+    if not state.exists():
+        raise ConfigError(
+            f"{output} holds no finished training", hint="run `labelfleet train` without --extend"
+        )
+    length = read_length(state)
+    if length.extended_at and length.total - length.extended_at == steps:
+        return
+    if length.extended_at:
+        raise ConfigError(
+            f"{output} is being extended from step {length.extended_at} to step {length.total}, "
+            f"and is at step {length.done}",
+            hint="finish that first: `labelfleet train` without --extend",
+        )
+    raise ConfigError(
+        f"the training in {output} is not finished: it is at step {length.done}",
+        hint="run `labelfleet train` without --extend first",
+    )
