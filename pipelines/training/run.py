@@ -8,7 +8,6 @@ Everything below ``output``: ``<name>.safetensors`` (the best averaged weights s
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -91,7 +90,7 @@ def train(
         fingerprint=fingerprint,
         data=DataMark(
             config.fingerprint(data=False, precision=machine.precision),
-            _mark_of(sets["train"]),
+            sets["train"].digest,
             accept_data,
         ),
         state=config.output / STATE_NAME,
@@ -99,12 +98,6 @@ def train(
     run = _Run(config, machine, trainer, sets)
     run.fit(console, stopper or Stopper())
     return run.finish(fingerprint)
-
-
-def _mark_of(training: TrainingSet) -> str:
-    """16 hex digits of the images that are drawn from, in their order."""
-    names = "\0".join(image.file_name for image in training.images)
-    return hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
 class _Run:

@@ -13,8 +13,7 @@ from pipelines.evaluation.coco_matching import ChunkedMatching, detection_rows, 
 from storage.records import Detections
 from workers.detectors.protocol import Detector
 from workers.images.letterbox import letterbox
-from workers.training.batches import load_sample
-from workers.training.coco_set import TrainingSet
+from workers.training.coco_set import TrainingSet, load_sample
 from workers.training.usable import TrainingImage
 
 _BATCH = 8

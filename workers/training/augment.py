@@ -6,7 +6,7 @@ so what the network learns on is what it will see.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from workers.images.preprocessing import Preprocessing
 
 _MIN_VISIBLE = 0.35  # a box with less than this visible is ignored, not learned
 _MIN_SIDE_PX = 2.0  # nor is a smaller one
+_CUT_PX = 0.5  # a side further outside the frame has been cut off
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,53 @@ class Augmentation:
         return Augmentation(0.0, 0.0, (1.0, 1.0), 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
+def _no_boxes() -> NDArray[np.float32]:
+    return np.zeros((0, 4), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class SoftTargets:
+    """What a teacher stored about each box of an image.
+
+    Attributes:
+        scores: float32 [N, C], class probabilities; a row of NaN where none are stored.
+        spread: float32 [N, 4], standard deviations of left, top, right and bottom in pixels of
+            the sample; NaN where unknown.
+        human: bool [N], boxes of people, which the teacher has no say about.
+    """
+
+    scores: NDArray[np.float32]
+    spread: NDArray[np.float32]
+    human: NDArray[np.bool_]
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
-    """One network input: uint8 [H, W, 3] RGB; boxes and ignore xyxy in its pixels."""
+    """One image with its targets; every array of N rows describes the same N boxes.
+
+    Attributes:
+        pixels: uint8 [H, W, 3] RGB.
+        boxes: float32 [N, 4] xyxy in its pixels.
+        labels: int64 [N], contiguous class indices.
+        ignore: float32 [M, 4] xyxy, regions where "no object" is not taught.
+        weights: float32 [N], the probability that each box is right; 1 if not given.
+        soft: what a teacher stored about the boxes; None: nothing.
+        pseudo: a model labelled the image, so that it gets the strong augmentation.
+        checked: float32 [K, 4] xyxy, regions that people checked.
+    """
 
     pixels: NDArray[np.uint8]
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     ignore: NDArray[np.float32]
+    weights: NDArray[np.float32] = None  # type: ignore[assignment]  # set below: needs N
+    soft: SoftTargets | None = None
+    pseudo: bool = False
+    checked: NDArray[np.float32] = field(default_factory=_no_boxes)
+
+    def __post_init__(self) -> None:
+        if self.weights is None:
+            object.__setattr__(self, "weights", np.ones(len(self.boxes), np.float32))
 
 
 def augment(
@@ -74,6 +114,7 @@ def augment(
     )  # fmt: skip
     boxes, visible = _moved(sample.boxes, matrix, (height, width))
     ignore, ignore_visible = _moved(sample.ignore, matrix, (height, width))
+    checked, checked_visible = _moved(sample.checked, matrix, (height, width))
     cut = (visible > 0) & (visible < _MIN_VISIBLE)
     taught = visible >= _MIN_VISIBLE
     recoloured = _recoloured(np.asarray(pixels, np.uint8), augmentation, rng)
@@ -82,7 +123,34 @@ def augment(
         boxes[taught],
         sample.labels[taught],
         np.concatenate([ignore[ignore_visible > 0], boxes[cut]]),
+        sample.weights[taught],
+        _moved_soft(sample, matrix, (height, width), taught),
+        sample.pseudo,
+        checked[checked_visible > 0],
     )
+
+
+def _moved_soft(
+    sample: TrainingSample,
+    matrix: NDArray[np.float64],
+    size: tuple[int, int],
+    kept: NDArray[np.bool_],
+) -> SoftTargets | None:
+    """Return the kept rows with their spread in pixels of the network input.
+
+    A mirrored box swaps its sides. A side that the frame cut off has no known spread.
+    """
+    soft = sample.soft
+    if soft is None:
+        return None
+    scale = np.array([matrix[0, 0], matrix[1, 1]])
+    spread = soft.spread * np.abs(np.tile(scale, 2)).astype(np.float32)
+    sides = [2 if scale[0] < 0 else 0, 3 if scale[1] < 0 else 1]
+    spread = spread[:, sides + [(side + 2) % 4 for side in sides]]
+    edges = _corners(sample.boxes, matrix).reshape(-1, 4)
+    limit = np.tile(np.array(size[::-1], np.float64), 2)
+    spread[(edges < -_CUT_PX) | (edges > limit + _CUT_PX)] = np.nan
+    return SoftTargets(soft.scores[kept], spread[kept], soft.human[kept])
 
 
 def _placement(
@@ -117,17 +185,23 @@ def _moved(
     boxes: NDArray[np.float32], matrix: NDArray[np.float64], size: tuple[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return boxes [N, 4] moved and clipped, and the share [N] of each that is left; 0: gone."""
-    scale = np.array([matrix[0, 0], matrix[1, 1]])
-    # Box edges lie between pixels, the matrix is for pixel centres: undo its half pixels.
-    offset = matrix[:2, 2] + 0.5 - 0.5 * scale
-    corners = boxes.reshape(-1, 2, 2) * scale + offset
-    low, high = corners.min(axis=1), corners.max(axis=1)
+    corners = _corners(boxes, matrix)
+    low, high = corners[:, 0], corners[:, 1]
     limit = np.array(size[::-1], np.float64)
     clipped_low, clipped_high = low.clip(0, limit), high.clip(0, limit)
     sides = clipped_high - clipped_low
     visible = sides.prod(axis=1) / np.maximum((high - low).prod(axis=1), 1e-9)
     visible[(sides < _MIN_SIDE_PX).any(axis=1)] = 0.0
     return np.concatenate([clipped_low, clipped_high], axis=1).astype(np.float32), visible
+
+
+def _corners(boxes: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the moved boxes as [N, 2, 2] (low, high) × (x, y), not clipped."""
+    scale = np.array([matrix[0, 0], matrix[1, 1]])
+    # Box edges lie between pixels, the matrix is for pixel centres: undo its half pixels.
+    offset = matrix[:2, 2] + 0.5 - 0.5 * scale
+    corners = boxes.reshape(-1, 2, 2) * scale + offset
+    return np.stack([corners.min(axis=1), corners.max(axis=1)], axis=1)
 
 
 def _recoloured(

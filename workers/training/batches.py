@@ -13,13 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from storage.errors import ImageError, SourceError
-from workers.images.decode import decode
-from workers.images.preprocessing import Preprocessing, ValueRange
+from workers.images.preprocessing import Preprocessing
 from workers.training.augment import Augmentation, TrainingSample, augment
-from workers.training.coco_set import TrainingSet
-from workers.training.usable import TrainingImage
+from workers.training.samples import Samples, drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +28,21 @@ class TrainingBatch:
         images: float32 [B, 3, H, W], contiguous, normalised as ``Preprocessing`` says.
         targets: float32 [N, 6]: batch index, class, cx, cy, w, h in input pixels.
         ignore: float32 [M, 5]: batch index, x1, y1, x2, y2 in input pixels.
+        weights: float32 [N]: how much each target counts.
+        checked: float32 [K, 5]: regions that people checked, laid out as ``ignore``.
+        soft_scores: float32 [N, C]: stored class probabilities of each target, rows of NaN for
+            boxes of people and where none are stored; None: no target has any.
+        spread: float32 [N, 4]: standard deviations of left, top, right and bottom in input
+            pixels, NaN likewise; None: no target has any.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     ignore: torch.Tensor
+    weights: torch.Tensor
+    checked: torch.Tensor
+    soft_scores: torch.Tensor | None = None
+    spread: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,7 @@ class BatchSource:
         threads: that decode and augment ahead of the training.
     """
 
-    training_set: TrainingSet
+    training_set: Samples
     preprocessing: Preprocessing
     augmentation: Augmentation
     batch_size: int
@@ -76,42 +84,18 @@ class BatchSource:
                     future.cancel()
 
     def _sample(self, step: int, slot: int) -> TrainingSample:
-        images = self.training_set.images
-        epoch, place = divmod(step * self.batch_size + slot, len(images))
-        # A permutation of a few thousand numbers costs microseconds, less than keeping state.
-        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(images))
+        index = drawn(self.training_set, self.seed, step * self.batch_size + slot)
         rng = np.random.default_rng([self.seed, 1, step, slot])
         return augment(
-            load_sample(images[order[place]], self.preprocessing.value_range),
+            self.training_set.sample(index, self.preprocessing.value_range),
             self.preprocessing,
             self.augmentation,
             rng,
         )
 
 
-def load_sample(image: TrainingImage, value_range: ValueRange = "full") -> TrainingSample:
-    """Decode one training image, upright RGB, as a labelling run would.
-
-    Raises:
-        SourceError: it cannot be read or decoded.
-    """
-    try:
-        # Decoded once, and its size compared with the annotations, when the set was read.
-        decoded = decode(
-            image.path.read_bytes(),
-            max_pixels=image.width * image.height,
-            value_range=value_range,
-        )
-    except (ImageError, OSError) as exc:
-        raise SourceError(
-            f"training image {image.path}: {exc}",
-            hint="it could be read when the training began: has it changed since?",
-        ) from exc
-    return TrainingSample(decoded.pixels, image.boxes, image.labels, image.ignore)
-
-
 def collate(samples: list[TrainingSample], preprocessing: Preprocessing) -> TrainingBatch:
-    """Stack network inputs; rows of ``targets`` and ``ignore`` carry their batch index."""
+    """Stack network inputs; rows of targets and regions carry their batch index."""
     stacked = np.stack([s.pixels for s in samples])
     if preprocessing.channels == "BGR":
         stacked = stacked[..., ::-1]
@@ -121,7 +105,10 @@ def collate(samples: list[TrainingSample], preprocessing: Preprocessing) -> Trai
     return TrainingBatch(
         _normalised(torch.from_numpy(planes), preprocessing),
         torch.from_numpy(np.concatenate([_targets(i, s) for i, s in enumerate(samples)])),
-        torch.from_numpy(np.concatenate([_regions(i, s) for i, s in enumerate(samples)])),
+        torch.from_numpy(np.concatenate([_regions(i, s.ignore) for i, s in enumerate(samples)])),
+        torch.from_numpy(np.concatenate([s.weights for s in samples])),
+        torch.from_numpy(np.concatenate([_regions(i, s.checked) for i, s in enumerate(samples)])),
+        *_stored(samples),
     )
 
 
@@ -144,7 +131,24 @@ def _targets(
 
 
 def _regions(
-    index: int, sample: TrainingSample
+    index: int, regions: NDArray[np.float32]
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    where = np.full((len(sample.ignore), 1), index, np.float32)
-    return np.concatenate([where, sample.ignore], axis=1)
+    return np.concatenate([np.full((len(regions), 1), index, np.float32), regions], axis=1)
+
+
+def _stored(samples: list[TrainingSample]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return ``soft_scores`` and ``spread`` of a batch."""
+    classes = next((s.soft.scores.shape[1] for s in samples if s.soft is not None), None)
+    if classes is None:
+        return None, None
+    scores, spreads = [], []
+    for sample in samples:
+        count, soft = len(sample.boxes), sample.soft
+        score = np.full((count, classes), np.nan, np.float32)
+        spread = np.full((count, 4), np.nan, np.float32)
+        if soft is not None:
+            by_model = ~soft.human
+            score[by_model], spread[by_model] = soft.scores[by_model], soft.spread[by_model]
+        scores.append(score)
+        spreads.append(spread)
+    return torch.from_numpy(np.concatenate(scores)), torch.from_numpy(np.concatenate(spreads))

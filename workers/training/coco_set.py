@@ -8,6 +8,7 @@ categories the caller names, and the entries ``{image_id, bbox}`` of an optional
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from numpy.typing import NDArray
 
 from storage.boxes import clipped, has_area
 from storage.coco.truth import Truth, TruthImage, read_truth
-from storage.errors import ConfigError, SourceEmpty
+from storage.errors import ConfigError, ImageError, SourceEmpty, SourceError
 from storage.records import Xyxy
+from workers.images.decode import decode
+from workers.images.preprocessing import ValueRange
+from workers.training.augment import TrainingSample
 from workers.training.usable import TrainingImage, find_faults
 
 
@@ -42,6 +46,19 @@ class TrainingSet:
     def objects(self) -> int:
         """Boxes to learn, over all images."""
         return sum(len(image.labels) for image in self.images)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of the images that are drawn from, in their order."""
+        names = "\0".join(image.file_name for image in self.images)
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sample(self, index: int, value_range: ValueRange = "full") -> TrainingSample:
+        """Return one image, decoded, upright. Raises SourceError: it cannot be read or decoded."""
+        return load_sample(self.images[index], value_range)
 
 
 def read_training_set(
@@ -139,6 +156,27 @@ def _image(
         inside, np.array(labels, np.int64)[kept], _inside(ignore, image)[0],
     )  # fmt: skip
     return made, int((~kept).sum())
+
+
+def load_sample(image: TrainingImage, value_range: ValueRange = "full") -> TrainingSample:
+    """Decode one training image, upright RGB, as a labelling run would.
+
+    Raises:
+        SourceError: it cannot be read or decoded.
+    """
+    try:
+        # Decoded once, and its size compared with the annotations, when the set was read.
+        decoded = decode(
+            image.path.read_bytes(),
+            max_pixels=image.width * image.height,
+            value_range=value_range,
+        )
+    except (ImageError, OSError) as exc:
+        raise SourceError(
+            f"training image {image.path}: {exc}",
+            hint="it could be read when the training began: has it changed since?",
+        ) from exc
+    return TrainingSample(decoded.pixels, image.boxes, image.labels, image.ignore)
 
 
 def _on_disk(folder: Path, name: str) -> Path:

@@ -1,7 +1,8 @@
-"""YOLO-NAS's loss, with ignore regions."""
+"""YOLO-NAS's loss, with regions to ignore and a weight for each box."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,27 +15,104 @@ import_super_gradients()  # before any other import of it: without its side effe
 
 with undisturbed():
     import super_gradients
-    from super_gradients.training.losses.ppyolo_loss import PPYoloELoss
+    from super_gradients.training.losses.ppyolo_loss import PPYoloELoss, TaskAlignedAssigner
 
     # The loss asks for this at every step. Its first look-up imports modules that put their own
     # streams in place of stdout and stderr, and print; here that ends with the block.
     _ = super_gradients.is_distributed
 
 
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The targets that the anchors of one batch learn.
+
+    Attributes:
+        target: int64 [B, A], the row of ``targets`` that an anchor learns; -1: none.
+        boxes: float32 [B, A, 4], that row's xyxy in input pixels; meaningless where none.
+        scores: float32 [B, A, C], target scores after the weights.
+    """
+
+    target: Tensor
+    boxes: Tensor
+    scores: Tensor
+
+    @property
+    def positive(self) -> Tensor:
+        """bool [B, A]: anchors that learn an object."""
+        return self.target >= 0
+
+
+class IndexedAssigner(TaskAlignedAssigner):  # type: ignore[misc]  # super_gradients: no types
+    """The task-aligned assigner, which also tells the target of each anchor and weights it.
+
+    Set ``targets`` and ``weights`` to the batch's before each call; ``assignment`` is the result.
+    """
+
+    targets: Tensor
+    weights: Tensor | None = None
+    assignment: Assignment
+
+    @torch.no_grad()
+    def forward(self, *, gt_labels, gt_bboxes, bg_index, **rest):  # type: ignore[no-untyped-def]  # overrides an untyped one
+        """Return labels [B, A], boxes [B, A, 4] and scores [B, A, C], the scores weighted."""
+        labels, boxes, scores = super().forward(
+            gt_labels=gt_labels, gt_bboxes=gt_bboxes, bg_index=bg_index, **rest
+        )
+        target = torch.full_like(labels, -1)
+        batch, anchor = torch.nonzero(labels != bg_index, as_tuple=True)
+        if len(batch):
+            # The base class tells box and class, not the row they come from. Rows that agree in
+            # both have the same candidates, of which it takes the first: so does argmax.
+            same = (gt_bboxes[batch] == boxes[batch, anchor][:, None]).all(dim=-1)
+            same &= gt_labels[batch, :, 0] == labels[batch, anchor][:, None]
+            place = same.to(torch.uint8).argmax(dim=1)
+            target[batch, anchor] = _rows(self.targets, len(labels), batch, place)
+            if self.weights is not None:
+                scores[batch, anchor] *= self.weights[target[batch, anchor]][:, None]
+        self.assignment = Assignment(target, boxes, scores)
+        return labels, boxes, scores
+
+
+def _rows(targets: Tensor, images: int, batch: Tensor, place: Tensor) -> Tensor:
+    """Return the rows of ``targets`` of the ``place``-th boxes of the images ``batch``."""
+    of_image = targets[:, 0].long()
+    order = torch.argsort(of_image, stable=True)
+    counts = torch.bincount(of_image, minlength=images)
+    return order[(counts.cumsum(0) - counts)[batch] + place]
+
+
 class RegionLoss(PPYoloELoss):  # type: ignore[misc]  # super_gradients ships no types
-    """PPYoloELoss with the task-aligned assigner, silent in regions to ignore.
+    """PPYoloELoss with the task-aligned assigner, box weights, and silence in regions to ignore.
 
     An anchor that no object claimed, and whose centre lies in a region, adds nothing to the
-    varifocal classification loss: neither "object" nor "background" is taught there.
+    varifocal classification loss: neither "object" nor "background" is taught there. The weight
+    of a box scales the target scores of its anchors, and with them its part of every term: an
+    anchor of a box of weight 0 teaches nothing about its class and place, and that it is of no
+    other class.
+
+    ``assignment`` is that of the last batch.
     """
+
+    assigner: IndexedAssigner
 
     def __init__(self, classes: int) -> None:
         # The default assigner is the static ATSS, which is meant for the first epochs only.
         super().__init__(num_classes=classes, use_static_assigner=False)
+        base = self.assigner
+        self.assigner = IndexedAssigner(topk=base.topk, alpha=base.alpha, beta=base.beta)
         self._silent: Tensor | None = None
 
+    @property
+    def assignment(self) -> Assignment:
+        """The targets that the anchors of the last batch learned."""
+        return self.assigner.assignment
+
     def forward(
-        self, outputs: tuple[Any, ...], targets: Tensor, ignore: Tensor | None = None
+        self,
+        outputs: tuple[Any, ...],
+        targets: Tensor,
+        ignore: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Loss and its parts.
 
@@ -42,6 +120,7 @@ class RegionLoss(PPYoloELoss):  # type: ignore[misc]  # super_gradients ships no
             outputs: the raw outputs of the network in training mode, float32.
             targets: [N, 6] batch index, class, cx, cy, w, h in input pixels.
             ignore: [M, 5] batch index, x1, y1, x2, y2 in input pixels.
+            weights: [N], of the targets; None: all 1.
 
         Returns:
             The scalar loss, and float [4]: classification, IoU, DFL and their sum.
@@ -51,6 +130,7 @@ class RegionLoss(PPYoloELoss):  # type: ignore[misc]  # super_gradients ships no
             self._silent = None
         else:
             self._silent = anchors_inside(anchor_points, ignore, scores.shape[0])
+        self.assigner.targets, self.assigner.weights = targets, weights
         loss, parts = super().forward(outputs, targets)
         return loss, parts
 

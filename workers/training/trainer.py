@@ -206,7 +206,9 @@ class Trainer:
         scores, distances, *anchors = raw
         # The loss in bf16 would round boxes to several pixels.
         outputs = (scores.float(), distances.float(), *anchors)
-        loss, parts = self._loss(outputs, batch.targets.to(device), batch.ignore.to(device))
+        loss, parts = self._loss(
+            outputs, batch.targets.to(device), batch.ignore.to(device), batch.weights.to(device)
+        )
         return loss, parts
 
     def save(self) -> None:

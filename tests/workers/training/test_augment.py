@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tests.support.samples.training_samples import image_with_patch
 from workers.images.letterbox import letterbox
 from workers.images.preprocessing import Preprocessing
-from workers.training.augment import Augmentation, TrainingSample, augment
+from workers.training.augment import Augmentation, SoftTargets, TrainingSample, augment
 
 PREPROCESSING = Preprocessing(size=(96, 128), resize_to=(92, 124))
 RED = (250, 10, 10)
@@ -138,3 +138,38 @@ def test_regions_to_ignore_move_like_boxes() -> None:
         both, PREPROCESSING, Augmentation(1.0, 0, (0.8, 1.2), 1.0), np.random.default_rng(5)
     )
     assert np.allclose(moved.boxes, moved.ignore)
+
+
+def test_rows_stay_aligned_and_the_spread_turns_with_the_box() -> None:
+    """Box 0 is cut to less than 35 %, box 1 on the right, box 2 stays whole."""
+    how = Preprocessing(size=(96, 96), resize_to=(96, 96))
+    boxes = np.array([[94, 10, 130, 40], [60, 10, 110, 40], [10, 20, 40, 60]], np.float32)
+    soft = SoftTargets(
+        np.array([[1, 0], [0.4, 0.6], [0.3, 0.7]], np.float32),
+        np.array([[1, 2, 3, 4]] * 3, np.float32),
+        np.array([True, False, False]),
+    )
+    given = TrainingSample(
+        np.zeros((48, 96, 3), np.uint8), boxes, np.array([0, 1, 1], np.int64),
+        np.zeros((0, 4), np.float32), np.array([1, 0.5, 0.25], np.float32), soft, pseudo=True,
+        checked=np.array([[0, 0, 48, 48]], np.float32),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    plain = augment(given, how, Augmentation.none(), rng)
+    assert plain.labels.tolist() == [1, 1]
+    assert plain.weights.tolist() == [0.5, 0.25]
+    assert plain.pseudo
+    assert plain.soft is not None
+    assert plain.soft.human.tolist() == [False, False]
+    assert plain.soft.scores.tolist() == soft.scores[1:].tolist()
+    np.testing.assert_array_equal(plain.soft.spread, [[1, 2, np.nan, 4], [1, 2, 3, 4]])
+    assert plain.checked.tolist() == [[0, 24, 48, 72]]
+
+    small = Augmentation(1.0, 0.0, (0.5, 0.5), 0.0, 0, 0, 0, 0)
+    mirrored = augment(given, how, small, rng)
+    assert mirrored.soft is not None
+    np.testing.assert_array_equal(mirrored.soft.spread[-1], [1.5, 1, 0.5, 2])
+    turned = augment(given, how, Augmentation(0.0, 1.0, (0.5, 0.5), 0.0, 0, 0, 0, 0), rng)
+    assert turned.soft is not None
+    np.testing.assert_array_equal(turned.soft.spread[-1], [0.5, 2, 1.5, 1])
+    assert turned.checked.tolist() == [[24, 36, 48, 60]]

@@ -12,9 +12,9 @@ import torch
 from storage.errors import SourceError
 from tests.support.samples.training_samples import box, write_coco
 from workers.images.preprocessing import Preprocessing
-from workers.training.augment import Augmentation, TrainingSample
+from workers.training.augment import Augmentation, SoftTargets, TrainingSample
 from workers.training.batches import BatchSource, collate
-from workers.training.coco_set import read_training_set
+from workers.training.coco_set import TrainingSet, read_training_set
 
 PREPROCESSING = Preprocessing(size=(64, 64), resize_to=(60, 60))
 
@@ -83,7 +83,42 @@ def test_channels_mean_and_std_are_those_of_the_preprocessing() -> None:
 
 
 def test_an_image_damaged_since_it_was_checked_is_named(source: BatchSource) -> None:
+    assert isinstance(source.training_set, TrainingSet)
     damaged = source.training_set.images[2].path
     damaged.write_bytes(damaged.read_bytes()[:60])
     with pytest.raises(SourceError, match=damaged.name):
         list(source.stream(0, 3))
+
+
+def test_a_plain_set_counts_every_box_fully_and_stores_nothing(source: BatchSource) -> None:
+    batch = source.batch(0)
+    assert batch.weights.tolist() == [1.0] * len(batch.targets)
+    assert batch.checked.shape == (0, 5)
+    assert batch.soft_scores is None
+    assert batch.spread is None
+
+
+def test_stored_knowledge_stays_aligned_and_people_have_none() -> None:
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    boxes = np.array([[0, 0, 9, 9], [9, 9, 30, 30]], np.float32)
+    labels = np.array([0, 1], np.int64)
+    region = np.array([[0, 0, 64, 64]], np.float32)
+    none = np.zeros((0, 4), np.float32)
+    soft = SoftTargets(
+        np.array([[0.9, 0.1], [0.2, 0.7]], np.float32),
+        np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32),
+        np.array([True, False]),
+    )
+    people = TrainingSample(pixels, boxes, labels, none, checked=region)
+    model = TrainingSample(
+        pixels, boxes, labels, none, np.array([1, 0.25], np.float32), soft, pseudo=True
+    )
+    batch = collate([people, model], PREPROCESSING)
+    assert batch.weights.tolist() == [1, 1, 1, 0.25]
+    assert batch.checked.tolist() == [[0, 0, 0, 64, 64]]
+    assert batch.soft_scores is not None
+    assert batch.spread is not None
+    assert torch.isnan(batch.soft_scores[:3]).all()
+    assert torch.isnan(batch.spread[:3]).all()
+    assert batch.soft_scores[3].tolist() == pytest.approx([0.2, 0.7])
+    assert batch.spread[3].tolist() == [5, 6, 7, 8]

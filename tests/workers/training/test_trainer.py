@@ -19,7 +19,7 @@ from tests.support.samples.training_samples import box, write_coco
 from workers.images.preprocessing import Preprocessing
 from workers.training.augment import Augmentation
 from workers.training.batches import BatchSource, TrainingBatch
-from workers.training.coco_set import read_training_set
+from workers.training.coco_set import TrainingSet, read_training_set
 from workers.training.options import FitOptions
 
 pytestmark = pytest.mark.slow  # super-gradients takes seconds to import
@@ -157,6 +157,7 @@ def test_it_learns_a_handful_of_images_by_heart(source: BatchSource, tmp_path: P
         "torch", "fp32", "cpu", 0.01, 0.7, 300,
     )  # fmt: skip
     dense = DenseDetector(fuse(training.ema_network, (SIDE, SIDE)), PREPROCESSING)
+    assert isinstance(source.training_set, TrainingSet)
     scores = measure(torch_detector(dense.eval(), spec), source.training_set)
     assert scores.map50 > 0.9
     assert scores.objects == 12
