@@ -37,7 +37,7 @@ class Numbers:
         return TrainingSample(pixels, none, np.zeros(0, np.int64), none)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 50), min_size=1, max_size=4),
     shares=st.lists(st.floats(0.001, 5), min_size=4, max_size=4),
