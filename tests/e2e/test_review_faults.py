@@ -27,6 +27,7 @@ from storage.review.queue import read_queue
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
+from tests.support.patience import patient
 from tests.support.samples.review_samples import loose_run, routed
 from tests.support.servers.label_studio import LabelStudioServer
 from tests.support.servers.proxy import FaultyProxy, Rule, faulty_proxy
@@ -165,12 +166,27 @@ def answer_all(server: LabelStudio, settings: ReviewSettings) -> list[int]:
     """Annotate every task as it was predicted; ids of the annotations."""
     project = server.find_project(settings.project)
     assert project is not None
-    fields = "id,predictions,result"
     made = []
-    for task in server.tasks(project.project_id, include=fields, whole=True):
+    for task in tasks_with_boxes(server, project.project_id):
         body = {"result": task["predictions"][0]["result"]}
         made.append(server.http.send("POST", f"/api/tasks/{task['id']}/annotations/", body)["id"])
     return made
+
+
+def tasks_with_boxes(server: LabelStudio, project_id: int) -> list[dict[str, Any]]:
+    """All tasks; read again while one lacks its prediction, as one does that is being deleted.
+
+    The server reads tasks first and their predictions afterwards, and a twin whose deletion lost
+    its reply may go in between.
+    """
+    limit = time.monotonic() + patient(20)
+    while True:
+        tasks = list(server.tasks(project_id, include="id,predictions,result", whole=True))
+        bare = [task for task in tasks if not task["predictions"]]
+        if not bare:
+            return tasks
+        assert time.monotonic() < limit, bare
+        time.sleep(0.25)
 
 
 STEPS = {

@@ -131,7 +131,7 @@ def test_a_run_writes_to_its_output_and_caches_alone_and_no_secret_anywhere(
     allowed = (f"{home}/.cache/labelfleet/",)
     # What a killed run left in /tmp is swept; in the overlay, that is a mark without bytes.
     gone = {path for path, data in found.written.items() if not data}
-    swept = {path for path in gone if path.startswith("/tmp/lf-")}
+    swept = {path for path in gone if path.startswith(("/tmp/lf-", "/tmp/labelfleet-"))}
     others = found.written.keys() - swept
     assert [path for path in others if not path.startswith(allowed)] == []
     assert secrets_in(config.read_bytes(), secrets) == [HOOK]  # the search would find it

@@ -92,7 +92,9 @@ def decode(
         if kind in _EXTRA:
             return decode_extra(kind, data, max_pixels, value_range)
         return decode_with_pillow(kind, data, max_pixels, value_range)
-    except ImageError:
+    except ImageError as exc:
+        if exc.__cause__ is not None and not isinstance(exc, TooLarge):
+            _check_memory(data)  # it is a library that said so
         raise
     except MemoryError as exc:
         _check_memory(data)

@@ -57,6 +57,14 @@ def libvips() -> Any:
     return pyvips
 
 
+def check_room(nbytes: int) -> None:
+    """Raise MemoryError where this process cannot have ``nbytes`` more, which are not touched.
+
+    GLib, which libvips allocates with, ends the process instead.
+    """
+    np.empty(nbytes, np.uint8)
+
+
 def vips_samples(image: Any, most: int | None = None) -> NDArray[Any]:
     """Return a libvips image as [H, W, channels], also where ``numpy()`` would drop an axis.
 
@@ -72,6 +80,7 @@ def vips_samples(image: Any, most: int | None = None) -> NDArray[Any]:
         raise Unsupported(f"samples of libvips' format {image.format}")
     if most is not None:  # before its samples are written: there may be thousands
         image = image.extract_band(0, n=most if image.bands >= most else 1)
+    check_room(3 * image.width * image.height * image.bands * np.dtype(dtype).itemsize)
     samples: NDArray[Any] = np.frombuffer(image.write_to_memory(), dtype)
     return samples.reshape(image.height, image.width, image.bands)
 

@@ -22,6 +22,7 @@ from workers.images.pixels import (
     DecodedImage,
     as_rgb,
     check_pixels,
+    check_room,
     libvips,
     profile_warning,
     to_8_bits,
@@ -218,6 +219,7 @@ def _samples(png: PngFile) -> NDArray[Any]:
     wanted = (b"IHDR", b"PLTE", b"IDAT") if png.colour in _COLOURED else (b"IHDR", b"IDAT")
     chunks = [chunk for name, chunk in png.pixels if name in wanted]
     plain = b"".join([SIGNATURE, *chunks, _chunk(b"IEND", b"")])
+    check_room(2 * len(plain))  # it copies its input
     try:
         image = vips.Image.pngload_buffer(
             plain, access="sequential", fail_on="warning", unlimited=True

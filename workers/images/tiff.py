@@ -23,6 +23,7 @@ from workers.images.pixels import (
     DecodedImage,
     as_rgb,
     check_pixels,
+    check_room,
     let_go,
     libvips,
     on_disk,
@@ -417,6 +418,7 @@ def _by_strips(data: bytes, index: int, page: TiffPage) -> NDArray[np.uint8] | N
         return None
     colours = _COLOURS[page.first(_PHOTOMETRIC, 1)]
     rows = max(_STRIP_ROWS, page.first(_TILE_HEIGHT, 1))
+    check_room(2 * len(data))  # libvips copies its input
     with _told_by_vips(page):
         image = libvips().Image.tiffload_buffer(
             data, page=index, access="sequential", fail_on="error"
@@ -444,6 +446,7 @@ def _told_by_vips(page: TiffPage) -> Iterator[None]:
 
 def _by_vips(data: bytes, index: int, page: TiffPage) -> NDArray[Any]:
     """Colour samples [H, W, channels] as stored, palettes and inverted grey resolved."""
+    check_room(2 * len(data))  # libvips copies its input
     with _told_by_vips(page):
         image = libvips().Image.tiffload_buffer(
             data, page=index, access="sequential", fail_on="error"
