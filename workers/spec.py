@@ -7,7 +7,7 @@ from typing import Literal
 
 from storage.logs import LogFormat
 from storage.objects.protocols import StorageOptions
-from workers.images.preprocessing import DecodeMode, Preprocessing, Tiles, ValueRange
+from workers.images.preprocessing import DecodeMode, Preprocessing, Tiles, ValueRange, View
 
 RuntimeName = Literal["torch", "onnx", "openvino", "tensorrt"]
 PrecisionName = Literal["fp32", "bf16", "fp16", "int8"]
@@ -85,6 +85,7 @@ class ModelRequest:
         convention: of the family's graph; None: YOLO-NAS. ``preprocessing`` is then its input
             without a size that counts, where ``size_stated`` is False.
         tiles: how large images are split; None: not at all.
+        view: how the network sees images instead of as usual; None: as usual.
     """
 
     checkpoint: str
@@ -106,6 +107,7 @@ class ModelRequest:
     convention: Convention | None = None
     size_stated: bool = True
     tiles: Tiles | None = None
+    view: View | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ class ModelSpec:
         artefact: what the runtime loads in place of the checkpoint; None: nothing (torch), or not
             made yet.
         tiles: how images larger than a tile are split; None: the network sees whole images.
+        view: what ``preprocessing`` makes of the model's usual one; None: nothing.
     """
 
     checkpoint: str
@@ -150,6 +153,7 @@ class ModelSpec:
     remarks: tuple[str, ...] = ()
     convention: Convention | None = None
     tiles: Tiles | None = None
+    view: View | None = None
 
 
 @dataclass(frozen=True, slots=True)

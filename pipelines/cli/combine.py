@@ -1,4 +1,4 @@
-"""Several runs on the command line: fuse, compare."""
+"""Several runs or data sets on the command line: fuse, compare, suite."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.common import Endpoint, Json, RunUrl, open_manifest, show, storage_options
+from pipelines.cli.common import (
+    ConfigPath,
+    Endpoint,
+    Json,
+    RunUrl,
+    Sets,
+    open_manifest,
+    show,
+    storage_options,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -15,6 +24,7 @@ def register(app: typer.Typer) -> None:
         fuse
     )
     app.command(epilog="Example: labelfleet compare runs/cells-june runs/cells-july")(compare)
+    app.command(epilog="Example: labelfleet suite rf100.yaml")(suite)
 
 
 def fuse(
@@ -94,3 +104,33 @@ def compare(
     found = compare_runs(before, after, truth=truth, options=options, risk=risk, pictures=pictures)
     page = write_comparison(found, before, after, options)
     show(comparison_table(found, page), found.to_fields() | {"page": page}, json_)
+
+
+def suite(
+    config: ConfigPath,
+    set_: Sets = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a local Ray.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Measure many data sets in one go: train or take a model, label, compare with the truth.
+
+    One table by data set and by domain. Run it again to continue: what is measured is not measured
+    again. Exits 3 where a data set failed.
+    """
+    from pipelines.dispatch.progress import watching
+    from pipelines.dispatch.stopping import stopping_on_signals
+    from pipelines.dispatch.tally import Caller
+    from pipelines.display.console import HarmlessConsole
+    from pipelines.suite.config import load_suite_config
+    from pipelines.suite.run import run_suite
+    from pipelines.suite.view import suite_table
+
+    loaded = load_suite_config(config, tuple(set_ or ()))
+    console = HarmlessConsole(stderr=True)
+    with stopping_on_signals() as stopper, watching() as watcher:
+        caller = Caller(watcher, stopper)
+        done = run_suite(loaded, address=address, caller=caller, console=console)
+    show(suite_table(done), done.to_fields(), json_)
+    raise typer.Exit(done.exit_code)

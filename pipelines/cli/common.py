@@ -9,6 +9,11 @@ from typing import Annotated, Any
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run config: YAML, any URL.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field: model.score_floor=0.1"),
+]
 RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="A run's output URL.")]
 Strict = Annotated[
     bool,

@@ -23,9 +23,11 @@ from pipelines.cli import review as cli_review
 from pipelines.cli import submit as cli_submit
 from pipelines.cli import upkeep as cli_upkeep
 from pipelines.cli.common import (
+    ConfigPath,
     Endpoint,
     Json,
     RunUrl,
+    Sets,
     Strict,
     open_manifest,
     show,
@@ -82,13 +84,6 @@ def _options(
     """Handle the options before any command; the program's help is above."""
 
 
-ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run config: YAML, any URL.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a field: model.score_floor=0.1"),
-]
-
-
 @app.command(epilog="Example: labelfleet run cells.yaml --set workers.batch_size=4")
 def run(
     config: ConfigPath,
@@ -124,12 +119,23 @@ def run(
 
 
 @app.command(epilog="Example: labelfleet plan cells.yaml")
-def plan(config: ConfigPath, set_: Sets = None, json_: Json = False) -> None:
+def plan(
+    config: ConfigPath,
+    set_: Sets = None,
+    like: Annotated[
+        str | None,
+        typer.Option(help="A measured run whose pace counts while this one has none."),
+    ] = None,
+    json_: Json = False,
+) -> None:
     """Estimate a run: shards, images, GiB, hours and cost. Writes nothing."""
     from pipelines.config.run_config import load_config
     from pipelines.labelling.plan import plan_run, plan_table
+    from storage.runs.manifest import Manifest
 
-    planned = plan_run(load_config(config, tuple(set_ or ())))
+    loaded = load_config(config, tuple(set_ or ()))
+    measured = None if like is None else Manifest.open(like, loaded.storage.options())
+    planned = plan_run(loaded, measured)
     show(plan_table(planned), planned.to_fields(), json_)
 
 

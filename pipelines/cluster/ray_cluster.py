@@ -15,17 +15,33 @@ from pipelines.cluster.local_ray import end_ray, local_ray
 from pipelines.dispatch.stopping import keeping_signal_handlers
 from storage.errors import ConfigError
 
+_held: list[bool] = []  # not empty inside a ``ray_cluster`` of this process
+
 
 @contextmanager
 def ray_cluster(address: str | None) -> Iterator[None]:
     """Connect to ``address`` (or RAY_ADDRESS, as inside a submitted job), else start a local Ray.
 
-    A local Ray listens on loopback only, has no dashboard, and ends with the context.
+    A local Ray listens on loopback only, has no dashboard, and ends with the context. Inside
+    another such context its Ray is used, and stays: several runs then share one.
 
     Raises:
         ConfigError: there is no cluster at that address.
         RayLost: a local Ray could not be started.
     """
+    if _held:
+        yield
+        return
+    with _opened(address):
+        _held.append(True)
+        try:
+            yield
+        finally:
+            _held.clear()
+
+
+@contextmanager
+def _opened(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # The pool hears of every failed call; Ray would print a page of traceback for each as well.

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.part import Part
-from workers.images.preprocessing import Preprocessing, Tiles, check_preprocessing
+from workers.images.preprocessing import Preprocessing, Tiles, View, check_preprocessing
 from workers.spec import Convention
 
 Side = Annotated[int, Field(ge=1, le=8192)]
@@ -115,6 +115,29 @@ class TilesConfig(Part):
     def tiles(self) -> Tiles:
         """As the worker layer wants it."""
         return Tiles(self.size, self.overlap, self.whole)
+
+
+class ViewConfig(Part):
+    """Label another view of each image, as a run of its own to fuse with others."""
+
+    flip: bool = Field(False, description="Mirror the image left to right.")
+    scale: float = Field(
+        1.0,
+        ge=0.25,
+        le=2,
+        description="Size of the image in the network, relative to the usual; above 1 for YOLO-NAS "
+        "only.",
+    )
+
+    @model_validator(mode="after")
+    def _different(self) -> ViewConfig:
+        if not self.flip and self.scale == 1:
+            raise ValueError("it changes nothing: `flip: true`, or a `scale` other than 1")
+        return self
+
+    def view(self) -> View:
+        """As the worker layer wants it."""
+        return View(self.flip, self.scale)
 
 
 FamilyName = Literal["yolo_nas", "yolox", "d-fine", "rt-detr", "rf-detr"]

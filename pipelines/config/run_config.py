@@ -17,6 +17,7 @@ from pipelines.config.model_sections import (
     FamilyName,
     PreprocessingConfig,
     TilesConfig,
+    ViewConfig,
     network_size,
 )
 from pipelines.config.part import Auto, Digest, Name, Part, Place, Share, Url, Webhook
@@ -131,6 +132,9 @@ class ModelConfig(Part):
     )
     tiles: TilesConfig | None = Field(
         None, description="Cut large images (docs/large_images.md); none: never."
+    )
+    view: ViewConfig | None = Field(
+        None, description="Label a mirrored or scaled view (docs/fusion.md); none: as usual."
     )
 
     @field_validator("range")

@@ -58,6 +58,9 @@ METRICS: Mapping[str, Metric] = {
     "labelfleet_review_queue": Metric(
         "gauge", "Routed images without an answer, as the invocation found them."
     ),
+    "labelfleet_drift": Metric(
+        "gauge", "1: the newest comparison of later images with the first ones raised an alarm."
+    ),
 }
 
 
@@ -103,14 +106,20 @@ class Measured:
         watcher: the display for people.
         sink: where the numbers go.
         total_shards: of this invocation.
-        review_queue: see METRICS.
+        review_queue, drift: see METRICS.
     """
 
     def __init__(
-        self, watcher: Watcher, sink: Sink, *, total_shards: int, review_queue: int = 0
+        self,
+        watcher: Watcher,
+        sink: Sink,
+        *,
+        total_shards: int,
+        review_queue: int = 0,
+        drift: bool = False,
     ) -> None:
         self._watcher, self._sink = watcher, sink
-        self._total, self._review_queue = total_shards, review_queue
+        self._total, self._review_queue, self._drift = total_shards, review_queue, drift
         self._told: dict[tuple[str, str], float] = {}
 
     def update(self, tally: Tally) -> None:
@@ -129,6 +138,7 @@ class Measured:
         self._sink.set("labelfleet_quarantined_shards", tally.quarantined)
         self._sink.set("labelfleet_workers", tally.workers_alive)
         self._sink.set("labelfleet_review_queue", self._review_queue)
+        self._sink.set("labelfleet_drift", float(self._drift))
 
     def note(self, text: str) -> None:
         """Pass the note on; it is for people only."""

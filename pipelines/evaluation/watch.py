@@ -46,7 +46,7 @@ def watch_run(
     begin, since = (0, _first(listings))
     if before is not None:
         begin, since = before.reference_from, before.reference
-        if before.alarm_at == before.checked_at:  # the last comparison was an alarm
+        if before.alarmed:
             begin, since = before.listings - 1, before.listings
     if len(listings) <= since or (before is not None and len(listings) == before.listings):
         return None

@@ -47,6 +47,7 @@ class FusionInput:
         by_class = None
         if curves is not None:
             by_class = [curve.model_dump(mode="json") for curve in curves]
+        view = self.manifest.record.inference.get("view")
         return {
             "name": identity.name,
             "config_hash": identity.config_hash,
@@ -54,6 +55,7 @@ class FusionInput:
             "weight": self.weight,
             "classes": self.to_fused.tolist(),
             "calibration": by_class,
+            **({} if view is None else {"view": view}),
         }
 
     def votes(self, row: AnnotationRow) -> tuple[Votes, NDArray[np.int64]]:

@@ -159,6 +159,8 @@ def inference_settings(config: RunConfig, model: ModelSpec) -> dict[str, Any]:
         settings.pop("convention")
     if model.tiles is None:
         settings.pop("tiles")
+    if model.view is None:
+        settings.pop("view")
     if model.artefact is not None:
         output = open_store(config.output, config.storage.options())
         settings["artefact"] = _artefact_settings(model.artefact, output.url)

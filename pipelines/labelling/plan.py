@@ -21,6 +21,7 @@ from storage.runs.manifest import RUN_KEY, Manifest, RunRecord
 from storage.shards.reading import SupportsShards, read_shard
 from storage.shards.selecting import LeftOut, shown_counts
 from storage.stores.open import open_store
+from storage.urls import shown_url
 
 _SAMPLED_TARS = 3
 
@@ -32,10 +33,13 @@ class Plan:
     Attributes:
         shards, images, gib: of the source as it is listed now.
         images_exact: False when the images in tars were estimated from a sample.
-        images_per_s: of this run's newest invocation that labelled anything, all its
-            ``measured_workers`` together; None before the first.
+        images_per_s: of the newest invocation that labelled anything, of this run or of the one
+            that it is planned like, all its ``measured_workers`` together; None: not measured.
         hours_left, cost_left: at that pace, on as many GPUs; None without a measured pace, a
             price, or a GPU.
+        hours_second, cost_second: of another run over all images of the source at that pace, such
+            as a second opinion for `labelfleet fuse`.
+        like: URL of the run whose pace counts, where it is not this one.
         model_remarks: for people, about the model, or why it cannot be used.
     """
 
@@ -54,6 +58,9 @@ class Plan:
     output_exists: bool
     model_remarks: tuple[str, ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)
+    hours_second: float | None = None
+    cost_second: float | None = None
+    like: str | None = None
 
     def to_fields(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -136,8 +143,11 @@ class _Survey:
             self.left.add(shard, nbytes, first=first)
 
 
-def plan_run(config: RunConfig) -> Plan:
+def plan_run(config: RunConfig, like: Manifest | None = None) -> Plan:
     """Estimate a run.
+
+    Args:
+        like: a measured run whose pace counts while this one has none of its own.
 
     Raises:
         LabelfleetError: what would stop the run at its start: source, output.
@@ -149,11 +159,13 @@ def plan_run(config: RunConfig) -> Plan:
     everything, left, sample = survey.everything, survey.left, survey.sample
     sample.count(open_store(config.source.url, options), config.max_image_bytes)
     images_left = left.loose + sample.estimate(left.tar_nbytes, without=survey.committed)
-    pace = _measured_pace(manifest) if manifest else None
-    hours = images_left / pace.images_per_s / 3600 if pace else None
+    images = everything.loose + sample.estimate(everything.tar_nbytes)
+    own = _measured_pace(manifest) if manifest else None
+    pace = own or (_measured_pace(like) if like else None)
+    hours, second = _hours(images_left, pace), _hours(images, pace)
     return Plan(
         shards=everything.shards,
-        images=everything.loose + sample.estimate(everything.tar_nbytes),
+        images=images,
         gib=everything.nbytes / 2**30,
         images_exact=everything.tars <= len(sample.tars),
         shards_left=left.shards,
@@ -167,7 +179,14 @@ def plan_run(config: RunConfig) -> Plan:
         output_exists=manifest is not None,
         model_remarks=_model_remarks(config),
         left_out=dict(survey.left_out.counts),
+        hours_second=second,
+        cost_second=_cost(second, pace, config.price_per_gpu_hour),
+        like=like.url if like is not None and own is None and pace is not None else None,
     )
+
+
+def _hours(images: int, pace: _Pace | None) -> float | None:
+    return images / pace.images_per_s / 3600 if pace else None
 
 
 def _model_remarks(config: RunConfig) -> tuple[str, ...]:
@@ -243,6 +262,16 @@ def _measured_pace(manifest: Manifest) -> _Pace | None:
     return None
 
 
+def _second(plan: Plan) -> str:
+    """Say what a second opinion costs; a view's cost grows with the pixels of its input."""
+    cost = "" if plan.cost_second is None else f" and costs {plan.cost_second:.2f}"
+    return (
+        f"a second run over all images, as a second opinion for `fuse`, takes "
+        f"{plan.hours_second:.2f} hours{cost} at this pace; a `model.view` with a scale of 0.75 "
+        "about half of it where the network is what takes time"
+    )
+
+
 def plan_table(plan: Plan) -> RenderableType:
     """Render the result for people."""
     table = Table(title="Plan", title_justify="left")
@@ -256,12 +285,17 @@ def plan_table(plan: Plan) -> RenderableType:
     table.add_row("cost", "", "?" if plan.cost_left is None else f"{plan.cost_left:.2f}")
     remarks = [f"output: {plan.output} ({'exists' if plan.output_exists else 'new'})"]
     if plan.hours_left is None:
-        remarks.append("hours: unknown until this run was measured; try `run --limit 2`, then plan")
-    else:
         remarks.append(
-            f"at {plan.images_per_s:.1f} images/s, as measured with {plan.measured_workers} "
-            "workers; more of them take less time"
+            "hours: unknown until this run was measured; try `run --limit 2`, then plan, or "
+            "`plan --like RUN` with a run that was"
         )
+    else:
+        whose = "" if plan.like is None else f" in {shown_url(plan.like)}"
+        remarks.append(
+            f"at {plan.images_per_s:.1f} images/s, as measured{whose} with "
+            f"{plan.measured_workers} workers; more of them take less time"
+        )
+        remarks.append(_second(plan))
     if plan.left_out:
         remarks.append(f"left out of the source: {shown_counts(plan.left_out)}")
     remarks += [f"model: {remark}" for remark in plan.model_remarks]

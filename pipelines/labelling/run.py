@@ -20,7 +20,7 @@ from pipelines.config.source import check_places, listed_objects
 from pipelines.dispatch.dispatcher import Dispatcher, DispatchRules
 from pipelines.dispatch.drive import Drive, Journal, Outcome, Terms
 from pipelines.dispatch.limits import Limits
-from pipelines.dispatch.metrics import Measured, RayMetrics, count_review_queue
+from pipelines.dispatch.metrics import Measured, RayMetrics, Sink, count_review_queue
 from pipelines.dispatch.tally import Caller, Tally, Watcher
 from pipelines.evaluation.watch import watch_run
 from pipelines.labelling.exit_codes import exit_code
@@ -28,6 +28,7 @@ from pipelines.labelling.open_run import OpenRun, open_run
 from pipelines.labelling.planned_review import PlannedReview
 from pipelines.labelling.summary import RunSummary, notify, summarise
 from pipelines.labelling.work import Work, find_work
+from pipelines.runs.drift_record import known_drift
 from pipelines.runs.status import run_status
 from storage.errors import Interrupted, LabelfleetError, StorageError
 from storage.logs import about, log_format
@@ -84,7 +85,7 @@ def label_run(
         # From here on no GPU is held.
         release_quarantine(run.manifest)
         routed = review.route(run.manifest, tally.shards)
-        drift = watched(run.manifest, tally, caller.watcher)
+        drift = watched(run.manifest, tally, caller.watcher, RayMetrics(config.name))
         status = run_status(run.manifest)
         summary = summarise(status, tally, outcome, began_s, config, routed)
     summary = replace(summary, drift=drift, exit_code=exit_code(summary, strict=strict))
@@ -92,10 +93,10 @@ def label_run(
     return summary
 
 
-def watched(manifest: Manifest, tally: Tally, watcher: Watcher) -> str:
+def watched(manifest: Manifest, tally: Tally, watcher: Watcher, sink: Sink | None = None) -> str:
     """Describe how recently added images differ from the first ones; '' where they do not.
 
-    A failure of this comparison does not fail the run.
+    A failure of this comparison does not fail the run. ``sink`` is told of an alarm, or its end.
     """
     if not tally.shards:
         return ""
@@ -108,7 +109,11 @@ def watched(manifest: Manifest, tally: Tally, watcher: Watcher) -> str:
         log.exception("the run could not be compared with itself")
         watcher.note(f"the run could not be compared with itself: {type(exc).__name__}: {exc}")
         return ""
-    return found.alarm if found is not None and found.alarm_at == found.checked_at else ""
+    if found is None:
+        return ""
+    if sink is not None:
+        sink.set("labelfleet_drift", float(found.alarmed))
+    return found.alarm if found.alarmed else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +253,9 @@ def measured(watcher: Watcher, manifest: Manifest, shards: int) -> Measured:
         watcher.note(f"the review queue could not be counted: {exc.message}")
         queued = 0
     sink = RayMetrics(manifest.record.identity.name)
-    return Measured(watcher, sink, total_shards=shards, review_queue=queued)
+    drift = known_drift(manifest.store)
+    drifted = drift is not None and drift.alarmed
+    return Measured(watcher, sink, total_shards=shards, review_queue=queued, drift=drifted)
 
 
 def _tell(ledger: LedgerWriter, event: str, note: dict[str, Any]) -> None:

@@ -76,6 +76,7 @@ def model_request(config: RunConfig) -> ModelRequest:
         nms_iou=part.nms_iou,
         max_detections=part.max_detections,
         tiles=part.tiles.tiles() if part.tiles else None,
+        view=part.view.view() if part.view else None,
     )
     return request if part.family == "yolo_nas" else _of_family(request, part.family)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from storage.errors import ObjectNotFound
+from storage.errors import ObjectNotFound, StorageError
 from storage.objects.json_records import json_record, read_record
 from storage.objects.protocols import SupportsGet, SupportsPut
 
@@ -37,12 +37,25 @@ class DriftRecord:
     alarm_at: str = ""
     alarm: str = ""
 
+    @property
+    def alarmed(self) -> bool:
+        """Whether the last comparison was an alarm."""
+        return bool(self.alarm_at) and self.alarm_at == self.checked_at
+
 
 def read_drift(store: SupportsGet) -> DriftRecord | None:
     """Read the record; None before a comparison. Raises StorageError when it is damaged."""
     try:
         return read_record(store, DRIFT_KEY, _record)
     except ObjectNotFound:
+        return None
+
+
+def known_drift(store: SupportsGet) -> DriftRecord | None:
+    """Read the record; None also when it is damaged, since the next labelling run replaces it."""
+    try:
+        return read_drift(store)
+    except StorageError:
         return None
 
 

@@ -21,8 +21,7 @@ from rich.text import Text
 
 from pipelines.display.durations import shown_duration
 from pipelines.runs.bottleneck import WorkerTime
-from pipelines.runs.drift_record import DriftRecord, read_drift
-from storage.errors import StorageError
+from pipelines.runs.drift_record import DriftRecord, known_drift
 from storage.records import STATUSES, warning_kinds
 from storage.runs.ledger import LedgerEntry, invocations, read_ledger
 from storage.runs.listing import Listing
@@ -155,16 +154,9 @@ def run_status(manifest: Manifest, *, now: float | None = None) -> RunStatus:
         plain_glob_exact=not dead and not (committed & dropped.keys()),
         invocation=newest.status(left, time.time() if now is None else now) if newest else None,
         warnings=dict(tally.warnings.most_common()),
-        drift=_drift(manifest),
+        drift=known_drift(manifest.store),
         left_out=manifest.left_out(),
     )
-
-
-def _drift(manifest: Manifest) -> DriftRecord | None:
-    try:
-        return read_drift(manifest.store)
-    except StorageError:
-        return None  # damaged: the next labelling run writes it anew
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,13 +58,14 @@ def artefact_key(spec: ModelSpec, more: Mapping[str, Any] | None = None) -> str:
     Args:
         more: what else decides how it is made (INT8: source and limit).
     """
+    input_of_graph = replace(spec.preprocessing, flip=False)  # a mirrored image is no other graph
     identity = {
         "weights": spec.sha256,
         "name": spec.name,
         "arch": spec.arch_params,
         "classes": len(spec.classes),
         "keep": spec.keep,
-        "preprocessing": spec.preprocessing.fields(),
+        "preprocessing": input_of_graph.fields(),
         "runtime": spec.runtime,
         "precision": graph_precision(spec),
         "graph": GRAPH_VERSION,

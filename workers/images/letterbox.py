@@ -24,6 +24,8 @@ class LetterboxTransform:
             that rounding is not part of the scale.
         pad_left, pad_top: where its top-left corner lies, in input pixels.
         width, height: of the upright image in pixels.
+        mirrored_width: None, or the width in upright pixels of what the network saw mirrored left
+            to right; boxes are turned back by it.
     """
 
     scale_x: float
@@ -32,6 +34,7 @@ class LetterboxTransform:
     pad_top: int
     width: int
     height: int
+    mirrored_width: float | None = None
 
     def invert(self, detections: Detections) -> Detections:
         """Return boxes and their standard deviations from input pixels to upright pixels.
@@ -42,11 +45,16 @@ class LetterboxTransform:
         x, y = 1 / self.scale_x, 1 / self.scale_y
         scale = np.array([x, y, x, y], np.float32)
         shift = np.array([self.pad_left, self.pad_top] * 2, np.float32)
-        return replace(
-            detections,
-            boxes=(detections.boxes - shift) * scale,
-            box_std=None if detections.box_std is None else detections.box_std * scale,
-        )
+        boxes = (detections.boxes - shift) * scale
+        spread = None if detections.box_std is None else detections.box_std * scale
+        if self.mirrored_width is not None:
+            boxes = boxes[:, _MIRRORED]
+            boxes[:, [0, 2]] = self.mirrored_width - boxes[:, [0, 2]]
+            spread = None if spread is None else spread[:, _MIRRORED]
+        return replace(detections, boxes=boxes, box_std=spread)
+
+
+_MIRRORED = [2, 1, 0, 3]  # left and right change places
 
 
 def shrink(height: int, width: int, preprocessing: Preprocessing) -> float:
@@ -82,6 +90,8 @@ def letterbox(
         out: uint8 [h, w, 3] of ``preprocessing.size`` to write into (a slot of a batch), or
             None for a new array.
 
+    With ``flip`` the image is mirrored where it lies; the padding stays.
+
     Returns:
         (uint8 [h, w, 3], the way back); the array is ``out`` where given.
     """
@@ -98,10 +108,13 @@ def letterbox(
     _pad(canvas, top, left, new_height, new_width, preprocessing.pad_value)
     inner = canvas[top : top + new_height, left : left + new_width]
     _resize_into(inner, pixels, preprocessing)
+    if preprocessing.flip:
+        inner[:] = inner[:, ::-1].copy()
     if factor > 1:  # the last row and column of ``pixels`` may reach past the image
         scale_y *= height / (pixels.shape[0] * factor)
         scale_x *= width / (pixels.shape[1] * factor)
-    return canvas, LetterboxTransform(scale_x, scale_y, left, top, width, height)
+    mirrored = float(max(width, pixels.shape[1] * factor)) if preprocessing.flip else None
+    return canvas, LetterboxTransform(scale_x, scale_y, left, top, width, height, mirrored)
 
 
 def _pad(

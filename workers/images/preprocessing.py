@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ _LATER: dict[str, Any] = {
     "antialias": False,
     "rounding": "nearest",
     "value_range": "full",
+    "flip": False,
 }
 
 DecodeMode = Literal["exact", "fast"]
@@ -47,6 +48,7 @@ class Preprocessing:
         decode: ``exact`` decodes a JPEG whole, as ``predict()`` and the trainer do; ``fast`` at a
             half, a quarter or an eighth where the network sees it that small.
         value_range: what becomes black and white where samples have more than 8 bits.
+        flip: whether the network sees the image mirrored left to right, inside the same padding.
     """
 
     size: tuple[int, int] = (640, 640)
@@ -64,6 +66,7 @@ class Preprocessing:
 
     decode: DecodeMode = "exact"
     value_range: ValueRange = "full"
+    flip: bool = False
 
     def fields(self) -> dict[str, Any]:
         """As plain values; those that came later are left out where they are at their default, so
@@ -109,6 +112,8 @@ def check_preprocessing(found: Preprocessing) -> None:
     if found.decode not in ("exact", "fast"):
         raise ValueError(f"decode is {found.decode!r}")
     _check_range(found.value_range)
+    if type(found.flip) is not bool:
+        raise ValueError(f"flip is {found.flip!r}")
     if found.scale <= 0 or not all(s > 0 for s in found.std or ()):
         raise ValueError("scale and std must be positive")
 
@@ -121,6 +126,52 @@ def _check_range(value_range: ValueRange) -> None:
     low, high = (float(v) for v in value_range)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"value_range is {value_range!r}: the first must be below the second")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Another look of the same model at the same image, whose boxes are those of the image.
+
+    Attributes:
+        flip: mirror the image left to right.
+        scale: size of the image in the network, relative to what the model is used to.
+    """
+
+    flip: bool = False
+    scale: float = 1.0
+
+    def of(self, usual: Preprocessing, *, step: int | None) -> Preprocessing:
+        """Return the preprocessing of this view.
+
+        Args:
+            usual: the model's own.
+            step: the network takes inputs whose sides are multiples of it, and its input shrinks
+                or grows with the image. None: the input's size is fixed, and a smaller image gets
+                more padding.
+
+        Raises:
+            ValueError: the input's size is fixed and the image would grow, or it would be larger
+                than any input may be.
+        """
+        if self.scale == 1:
+            return replace(usual, flip=self.flip)
+        fit_height, fit_width = (max(1, round(side * self.scale)) for side in usual.resize_to)
+        height, width = usual.size
+        if step is not None:
+            height, width = (math.ceil(side * self.scale / step) * step for side in usual.size)
+        elif self.scale > 1:
+            raise ValueError(f"scale {self.scale:g}: this network's input is of a fixed size")
+        seen = replace(
+            usual, size=(height, width), resize_to=(fit_height, fit_width), flip=self.flip
+        )
+        check_preprocessing(seen)
+        return seen
+
+    def in_words(self) -> str:
+        """Return the view for people."""
+        mirrored = ["mirrored"] if self.flip else []
+        scaled = [f"at {self.scale:g} of the usual size"] if self.scale != 1 else []
+        return ", ".join(mirrored + scaled)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def resolve_model(
         arch_params=_agreed("model.arch", arch, checkpoint.arch_params, checkpoint),
         classes=classes,
         keep=_keep(request, classes),
-        preprocessing=_decoding(request, preprocessing),
+        preprocessing=_seen(request, _decoding(request, preprocessing), STRIDE),
         runtime=runtime,
         precision=precision,
         device=device,
@@ -76,8 +76,9 @@ def resolve_model(
         max_detections=request.max_detections,
         licence=checkpoint.licence,
         official_ids=checkpoint.official_ids,
-        remarks=_remarks(request, checkpoint, preprocessing),
+        remarks=(*_remarks(request, checkpoint, preprocessing), *_view_remark(request)),
         tiles=request.tiles,
+        view=request.view,
     )
 
 
@@ -89,9 +90,11 @@ def remarks_on(request: ModelRequest, options: StorageOptions) -> tuple[str, ...
     """
     path = fetch_checkpoint(request.checkpoint, options, sha256=request.sha256)
     if request.convention is not None:
-        return ()
+        return _view_remark(request)
     checkpoint = _read(path)
-    return _remarks(request, checkpoint, _preprocessing(request, checkpoint))
+    preprocessing = _preprocessing(request, checkpoint)
+    _seen(request, preprocessing, STRIDE)
+    return (*_remarks(request, checkpoint, preprocessing), *_view_remark(request))
 
 
 def _read(path: Path) -> Checkpoint:
@@ -136,15 +139,36 @@ def _resolve_family(
         arch_params=None,
         classes=request.classes,
         keep=_keep(request, request.classes),
-        preprocessing=_decoding(request, preprocessing),
+        preprocessing=_seen(request, _decoding(request, preprocessing), None),
         runtime=runtime,
         precision=precision,
         device=device,
         score_floor=request.score_floor,
         nms_iou=DEFAULT_NMS_IOU if request.nms_iou is None else request.nms_iou,
         max_detections=request.max_detections,
+        remarks=_view_remark(request),
         convention=convention,
         tiles=request.tiles,
+        view=request.view,
+    )
+
+
+def _seen(request: ModelRequest, usual: Preprocessing, step: int | None) -> Preprocessing:
+    """Apply the run's view; see ``View.of``."""
+    if request.view is None:
+        return usual
+    try:
+        return request.view.of(usual, step=step)
+    except ValueError as exc:
+        raise ConfigError(f"model.view: {exc}", hint="choose a smaller scale") from exc
+
+
+def _view_remark(request: ModelRequest) -> tuple[str, ...]:
+    if request.view is None:
+        return ()
+    return (
+        f"the network sees each image {request.view.in_words()} (model.view): a second opinion of "
+        "the same model, for `labelfleet fuse`",
     )
 
 

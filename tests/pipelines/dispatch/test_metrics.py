@@ -21,6 +21,7 @@ from pipelines.dispatch.metrics import (
 )
 from pipelines.dispatch.tally import Tally
 from pipelines.labelling.run import measured
+from pipelines.runs.drift_record import DRIFT_KEY, DriftRecord, write_drift
 from storage.records import STATUSES
 from storage.review.answers import Answer, append_answers
 from storage.review.queue import read_queue
@@ -82,7 +83,7 @@ def test_counters_add_up_to_the_footers_however_often_they_are_told(
     turns: list[list[ShardFooter]],
 ) -> None:
     tally, sums, display = Tally(), Sums(), Quiet()
-    watcher = Measured(display, sums, total_shards=20, review_queue=7)
+    watcher = Measured(display, sums, total_shards=20, review_queue=7, drift=True)
     for turn in turns:
         for footer in turn:
             tally.add(footer)
@@ -100,6 +101,7 @@ def test_counters_add_up_to_the_footers_however_often_they_are_told(
     if turns:
         assert sums.values["labelfleet_shards_left", ""] == 20 - len(every)
         assert sums.values["labelfleet_review_queue", ""] == 7
+        assert sums.values["labelfleet_drift", ""] == 1
     assert display.updates == 2 * len(turns)
 
 
@@ -151,6 +153,22 @@ def test_a_review_queue_that_cannot_be_read_ends_no_labelling() -> None:
     assert "the review queue could not be counted" in " ".join(display.notes)
 
 
+def test_an_alarm_of_the_comparison_is_a_gauge_until_a_later_one_is_quiet() -> None:
+    manifest, sums = loose_run(MemoryStore(), MemoryStore(), 3), Sums()
+    for alarm_at, expected in (("2026-02-02", 1), ("2026-02-01", 0)):
+        record = DriftRecord("2026-02-02", "s", 0, 1, 2, alarm_at, "differ")
+        write_drift(manifest.store, record)
+        told = measured(Quiet(), manifest, shards=1)
+        told._sink = sums
+        told.update(Tally())
+        assert sums.values["labelfleet_drift", ""] == expected
+    manifest.store.put(DRIFT_KEY, b"cut off")
+    told = measured(Quiet(), manifest, shards=1)
+    told._sink = sums
+    told.update(Tally())
+    assert sums.values["labelfleet_drift", ""] == 0
+
+
 @pytest.mark.slow
 def test_a_real_ray_exports_the_numbers_of_real_footers(local_ray: dict[str, str]) -> None:
     import ray
@@ -177,6 +195,7 @@ def test_a_real_ray_exports_the_numbers_of_real_footers(local_ray: dict[str, str
         ("ray_labelfleet_workers", ""): 2,
         ("ray_labelfleet_quarantined_shards", ""): 0,
         ("ray_labelfleet_review_queue", ""): 3,
+        ("ray_labelfleet_drift", ""): 0,
     }
     until_s = time.monotonic() + 90
     found: dict[tuple[str, str], float] = {}

@@ -189,6 +189,27 @@ def test_hours_and_cost_at_the_measured_pace_without_the_start_up(bench: Bench) 
     assert "2 workers" in shown(plan)
 
 
+def test_a_second_run_costs_all_images_again_and_a_new_run_is_planned_like_a_measured_one(
+    bench: Bench,
+) -> None:
+    fill_folder(bench.folder / "in", 10)
+    manifest, shards = bench.listed()
+    measured(manifest, gpus=2)
+    for shard in shards:
+        label(manifest, shard)
+    plan = plan_run(bench.config(price_per_gpu_hour=3))
+    assert (plan.hours_left, plan.like) == (0, None)
+    assert plan.hours_second == pytest.approx(5 / 3600)  # all ten, at two a second
+    assert plan.cost_second == pytest.approx(5 / 3600 * 3 * 2)
+    assert "a second run over all images" in shown(plan)
+    config = bench.config(price_per_gpu_hour=3, model={"view": {"flip": True}})
+    second = config.model_copy(update={"output": str(bench.folder / "second")})
+    assert plan_run(second).hours_left is None
+    like = plan_run(second, manifest)
+    assert (like.hours_left, like.like) == (pytest.approx(5 / 3600), manifest.url)
+    assert "as measured in" in shown(like)
+
+
 def test_there_is_no_cost_without_a_price_or_a_gpu(bench: Bench) -> None:
     fill_folder(bench.folder / "in", 10)
     manifest, _ = bench.listed()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from storage.records import Detections
 from workers.images.letterbox import letterbox
-from workers.images.preprocessing import Preprocessing
+from workers.images.preprocessing import Preprocessing, View
 
 COCO = Preprocessing()
 OWN = Preprocessing(size=(416, 640), resize_to=(416, 640), padding="bottom_right", pad_value=7)
@@ -101,3 +101,51 @@ def test_boxes_beyond_the_border_stay_as_predict_leaves_them() -> None:
 def test_no_detections_invert_to_none() -> None:
     _, transform = letterbox(np.zeros((10, 10, 3), np.uint8), COCO)
     assert len(transform.invert(Detections.empty(5))) == 0
+
+
+@pytest.mark.parametrize("how", [COCO, OWN], ids=["coco", "own"])
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (333, 777), (37, 900), (636, 636)])
+def test_a_mirrored_view_is_the_letterbox_of_the_mirrored_image(
+    height: int, width: int, how: Preprocessing
+) -> None:
+    pixels = noise(height, width)
+    seen, _ = letterbox(pixels, View(flip=True).of(how, step=32))
+    wanted, _ = letterbox(np.ascontiguousarray(pixels[:, ::-1]), how)
+    assert np.abs(seen.astype(int) - wanted).max() <= 1  # OpenCV rounds halves by the place
+
+
+@given(SIDES, SIDES, st.booleans(), st.sampled_from([0.5, 0.75, 1.0, 1.25]))
+def test_boxes_of_a_view_come_back_in_pixels_of_the_image(
+    height: int, width: int, flip: bool, scale: float
+) -> None:
+    """A box drawn in the image, seen in the view, and brought back is the box that was drawn."""
+    if not flip and scale == 1:
+        return
+    how = View(flip, scale).of(COCO, step=32)
+    assert all(side % 32 == 0 for side in how.size)
+    _, way = letterbox(noise(height, width), how)
+    box = np.array([0.1 * width, 0.2 * height, 0.7 * width, 0.9 * height], np.float32)
+    mirrored = box if not flip else np.array([width - box[2], box[1], width - box[0], box[3]])
+    scaling = np.array([way.scale_x, way.scale_y] * 2)
+    inside = mirrored * scaling + np.array([way.pad_left, way.pad_top] * 2)
+    back = way.invert(some_detections(inside[None].astype(np.float32)))
+    np.testing.assert_allclose(back.boxes[0], box, atol=0.01 * max(height, width))
+    assert back.box_std is not None
+    sides = [3, 2, 1, 4] if flip else [1, 2, 3, 4]  # left and right change places
+    np.testing.assert_allclose(back.box_std[0], np.array(sides) / scaling, rtol=1e-4)
+
+
+def test_a_view_of_a_jpeg_decoded_smaller_reaches_past_the_image_at_the_right_end() -> None:
+    how = View(flip=True).of(COCO, step=32)
+    pixels = noise(251, 401)  # of 501 × 801 pixels, at a half
+    _, way = letterbox(pixels, how, size=(501, 801), factor=2)
+    assert way.mirrored_width == 802
+    left = way.invert(some_detections(np.array([[way.pad_left, 0, 320, 9]], np.float32))).boxes[0]
+    assert left[2] == pytest.approx(802, abs=2)
+
+
+def test_a_graph_of_fixed_size_pads_a_smaller_view_and_cannot_show_a_larger_one() -> None:
+    how = View(scale=0.5).of(COCO, step=None)
+    assert (how.size, how.resize_to) == ((640, 640), (318, 318))
+    with pytest.raises(ValueError, match="fixed size"):
+        View(scale=1.5).of(COCO, step=None)

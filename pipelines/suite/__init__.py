@@ -1,0 +1,1 @@
+"""Many data sets in one go: trained or taken, labelled, measured, in one table."""
