@@ -64,17 +64,27 @@ class BatchSource:
 
     def batch(self, step: int) -> TrainingBatch:
         """TrainingBatch number ``step``, always the same one."""
-        return collate([self._sample(step, slot) for slot in range(self.batch_size)],
-                       self.preprocessing)  # fmt: skip
+        return self.part(step, 0, 1)
 
-    def stream(self, first: int, end: int) -> Iterator[TrainingBatch]:
-        """Batches ``first`` to ``end - 1`` in order, prepared a few steps ahead."""
+    def part(self, step: int, rank: int, world: int) -> TrainingBatch:
+        """Slots ``rank``, ``rank + world``, … of batch number ``step``: one of ``world`` parts.
+
+        Batch indices in targets and regions count within the part.
+        """
+        slots = range(rank, self.batch_size, world)
+        return collate([self._sample(step, slot) for slot in slots], self.preprocessing)
+
+    def stream(
+        self, first: int, end: int, rank: int = 0, world: int = 1
+    ) -> Iterator[TrainingBatch]:
+        """Part ``rank`` of ``world`` of batches ``first`` to ``end - 1`` in order, prepared a few
+        steps ahead."""
         ahead = self.threads + 1
         waiting: deque[Future[TrainingBatch]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="batch") as pool:
             try:
                 for step in range(first, end):
-                    waiting.append(pool.submit(self.batch, step))
+                    waiting.append(pool.submit(self.part, step, rank, world))
                     if len(waiting) > ahead:
                         yield waiting.popleft().result()
                 while waiting:

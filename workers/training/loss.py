@@ -8,18 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workers.training.distributed import group_size, summed
 from workers.yolo_nas.network import import_super_gradients
 from workers.yolo_nas.sg_environment import undisturbed
 
 import_super_gradients()  # before any other import of it: without its side effects
 
 with undisturbed():
-    import super_gradients
     from super_gradients.training.losses.ppyolo_loss import PPYoloELoss, TaskAlignedAssigner
-
-    # The loss asks for this at every step. Its first look-up imports modules that put their own
-    # streams in place of stdout and stderr, and print; here that ends with the block.
-    _ = super_gradients.is_distributed
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +127,27 @@ class RegionLoss(PPYoloELoss):  # type: ignore[misc]  # super_gradients ships no
         else:
             self._silent = anchors_inside(anchor_points, ignore, scores.shape[0])
         self.assigner.targets, self.assigner.weights = targets, weights
-        loss, parts = super().forward(outputs, targets)
-        return loss, parts
+        return self._combined(*self._forward_batched(outputs, targets))
+
+    def _combined(
+        self, classification: Tensor, iou: Tensor, dfl: Tensor, assigned: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss and its parts from this rank's sums, as one process would have them.
+
+        ``assigned`` is summed over all ranks before its lower limit applies. The gradient is that
+        of this rank's share times the number of ranks, since gradients are averaged over ranks;
+        the parts are of the global batch.
+        """
+        scale = torch.clip(summed(assigned), min=1.0)
+        weighted = (
+            self.classification_loss_weight * classification / scale,
+            self.iou_loss_weight * iou / scale,
+            self.dfl_loss_weight * dfl / scale,
+        )
+        loss = weighted[0] + weighted[1] + weighted[2]
+        parts = summed(torch.stack([*(part.detach() for part in weighted), loss.detach()]))
+        size = group_size()
+        return loss if size == 1 else loss * size, parts
 
     def _varifocal_loss(  # type: ignore[no-untyped-def]  # overrides an untyped static method
         self, pred_logits, gt_score, label, alpha=0.75, gamma=2.0

@@ -1,7 +1,8 @@
 """The training loop: PP-YOLOE loss with regions to ignore, AdamW, EMA, warm-up and cosine.
 
-Single process, one device. It knows nothing of files but its own state file: batches come in,
-the caller decides what is good (``validate``) and what to keep.
+One process and device, or one of a team (workers/training/distributed.py). It knows nothing of
+files but its own state file: batches come in, the caller decides what is good (``validate``) and
+what to keep.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from torch import Tensor, nn
 
 from storage.errors import ConfigError, ModelError
 from workers.training.batches import TrainingBatch
+from workers.training.distributed import Team
 from workers.training.ema import Ema
 from workers.training.loss import RegionLoss
 from workers.training.options import FitOptions, learning_rate
+
+_ALONE = Team()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,8 @@ class Trainer:
         fingerprint: names everything that must not change between stop and continue.
         state: the state file; continued from if it exists.
         data: tells changed data from a changed config; None: the fingerprint alone decides.
+        team: the processes that train together, each on its part of every batch. All of them read
+            the state file, rank 0 writes it; only its ``validate``, ``keep`` and ``stop`` count.
 
     Raises:
         ConfigError: the state file is of another training, or of other data.
@@ -90,9 +96,11 @@ class Trainer:
         fingerprint: str,
         state: Path,
         data: DataMark | None = None,
+        team: Team = _ALONE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.options = options
+        self._team = team
         self._clock = clock
         self.progress = TrainingProgress()
         self._network = network.to(options.device).train()
@@ -104,6 +112,7 @@ class Trainer:
         self._data = data
         if state.exists():
             self._continue()
+        self._shared = team.share(self._network)
 
     @property
     def ema_network(self) -> nn.Module:
@@ -141,7 +150,7 @@ class Trainer:
             if due:
                 self._validate(report, validate, keep)
             self.progress.seconds += self._clock() - started
-            stopped = stop()
+            stopped = bool(self._team.agree(stop()))
             if due or stopped or self._clock() - saved_at >= self.options.save_every_s:
                 self.save()
                 saved_at = self._clock()
@@ -167,11 +176,13 @@ class Trainer:
         validate: Callable[[nn.Module], float],
         keep: Callable[[nn.Module], None],
     ) -> None:
-        score = validate(self.ema_network)
+        leads = self._team.leads
+        score = self._team.agree(validate(self.ema_network) if leads else 0.0)
         self.progress.history.append((report.step, report.loss, score))
         if score >= self.progress.best_score:
             self.progress.best_score, self.progress.best_step = score, report.step
-            keep(self.ema_network)
+            if leads:
+                keep(self.ema_network)
 
     def _step(self, batch: TrainingBatch) -> StepReport:
         options, step = self.options, self.progress.step
@@ -182,9 +193,9 @@ class Trainer:
             loss, parts = self._forward(batch)
         except torch.OutOfMemoryError as exc:
             raise _out_of_memory(exc, len(batch.images)) from exc
-        if not math.isfinite(loss.item()):
+        if not math.isfinite(parts[-1].item()):  # of all ranks, so that all of them end here
             raise ModelError(
-                f"the loss became {loss.item()} at step {step + 1}",
+                f"the loss became {parts[-1].item()} at step {step + 1}",
                 hint="lower lr, raise warmup_steps, or train with precision: fp32",
             )
         self._optimizer.zero_grad(set_to_none=True)
@@ -202,7 +213,7 @@ class Trainer:
         device = self.options.device
         bf16 = self.options.precision == "bf16"
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
-            _, raw = self._network(batch.images.to(device))
+            _, raw = self._shared(batch.images.to(device))
         scores, distances, *anchors = raw
         # The loss in bf16 would round boxes to several pixels.
         outputs = (scores.float(), distances.float(), *anchors)
@@ -212,7 +223,9 @@ class Trainer:
         return loss, parts
 
     def save(self) -> None:
-        """Write the state file atomically."""
+        """Write the state file atomically; rank 0 does."""
+        if not self._team.leads:
+            return
         partial = self._state.with_suffix(".partial")
         torch.save(
             {

@@ -52,6 +52,22 @@ def test_a_stream_is_the_same_wherever_it_starts_and_however_many_threads(
         assert torch.equal(a.targets, b.targets)
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_parts_of_a_batch_are_its_slots_each_once(source: BatchSource, world: int) -> None:
+    lively = replace(source, augmentation=Augmentation(flip_horizontal=0.5), batch_size=6)
+    for step in (0, 1, 5):
+        whole = lively.batch(step)
+        for rank in range(world):
+            part = lively.part(step, rank, world)
+            slots = list(range(rank, 6, world))
+            assert torch.equal(part.images, whole.images[slots])
+            for place, slot in enumerate(slots):
+                mine = part.targets[part.targets[:, 0] == place, 1:]
+                assert torch.equal(mine, whole.targets[whole.targets[:, 0] == slot, 1:])
+        streamed = next(iter(lively.stream(step, step + 1, world - 1, world)))
+        assert torch.equal(streamed.images, whole.images[world - 1 :: world])
+
+
 def test_another_seed_gives_another_order(source: BatchSource) -> None:
     other = replace(source, seed=5)
     assert any(not torch.equal(source.batch(s).targets, other.batch(s).targets) for s in range(5))
