@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, group_shards, listed_objects
+from pipelines.runs.pace import PaceCount
 from storage.errors import LabelfleetError, ObjectNotFound, SourceTruncated
 from storage.records import Shard, StoredObject
 from storage.runs.ledger import invocations, read_ledger
@@ -248,17 +249,16 @@ def _count_images(source: SupportsShards, tar: Shard, max_image_bytes: int) -> i
 
 
 def _measured_pace(manifest: Manifest) -> _Pace | None:
-    """Measure the newest invocation that labelled anything, since its first ready worker."""
+    """Return the pace of the newest invocation that labelled anything."""
     for invocation in reversed(invocations(manifest.store)):
-        entries = list(read_ledger(manifest.store, invocation))
-        start = next((e for e in entries if e.event == "start"), None)
-        ready = next((e for e in entries if e.event == "ready"), None)
-        shards = [e for e in entries if e.event == "shard"]
-        if start and ready and shards and shards[-1].at > ready.at:
-            images = sum(sum(e.counts.values()) for e in shards)
-            note = start.note
-            rate = images / (shards[-1].at - ready.at)
-            return _Pace(rate, int(note.get("workers", 1)), float(note.get("gpus", 0)))
+        count, note = PaceCount(), dict[str, Any]()
+        for entry in read_ledger(manifest.store, invocation):
+            count.add(entry)
+            if entry.event == "start":
+                note = entry.note
+        if count.images_per_s:
+            workers, gpus = int(note.get("workers", 1)), float(note.get("gpus", 0))
+            return _Pace(count.images_per_s, workers, gpus)
     return None
 
 
@@ -293,7 +293,8 @@ def plan_table(plan: Plan) -> RenderableType:
         whose = "" if plan.like is None else f" in {shown_url(plan.like)}"
         remarks.append(
             f"at {plan.images_per_s:.1f} images/s, as measured{whose} with "
-            f"{plan.measured_workers} workers; more of them take less time"
+            f"{plan.measured_workers} worker{'s' * (plan.measured_workers != 1)} once ready; more "
+            "of them take less time"
         )
         remarks.append(_second(plan))
     if plan.left_out:

@@ -28,10 +28,12 @@ from pipelines.labelling.open_run import OpenRun, open_run
 from pipelines.labelling.planned_review import PlannedReview
 from pipelines.labelling.summary import RunSummary, notify, summarise
 from pipelines.labelling.work import Work, find_work
+from pipelines.models.requested import check_device, existing_record
 from pipelines.runs.drift_record import known_drift
 from pipelines.runs.status import run_status
 from storage.errors import Interrupted, LabelfleetError, StorageError
 from storage.logs import about, log_format
+from storage.objects.protocols import ObjectStore
 from storage.runs.ledger import LedgerEntry, LedgerWriter, new_invocation
 from storage.runs.lock import run_lock
 from storage.runs.manifest import Manifest
@@ -75,22 +77,34 @@ def label_run(
     output = open_store(config.output, config.storage.options())
     # Ray ends after the lock is released: an end that takes long must not hold up the next run.
     with ExitStack() as at_the_end, run_lock(output, f"labelfleet run {config.name}") as lock:
-        at_the_end.enter_context(ray_cluster(address))
-        check_shared_folders(normalise_url(config.source.url), output.url)
-        nodes = cluster_nodes()
-        cuda = wants_gpu(config.workers, nodes)
-        run = open_run(config, cuda=cuda, note=caller.watcher.note)
+
+        @cache
+        def nodes() -> Sequence[Node]:
+            at_the_end.enter_context(ray_cluster(address))
+            check_shared_folders(normalise_url(config.source.url), output.url)
+            return cluster_nodes()
+
+        run = open_run(config, cuda=_on_gpus(config, output, nodes), note=caller.watcher.note)
         side = Side(caller, lock.check, partial(lock.needing_progress, STALL_S))
         tally, outcome = label_what_is_left(config, run, nodes, limit, side)
         # From here on no GPU is held.
         release_quarantine(run.manifest)
         routed = review.route(run.manifest, tally.shards)
-        drift = watched(run.manifest, tally, caller.watcher, RayMetrics(config.name))
+        sink = RayMetrics(config.name) if tally.shards else None  # without work, Ray is not there
+        drift = watched(run.manifest, tally, caller.watcher, sink)
         status = run_status(run.manifest)
         summary = summarise(status, tally, outcome, began_s, config, routed)
     summary = replace(summary, drift=drift, exit_code=exit_code(summary, strict=strict))
     notify(config, summary)
     return summary
+
+
+def _on_gpus(config: RunConfig, output: ObjectStore, nodes: Callable[[], Sequence[Node]]) -> bool:
+    """Return whether the run labels on GPUs; an existing one has settled that, without Ray."""
+    existing = existing_record(output)
+    if existing is not None and "device" in existing.inference:
+        return bool(existing.inference["device"] == "cuda")
+    return wants_gpu(config.workers, nodes())
 
 
 def watched(manifest: Manifest, tally: Tally, watcher: Watcher, sink: Sink | None = None) -> str:
@@ -132,18 +146,24 @@ class Side:
 
 
 def label_what_is_left(
-    config: RunConfig, run: OpenRun, nodes: Sequence[Node], limit: int | None, side: Side
+    config: RunConfig,
+    run: OpenRun,
+    nodes: Callable[[], Sequence[Node]],
+    limit: int | None,
+    side: Side,
 ) -> tuple[Tally, Outcome]:
     """List the source, and label what has no commit yet.
 
     Workers load while the listing goes on, at most one for each shard found so far, unless the run
-    has a ``max_cost``. No worker is started when nothing is left.
+    has a ``max_cost``. When nothing is left, ``nodes``, which starts Ray, is not called.
     """
     with ExitStack() as stack:
 
         @cache
         def pool() -> tuple[LabelPool, Sizing]:
-            sizing = size_pool(config.workers, nodes, cuda=run.model.device == "cuda")
+            cuda = run.model.device == "cuda"
+            check_device(cuda=cuda, there=wants_gpu(config.workers, nodes()))
+            sizing = size_pool(config.workers, nodes(), cuda=cuda)
             return stack.enter_context(open_pool(config, run, sizing)), sizing
 
         def found(shards: int) -> None:

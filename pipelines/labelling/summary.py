@@ -27,8 +27,9 @@ class RunSummary:
         detections: boxes above the score floor.
         shards: committed. ``left``: listed and not yet committed. ``quarantined``: set aside.
         seconds, new_images, new_shards: of this invocation, start-up included.
-        images_per_s: of this invocation since its first worker was ready, as `status` has it; 0
-            where it labelled nothing.
+        startup_s: the part of ``seconds`` before its first worker was ready.
+        images_per_s: of this invocation from then to its last commit, as `status`, `plan` and the
+            report have it; 0 where it labelled nothing.
         routed: images drawn for people to see, in this invocation.
         truncated: tars that ended in the middle, with the reason.
         left_out: what the listing of the source passed over, by suffix or reason.
@@ -55,6 +56,7 @@ class RunSummary:
     output: str
     outcome: Outcome
     exit_code: int = 0
+    startup_s: float = 0.0
     routed: int = 0
     max_bad_share: float = 1.0
     drift: str = ""
@@ -77,6 +79,7 @@ def summarise(
     """Sum up the run, with what this invocation added."""
     seconds = time.monotonic() - began_s
     counts = status.images
+    images_per_s, startup_s = _pace(status, tally, seconds)
     return RunSummary(
         images=sum(counts.values()),
         ok=counts["ok"],
@@ -91,7 +94,8 @@ def summarise(
         new_images=tally.images,
         new_shards=tally.shards,
         seconds=round(seconds, 2),
-        images_per_s=round(_images_per_s(status, tally), 2),
+        startup_s=round(startup_s, 2),
+        images_per_s=round(images_per_s, 2),
         output=normalise_url(config.output),
         outcome=outcome,
         routed=routed,
@@ -101,14 +105,19 @@ def summarise(
     )
 
 
-def _images_per_s(status: RunStatus, tally: Tally) -> float:
-    """Return the ledger's figure, or the loop's own where the ledger could not be written."""
+def _pace(status: RunStatus, tally: Tally, seconds: float) -> tuple[float, float]:
+    """Return images/s and the seconds before it, by the ledger, or by the loop where that failed.
+
+    The ledger begins when Ray runs; the seconds before it are start-up too.
+    """
     if not tally.images:
-        return 0.0
+        return 0.0, 0.0
     ledger = status.invocation
-    if ledger is None or ledger.images != tally.images:
-        return tally.images_per_s
-    return ledger.images_per_s or tally.images_per_s
+    if ledger is None or ledger.images != tally.images or not ledger.images_per_s:
+        return tally.images_per_s, max(0.0, seconds - tally.working_s)
+    began_at = time.time() - seconds
+    startup_s = ledger.started_at + ledger.startup_s - began_at
+    return ledger.images_per_s, min(seconds, max(0.0, startup_s))
 
 
 def notify(config: RunConfig, summary: RunSummary) -> None:

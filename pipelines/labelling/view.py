@@ -28,8 +28,14 @@ def run_table(summary: RunSummary) -> RenderableType:
         table.add_row("shards left", f"{summary.left:,}")
     if summary.quarantined:
         table.add_row("shards quarantined", f"{summary.quarantined:,}", style="red")
-    table.add_row("this time", f"{summary.new_images:,} images in {summary.seconds:.1f} s")
-    table.add_row("", f"{summary.images_per_s:.1f} images/s")
+    if summary.new_images:
+        table.add_row("this time", f"{summary.new_images:,} images in {summary.seconds:.1f} s")
+        table.add_row("", f"{summary.startup_s:.1f} s of them start-up")
+        table.add_row("", f"then {summary.images_per_s:.1f} images/s")
+    elif summary.outcome == "done" and not summary.left:
+        table.add_row("this time", f"nothing to do ({summary.seconds:.1f} s)")
+    else:
+        table.add_row("this time", f"no images in {summary.seconds:.1f} s")
     return Group(Text(summary.output, "bold"), table, *_remarks(summary))
 
 
@@ -53,6 +59,4 @@ def _remarks(summary: RunSummary) -> list[Text]:
         remarks.append(
             Text(f"{summary.routed} images are routed: labelfleet review push {summary.output}")
         )
-    if not summary.new_shards and not summary.left:
-        remarks.append(Text("Nothing was left to do."))
     return remarks

@@ -47,12 +47,17 @@ def existing_record(output: ObjectStore) -> RunRecord | None:
 def _device(existing: RunRecord | None, cuda: bool) -> DeviceName:
     wanted: DeviceName = "cuda" if cuda else "cpu"
     recorded: DeviceName = existing.inference.get("device", wanted) if existing else wanted
-    if recorded == "cuda" and not cuda:
+    check_device(cuda=recorded == "cuda", there=cuda)
+    return recorded
+
+
+def check_device(*, cuda: bool, there: bool) -> None:
+    """Raise ConfigError for a run on GPUs where there are none to be used."""
+    if cuda and not there:
         raise ConfigError(
             "the run was created on GPUs, and this machine has none",
             hint="continue it where there are GPUs, or choose another output",
         )
-    return recorded
 
 
 def model_request(config: RunConfig) -> ModelRequest:

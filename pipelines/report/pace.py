@@ -1,14 +1,14 @@
-"""Measure a run's pace and its bottleneck, from the ledger of its newest invocation."""
+"""Chart a run's pace, and tell its bottleneck, from the ledger of its newest invocation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.runs.bottleneck import WorkerTime
+from pipelines.runs.pace import PaceCount
 from storage.runs.annotations import COMMIT, STAGES
 from storage.runs.ledger import LedgerEntry, invocations, read_ledger
 from storage.runs.manifest import Manifest
@@ -20,9 +20,9 @@ class Pace:
 
     Attributes:
         started_at: seconds since the epoch.
-        startup_s: until a worker was ready, as far as the driver's beats tell.
+        startup_s: until a worker was ready.
         seconds: from its start to its last commit.
-        images: committed in it.
+        images: committed in it; ``mean_images_per_s``: of them, see ``pipelines.runs.pace``.
         workers: the count it reported at its start, or None.
         invocations: how many there were in all.
         time: where its workers' time went.
@@ -33,17 +33,12 @@ class Pace:
     startup_s: float
     seconds: float
     images: int
+    mean_images_per_s: float
     workers: int | None
     invocations: int
     time: WorkerTime
     edges_s: NDArray[np.float64]
     images_per_s: NDArray[np.float64]
-
-    @property
-    def mean_images_per_s(self) -> float:
-        """From the first ready worker to the last commit."""
-        working_s = self.seconds - self.startup_s
-        return self.images / working_s if working_s > 0 else 0.0
 
     @property
     def stages(self) -> dict[str, float]:
@@ -83,31 +78,21 @@ def _pace(entries: list[LedgerEntry], n_invocations: int, bins: int) -> Pace | N
     start = entries[0].at
     end = max(start, max(e.at for e in won))
     edges = np.linspace(0.0, max(end - start, 1e-9), bins + 1, dtype=np.float64)
-    startup_s = min(startup_seconds(entries), won[0].at - start)
+    pace = PaceCount.of(entries)
+    startup_s = min(pace.startup_s, won[0].at - start)
     done = _done_by(edges, won, start, startup_s)
     return Pace(
         started_at=start,
         startup_s=startup_s,
         seconds=end - start,
-        images=sum(sum(e.counts.values()) for e in won),
+        images=pace.images,
+        mean_images_per_s=pace.images_per_s or 0.0,
         workers=entries[0].note.get("workers"),
         invocations=n_invocations,
         time=WorkerTime.of([entries[0], *won]),
         edges_s=edges,
         images_per_s=np.diff(done) / np.diff(edges),
     )
-
-
-def startup_seconds(entries: Iterable[LedgerEntry]) -> float:
-    """From an invocation's start to the last beat that saw no worker before the first shard."""
-    start: float | None = None
-    ready = 0.0
-    for entry in entries:
-        start = entry.at if start is None else start
-        if entry.event == "shard" or entry.note.get("alive", 0) > 0:
-            break
-        ready = entry.at - start
-    return max(0.0, ready)
 
 
 def _done_by(

@@ -173,6 +173,7 @@ def _overview(manifest: Manifest, found: Scan, now: float) -> dict[str, Any]:
         "identity": [(name, value) for name, value in identity if value],
         "found": found,
         "shards": _shards(manifest),
+        "left_out": list(manifest.left_out().items()),
         "shown_score": SHOWN_SCORE,
         "floor": record.inference.get("score_floor"),
         "written_at": now,

@@ -22,6 +22,7 @@ from rich.text import Text
 from pipelines.display.durations import shown_duration
 from pipelines.runs.bottleneck import WorkerTime
 from pipelines.runs.drift_record import DriftRecord, known_drift
+from pipelines.runs.pace import PaceCount
 from storage.records import STATUSES, warning_kinds
 from storage.runs.ledger import LedgerEntry, invocations, read_ledger
 from storage.runs.listing import Listing
@@ -49,8 +50,8 @@ class InvocationStatus:
         workers: alive, as last reported; None where never reported.
         shards, images: done by this invocation.
         seconds: from its start to its last entry.
-        startup_s: until a worker was ready, as far as the driver's beats tell.
-        images_per_s: from then to its last entry.
+        startup_s: from its start until a worker was ready; part of ``seconds``.
+        images_per_s: from then to its last commit, see ``pipelines.runs.pace``.
         eta_s: until the last shard at the pace so far; only while it runs.
         stages: seconds by stage, over its workers and their threads; ``wait`` is the model's.
         fill: mean fill of the workers' queues, 0 to 1: images read, images decoded.
@@ -169,26 +170,17 @@ class _Invocation:
     outcome: str | None = None
     ended: bool = False
     workers: int | None = None
-    waiting: bool = True  # for the first worker
-    waited_until: float = 0.0
-    shards: int = 0
-    images: int = 0
+    pace: PaceCount = field(default_factory=PaceCount)
     time: WorkerTime = field(default_factory=WorkerTime)
 
     def add(self, entry: LedgerEntry) -> None:
         self.first = self.first or entry
         self.last = entry
-        self.waiting &= entry.event != "shard" and not entry.note.get("alive")
-        if self.waiting:
-            self.waited_until = entry.at
+        self.pace.add(entry)
         self.workers = entry.note.get("alive", entry.note.get("workers", self.workers))
         # A copy that lost the race for its shard does not count towards the run.
-        if entry.event == "start":
+        if entry.event == "start" or (entry.event == "shard" and entry.note.get("won", True)):
             self.time.add(entry)
-        elif entry.event == "shard" and entry.note.get("won", True):
-            self.time.add(entry)
-            self.shards += 1
-            self.images += sum(entry.counts.values())
         elif entry.event == "end":
             self.ended, self.outcome = True, entry.note.get("outcome")
 
@@ -200,11 +192,7 @@ class _Invocation:
         state: State = "ended" if self.ended else "running"
         if state == "running" and silent_s > SILENT_AFTER_S:
             state = "silent"
-        startup_s = min(seconds, max(0.0, self.waited_until - self.first.at))
-        working_s = seconds - startup_s
-        eta_s = None
-        if state == "running" and self.shards and working_s:
-            eta_s = max(0.0, left * working_s / self.shards - silent_s)
+        pace = self.pace
         return InvocationStatus(
             invocation=self.name,
             state=state,
@@ -212,12 +200,12 @@ class _Invocation:
             started_at=self.first.at,
             silent_s=silent_s,
             workers=self.workers,
-            shards=self.shards,
-            images=self.images,
+            shards=pace.shards,
+            images=pace.images,
             seconds=seconds,
-            startup_s=startup_s,
-            images_per_s=self.images / working_s if working_s else None,
-            eta_s=eta_s,
+            startup_s=pace.startup_s,
+            images_per_s=pace.images_per_s,
+            eta_s=pace.seconds_left(left, self.last.at, now) if state == "running" else None,
             stages={stage: round(s, 1) for stage, s in self.time.seconds.items()},
             fill={queue: round(share, 3) for queue, share in self.time.fill.items()},
             limit=self.time.limit,
@@ -318,9 +306,8 @@ def _shares(s: RunStatus) -> str:
 def _sentence(i: InvocationStatus | None) -> str:
     if i is None:
         return "none has left a ledger"
-    pace = f", {i.images_per_s:,.1f} images/s" if i.images_per_s else ""
-    workers = f" on {i.workers} workers" if i.workers is not None else ""
-    done = f"{i.images:,} images in {shown_duration(i.seconds)}{pace}"
+    workers = "" if i.workers is None else f" on {i.workers} worker{'s' * (i.workers != 1)}"
+    done = f"{i.images:,} images in {shown_duration(i.seconds)}{_pace(i)}"
     if i.state == "ended":
         return f"{escape(i.outcome or 'ended')}: {done}, ended {shown_duration(i.silent_s)} ago"
     if i.state == "silent":
@@ -330,6 +317,15 @@ def _sentence(i: InvocationStatus | None) -> str:
         )
     eta = f", about {shown_duration(i.eta_s)} to go" if i.eta_s is not None else ""
     return f"[green]running[/green]{workers}: {done}{eta}"
+
+
+def _pace(i: InvocationStatus) -> str:
+    """Tell the pace, and that start-up is left out of it where that makes a difference."""
+    if not i.images_per_s:
+        return ""
+    if i.startup_s < 1:
+        return f", {i.images_per_s:,.1f} images/s"
+    return f" ({shown_duration(i.startup_s)} of them start-up), then {i.images_per_s:,.1f} images/s"
 
 
 def _stages(i: InvocationStatus) -> str:

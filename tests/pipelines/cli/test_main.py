@@ -345,7 +345,7 @@ def test_a_run_from_an_empty_home(
 
     strict = spawn("run", path, "--set", "max_bad_share=0.1", **shared_ray)
     assert strict.code == 3, strict.err
-    assert "Nothing was left to do." in strict.out
+    assert "nothing to do" in strict.out
     assert f"file://{setting.folder}/out" in strict.out
     other = spawn("run", path, "--set", "model.score_floor=0.5", **shared_ray)
     assert other.code == 2

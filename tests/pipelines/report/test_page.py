@@ -244,6 +244,16 @@ def test_an_unstated_licence_is_said_aloud() -> None:
     assert "licence is unstated" in page_of(unstated).text
 
 
+def test_what_the_listing_left_out_is_counted_on_the_page() -> None:
+    manifest = make_run(MemoryStore(), {})
+    assert "Left out of the source" not in page_of(manifest).text
+    manifest.note_left_out({".txt": 1234, "no suffix": 3, ".<b>": 1})
+    text = page_of(manifest).text
+    assert "Left out of the source" in text
+    for shown in ("1,234", ".txt", "no suffix", ".<b>"):
+        assert shown in text
+
+
 def test_tables_are_capped_and_say_so() -> None:
     shard = tar_shard("a.tar")
     rows = [

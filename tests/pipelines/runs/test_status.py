@@ -110,7 +110,7 @@ def test_running_silent_ended(manifest: Manifest) -> None:
     assert (running.state, running.workers, running.shards, running.images) == ("running", 1, 2, 6)
     assert running.started_at == 100
     assert running.silent_s == 5
-    assert running.images_per_s == pytest.approx(6 / 40)
+    assert running.images_per_s == pytest.approx(6 / 20)
     # Two shards in 40 s, two left, heard of 5 s ago.
     assert running.eta_s == pytest.approx(35)
     silent = run_status(manifest, now=141 + SILENT_AFTER_S).invocation
@@ -205,7 +205,7 @@ def test_json_and_text(manifest: Manifest) -> None:
     assert json.loads(json.dumps(s.to_fields())) == s.to_fields()
     text = text_of(s)
     assert "2 of 5 labelled (40.0 %), 2 left, 1 quarantined" in text
-    assert "running on 1 workers" in text
+    assert "running on 1 worker:" in text
     assert "silent for" in text_of(run_status(manifest, now=10_000))
 
 
