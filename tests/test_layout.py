@@ -198,16 +198,11 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 LONGEST, WIDEST = 60, 6  # lines, parameters besides self and cls
 # Functions that are longer or take more, and why.
 LARGER = {
-    "pipelines.cluster.submit.submit_run": "what a submission consists of, callbacks included",
-    "pipelines.dispatch.drive.__init__": "the parts of a drive, each given by its caller",
     "pipelines.ingest.ingest.ingest": "part of the face: one keyword an option",
-    "pipelines.policy.guarantee._stated": "the terms of the statement",
     "pipelines.routing.route.route_run": "part of the face: one keyword an option",
-    "workers.labelling.labeller.__init__": "the parts of a labeller, each given by its caller",
     "workers.checkpoints.description.description": "the fields of the description",
     "workers.checkpoints.file.save_checkpoint": "the fields of the file",
     "workers.training.trainer.__init__": "the parts of a trainer, each given by its caller",
-    "storage.s3.resuming.__init__": "the state that a resumed read carries on",
 }
 
 
@@ -256,7 +251,6 @@ USED_OUTSIDE = {
     "pipelines.__dir__": "Python asks it",
     "pipelines.cluster.spot_nodes.SpotFirstNodeProvider": "a cluster's YAML names it",
     "storage.runs.annotations.read_identity": "tests check an annotation object's header by it",
-    "storage.shards.selecting.tar_shards": "tests and benchmarks make shards of tars by it",
 }
 
 

@@ -50,7 +50,7 @@ def submit(
 ) -> None:
     """Run a config on a Ray cluster. Submitting it again attaches to the job until it has ended."""
     from pipelines.cluster.bundle import bundle_run
-    from pipelines.cluster.submit import submit_run
+    from pipelines.cluster.submit import JobRequest, Listener, submit_run
 
     overrides, variables = tuple(set_ or ()), _variables(env or [])
     bundle = bundle_run(config, overrides, variables)
@@ -58,12 +58,7 @@ def submit(
     further += ["--strict"] if strict else []
     if bundle.url is not None:  # else they are in the packed config
         further += [word for override in overrides for word in ("--set", override)]
-    submitted = submit_run(
-        bundle,
-        command=further,
-        address=address,
-        environment=variables,
-        wait=wait,
+    listener = Listener(
         note=lambda line: print(harmless(line), file=sys.stderr, flush=True),
         # The last line of stdout is for the JSON, if there is one: the job's output goes beside it.
         show=_writer(sys.stderr if json_ else sys.stdout),
@@ -71,6 +66,8 @@ def submit(
             ["labelfleet", "submit", config, *given(set_, limit, address, env, strict)]
         ),
     )
+    request = JobRequest(bundle, further, variables)
+    submitted = submit_run(request, listener, address=address, wait=wait)
     state = submitted.status.lower()
     ended = "" if submitted.exit_code is None else f" with exit code {submitted.exit_code}"
     show(f"{submitted.submission_id} {state}{ended}", submitted.to_fields(), json_)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,28 +71,50 @@ class Submitted:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What a job is to do.
+
+    Attributes:
+        bundle: the run, from ``bundle_run``.
+        command: what follows ``labelfleet run CONFIG`` there.
+        environment: variables for the job; already checked for secrets.
+    """
+
+    bundle: Bundle
+    command: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """16 hex of sha256 over all of it."""
+        means = [self.bundle.digest, list(self.command), sorted(self.environment.items())]
+        return hashlib.sha256(json.dumps(means).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who is told of a job.
+
+    Attributes:
+        note: gets lines about the submission, for people.
+        show: gets the job's output, piece by piece.
+        again: the command that attaches again, for messages.
+    """
+
+    note: Callable[[str], None]
+    show: Callable[[str], None]
+    again: str
+
+
 def submit_run(
-    bundle: Bundle,
-    *,
-    command: Sequence[str],
-    address: str | None,
-    environment: Mapping[str, str],
-    wait: bool,
-    note: Callable[[str], None],
-    show: Callable[[str], None],
-    again: str,
+    request: JobRequest, listener: Listener, *, address: str | None, wait: bool
 ) -> Submitted:
     """Start a run's job on a cluster, or attach to the one that is running.
 
     Args:
-        bundle: the run, from ``bundle_run``.
-        command: what follows ``labelfleet run CONFIG`` there.
         address: of the job server; None: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, else this machine.
-        environment: variables for the job; already checked for secrets.
         wait: follow it to its end.
-        note: gets lines about the submission, for people.
-        show: gets the job's output, piece by piece.
-        again: the command that attaches again, for messages.
 
     Raises:
         ConfigError: the address has no job server, or the server wants another token.
@@ -101,19 +123,20 @@ def submit_run(
         LabelfleetError: the server refused.
     """
     url = job_server_url(address)
-    server = RayJobs(url, bundle, command, environment)
-    output = normalise_url(bundle.config.output)
-    found = submit(server, job_name(bundle.config.name, output), server.digest)
+    server = RayJobs(url, request)
+    config = request.bundle.config
+    output = normalise_url(config.output)
+    found = submit(server, job_name(config.name, output), request.digest)
     job = found.job
     stop = f"ray job stop --address {url} {job.job_id}"
-    with detaching(job.job_id, again=again, stop=stop):
-        note(_said(found, url))
+    with detaching(job.job_id, again=listener.again, stop=stop):
+        listener.note(_said(found, url))
         if wait:
-            job = follow(server, job.job_id, show, again=again)
+            job = follow(server, job.job_id, listener.show, again=listener.again)
     if wait and job.exit_code is None and job.message:
-        note(job.message.strip().splitlines()[-1])
+        listener.note(job.message.strip().splitlines()[-1])
     if job.exit_code == _NO_SUCH_COMMAND:
-        note("`labelfleet` is not on the PATH of the cluster's head; see ray_cluster.yaml")
+        listener.note("`labelfleet` is not on the PATH of the cluster's head; see ray_cluster.yaml")
     code = exit_code(job) if job.ended else None
     return Submitted(job.job_id, url, output, found.attached, job.status, code)
 
@@ -150,23 +173,12 @@ class RayJobs:
 
     Args:
         url: where it answers.
-        bundle: the run that ``start`` starts.
-        command: further words of its command.
-        environment: further variables of it.
+        request: what ``start`` starts.
     """
 
-    def __init__(
-        self, url: str, bundle: Bundle, command: Sequence[str], environment: Mapping[str, str]
-    ) -> None:
-        self._url, self._bundle = url, bundle
-        self._command, self._environment = command, environment
+    def __init__(self, url: str, request: JobRequest) -> None:
+        self._url, self._request = url, request
         self._client = self._connect()
-
-    @property
-    def digest(self) -> str:
-        """16 hex of sha256 over all that the job is to do: bundle, command and environment."""
-        means = [self._bundle.digest, list(self._command), sorted(self._environment.items())]
-        return hashlib.sha256(json.dumps(means).encode()).hexdigest()[:16]
 
     def jobs(self) -> list[SubmittedJob]:
         """Return every job that was submitted to the cluster."""
@@ -178,19 +190,20 @@ class RayJobs:
 
     def start(self, job_id: str) -> bool:
         """Submit the bundle under this id; return False when the id is taken."""
-        config = self._bundle.url or CONFIG_NAME
-        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **self._environment}
+        bundle, command = self._request.bundle, self._request.command
+        config = bundle.url or CONFIG_NAME
+        variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **self._request.environment}
         with tempfile.TemporaryDirectory(prefix="labelfleet-submit-") as folder:
-            self._bundle.write(Path(folder))
-            where = {} if self._bundle.url else {"working_dir": folder}
+            bundle.write(Path(folder))
+            where = {} if bundle.url else {"working_dir": folder}
             try:
                 self._ask(
                     partial(
                         self._client.submit_job,
-                        entrypoint=shlex.join(["labelfleet", "run", config, *self._command]),
+                        entrypoint=shlex.join(["labelfleet", "run", config, *command]),
                         submission_id=job_id,
                         runtime_env={**where, "env_vars": variables},
-                        metadata={"run": self._bundle.config.name, _DIGEST: self.digest},
+                        metadata={"run": bundle.config.name, _DIGEST: self._request.digest},
                     )
                 )
             except LabelfleetError as exc:

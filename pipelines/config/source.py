@@ -15,10 +15,9 @@ from storage.records import (
     Shard,
     StoredObject,
     printable,
-    shard_id_of,
 )
 from storage.runs.listing import ListingDrop
-from storage.shards.selecting import LeftOut, classify, group_images, list_source
+from storage.shards.selecting import LeftOut, classify, group_images, list_source, tar_shards
 from storage.stores.open import open_store
 from storage.urls import normalise_url, overlaps, shown_url
 from workers.images.signatures import format_of
@@ -145,7 +144,7 @@ def group_shards(objects: Iterable[StoredObject], shard_size: int) -> Iterator[S
     loose: list[StoredObject] = []
     for listed in objects:
         if classify(listed.key) == "tar":
-            yield Shard(shard_id_of([listed]), "tar", (listed,))
+            yield from tar_shards([listed])
         else:
             loose.append(listed)
             if len(loose) == shard_size:

@@ -136,7 +136,6 @@ class Drive:
         caller: follows it, and may stop it.
         terms: when it has to end early.
         cluster: updated every turn; None: the cluster never changes.
-        total: number of shards to label, for the progress display.
     """
 
     def __init__(
@@ -148,12 +147,11 @@ class Drive:
         *,
         terms: Terms | None = None,
         cluster: Follows | None = None,
-        total: int = 0,
     ) -> None:
         self._journal, self._dispatcher, self._pool = journal, dispatcher, pool
         self._watcher, self._stopper = caller.watcher, caller.stopper
         self._terms, self._cluster = terms or Terms(), cluster or _Fixed()
-        self.tally = Tally(total=total)
+        self.tally = Tally()
         self._spent = Spent(self._terms.limits)
         self._beat_s = 0.0
         self._start_failures = 0
@@ -170,13 +168,17 @@ class Drive:
         self._ready_s: float | None = None  # when the first worker was
         self._ledger_failed = False
 
-    def run(self) -> Outcome:
+    def run(self, total: int = 0) -> Outcome:
         """Label until nothing is left, or until asked to stop.
+
+        Args:
+            total: number of shards to label, for the progress display.
 
         Raises:
             KeyboardInterrupt: on the second request, from wherever the loop was.
             LabelfleetError: the run cannot go on; the message says why.
         """
+        self.tally.total = total
         with self._stopper.heeding():
             while not self._dispatcher.done:
                 self._turn()

@@ -233,10 +233,8 @@ def drive(
         elastic(pool, wanted, work.total) as cluster,
     ):
         try:
-            loop = Drive(
-                journal, dispatcher, pool, caller, terms=terms, cluster=cluster, total=work.total
-            )
-            outcome = loop.run()
+            loop = Drive(journal, dispatcher, pool, caller, terms=terms, cluster=cluster)
+            outcome = loop.run(work.total)
             ended = "quarantined" if loop.tally.quarantined else outcome
         except KeyboardInterrupt:
             ended = "interrupted"

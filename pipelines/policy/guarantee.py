@@ -34,7 +34,7 @@ from pipelines.policy.statement import By, Guarantee
 from pipelines.truth.audit_images import AuditImage, audit_images, sampled_truth
 from storage.coco.truth import Truth
 from storage.errors import ConfigError
-from storage.records import Category
+from storage.records import Category, RunIdentity
 from storage.review.frames import Frames, read_frame
 from storage.review.queue import queue_parts, read_head
 from storage.runs.live_rows import live_tables
@@ -145,7 +145,25 @@ def guarantee_run(
     population = _Population(len(categories), by_stratum=truth is None)
     population.read(manifest, set(drawn))
     found = _prove(population, drawn, categories, asked)
-    return _stated(manifest, policy, asked, found, population, drawn, truth)
+    basis = _Basis(
+        run=manifest.url,
+        images=population.images,
+        audited=sum(len(images) for images in drawn.values()),
+        source="audit answers" if truth is None else truth.source,
+        assumes=population.limits if truth is None else _TRUTH_ASSUMES,
+    )
+    return _stated(manifest.record.identity, policy, asked, found, basis)
+
+
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """What a guarantee rests on: fields of ``Guarantee``."""
+
+    run: str
+    images: int
+    audited: int
+    source: str
+    assumes: str
 
 
 def _largest(drawn: dict[str, list[AuditImage]]) -> dict[str, list[AuditImage]]:
@@ -272,16 +290,13 @@ def _columns(scores: Iterable[NDArray[np.float32]], images: int) -> _Ints:
 
 
 def _stated(
-    manifest: Manifest,
+    identity: RunIdentity,
     policy: Policy,
     asked: Asked,
     found: dict[str, tuple[Proven, list[AuditedStratum]]],
-    population: _Population,
-    drawn: dict[str, list[AuditImage]],
-    truth: Truth | None,
+    basis: _Basis,
 ) -> Guaranteed:
     """Proofs as figures, and the policy with the thresholds that were shown to hold."""
-    identity = manifest.record.identity
     risk = 1 - asked.confidence
     shares = {ALL: risk} | {n: risk / (len(found) - 1) for n in found if n != ALL}
     proofs = {n: _proof(n, *one, asked, shares[n]) for n, one in found.items()}
@@ -295,13 +310,9 @@ def _stated(
             confidence=asked.confidence,
             by=asked.by,
             thresholds=thresholds,
-            run=manifest.url,
-            images=population.images,
-            audited=sum(len(images) for images in drawn.values()),
-            source="audit answers" if truth is None else truth.source,
-            assumes=population.limits if truth is None else _TRUTH_ASSUMES,
             model_sha256=identity.model_sha256,
             precision=identity.precision,
+            **asdict(basis),
         )
         policy = carry(policy, guarantee, [c.name for c in identity.categories])
     return Guaranteed(policy, guarantee, over_all, tuple(proofs.values()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from botocore import exceptions as boto
@@ -23,8 +24,23 @@ class _Broken(Exception):
     """The connection broke in the middle of a body."""
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Which bytes of which version of an object.
+
+    Attributes:
+        start: first byte.
+        end: byte after the last, or None: the object's end.
+        etag: expected version, or None: the one found first.
+    """
+
+    start: int = 0
+    end: int | None = None
+    etag: str | None = None
+
+
 class ResumingReader(io.RawIOBase):
-    """Bytes [start, end) of one object, forward only.
+    """The bytes of one span, forward only.
 
     A body that breaks off is asked for again from the byte where it broke, If-Match on the
     etag seen first, up to ``attempts`` times in a row without a byte arriving.
@@ -36,9 +52,7 @@ class ResumingReader(io.RawIOBase):
         get_object: sends one GetObject.
         translate: botocore's error to one of ours.
         where: for messages.
-        start: first byte.
-        end: byte after the last, or None: the object's end.
-        etag: expected version, or None: the one found first.
+        span: what is read.
         attempts: tries per read.
         wait: tenacity's pause between them.
     """
@@ -48,19 +62,17 @@ class ResumingReader(io.RawIOBase):
         get_object: GetObject,
         translate: Callable[[Exception], Exception],
         where: str,
+        span: Span,
         *,
-        start: int = 0,
-        end: int | None = None,
-        etag: str | None = None,
         attempts: int,
         wait: wait_base,
     ) -> None:
         self._get_object = get_object
         self._translate = translate
         self._where = where
-        self._position = start
-        self._end = end
-        self._etag = etag
+        self._position = span.start
+        self._end = span.end
+        self._etag = span.etag
         self._retrying = Retrying(
             stop=stop_after_attempt(attempts),
             wait=wait,

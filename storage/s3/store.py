@@ -28,7 +28,7 @@ from storage.records import StoredObject
 from storage.s3.client import endpoint_of, make_client
 from storage.s3.errors import from_s3_error, is_conflict, is_precondition_failure, is_range_failure
 from storage.s3.ordered import ordered_entries
-from storage.s3.resuming import CHUNK_BYTES, ResumingReader
+from storage.s3.resuming import CHUNK_BYTES, ResumingReader, Span
 from storage.urls import Location, check_key, readable, shown_url
 
 _T = TypeVar("_T")
@@ -86,7 +86,7 @@ class S3Store:
         return StoredObject(key, int(reply["ContentLength"]), etag, modified)
 
     def get(self, key: str, *, if_match: str | None = None) -> bytes:
-        with self._reader(key, etag=if_match) as reader:
+        with self._reader(key, Span(etag=if_match)) as reader:
             return reader.readall()
 
     def get_range(
@@ -96,12 +96,12 @@ class S3Store:
             raise ValueError("offset and nbytes must not be negative")
         if nbytes == 0:
             return self._empty_range(key, offset, if_match)
-        with self._reader(key, start=offset, end=offset + nbytes, etag=if_match) as reader:
+        with self._reader(key, Span(offset, offset + nbytes, if_match)) as reader:
             return reader.readall()
 
     @contextmanager
     def stream(self, key: str, *, if_match: str | None = None) -> Iterator[BinaryIO]:
-        raw = self._reader(key, etag=if_match)
+        raw = self._reader(key, Span(etag=if_match))
         with io.BufferedReader(raw, CHUNK_BYTES) as reader:
             yield cast(BinaryIO, reader)
 
@@ -179,17 +179,13 @@ class S3Store:
             raise self._translate(exc, where) from exc
         return str(reply["ETag"]).strip('"')
 
-    def _reader(
-        self, key: str, *, start: int = 0, end: int | None = None, etag: str | None = None
-    ) -> ResumingReader:
+    def _reader(self, key: str, span: Span) -> ResumingReader:
         where = self._where(key)
         return ResumingReader(
             lambda parameters: self._get_object(key, parameters),
             lambda exc: self._translate(exc, where),
             where,
-            start=start,
-            end=end,
-            etag=etag,
+            span,
             attempts=self._options.attempts,
             wait=_WAIT,
         )

@@ -73,7 +73,6 @@ class ShardLabeller:
         commit: puts a finished spool file where it belongs.
         run: repeated in every annotation object.
         options: sizes of the pipeline.
-        spool_dir: local folder for the Parquet being written; None: a temporary one.
         tiles: how large images are cut; None: the network sees every image as a whole.
     """
 
@@ -85,12 +84,11 @@ class ShardLabeller:
         run: RunIdentity,
         options: LabellerOptions | None = None,
         *,
-        spool_dir: Path | None = None,
         tiles: Tiles | None = None,
     ) -> None:
         self._read, self._commit, self._run = read, commit, run
         self._options = options or LabellerOptions()
-        self._spool = own_folder("spool", spool_dir)
+        self._spool = own_folder("spool")
         libvips()  # loads its library, which the first PNG would wait for
         rows_to_table(())  # imports pandas, which pyarrow looks for at its first array: 0.3 s
         self._preprocessing, self._tiles = detector.preprocessing, tiles

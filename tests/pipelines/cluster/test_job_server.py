@@ -17,6 +17,7 @@ import yaml
 from pipelines.cluster.bundle import Bundle
 from pipelines.cluster.submit import (
     DEFAULT_ADDRESS,
+    JobRequest,
     RayJobs,
     auth_headers,
     job_server_url,
@@ -170,7 +171,7 @@ def test_a_head_that_drops_connections_is_asked_again() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _BusyHead) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         bundle = cast(Bundle, None)  # nothing is started
-        jobs = RayJobs(f"http://127.0.0.1:{server.server_port}", bundle, [], {})
+        jobs = RayJobs(f"http://127.0.0.1:{server.server_port}", JobRequest(bundle))
         assert jobs.jobs() == []
         server.shutdown()
     assert _BusyHead.dropped == 2

@@ -158,11 +158,10 @@ class Bench:
             Caller(self.notes, self.stopper),
             terms=Terms(limits or Limits(), guard),
             cluster=cluster,
-            total=shards,
         )
 
     def run(self) -> Outcome:
-        return self.drive.run()
+        return self.drive.run(len(self.shards))
 
     def fails(self, kind: type[LabelfleetError]) -> LabelfleetError:
         with pytest.raises(kind) as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -405,17 +406,14 @@ def test_close_ends_attempts_in_flight() -> None:
             flying.result(30)
 
 
-def test_no_spool_file_stays_behind(tmp_path: Path) -> None:
+def test_no_spool_file_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     bench = Bench()
     shard = bench.tar("a.tar", ("x.png", grey(1)))
-    labeller = ShardLabeller(
-        bench.detector, bench.read, bench.manifest.commit, bench.manifest.record.identity,
-        bench.options, spool_dir=tmp_path,
-    )  # fmt: skip
-    labeller.label(shard, "one")
-    (folder,) = tmp_path.iterdir()
-    assert list(folder.iterdir()) == []
-    labeller.close()
+    with bench.labeller() as labeller:
+        labeller.label(shard, "one")
+        (folder,) = tmp_path.iterdir()
+        assert list(folder.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
 
 
