@@ -76,6 +76,8 @@ def _expected(annotation: Any, limits: Sequence[Any] = ()) -> str:
         return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
     if origin is tuple:
         if members[-1] is Ellipsis:
+            if section_in(members[0]) is not None:
+                return "a list of sections"
             return f"a list of {_expected(members[0]).removeprefix('a ')}s"
         return f"a list of {len(members)} {_expected(members[0]).removeprefix('a ')}s"
     if origin is dict:
@@ -128,12 +130,24 @@ def _field(kind: type[BaseModel], names: Sequence[str]) -> FieldInfo | None:
 
 
 def _step(annotation: Any, name: Any) -> FieldInfo | None:
-    """Return the field that a key leads to; a mapping takes any key."""
+    """Return the field that a key leads to; a mapping takes any key, a list a number."""
+    if str(name).isdigit() and (item := _item_in(annotation)) is not None:
+        return FieldInfo(annotation=item)
     section = section_in(annotation)
     if section is not None:
         return section.model_fields.get(name)
     if get_origin(annotation) is dict:
         return FieldInfo(annotation=get_args(annotation)[1])
+    return None
+
+
+def _item_in(annotation: Any) -> Any:
+    """Return what the items of a list are, where a field takes one; else None."""
+    if get_origin(annotation) is tuple and get_args(annotation)[-1] is Ellipsis:
+        return get_args(annotation)[0]
+    if get_origin(annotation) in (*_UNIONS, Annotated):
+        found = (_item_in(a) for a in get_args(annotation))
+        return next((item for item in found if item is not None), None)
     return None
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ByteSize, Discriminator, Field, Tag, field_validator, model_validator
 
-from pipelines.config.part import Part
+from pipelines.config.part import Part, Place
 from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
 from storage.errors import ConfigError
 from workers.images.preprocessing import Preprocessing
@@ -18,7 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 # What may differ between a stopped training and its continuation: it moves no weight.
-_FREE = {"output", "threads", "eval_every", "max_bad_share"}
+_FREE = {"output", "threads", "eval_every", "max_bad_share", "cache"}
 
 
 TRAIN_PAGE = "docs/train_configuration.md"
@@ -33,15 +34,72 @@ class DataConfig(Part):
     @field_validator("annotations", "images", mode="before")
     @classmethod
     def _local(cls, value: Any) -> Any:
-        """Refuse URLs, which would otherwise be reported as missing paths."""
-        if not isinstance(value, str) or "://" not in value:
-            return value
-        if value.startswith("file://"):
-            return value.removeprefix("file://")
-        raise ValueError(
-            f"`train` reads local files, and {value.partition('://')[0]}:// is not one; copy it "
-            "here first"
-        )
+        return _local_path(value)
+
+
+class SourceConfig(Part):
+    """One of several sources that are learned: a COCO set (`annotations`, `images`), or a label
+    version straight from a run's output (`labels`)."""
+
+    annotations: Path | None = Field(None, description="COCO JSON; with `images`.")
+    images: Path | None = Field(None, description="Folder that `file_name` is relative to.")
+    labels: Place | None = Field(None, description="Output of a run, path or URL.")
+    version: str = Field("latest", description="Label version, such as `v0003`.")
+    share: float | None = Field(
+        None, gt=0, le=1, description="Of the images drawn; none: by number of images."
+    )
+    classes: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="New names of its classes; a class named null is ignored.",
+    )
+    weights: bool = Field(
+        True, description="Weigh the model's boxes by their probability of being right."
+    )
+    ignore_band: bool = Field(
+        True, description="Ignore where the policy was undecided; false: it is background."
+    )
+
+    @field_validator("annotations", "images", mode="before")
+    @classmethod
+    def _local(cls, value: Any) -> Any:
+        return _local_path(value)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SourceConfig:
+        coco = (self.annotations is not None, self.images is not None)
+        if coco not in ((True, True), (False, False)) or coco[0] == (self.labels is not None):
+            raise ValueError("give either `labels`, or `annotations` and `images`")
+        return self
+
+    @property
+    def shown(self) -> str:
+        """Name in messages."""
+        return str(self.annotations) if self.labels is None else f"{self.labels} ({self.version})"
+
+
+class CacheConfig(Part):
+    """Copies of images on this machine; used where the images are not on it already."""
+
+    dir: Path | None = Field(None, description="Folder; none: `images` in the user's cache.")
+    size: Annotated[ByteSize, "a size such as 20GB"] = Field(
+        ByteSize(20_000_000_000), gt=0, description="Most that the copies may take."
+    )
+
+
+def _kind_of_train(value: Any) -> str:
+    return "sources" if isinstance(value, (list, tuple)) else "set"
+
+
+def _local_path(value: Any) -> Any:
+    """Refuse URLs, which would otherwise be reported as missing paths."""
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    if value.startswith("file://"):
+        return value.removeprefix("file://")
+    raise ValueError(
+        f"`train` reads local files, and {value.partition('://')[0]}:// is not one; copy it "
+        "here first"
+    )
 
 
 class NetworkConfig(Part):
@@ -84,7 +142,14 @@ class TrainConfig(Part):
 
     name: Name = Field(description="Also the checkpoint's file name.")
     output: Path = Field(description="Folder for checkpoint, summary and state.")
-    train: DataConfig = Field(description="The set that is learned.")
+    train: Annotated[
+        Annotated[DataConfig, Tag("set")]
+        | Annotated[Annotated[tuple[SourceConfig, ...], Field(min_length=1)], Tag("sources")],
+        Discriminator(_kind_of_train),
+    ] = Field(description="The set that is learned, or a list of sources.")
+    cache: CacheConfig | None = Field(
+        CacheConfig(), description="Of images that are not on this machine; null: none."
+    )
     val: DataConfig = Field(description="Chooses the checkpoint that is kept.")
     test: dict[Name, DataConfig] = Field(
         default_factory=dict, description="Sets measured once, at the end, by name."
@@ -130,11 +195,37 @@ class TrainConfig(Part):
                 raise ValueError(f"{side} is not a multiple of 32 between 32 and 4096")
         return value
 
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_source(cls, value: Any) -> Any:
+        """Take `train: {labels: …}` as a list of one."""
+        return [value] if isinstance(value, dict) and "labels" in value else value
+
+    @model_validator(mode="after")
+    def _shares(self) -> TrainConfig:
+        shares = [one.share is None for one in self.sources]
+        if len(set(shares)) > 1:
+            raise ValueError("give each of the sources a share, or none of them")
+        return self
+
     @model_validator(mode="after")
     def _length(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
         return self
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """Sources of ``train``; a plain set is one."""
+        if isinstance(self.train, DataConfig):
+            return (SourceConfig(annotations=self.train.annotations, images=self.train.images),)
+        return self.train
+
+    @property
+    def annotation_files(self) -> tuple[Path, ...]:
+        """Annotation files that decide the weights."""
+        files = [one.annotations for one in self.sources if one.annotations is not None]
+        return (*files, self.val.annotations)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -154,22 +245,26 @@ class TrainConfig(Part):
             return self.steps
         return max(1, round((self.epochs or 0) * images / self.batch_size))
 
-    def fingerprint(self, *, data: bool = True, **resolved: Any) -> str:
+    def fingerprint(
+        self, *, data: bool = True, labels: Mapping[str, str] | None = None, **resolved: Any
+    ) -> str:
         """16 hex digits of all that decides the weights: config, files, what was resolved.
 
-        ``data``: the annotations' contents count too.
+        Args:
+            data: the annotations' contents count too.
+            labels: digests of the label versions, by source.
+            resolved: other values by name.
         """
         fields = self.model_dump(mode="json", exclude=_FREE)
         if self.early_stop is None:  # trainings of earlier versions continue
             del fields["early_stop"]
         if self.range == "full":  # as every training was before there was a choice
             fields.pop("range")
-        for part in (self.train, self.val) if data else ():
-            digest = hashlib.sha256(part.annotations.read_bytes()).hexdigest()
-            fields[f"sha256 of {part.annotations}"] = digest
+        for path in self.annotation_files if data else ():
+            fields[f"sha256 of {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()
         if self.model.arch is not None:
             fields["arch"] = read_yaml(self.model.arch)
-        text = json.dumps({**fields, **resolved}, sort_keys=True)
+        text = json.dumps({**fields, **(labels or {}), **resolved}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -183,10 +278,14 @@ def load_train_config(path: str, overrides: tuple[str, ...] = ()) -> TrainConfig
     for override in overrides:
         apply_override(fields, override)
     config = parse_config(TrainConfig, fields, where=path, page=TRAIN_PAGE)
-    for name, data in {"train": config.train, "val": config.val, **config.test}.items():
-        if not data.annotations.is_file():
+    files = {f"train.{n}": one.annotations for n, one in enumerate(config.sources)}
+    if isinstance(config.train, DataConfig):
+        files = {"train": config.train.annotations}
+    files |= {name: data.annotations for name, data in {"val": config.val, **config.test}.items()}
+    for name, file in files.items():
+        if file is not None and not file.is_file():
             raise ConfigError(
-                f"{path}: {name}.annotations: {data.annotations} is not there",
+                f"{path}: {name}.annotations: {file} is not there",
                 hint="paths are relative to the folder the command is started in",
             )
     return config

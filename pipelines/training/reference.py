@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from pipelines.config.reference import sections
-from pipelines.training.config import TrainConfig
+from pipelines.training.config import SourceConfig, TrainConfig
 
 _INTRODUCTION = """\
 # Configuration of a training
@@ -35,7 +35,8 @@ epochs: 30
 
 def page() -> str:
     """Return the whole page as Markdown."""
-    return "\n".join([_INTRODUCTION, *sections(TrainConfig, "## The training")])
+    sources = sections(SourceConfig, "## A source in the list `train`")
+    return "\n".join([_INTRODUCTION, *sections(TrainConfig, "## The training"), *sources])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
@@ -19,13 +18,13 @@ from torch import nn
 from pipelines.dispatch.stopping import Stopper
 from pipelines.training.config import TrainConfig
 from pipelines.training.extend import STATE_NAME, extend, keep_last_state
+from pipelines.training.sources import TrainData, label_digests, read_data
 from pipelines.training.start import (
     Machine,
     arch_params_of,
     first_network,
     fit_options,
     machine_facts,
-    read_sets,
     resolve_machine,
 )
 from pipelines.training.summary import FILE_NAME, TrainSummary, read_finished
@@ -41,7 +40,6 @@ from workers.runtimes.torch_session import torch_detector
 from workers.spec import ModelRequest, ModelSpec
 from workers.training.augment import Augmentation
 from workers.training.batches import BatchSource
-from workers.training.coco_set import TrainingSet
 from workers.training.trainer import DataMark, Trainer
 from workers.yolo_nas.dense import DenseDetector
 from workers.yolo_nas.network import fuse
@@ -73,29 +71,29 @@ def train(
         Interrupted: stopped on request; the same call continues.
     """
     machine = resolve_machine(config)
-    fingerprint = config.fingerprint(precision=machine.precision)
+    fingerprint = config.fingerprint(labels=label_digests(config), precision=machine.precision)
     done = read_finished(config.output, fingerprint)
     if more_steps is not None:
         extend(config.output, done, more_steps)
     elif done is not None:
         return done
-    sets = read_sets(config)
+    data = read_data(config)
     torch.set_num_threads(machine.threads)
-    network = first_network(config, sets["train"].classes)
+    network = first_network(config, data.train.classes)
     config.output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         network,
-        len(sets["train"].classes),
-        fit_options(config, machine, len(sets["train"].images)),
+        len(data.train.classes),
+        fit_options(config, machine, len(data.train)),
         fingerprint=fingerprint,
         data=DataMark(
             config.fingerprint(data=False, precision=machine.precision),
-            sets["train"].digest,
+            data.train.digest,
             accept_data,
         ),
         state=config.output / STATE_NAME,
     )
-    run = _Run(config, machine, trainer, sets)
+    run = _Run(config, machine, trainer, data)
     run.fit(console, stopper or Stopper())
     return run.finish(fingerprint)
 
@@ -108,12 +106,12 @@ class _Run:
         config: TrainConfig,
         machine: Machine,
         trainer: Trainer,
-        sets: Mapping[str, TrainingSet],
+        data: TrainData,
     ) -> None:
         self._config = config
         self._machine = machine
         self._trainer = trainer
-        self._sets = sets
+        self._data = data
         self._best = config.output / f"{config.name}.safetensors"
         self._scores: Scores | None = None
 
@@ -124,7 +122,7 @@ class _Run:
         with shown as view, stopper.heeding():
 
             def validate(network: nn.Module) -> float:
-                self._scores = measure(self._averaged(network), self._sets["val"])
+                self._scores = measure(self._averaged(network), self._data.sets["val"])
                 view.validated(trainer.progress.step, self._scores)
                 return self._scores.map_
 
@@ -141,7 +139,7 @@ class _Run:
         fields = config.augment.model_dump()
         on_cpu = self._machine.device == "cpu"
         return BatchSource(
-            self._sets["train"],
+            self._data.train,
             config.preprocessing,
             Augmentation(**fields),
             config.batch_size,
@@ -152,7 +150,7 @@ class _Run:
 
     def _averaged(self, network: nn.Module) -> Detector:
         """Return the averaged weights as inference runs them: fused, fp32."""
-        config, classes = self._config, self._sets["train"].classes
+        config, classes = self._config, self._data.train.classes
         fused = fuse(copy.deepcopy(network), config.preprocessing.size)
         dense = DenseDetector(fused, config.preprocessing).eval().to(self._machine.device)
         return torch_detector(dense, self._spec(classes))
@@ -182,23 +180,24 @@ class _Run:
             _halved(network),
             name=config.model.name,
             arch_params=arch_params_of(config),
-            classes=self._sets["train"].classes,
+            classes=self._data.train.classes,
             preprocessing=config.preprocessing,
             licence=config.model.licence,
-            official_ids=self._sets["train"].official_ids,
+            official_ids=self._data.train.official_ids,
             training={
-                "config": config.model_dump(mode="json", exclude={"output"}),
+                "config": config.model_dump(mode="json", exclude={"output", "cache"}),
                 "step": self._trainer.progress.step,
-                "images": len(self._sets["train"].images),
-                "objects": self._sets["train"].objects,
+                "images": len(self._data.train),
+                "objects": self._data.train.objects,
                 "val": None if scores is None else asdict(scores),
+                **({"sources": list(self._data.sources)} if self._data.sources else {}),
             },
         )
 
     def finish(self, fingerprint: str) -> TrainSummary:
         """Measure the file that was kept, write summary.json, keep the state for an extension."""
         checkpoint = read_checkpoint(self._best)
-        progress, training = self._trainer.progress, self._sets["train"]
+        progress, training = self._trainer.progress, self._data.train
         network = self._trainer.ema_network
         summary = TrainSummary(
             name=self._config.name,
@@ -207,7 +206,7 @@ class _Run:
             nbytes=self._best.stat().st_size,
             parameters=sum(p.numel() for p in network.parameters()),
             classes=training.classes,
-            images=len(training.images),
+            images=len(training),
             objects=training.objects,
             steps=progress.step,
             best_step=progress.best_step,
@@ -218,9 +217,9 @@ class _Run:
             machine=machine_facts(self._machine),
             fingerprint=fingerprint,
             extended_at=self._trainer.options.extended_at,
-            left_out={part: dict(s.left_out) for part, s in self._sets.items() if s.left_out},
+            left_out={part: dict(s.left_out) for part, s in self._data.sets.items() if s.left_out},
             boxes_dropped={
-                part: s.without_area for part, s in self._sets.items() if s.without_area
+                part: s.without_area for part, s in self._data.sets.items() if s.without_area
             },
         )
         (self._config.output / FILE_NAME).write_text(json.dumps(summary.to_fields()) + "\n")
@@ -237,7 +236,9 @@ class _Run:
         options = StorageOptions()
         spec = resolve_model(request, options, device=self._machine.device)
         detector = load_detector(spec, options, threads=self._machine.threads)
-        return {name: measure(detector, self._sets[f"test {name}"]) for name in self._config.test}
+        return {
+            name: measure(detector, self._data.sets[f"test {name}"]) for name in self._config.test
+        }
 
 
 def _halved(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -11,17 +11,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from pipelines.training.config import DataConfig, TrainConfig
+from pipelines.training.config import TrainConfig
 from storage.errors import CheckpointError, ConfigError
 from storage.objects.protocols import StorageOptions
 from workers.checkpoints.cache import fetch_checkpoint
 from workers.checkpoints.file import Checkpoint, read_checkpoint
 from workers.models.resolve import read_arch
-from workers.training.coco_set import TrainingSet, read_training_set
 from workers.training.options import FitOptions, TrainPrecision
 from workers.yolo_nas.network import build_network
-
-CHECKED_NAME = "checked_images.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +28,6 @@ class Machine:
     device: Literal["cpu", "cuda"]
     precision: TrainPrecision
     threads: int
-
-
-def read_sets(config: TrainConfig) -> dict[str, TrainingSet]:
-    """``train``, ``val`` and ``test <name>``, all with the same classes in the same order."""
-    parts = {"train": config.train, "val": config.val}
-    parts.update({f"test {name}": data for name, data in config.test.items()})
-    sets = {part: _read(data, config) for part, data in parts.items()}
-    for part, found in sets.items():
-        if found.classes != sets["train"].classes:
-            raise ConfigError(
-                f"{part} has the classes {list(found.classes)}, "
-                f"train has {list(sets['train'].classes)}",
-                hint="list the same categories in the same order in both files",
-            )
-    return sets
-
-
-def _read(data: DataConfig, config: TrainConfig) -> TrainingSet:
-    return read_training_set(
-        data.annotations,
-        data.images,
-        ignore_categories=config.ignore_categories,
-        max_bad_share=config.max_bad_share,
-        checked=config.output / CHECKED_NAME,
-    )
 
 
 def fit_options(config: TrainConfig, machine: Machine, images: int) -> FitOptions:

@@ -33,7 +33,7 @@ def read_images(
 
     Only a few dozen images are in memory at a time.
     """
-    shards = _shards_of(manifest, {place.shard_id for place in places})
+    shards = shards_of(manifest, {place.shard_id for place in places})
     compressed: dict[str, list[P]] = defaultdict(list)
     ranged = []
     for place in places:
@@ -57,7 +57,8 @@ def fetch_images(
     return {place.image_id: raw for place, raw in read_images(manifest, source, places)}
 
 
-def _shards_of(manifest: Manifest, wanted: set[str]) -> dict[str, Shard]:
+def shards_of(manifest: Manifest, wanted: set[str]) -> dict[str, Shard]:
+    """Return the listed shards of these ids; ids that are not listed are left out."""
     found: dict[str, Shard] = {}
     for shard in Listing(manifest.store).all_shards() if wanted else ():
         if shard.shard_id in wanted:

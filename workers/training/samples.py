@@ -32,6 +32,10 @@ class Samples(Protocol):
         """Ids that the data gives the classes."""
 
     @property
+    def objects(self) -> int:
+        """Boxes to learn, over all images."""
+
+    @property
     def digest(self) -> str:
         """16 hex digits of what decides the data."""
 
@@ -48,10 +52,11 @@ class Mixture:
     Attributes:
         shares: of the images drawn, one a part, positive; their sum counts as the whole. They are
             held exactly in each 1,000 images, rounded to a thousandth, which is also the least.
+            None: each pass shows every image of every part once.
     """
 
     parts: tuple[Samples, ...]
-    shares: tuple[float, ...]
+    shares: tuple[float, ...] | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -64,9 +69,15 @@ class Mixture:
         return self.parts[0].official_ids
 
     @property
+    def objects(self) -> int:
+        """Boxes to learn, over all images."""
+        return sum(part.objects for part in self.parts)
+
+    @property
     def digest(self) -> str:
         """16 hex digits of what decides the data."""
-        text = repr([(part.digest, n) for part, n in zip(self.parts, self._lots(), strict=True)])
+        lots = [] if self.shares is None else self._lots(self.shares)
+        text = repr(([part.digest for part in self.parts], lots))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -82,17 +93,20 @@ class Mixture:
 
     def draw(self, seed: int, number: int) -> int:
         """Return the index of image ``number`` of a training with this seed."""
+        if self.shares is None:
+            return _place(seed, number, len(self), 0)
         block, place = divmod(number, _BLOCK)
-        lots = self._lots()
+        lots = self._lots(self.shares)
         order = np.repeat(np.arange(len(lots)), lots)[_permutation((seed, 2, block), _BLOCK)]
         part = int(order[place])
         nth = block * lots[part] + int((order[:place] == part).sum())
         first = sum(len(p) for p in self.parts[:part])
         return first + _place(seed, nth, len(self.parts[part]), part)
 
-    def _lots(self) -> list[int]:
+    @staticmethod
+    def _lots(shares: tuple[float, ...]) -> list[int]:
         """Images of each part in a block of 1,000: by largest remainder, at least 1."""
-        exact = np.array(self.shares) / sum(self.shares) * _BLOCK
+        exact = np.array(shares) / sum(shares) * _BLOCK
         lots = np.maximum(np.floor(exact), 1).astype(int)
         for part in np.argsort(lots - exact, kind="stable")[: max(0, _BLOCK - int(lots.sum()))]:
             lots[part] += 1

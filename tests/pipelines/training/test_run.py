@@ -9,14 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from pipelines.demo.digits import make_pages
 from pipelines.dispatch.stopping import Stopper
+from pipelines.labels.decide import decide_run
+from pipelines.policy.policy import Policy
 from pipelines.training.config import TrainConfig
 from storage.errors import CheckpointError, ConfigError, Interrupted, SourceError
 from storage.objects.protocols import StorageOptions
+from storage.stores.open import open_store
+from tests.support.samples.label_version import labelled
 from tests.support.samples.training_samples import box, write_coco
 from workers.spec import ModelRequest
 
@@ -265,3 +270,39 @@ def test_the_commands_stdout_holds_the_summary_alone(
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     assert json.loads(line)["steps"] == 1
+
+
+def test_a_label_version_is_trained_on_and_the_checkpoint_labels(
+    config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """From a run's output to a student that the next run loads by its path alone."""
+    from pipelines.training.run import train
+    from workers.checkpoints.file import read_checkpoint
+    from workers.models.load_torch import load_detector
+    from workers.models.resolve import resolve_model
+
+    run = labelled(open_store(str(tmp_path / "photos")), open_store(str(tmp_path / "run")))
+    categories = [{"id": 1, "name": "dark"}, {"id": 2, "name": "bright"}]
+    boxes = [box(1, 1, 4, 4, 20, 20), box(2, 2, 4, 4, 20, 20)]
+    path = write_coco(tmp_path / "val", [(40, 40)] * 2, boxes, categories=categories)
+    val = {"annotations": str(path), "images": str(path.parent)}
+    sources = [{"labels": run.url, "share": 0.5}, {**val, "share": 0.5}]
+    made = config(
+        train=sources, val=val, test={}, steps=2, cache={"dir": str(tmp_path / "c"), "size": "1MB"}
+    )
+    summary = train(made)
+    assert (summary.images, summary.steps) == (12, 2)
+    said = (read_checkpoint(Path(summary.checkpoint)).training or {})["sources"]
+    assert [one["images"] for one in said] == [10, 2]
+    assert said[0]["version"] == "v0001"
+    assert said[0]["model_sha256"] == run.record.identity.model_sha256
+    spec = resolve_model(
+        ModelRequest(checkpoint=summary.checkpoint), StorageOptions(), device="cpu"
+    )
+    assert spec.classes == ("dark", "bright")
+    detector = load_detector(spec, StorageOptions(), threads=1)
+    assert len(detector.detect(np.zeros((1, 96, 96, 3), np.uint8))) == 1
+    assert train(made) == summary, "finished: nothing is trained again"
+    decide_run(run, Policy(accept=0.3, reject=0.1))
+    with pytest.raises(ConfigError, match="another output"):
+        train(made)

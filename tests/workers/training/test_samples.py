@@ -23,6 +23,7 @@ class Numbers:
     first: int = 0
     classes: tuple[str, ...] = ("a",)
     official_ids: tuple[int, ...] = (1,)
+    objects: int = 0
 
     @property
     def digest(self) -> str:
@@ -48,12 +49,13 @@ def test_shares_hold_in_each_thousand_and_no_image_repeats_within_a_pass(
 ) -> None:
     mixture = Mixture(tuple(Numbers(n) for n in counts), tuple(shares[: len(counts)]))
     firsts = np.cumsum([0, *counts])
-    total = sum(mixture.shares)
+    held = shares[: len(counts)]
+    total = sum(held)
     seen: dict[int, list[int]] = {part: [] for part in range(len(counts))}
     for start in (0, 1000):
         drawn_ = [drawn(mixture, seed, start + n) for n in range(1000)]
         parts = np.searchsorted(firsts, drawn_, side="right") - 1
-        for part, share in enumerate(mixture.shares):
+        for part, share in enumerate(held):
             count = int((parts == part).sum())
             assert count >= 1
             assert count == pytest.approx(1000 * share / total, abs=len(counts))
@@ -90,3 +92,9 @@ def test_the_digest_tells_parts_and_shares_apart() -> None:
     ]
     assert len(set(digests)) == 4
     assert Mixture((a, b), (1, 1)).digest == Mixture((a, b), (2, 2)).digest
+
+
+def test_without_shares_a_pass_shows_every_image_of_every_part_once() -> None:
+    mixture = Mixture((Numbers(3), Numbers(4)))
+    for start in (0, 7):
+        assert sorted(drawn(mixture, 5, start + n) for n in range(7)) == list(range(7))

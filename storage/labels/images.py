@@ -1,0 +1,335 @@
+"""The image bytes of a label version, in any order, through a bounded cache of this machine.
+
+A tar of which a good part is used is copied whole, in the background, while its images are still
+read one by one; loose images are kept as they are read. Sources on this machine are read in
+place. A compressed tar, where offsets do not help, is unpacked into the cache once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import BinaryIO
+
+from storage.errors import (
+    ConfigError,
+    LabelfleetError,
+    ObjectNotFound,
+    SourceError,
+    StorageError,
+)
+from storage.labels.stream import LabelIndex
+from storage.objects.os_errors import from_os_error
+from storage.objects.protocols import ObjectStore
+from storage.records import ImageRef, Shard, StoredObject, image_ids_of
+from storage.runs.image_bytes import shards_of
+from storage.runs.manifest import Manifest
+from storage.shards.node_cache import NodeCache
+from storage.shards.reading import read_shard
+from storage.urls import parse_url
+
+_PAYS = 0.25  # a tar is copied whole if at least this share of its bytes is used
+_CHECKERS = 16
+_HEADS = 1000  # objects that are looked at one by one; of more, the source is listed
+_FILLERS = 2
+_CHUNK = 1 << 20
+_NAMED = 3
+
+
+class StreamImages:
+    """Reads the images of a ``LabelIndex`` by number. Safe to use from several threads.
+
+    Args:
+        manifest: the run; ``source``: its images.
+        index: the images that are read.
+        cache: None: every image is read from the source each time.
+
+    Raises:
+        ConfigError: the cache cannot hold the largest shard.
+        SourceError: an image is not listed by the run any more.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        source: ObjectStore,
+        index: LabelIndex,
+        cache: NodeCache | None,
+    ) -> None:
+        self._source, self._index, self._run = source, index, manifest.url
+        shards = shards_of(manifest, index.shard_ids())
+        self._objects, self._packed = _objects(index, shards, manifest.url)
+        self._cache = cache
+        self._copied = self._admitted(cache)
+        self._fillers: list[threading.Thread] = []
+        self._asked: set[str] = set()
+        self._orders: SimpleQueue[StoredObject] = SimpleQueue()
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Compare each object with its listing, before anything is spent.
+
+        Raises:
+            SourceError: objects are gone or changed, naming the first of them.
+        """
+        expected = {one.key: one for one in self._objects}
+        there = self._now(expected)
+        wrong = []
+        for key, listed in expected.items():
+            found = there.get(key)
+            if found is None:
+                wrong.append(f"{key} is gone")
+            elif (found.nbytes, found.etag) != (listed.nbytes, listed.etag):
+                wrong.append(f"{key} changed")
+        if wrong:
+            raise SourceError(
+                f"{len(wrong)} of {len(expected)} objects of {self._source.url} are not what was "
+                f"labelled in {self._run}: {'; '.join(wrong[:_NAMED])}",
+                hint="restore them, or label again: `labelfleet run`, then `labelfleet decide`",
+            )
+
+    def read(self, number: int) -> bytes:
+        """Return an image's bytes, checked by their digest.
+
+        Raises:
+            SourceError: it is gone, or not the one that was labelled.
+        """
+        place = self._index.place(number)
+        listed = self._objects[number]
+        try:
+            return self._checked(self._fetched(place, listed), place, listed)
+        except LabelfleetError as exc:
+            raise SourceError(
+                f"{place.image_id} of {self._source.url}: {exc.message}",
+                hint="it was there when the training began: has it changed since?",
+            ) from exc
+
+    def _checked(self, body: bytes, place: ImageRef, listed: StoredObject) -> bytes:
+        if _same(body, place):
+            return body
+        if self._cache is not None:  # a copy may have been damaged on disk
+            self._cache.drop(self._name(listed))
+            again = self._ranged(place, listed)
+            if again is not None and _same(again, place):
+                return again
+        raise StorageError("its bytes are not those that were labelled")
+
+    def _fetched(self, place: ImageRef, listed: StoredObject) -> bytes:
+        if listed.key in self._packed:
+            return self._unpacked(place, listed)
+        cache, offset = self._cache, place.offset or 0
+        if cache is None or listed.key not in self._copied:
+            return self._source.get_range(listed.key, offset, place.nbytes, if_match=listed.etag)
+        found = cache.read(self._name(listed), offset, place.nbytes)
+        if found is not None:
+            return found
+        body = self._source.get_range(listed.key, offset, place.nbytes, if_match=listed.etag)
+        if listed.nbytes == place.nbytes:
+            _kept(cache, self._name(listed), body)
+        else:
+            self._order(listed)
+        return body
+
+    def _ranged(self, place: ImageRef, listed: StoredObject) -> bytes | None:
+        if listed.key in self._packed:
+            return self._unpacked(place, listed)
+        offset = place.offset or 0
+        return self._source.get_range(listed.key, offset, place.nbytes, if_match=listed.etag)
+
+    def _name(self, listed: StoredObject) -> str:
+        packed = self._packed.get(listed.key)
+        of = "" if packed is None else packed.digest
+        return f"{self._source.url}\0{listed.key}\0{listed.etag}\0{listed.nbytes}\0{of}"
+
+    def _admitted(self, cache: NodeCache | None) -> set[str]:
+        """Return the keys whose objects are copied whole: what pays most, up to the cache's size.
+
+        The choice is made once: if objects pushed each other out under a full shuffle, each read
+        could cost a whole tar.
+        """
+        if cache is None:
+            if self._packed:
+                raise ConfigError(
+                    f"{min(self._packed)} is compressed, so its images have to be unpacked",
+                    hint="give the training a `cache`",
+                )
+            return set()
+        used: dict[str, int] = {}
+        objects: dict[str, StoredObject] = {}
+        for number, listed in enumerate(self._objects):
+            used[listed.key] = used.get(listed.key, 0) + self._index.nbytes(number)
+            objects[listed.key] = listed
+        sizes = {
+            key: used[key] if key in self._packed else listed.nbytes
+            for key, listed in objects.items()
+        }
+        if _is_local(self._source.url):
+            sizes = {key: size for key, size in sizes.items() if key in self._packed}
+        largest = max(sizes, key=lambda key: sizes[key], default=None)
+        if largest is not None and sizes[largest] > cache.nbytes:
+            raise ConfigError(
+                f"cache.size is {cache.nbytes:,} bytes, less than the shard {largest} of "
+                f"{self._source.url} with {sizes[largest]:,}",
+                hint="raise cache.size, or leave the cache out: `cache: null`",
+            )
+        copied, left = set(self._packed), cache.nbytes - sum(sizes[key] for key in self._packed)
+        for key in sorted(sizes, key=lambda key: -used[key] / max(1, sizes[key])):
+            if key in copied or used[key] < _PAYS * sizes[key] or sizes[key] > left:
+                continue
+            copied.add(key)
+            left -= sizes[key]
+        return copied
+
+    def _order(self, listed: StoredObject) -> None:
+        """Have a tar copied in the background, once."""
+        with self._lock:
+            if listed.key in self._asked:
+                return
+            self._asked.add(listed.key)
+            self._orders.put(listed)
+            if len(self._fillers) < _FILLERS:
+                thread = threading.Thread(target=self._fill, name="node-cache", daemon=True)
+                self._fillers.append(thread)
+                thread.start()
+
+    def _fill(self) -> None:
+        while True:
+            self.copy(self._orders.get())
+
+    def copy(self, listed: StoredObject) -> None:
+        """Copy a tar into the cache; where that fails its images are read one by one."""
+        if self._cache is None:
+            return
+
+        def write(file: BinaryIO) -> None:
+            with self._source.stream(listed.key, if_match=listed.etag) as stream:
+                while chunk := stream.read(_CHUNK):
+                    file.write(chunk)
+
+        try:
+            self._cache.fill(self._name(listed), listed.nbytes, write)
+        except (LabelfleetError, OSError):
+            return
+
+    def _unpacked(self, place: ImageRef, listed: StoredObject) -> bytes:
+        packed, cache = self._packed[listed.key], self._cache
+        if cache is None:
+            raise StorageError("it lies in a compressed tar, which needs a cache")
+        for _ in range(2):  # another process may make room between filling and reading
+            offset = packed.offsets[place.image_id]
+            found = cache.read(self._name(listed), offset, place.nbytes)
+            if found is not None:
+                return found
+            try:
+                cache.fill(
+                    self._name(listed),
+                    packed.nbytes,
+                    lambda file: packed.write(self._source, file),
+                    wait=True,
+                )
+            except OSError as exc:
+                raise from_os_error(exc, str(cache.folder)) from exc
+        raise StorageError("the cache does not keep it; raise cache.size")
+
+    def _now(self, expected: Mapping[str, StoredObject]) -> dict[str, StoredObject]:
+        if len(expected) > _HEADS:
+            try:
+                prefix = _common(sorted(expected))
+                return {o.key: o for o in self._source.list(prefix) if o.key in expected}
+            except StorageError:
+                pass  # a web server that lists nothing
+        with ThreadPoolExecutor(_CHECKERS) as pool:
+            found = pool.map(self._head, expected)
+        return {one.key: one for one in found if one is not None}
+
+    def _head(self, key: str) -> StoredObject | None:
+        try:
+            return self._source.head(key)
+        except ObjectNotFound:
+            return None
+
+
+class _Packed:
+    """The images of a compressed tar, one after the other."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._sizes: dict[str, int] = {}
+        self.offsets: dict[str, int] = {}
+        self.nbytes = 0
+
+    def add(self, place: ImageRef) -> None:
+        """Give an image its place."""
+        self.offsets[place.image_id] = self.nbytes
+        self._sizes[place.image_id] = place.nbytes
+        self.nbytes += place.nbytes
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of what lies where."""
+        return hashlib.sha256(repr(self.offsets).encode()).hexdigest()[:16]
+
+    def write(self, source: ObjectStore, file: BinaryIO) -> None:
+        """Write all of them. Raises SourceError where one is not in the tar."""
+        left = set(self.offsets)
+        largest = max(self._sizes.values())
+        for one in read_shard(source, self._shard, max_image_bytes=largest):
+            if one.image_id in left and one.data is not None:
+                file.seek(self.offsets[one.image_id])
+                file.write(one.data)
+                left.remove(one.image_id)
+                if not left:
+                    return
+        raise SourceError(f"{min(left)} is not in {self._shard.key} any more")
+
+
+def _objects(
+    index: LabelIndex, shards: Mapping[str, Shard], run: str
+) -> tuple[list[StoredObject], dict[str, _Packed]]:
+    """Return the object of every image, and the compressed tars by key."""
+    objects: list[StoredObject] = []
+    packed: dict[str, _Packed] = {}
+    loose: dict[str, dict[str, StoredObject]] = {}
+    for number in range(len(index)):
+        place = index.place(number)
+        shard = shards.get(place.shard_id)
+        found: StoredObject | None = None
+        if shard is not None and shard.kind == "tar":
+            found = shard.objects[0]
+            if place.offset is None:
+                packed.setdefault(found.key, _Packed(shard)).add(place)
+        elif shard is not None:
+            if shard.shard_id not in loose:
+                loose[shard.shard_id] = {i: o for o in shard.objects for i in image_ids_of(o.key)}
+            found = loose[shard.shard_id].get(place.image_id)
+        if found is None:
+            raise SourceError(
+                f"{place.image_id} is in the labels of {run}, but not in its listing",
+                hint="`labelfleet verify` says what the run lacks",
+            )
+        objects.append(found)
+    return objects, packed
+
+
+def _kept(cache: NodeCache, name: str, body: bytes) -> None:
+    try:
+        cache.keep(name, body)
+    except OSError:
+        return  # a full disk costs speed, not the training
+
+
+def _same(body: bytes, place: ImageRef) -> bool:
+    return not place.sha256 or hashlib.sha256(body).hexdigest() == place.sha256
+
+
+def _is_local(url: str) -> bool:
+    return parse_url(url).scheme == "file"
+
+
+def _common(keys: Sequence[str]) -> str:
+    first, last = keys[0], keys[-1]
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
+    return first[:length] if length is not None else first
