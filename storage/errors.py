@@ -32,6 +32,7 @@
     │   ├── WorkerDiskFull                   no room for the spool file on its node
     │   └── ShardFailed                      one attempt at one shard failed
     ├── BelowTheMark                exit 4   the model does not reach the mAP of `gate`
+    ├── WaitingForPeople            exit 5   a round whose reviewers are not done yet
     ├── TruthMismatch                        ground truth and rows do not join
     ├── ReviewError                          Label Studio, or what came back from it
     ├── ClusterLost                          the job server stopped answering
@@ -206,6 +207,12 @@ class BelowTheMark(LabelfleetError):
     """The model does not reach the mAP that `gate` asks for; nothing was labelled."""
 
     exit_code = 4
+
+
+class WaitingForPeople(LabelfleetError):
+    """A round goes on when its reviewers are done; what was done so far is recorded."""
+
+    exit_code = 5
 
 
 class TruthMismatch(LabelfleetError):

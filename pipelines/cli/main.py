@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from pipelines.cli import combine as cli_combine
 from pipelines.cli import init as cli_init
 from pipelines.cli import review as cli_review
+from pipelines.cli import round as cli_round
 from pipelines.cli import submit as cli_submit
 from pipelines.cli import upkeep as cli_upkeep
 from pipelines.cli.common import (
@@ -345,6 +346,7 @@ def demo(
 cli_init.register(app)
 cli_submit.register(app)
 cli_review.register(app)
+cli_round.register(app)
 cli_combine.register(app)
 cli_upkeep.register(app)
 

@@ -25,6 +25,9 @@ DRAWS = 500
 _SEED = 0
 _MAX_BOXES = 100  # a class and image, as COCO counts
 _IOUS = np.linspace(0.5, 0.95, 10)
+Areas = tuple[float, float]  # pixels, both ends count
+ALL_AREAS: Areas = (0.0, float("inf"))
+_HELD = 1 << 23  # numbers of a bootstrap that are held at once
 _RECALLS = np.linspace(0.0, 1.0, 101)
 
 
@@ -76,7 +79,7 @@ class Matches:
 
         NaN where a draw holds nothing to find.
         """
-        found = [_average_precision(one, weights) for one in self.classes if one.wanted.any()]
+        found = [_in_blocks(one, weights) for one in self.classes if one.wanted.any()]
         if not found:
             return np.full(len(weights), np.nan)
         known = np.stack(found)
@@ -85,12 +88,18 @@ class Matches:
         return np.where(counted > 0, 100 * total / np.maximum(counted, 1), np.nan)
 
 
-def match(found: Sequence[Detections], expected: Expected) -> Matches:
-    """Match a model's detections, clipped to their images, with the boxes to find."""
+def match(found: Sequence[Detections], expected: Expected, areas: Areas = ALL_AREAS) -> Matches:
+    """Match a model's detections, clipped to their images, with the boxes to find.
+
+    Args:
+        found: detections of each image.
+        expected: the boxes to find.
+        areas: only objects of this size count, as in COCO's small, medium and large.
+    """
     rows = [detection_rows(1, one, None) for one in found]
     cells = [
-        [_match_cell(row[row[:, 6] == k], boxes, k) for row, boxes in
-         zip(rows, expected.images, strict=True)]
+        [_match_cell(row[row[:, 6] == k], [box for box in boxes if box["category_id"] == k], areas)
+         for row, boxes in zip(rows, expected.images, strict=True)]
         for k in range(1, expected.classes + 1)
     ]  # fmt: skip
     return Matches(len(rows), tuple(_joined(of_class) for of_class in cells))
@@ -179,27 +188,55 @@ class _Cell:
     wanted: int
 
 
-def _match_cell(rows: NDArray[np.float64], boxes: Sequence[dict[str, Any]], k: int) -> _Cell:
-    """Match one class in one image: each box takes the best true box left, as in COCO."""
+def _match_cell(rows: NDArray[np.float64], boxes: Sequence[dict[str, Any]], areas: Areas) -> _Cell:
+    """Match one class in one image: each box takes the best true box left, as in COCO.
+
+    True boxes of another size and crowds are taken only where nothing else fits, and what takes
+    them counts neither way; nor does an unmatched box of another size.
+    """
     rows = rows[np.argsort(-rows[:, 5], kind="stable")][:_MAX_BOXES]
-    mine = [box for box in boxes if box["category_id"] == k]
-    real = np.array([b["bbox"] for b in mine if not b["ignore"]], np.float64).reshape(-1, 4)
-    crowd = np.array([b["bbox"] for b in mine if b["ignore"]], np.float64).reshape(-1, 4)
+    counted = [b for b in boxes if not b["ignore"] and areas[0] <= b["area"] <= areas[1]]
+    aside = [b for b in boxes if not b["ignore"] and not areas[0] <= b["area"] <= areas[1]]
+    crowd = _bboxes([b for b in boxes if b["ignore"]])
     right = np.zeros((len(_IOUS), len(rows)), np.bool_)
-    ignored = np.zeros_like(right)
-    if len(rows) and len(mine):
-        overlap = _overlaps(rows[:, 1:5], real, crowd=False)
+    own = rows[:, 3] * rows[:, 4]
+    ignored = np.repeat(((own < areas[0]) | (own > areas[1]))[None], len(_IOUS), axis=0)
+    if len(rows) and boxes:
+        overlap, beside = (
+            _overlaps(rows[:, 1:5], _bboxes(some), crowd=False) for some in (counted, aside)
+        )
         inside = _overlaps(rows[:, 1:5], crowd, crowd=True).max(1, initial=0.0)
-        free = np.ones((len(_IOUS), len(real)), np.bool_)
+        free, free_aside = (np.ones((len(_IOUS), len(some)), np.bool_) for some in (counted, aside))
         for d in range(len(rows)):
-            if len(real):
-                fits = np.where(free & (overlap[d] >= _IOUS[:, None]), overlap[d], -1.0)
-                best = fits.shape[1] - 1 - fits[:, ::-1].argmax(1)  # the last of equals, as COCO
-                right[:, d] = fits.max(1) >= 0
-                taken = np.flatnonzero(right[:, d])
-                free[taken, best[taken]] = False
-            ignored[:, d] = ~right[:, d] & (inside[d] >= _IOUS)
-    return _Cell(rows[:, 5], right, ignored, len(real))
+            if counted:
+                right[:, d] = _take(free, overlap[d])
+            if aside:
+                ignored[:, d] |= _take(free_aside & ~right[:, d, None], beside[d], free_aside)
+        ignored |= inside[None] >= _IOUS[:, None]
+        ignored &= ~right
+    return _Cell(rows[:, 5], right, ignored, len(counted))
+
+
+def _bboxes(boxes: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+    return np.array([b["bbox"] for b in boxes], np.float64).reshape(-1, 4)
+
+
+def _take(
+    open_: NDArray[np.bool_], overlap: NDArray[np.float64], free: NDArray[np.bool_] | None = None
+) -> NDArray[np.bool_]:
+    """Take the best true box at each IoU threshold; bool [T]: where one fits.
+
+    Args:
+        open_: bool [T, G]: boxes that may be taken.
+        overlap: with each of them, float64 [G].
+        free: where to mark what was taken; None: in ``open_``.
+    """
+    fits = np.where(open_ & (overlap >= _IOUS[:, None]), overlap, -1.0)
+    best = fits.shape[1] - 1 - fits[:, ::-1].argmax(1)  # the last of equals, as COCO
+    found = np.asarray(fits.max(1) >= 0)
+    taken = np.flatnonzero(found)
+    (open_ if free is None else free)[taken, best[taken]] = False
+    return found
 
 
 def _overlaps(
@@ -225,6 +262,13 @@ def _joined(cells: Sequence[_Cell]) -> _ClassMatches:
         np.concatenate([one.ignored for one in cells], axis=1)[:, order],
         np.array([one.wanted for one in cells], np.int64),
     )
+
+
+def _in_blocks(one: _ClassMatches, weights: NDArray[np.int64]) -> NDArray[np.float64]:
+    """As ``_average_precision``, a few draws at a time: memory does not grow with the boxes."""
+    step = max(1, _HELD // max(1, len(one.image)))
+    blocks = [weights[at : at + step] for at in range(0, len(weights), step)]
+    return np.concatenate([_average_precision(one, block) for block in blocks])
 
 
 def _average_precision(one: _ClassMatches, weights: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -98,6 +98,91 @@ def area(
     return _svg(parts, says)
 
 
+def lines(
+    series: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, says: str, x_title: str
+) -> Markup:
+    """Return curves over a common axis, each with a dot at its last point.
+
+    Args:
+        series: (name, points (x, y) by rising x); the first is drawn faint, the last strong.
+        says: as in ``columns``.
+    """
+    points = [point for _, curve in series for point in curve]
+    top = _nice_top(max((y for _, y in points), default=0))
+    right = max((x for x, _ in points), default=0) or 1.0
+    wide = _WIDTH - _LEFT - _RIGHT
+    parts = [_y_axis(top)]
+    for number, (name, curve) in enumerate(series):
+        faint = "" if number == len(series) - 1 else " faint"
+        at = [(_LEFT + wide * x / right, _y(y, top)) for x, y in curve]
+        parts.append(
+            Markup('<g><polyline class="line{}" points="{}"/>').format(
+                faint, " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+            )
+        )
+        for (x, y), (step, value) in zip(at, curve, strict=True):
+            tip = f"{name}, {short(step)}: {plain(value)}"
+            parts.append(
+                Markup('<circle class="bar{}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}</title>'
+                       "</circle>").format(faint, x, y, tip)
+            )  # fmt: skip
+        parts.append(Markup("</g>"))
+    for i in range(5):
+        anchor = "start" if i == 0 else "end" if i == 4 else "middle"
+        x = _LEFT + wide * i / 4
+        parts.append(_text(x, _HEIGHT - _BOTTOM + 15, short(right * i / 4), anchor))
+    parts.append(_x_title(x_title))
+    return _svg(parts, says)
+
+
+def differences(
+    figures: Sequence[tuple[str, float | None, float, float]], *, says: str, x_title: str
+) -> Markup:
+    """Return differences with their intervals, one a line, around a line at 0.
+
+    Args:
+        figures: (label, value or None where it is unknown, low, high).
+        says: as in ``columns``.
+    """
+    known = [max(abs(v), min(max(abs(a), abs(b)), 3 * abs(v) + 5)) for _, v, a, b in figures
+             if v is not None]  # fmt: skip
+    top = _nice_top(max(known, default=0))
+    left, step, height = 150, 30, 30 * len(figures) + 44
+    wide = _WIDTH - left - _RIGHT - 12
+
+    def x(value: float) -> float:
+        return left + wide * (min(max(value / top, -1.0), 1.0) + 1) / 2
+
+    parts = []
+    for i in range(5):
+        value = top * (i - 2) / 2
+        parts.append(
+            Markup('<line class="{}" x1="{:.1f}" x2="{:.1f}" y1="4" y2="{}"/>').format(
+                "mean" if i == 2 else "grid", x(value), x(value), height - 38
+            )
+        )
+        said = f"{'−' if value < 0 else '+' if value > 0 else ''}{short(abs(value))}"
+        parts.append(_text(x(value), height - 24, said, "middle"))
+    for i, (label, known_, low, high) in enumerate(figures):
+        y = 18.0 + i * step
+        parts.append(_text(left - 10, y + 4, label if len(label) < 20 else label[:19] + "…", "end"))
+        if known_ is None:
+            parts.append(_text(left + 6, y + 4, "unknown", "start"))
+            continue
+        kind = " up" if low > 0 else " down" if high < 0 else ""
+        tip = f"{label}: {known_:+.1f} ({low:+.1f} to {high:+.1f})"
+        parts.append(
+            Markup(
+                '<g><line class="whisker{}" x1="{:.1f}" x2="{:.1f}" y1="{y}" y2="{y}"/>'
+                '<circle class="bar{}" cx="{:.1f}" cy="{y}" r="5.5"/><title>{}</title></g>'
+            ).format(kind, x(low), x(high), kind, x(known_), tip, y=y)
+        )
+    parts.append(_text(left + wide / 2, height - 6, x_title, "middle"))
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        _WIDTH, height, says, Markup("").join(parts)
+    )
+
+
 def whiskers(
     figures: Sequence[tuple[str, float | None, float, float]],
     *,

@@ -1,0 +1,257 @@
+"""The steps that machines take: teacher, gate, label, fit, student, compile."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.run_config import RunConfig
+from pipelines.labelling.run import label_run
+from pipelines.models.artefact import with_artefact
+from pipelines.models.compile import compile_model, has_gpu
+from pipelines.models.gate_trials import measure_gate
+from pipelines.models.requested import requested_model
+from pipelines.policy.curves import Wanted
+from pipelines.policy.fit import fit_run
+from pipelines.policy.policy import POLICY_KEY, Policy
+from pipelines.rounds.costs import gpu_seconds
+from pipelines.rounds.labelled import digest
+from pipelines.rounds.state import StepRecord
+from pipelines.rounds.work import RoundWork, previous_student
+from pipelines.training.config import DataConfig, TrainConfig
+from pipelines.training.run import train
+from pipelines.training.summary import TrainSummary
+from storage.coco.truth import read_truth
+from storage.errors import ArtefactError, BelowTheMark, ConfigError, Interrupted
+from storage.runs.manifest import Manifest
+
+Fields = dict[str, Any]
+
+
+# teacher
+
+
+def teacher_inputs(work: RoundWork, record: StepRecord) -> Fields:
+    """Return the checkpoint that is taken, or all that decides the training."""
+    taken = _taken(work)
+    if taken is not None:
+        return {"model": taken, "sha256": work.checkpoint(taken["checkpoint"]).sha256}
+    return training_inputs(work, _teacher_training(work, record))
+
+
+def take_or_train(work: RoundWork, record: StepRecord) -> Fields:
+    """Take the teacher that the config names, or train it on the labelled images."""
+    taken = _taken(work)
+    if taken is None:
+        return trained(work, record, _teacher_training(work, record))
+    checkpoint = work.checkpoint(taken["checkpoint"])
+    licence = taken.get("licence") or checkpoint.licence
+    return {
+        "model": taken,
+        "sha256": checkpoint.sha256,
+        "licence": licence,
+        "provenance": getattr(checkpoint, "provenance", None),
+        "trained": False,
+    }
+
+
+def _taken(work: RoundWork) -> Fields | None:
+    config = work.config
+    if config.previous is not None:
+        return dict(previous_student(config.previous, work.options)["model"])
+    if config.teacher is not None:
+        return config.teacher.model_dump(mode="json", exclude_unset=True)
+    return None
+
+
+def _teacher_training(work: RoundWork, record: StepRecord) -> TrainConfig:
+    return work.train_config("teacher", record, train=work.labelled.train.model_dump())
+
+
+def training_inputs(work: RoundWork, config: TrainConfig) -> Fields:
+    """Return all that decides a training, less the places that differ between machines."""
+    fields = config.model_dump(mode="json", exclude={"output", "train", "val", "threads"})
+    return {
+        "training": fields,
+        "truth": digest(work.labelled.train),
+        "val": digest(work.labelled.val),
+    }
+
+
+def trained(work: RoundWork, record: StepRecord, config: TrainConfig) -> Fields:
+    """Train, put the checkpoint below the output, and return what later steps need of it."""
+    summary = train(config, console=work.console, stopper=work.caller.stopper)
+    key = f"{record.place}/{Path(summary.checkpoint).name}"
+    work.store.put(key, Path(summary.checkpoint))
+    checkpoint = work.checkpoint(summary.checkpoint)
+    return {
+        "model": {"checkpoint": work.url(key)},
+        "sha256": summary.sha256,
+        "licence": checkpoint.licence,
+        "provenance": getattr(checkpoint, "provenance", None),
+        "trained": True,
+        **_told(summary),
+    }
+
+
+def _told(summary: TrainSummary) -> Fields:
+    kept = ("parameters", "images", "objects", "steps", "best_step", "history", "seconds")
+    fields = summary.to_fields()
+    return {"summary": {k: fields[k] for k in (*kept, "val", "machine", "nbytes")}}
+
+
+# gate
+
+
+def gate_inputs(work: RoundWork, record: StepRecord) -> Fields:
+    """Return the mark, the teacher and the truth."""
+    return {
+        "min_map": work.config.gate,
+        "teacher": work.state.result("teacher")["sha256"],
+        "val": digest(work.labelled.val),
+    }
+
+
+def check_teacher(work: RoundWork, record: StepRecord) -> Fields:
+    """Measure the teacher on the labelled images set apart. Raises BelowTheMark."""
+    val, teacher = work.labelled.val, work.state.result("teacher")
+    config = work.measuring(record.place, val, teacher["model"])
+    spec = requested_model(config, cuda=config.workers.gpus != 0 and has_gpu())
+    spec = with_artefact(config, spec, say=work.note)
+    found = measure_gate(config, spec, str(val.annotations), work.config.gate or 0.0, work.note)
+    if not found.passed:
+        raise BelowTheMark(f"the teacher: {found.verdict}", hint=found.advice)
+    return found.to_fields()
+
+
+# label
+
+
+def label_inputs(work: RoundWork, record: StepRecord) -> Fields:
+    """Return the teacher, the pool, and what decides boxes."""
+    run = {k: v for k, v in work.config.run.items() if k not in ("workers", "notify", "attempts")}
+    return {
+        "teacher": work.state.result("teacher")["sha256"],
+        "pool": work.config.pool.model_dump(mode="json"),
+        "run": run,
+    }
+
+
+def label_pool(work: RoundWork, record: StepRecord) -> Fields:
+    """Label the pool with the teacher."""
+    source = work.config.pool.model_dump(mode="json")
+    config = work.run_config(record.place, source, work.state.result("teacher")["model"])
+    summary = label_run(config, address=work.address, caller=work.caller)
+    if summary.outcome == "stopped":
+        raise Interrupted(
+            f"stopped while labelling the pool, with {summary.left} shards left",
+            hint="the same command continues",
+        )
+    if not summary.ok:
+        raise ConfigError(
+            f"pool: none of the {summary.images} images at {config.source.url} could be labelled",
+            hint=f"`labelfleet status {summary.output}` says why",
+        )
+    fields = summary.to_fields()
+    kept = ("images", "ok", "detections", "shards", "quarantined", "images_per_s")
+    manifest = Manifest.open(config.output, work.options)
+    return {
+        "run": config.output,
+        "licence": manifest.record.identity.licence,
+        "gpu_seconds": gpu_seconds(manifest),
+        **{key: fields[key] for key in kept},
+    }
+
+
+# fit
+
+
+def fit_inputs(work: RoundWork, record: StepRecord) -> Fields:
+    """Return the teacher, the truth, and what the thresholds are for."""
+    return {
+        "teacher": work.state.result("teacher")["sha256"],
+        "val": digest(work.labelled.val),
+        "fit": work.config.fit.model_dump(mode="json", exclude={"guarantee", "confidence"}),
+        "label": work.state.result("label")["run"],
+    }
+
+
+def fit_thresholds(work: RoundWork, record: StepRecord) -> Fields:
+    """Label the images set apart, fit on their truth, and leave the policy with the pool's run."""
+    val, part = work.labelled.val, work.config.fit
+    measured = _like_the_pool(work, f"{record.place}/val", val)
+    truth = read_truth(val.annotations)
+    found = fit_run(measured, truth, Wanted(part.precision, part.lost), allow_missing=True)
+    if found.refused is not None and not part.force:
+        raise ConfigError(
+            f"the thresholds that were fitted must not be used: {found.refused}",
+            hint="label more images, ask for less `fit.precision`, set `fit.force: true`, or skip "
+            "fit and state `policy`",
+        )
+    pool = Manifest.open(work.state.result("label")["run"], work.options)
+    pool.store.put(POLICY_KEY, found.policy.to_yaml().encode())
+    kept = ("images", "boxes", "error_before", "error_after", "precision", "recall", "warnings")
+    fields = found.to_fields()
+    return {
+        "policy": found.policy.digest(),
+        "gpu_seconds": gpu_seconds(measured),
+        **{key: fields[key] for key in kept},
+    }
+
+
+def _like_the_pool(work: RoundWork, place: str, data: DataConfig) -> Manifest:
+    """Label a labelled set as the pool was labelled."""
+    model = work.state.result("teacher")["model"]
+    source = work.measured_on(data, place.replace("/", "_"))
+    return labelled_run(work, work.run_config(place, source, model))
+
+
+def labelled_run(work: RoundWork, config: RunConfig) -> Manifest:
+    """Label whatever is left of a small run, and open it. Raises Interrupted."""
+    summary = label_run(config, address=work.address, caller=work.caller)
+    if summary.outcome == "stopped":
+        raise Interrupted("stopped while measuring", hint="the same command continues")
+    return Manifest.open(config.output, work.options)
+
+
+def policy_of(work: RoundWork, pool: Manifest) -> Policy:
+    """Return the fitted policy, or the config's where the step fit was skipped."""
+    fitted = Policy.of_run(pool.store, pool.url)
+    if fitted is not None:
+        return fitted
+    stated = work.config.policy
+    return Policy.load(stated, work.options) if isinstance(stated, str) else (
+        Policy.from_config(stated)
+    )  # fmt: skip
+
+
+# compile
+
+
+def compile_inputs(work: RoundWork, record: StepRecord) -> Fields:
+    """Return the student and what is asked of its artefact."""
+    part = work.config.compile
+    return {
+        "student": work.state.result("student")["sha256"],
+        "compile": None if part is None else part.model_dump(mode="json"),
+    }
+
+
+def compile_student(work: RoundWork, record: StepRecord) -> Fields:
+    """Compile the student; an INT8 model that loses too much is a result, not an error."""
+    part = work.config.compile
+    if part is None:
+        return {}
+    val, truth_images = work.labelled.val, work.config.truth.images
+    beside = val.images == truth_images  # calibrated on some, measured on others
+    source = {"url": str(truth_images)} if beside else work.config.pool.model_dump(mode="json")
+    student, asked = work.state.result("student")["model"], part.model_dump()
+    config = work.run_config(record.place, source, student)
+    config = config.model_copy(update={"model": config.model.model_copy(update=asked)})
+    truth = read_truth(val.annotations) if beside and part.precision == "int8" else None
+    try:
+        made = compile_model(config, cuda=has_gpu(), truth=truth, say=work.note)
+    except ArtefactError as exc:
+        return {"refused": exc.message, "hint": exc.hint, "precision": part.precision}
+    return {"refused": None, **asdict(made)}
