@@ -53,7 +53,8 @@ def _start(work: RoundWork) -> Fields:
     if "model" in stated or teacher.get("family", "yolo_nas") != "yolo_nas":
         return {}
     checkpoint = work.checkpoint(teacher["checkpoint"])
-    model = {"checkpoint": teacher["checkpoint"]}
+    licence = work.state.result("teacher")["licence"]
+    model = {"checkpoint": teacher["checkpoint"], **({"licence": licence} if licence else {})}
     model |= {"name": checkpoint.name} if checkpoint.name else {}
     size = checkpoint.image_size
     return {"model": model, **({"image_size": list(size)} if size else {})}
