@@ -76,7 +76,7 @@ def card(
     json_: Json = False,
 ) -> None:
     """Print a model card in Hugging Face's format from what a checkpoint says about itself."""
-    from pipelines.models.card import model_card, read_card_facts
+    from pipelines.exports.model_card import model_card, read_card_facts
     from storage.stores.open import open_object
 
     options = storage_options(endpoint_url)

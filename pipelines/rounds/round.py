@@ -76,7 +76,7 @@ class RoundSummary:
     verdict: str
     costs: Costs
 
-    def to_fields(self) -> Fields:
+    def to_fields(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         brief = {
             one.step: {
