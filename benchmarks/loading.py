@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from pipelines.policy.policy import Policy
 from pipelines.training.config import TrainConfig, load_train_config
 from pipelines.training.sources import read_data
 from pipelines.training.start import first_network, fit_options, resolve_machine
+from storage.coco.truth import read_truth
 from storage.stores.open import open_store
 from tests.support.samples.labelled_run import label
 from tests.support.samples.synthetic_run import record
@@ -41,7 +42,6 @@ from workers.training.samples import drawn
 from workers.training.trainer import Trainer
 
 _IN_A_TAR = 32
-_CLASSES = ("dark", "bright")  # of the detector that labels for this: loading does not care
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,7 @@ def _sources(
     made = _on(config, f"s3://{bucket}/in", f"s3://{bucket}/run", tars)
     yield "SeaweedFS, single reads", made.model_copy(update={"cache": None})
     cache = {"dir": str(folder / "cache"), "size": "2GB"}
-    fields = made.model_dump(mode="json") | {"cache": cache}
-    yield "SeaweedFS, cached", TrainConfig.model_validate(fields)
+    yield "SeaweedFS, cached", _changed(made, cache=cache)
 
 
 def _on(config: TrainConfig, source: str, output: str, tars: dict[str, bytes]) -> TrainConfig:
@@ -127,15 +126,15 @@ def _on(config: TrainConfig, source: str, output: str, tars: dict[str, bytes]) -
     store = open_store(source)
     for key, body in tars.items():
         store.put(key, body)
-    run = label(store, open_store(output), record_=record(_CLASSES, store.url))
+    names = list(read_truth(config.val.annotations).categories.values())
+    # Any detector will do: loading does not care what the labels are.
+    run = label(store, open_store(output), record_=record(names, store.url))
     decide_run(run, Policy(accept=0.1, reject=0.1))
-    names = json.loads(config.val.annotations.read_text())["categories"]
-    here = dict(zip(_CLASSES, (c["name"] for c in names), strict=False))
-    sources = [
-        {"labels": run.url, "classes": here},
-    ]
-    fields = config.model_dump(mode="json") | {"train": sources}
-    return TrainConfig.model_validate(fields)
+    return _changed(config, train=[{"labels": run.url}])
+
+
+def _changed(config: TrainConfig, **other: Any) -> TrainConfig:
+    return TrainConfig.model_validate(config.model_dump(mode="json") | other)
 
 
 def _measured(name: str, config: TrainConfig, steps: int, warmup: int, folder: Path) -> Loading:
@@ -174,12 +173,14 @@ def _rate_a_core(source: BatchSource, images: int = 200) -> float:
 
 
 def _augmentation(config: TrainConfig) -> dict[str, Any]:
-    return config.augment.model_dump()
+    """The config's own values for what is varied image by image."""
+    said = config.augment.model_dump()
+    return {field.name: said[field.name] for field in fields(Augmentation) if field.name in said}
 
 
 def _processor() -> str:
-    with open("/proc/cpuinfo") as file:
-        named = next((line for line in file if line.startswith("model name")), "")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    named = next((line for line in lines if line.startswith("model name")), "")
     return named.partition(":")[2].strip() or platform.machine()
 
 

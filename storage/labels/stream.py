@@ -242,13 +242,17 @@ class _Row:
 def _by_shard(
     manifest: Manifest, index: LabelIndex
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, _Row]]]:
-    ids = np.array(index._places.column("shard_id").to_pylist(), object)
-    for shard_id in dict.fromkeys(ids.tolist()):
+    coded = index._places.column("shard_id").combine_chunks().dictionary_encode()
+    coded = coded.chunk(0) if isinstance(coded, pa.ChunkedArray) else coded
+    codes = np.asarray(coded.indices)
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=len(coded.dictionary)))
+    for number, shard_id in enumerate(coded.dictionary.to_pylist()):
         try:
             rows = _rows_of(manifest, shard_id)
         except ObjectNotFound:
             continue  # labelled by answers alone, or removed since
-        yield np.flatnonzero(ids == shard_id), rows
+        yield order[ends[number - 1] if number else 0 : ends[number]], rows
 
 
 def _rows_of(manifest: Manifest, shard_id: str) -> dict[str, _Row]:

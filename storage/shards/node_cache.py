@@ -14,22 +14,25 @@ import fcntl
 import hashlib
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 _TOUCH_S = 60.0  # a copy's last use is noted at most this often
+_PROCESSES = 8  # that may fill a folder at once and still keep to its size
+_SPARE = 16  # part of the size that is freed beyond what is needed, so that it is done seldom
 _ABANDONED_S = 6 * 3600.0  # a partial file that was not written to for so long has no writer
 
 
-@dataclass(frozen=True, slots=True)
 class NodeCache:
     """Copies below ``folder``, of at most ``nbytes`` together."""
 
-    folder: Path
-    nbytes: int
+    def __init__(self, folder: Path, nbytes: int) -> None:
+        self.folder, self.nbytes = folder, nbytes
+        self._allowed = 0  # bytes to write before the folder is looked at again
+        self._counting = threading.Lock()
 
     def read(self, name: str, offset: int, nbytes: int) -> bytes | None:
         """Return a part of a copy, or None where there is none, or a shorter one."""
@@ -71,7 +74,7 @@ class NodeCache:
                 return False
             if not self.has(name):
                 self._write(name, nbytes, write)
-            return True
+            return self.has(name)
 
     def keep(self, name: str, body: bytes) -> None:
         """Keep small bytes, without a lock: of two writers one wins, both wrote the same.
@@ -99,14 +102,27 @@ class NodeCache:
             partial.unlink(missing_ok=True)
 
     def _make_room(self, nbytes: int) -> None:
-        with self._lock("room", wait=True):
-            copies = self._copies()
-            total = sum(size for _, size, _ in copies) + nbytes
-            for _, size, path in sorted(copies):
-                if total <= self.nbytes:
-                    break
-                path.unlink(missing_ok=True)
-                total -= size
+        with self._counting:
+            if nbytes <= self._allowed:
+                self._allowed -= nbytes
+                return
+            with self._lock("room", wait=True):
+                free = self.nbytes - nbytes - self._evicted(nbytes)
+            self._allowed = max(0, free) // _PROCESSES
+
+    def _evicted(self, nbytes: int) -> int:
+        """Remove copies until ``nbytes`` more fit; return what the others take."""
+        copies = sorted(self._copies())
+        total = sum(size for _, size, _ in copies)
+        if total + nbytes <= self.nbytes:
+            return total
+        wanted = self.nbytes - nbytes - self.nbytes // _SPARE
+        for _, size, path in copies:
+            if total <= wanted:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+        return total
 
     def _copies(self) -> list[tuple[float, int, Path]]:
         """Return (last used, size, path) of all copies; abandoned partial files come first."""

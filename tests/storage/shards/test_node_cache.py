@@ -104,3 +104,24 @@ def test_partial_files_of_dead_writers_are_removed_and_live_ones_kept(tmp_path: 
     assert live.exists()
     assert cache.has("a")
     assert cache.has("b")
+
+
+def test_many_small_copies_are_kept_without_looking_at_the_folder_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+    copies = NodeCache._copies
+
+    def counted(self: NodeCache) -> list[tuple[float, int, Path]]:
+        looked.append(1)
+        return copies(self)
+
+    monkeypatch.setattr(NodeCache, "_copies", counted)
+    caches = [NodeCache(tmp_path, 10_000) for _ in range(4)]
+    for number in range(1200):
+        caches[number % 4].keep(str(number), b"x" * 10)
+        assert number % 100 or used(tmp_path) <= 10_000
+    assert used(tmp_path) <= 10_000
+    assert caches[0].has("1199")
+    assert not caches[0].has("0")
+    assert len(looked) < 1200 / 2

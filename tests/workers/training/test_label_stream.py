@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from storage.runs.manifest import Manifest
 from storage.shards.node_cache import NodeCache
 from storage.stores.memory import MemoryStore
 from tests.support.faulty import FaultyStore
+from tests.support.patience import patient
 from tests.support.samples.image_samples import picture
 from tests.support.samples.label_version import CALIBRATED, UNDECIDED, labelled
 from tests.support.samples.labelled_run import CLASSES
@@ -198,6 +200,25 @@ def test_the_cache_saves_reads_and_heals_a_damaged_copy(tmp_path: Path) -> None:
         path.write_bytes(bytes(path.stat().st_size))
     assert [images.read(n) for n in range(len(index))] == first
     assert counting.calls["get_range"] > reads
+
+
+def test_a_tar_is_copied_in_the_background_while_its_images_are_read_one_by_one(
+    tmp_path: Path,
+) -> None:
+    manifest, source, index = indexed()
+    counting, cache = FaultyStore(source), NodeCache(tmp_path, 1 << 20)
+    images = StreamImages(manifest, counting, index, cache)
+    number = next(n for n in range(len(index)) if index.place(n).image_id == "tars/0.tar/1.png")
+    first = images.read(number)
+    assert counting.calls["get_range"] == 1
+    deadline = time.monotonic() + patient(60)
+    size = len(source.get("tars/0.tar"))
+    while size not in {p.stat().st_size for p in tmp_path.glob("??/*") if p.suffix != ".part"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    before = counting.calls["get_range"]
+    assert images.read(number) == first
+    assert counting.calls["get_range"] == before
 
 
 def test_without_room_for_all_what_pays_most_is_kept(tmp_path: Path) -> None:
