@@ -23,7 +23,7 @@ SPREAD := --dist loadscope --no-loadscope-reorder
 TOGETHER := $(MAKE) --no-print-directory -j4 --output-sync=target
 
 .PHONY: help setup demo check fast lint ruff mypy imports odd docs test chromium label-studio \
-	review-demo review-demo-stop gpu chaos chaos-review gates fuzz audit clean
+	review-demo review-demo-stop installs lock gpu chaos chaos-review gates fuzz audit clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -112,6 +112,18 @@ chaos: $(READY)  ## 100 seeded schedules of kills and storage faults over a real
 
 chaos-review: $(READY) label-studio  ## 200 seeded schedules of faults between us and Label Studio (half an hour)
 	LABELFLEET_CHAOS=200 $(BIN)/pytest -q tests/e2e/test_review_faults.py
+
+installs: $(READY)  ## every way to install, each in an empty environment (5 GB of downloads)
+	LABELFLEET_LONG=1 $(BIN)/pytest -q -n 0 -m slow tests/e2e/test_install.py
+
+# One lock for each set: names and versions alone, so that any index serves it.
+lock: $(READY)  ## requirements/*.txt, the versions that the tests ran with
+	for set in core run full; do extra=$${set#core}; \
+		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+			--no-emit-index-url --no-emit-find-links $${extra:+--extra $$extra} \
+			$$([ $$set = full ] && echo --extra openvino) \
+			pyproject.toml -o requirements/$$set.txt >/dev/null || exit; done
+	grep -E '^(super-gradients|data-gradients)==' requirements/full.txt > requirements/super-gradients.txt
 
 gates: $(READY)  ## the model gate on real sets, each setting broken on purpose (half an hour)
 	LABELFLEET_LONG=1 $(BIN)/pytest -q -n 0 -m slow tests/pipelines/models/test_gate_trials.py

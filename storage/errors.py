@@ -35,6 +35,7 @@
     ├── WaitingForPeople            exit 5   a round whose reviewers are not done yet
     ├── TruthMismatch                        ground truth and rows do not join
     ├── ReviewError                          Label Studio, or what came back from it
+    ├── NotInstalled                         a package of an extra is missing
     ├── ClusterLost                          the job server stopped answering
     ├── RunLocked                   exit 75  another process holds the run
     └── Interrupted                 exit 130 stopped on request; the run can be continued
@@ -221,6 +222,10 @@ class TruthMismatch(LabelfleetError):
 
 class ReviewError(LabelfleetError):
     """Label Studio refused, or sent back something that cannot be used."""
+
+
+class NotInstalled(LabelfleetError):
+    """A package is missing that only some commands need; the hint names the extra."""
 
 
 class ClusterLost(LabelfleetError):

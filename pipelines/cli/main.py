@@ -36,6 +36,7 @@ from pipelines.cli.common import (
 )
 from pipelines.display.terminal import harmless
 from storage.errors import Interrupted, LabelfleetError
+from storage.extras import not_installed
 from storage.logs import VARIABLE, log_format, set_up_logging
 from storage.urls import unsigned
 from workers.local_folders import cache_folder
@@ -384,6 +385,9 @@ def _main(given: list[str]) -> NoReturn:
     except Exception as exc:  # the process border: print a line, not a traceback
         if debug:
             logging.exception("the traceback behind the error")
+        lacking = not_installed(exc) if isinstance(exc, ModuleNotFoundError) else None
+        if lacking is not None:
+            _fail(lacking.message, lacking.hint, lacking.exit_code, given)
         hint = "this is a bug of labelfleet: run again with --debug and report the traceback"
         # A foreign client's message may hold a signed URL.
         _fail(unsigned(f"{type(exc).__name__}: {exc}"), hint, 1, given)

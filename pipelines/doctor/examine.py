@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from pipelines.config.run_config import RunConfig, load_config
 from pipelines.doctor.finding import Finding
 from pipelines.doctor.runtimes import runtime_findings
 from storage.errors import LabelfleetError, NotAtomic
+from storage.extras import EXTRA_OF, not_installed
 from storage.objects.protocols import StorageOptions
 from storage.stores.open import open_store
 from storage.urls import shown_url
@@ -27,6 +29,7 @@ from storage.urls import shown_url
 _PACKAGES = (
     ("torch", "torch"),
     ("ray", "ray"),
+    ("safetensors", "safetensors"),
     ("super-gradients", "super_gradients"),
     ("pyarrow", "pyarrow"),
     ("boto3", "boto3"),
@@ -35,6 +38,12 @@ _PACKAGES = (
     ("opencv-python-headless", "cv2"),
     ("label-studio-sdk", "label_studio_sdk"),
 )
+# What an installation without an extra cannot do.
+_NEEDED_BY = {
+    "run": "run, gate, compile, demo and train need it",
+    "super-gradients": "train needs it",
+    "review": "pull needs it where reviewers painted brush masks",
+}
 _SPOOL_BYTES = 2 * 1024**3
 
 
@@ -80,15 +89,25 @@ def _packages() -> Iterator[Finding]:
                 importlib.import_module(module)
             yield Finding("ok", distribution, found)
         except PackageNotFoundError:
-            yield Finding("problem", distribution, "not installed", "run `make setup`")
+            yield _lacking(distribution, module)
         except Exception as exc:  # noqa: BLE001 - a broken package may raise anything
             text = f"does not load: {type(exc).__name__}: {exc}"
             yield Finding("problem", distribution, text, "run `make clean setup`")
-    yield _attempt("runtime torch", _load_super_gradients, "run `make clean setup`")
+    if importlib.util.find_spec("torch") is not None:
+        yield _attempt("runtime torch", _load_network, "run `make clean setup`")
     yield from runtime_findings()
 
 
-def _load_super_gradients() -> str:
+def _lacking(distribution: str, module: str) -> Finding:
+    """Say which commands do without, and what brings the package; needed ones are a problem."""
+    missing = not_installed(ModuleNotFoundError(name=module))
+    if missing is None:
+        return Finding("problem", distribution, "not installed", "run `make setup`")
+    needing = _NEEDED_BY[EXTRA_OF[module]]
+    return Finding("note", distribution, f"not installed; {needing}", missing.hint or "")
+
+
+def _load_network() -> str:
     from workers.yolo_nas.network import build_network
 
     network = build_network("yolo_nas_s", None, 1)

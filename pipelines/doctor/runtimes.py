@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
@@ -10,7 +11,7 @@ from storage.errors import LabelfleetError
 
 
 def runtime_findings() -> Iterator[Finding]:
-    """Report each runtime on a line; a missing one is only a note, since torch is always there."""
+    """Report each runtime on a line; a missing one is only a note."""
     yield _onnx()
     yield _openvino()
     yield _tensorrt()
@@ -19,6 +20,9 @@ def runtime_findings() -> Iterator[Finding]:
 def _onnx() -> Finding:
     from workers.runtimes.onnx_session import import_onnxruntime
 
+    if importlib.util.find_spec("onnxruntime") is None:
+        advice = "pip install 'labelfleet[run]'"
+        return Finding("note", "runtime onnx", "not installed", advice)
     try:
         return Finding("ok", "runtime onnx", f"ONNX Runtime {import_onnxruntime().__version__}")
     except LabelfleetError as exc:

@@ -210,7 +210,7 @@ def test_a_run_that_somebody_holds_exits_75_and_says_who(call: Call, setting: Se
 def test_a_bug_is_a_line_that_asks_for_the_traceback(
     call: Call, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(config: object) -> None:
+    def broken(*_arguments: object) -> None:
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr("pipelines.labelling.plan.plan_run", broken)
@@ -224,7 +224,7 @@ def test_a_bug_is_a_line_that_asks_for_the_traceback(
 def test_ctrl_c_says_how_to_go_on_and_exits_130(
     call: Call, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(config: object) -> None:
+    def interrupted(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipelines.labelling.plan.plan_run", interrupted)

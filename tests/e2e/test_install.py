@@ -1,0 +1,114 @@
+"""Installed like any package: a wheel in an empty environment, pip, and uv as a tool."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+OLD = ROOT / "tests/support/old_runs/v0.1.0.tar.gz"
+UV = ROOT / ".venv/bin/uv"
+LONG = pytest.mark.skipif(
+    not os.environ.get("LABELFLEET_LONG"), reason="downloads 5 GB: `make installs` runs it"
+)
+
+
+def ran(*command: object, folder: Path, timeout_s: float = 1500) -> str:
+    """Run a command in ``folder`` with nothing of this checkout in reach; its stdout."""
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    ended = subprocess.run(
+        [str(part) for part in command],
+        cwd=folder, env=env, capture_output=True, text=True, timeout=timeout_s,
+    )  # fmt: skip
+    assert ended.returncode == 0, f"{command}: {ended.stdout[-1500:]}{ended.stderr[-3000:]}"
+    return ended.stdout
+
+
+def emptied(folder: Path) -> Path:
+    """The Python of a new virtual environment with pip and nothing else."""
+    ran(sys.executable, "-m", "venv", folder / "venv", folder=folder)
+    return folder / "venv/bin/python"
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the package is built of: building leaves its folders beside the sources."""
+    place = tmp_path_factory.mktemp("sources")
+    for room in ("pipelines", "workers", "storage"):
+        shutil.copytree(ROOT / room, place / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, place / name)
+    return place
+
+
+@pytest.fixture(scope="module")
+def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("wheel")
+    ran(UV, "build", "--quiet", "--wheel", "--out-dir", place, sources, folder=place)
+    (built,) = place.glob("*.whl")
+    return built
+
+
+def test_a_wheel_in_an_empty_environment_reads_decides_and_exports(
+    wheel: Path, tmp_path: Path
+) -> None:
+    python = emptied(tmp_path)
+    # uv shares this project's download cache; that pip resolves the same set is tested below.
+    ran(UV, "pip", "install", "--quiet", "--no-config", "--python", python, wheel, folder=tmp_path)
+    installed = ran(UV, "pip", "list", "--python", python, folder=tmp_path)
+    assert not {"torch", "ray", "super-gradients"} & set(installed.split())
+    with tarfile.open(OLD) as archive:
+        archive.extractall(tmp_path, filter="data")
+    command = python.parent / "labelfleet"
+    assert ran(command, "--version", folder=tmp_path).startswith("labelfleet ")
+    assert "8" in ran(command, "status", "old", folder=tmp_path)
+    ran(command, "decide", "old", "--alone", folder=tmp_path)
+    ran(command, "export", "old", "coco", "--format", "coco", folder=tmp_path)
+    assert len(json.loads((tmp_path / "coco/annotations.json").read_text())["images"]) == 8
+    found = json.loads(ran(command, "doctor", "--json", folder=tmp_path).splitlines()[-1])
+    advice = {one["subject"]: one["advice"] for one in found["findings"]}
+    assert "labelfleet[run]" in advice["torch"]
+    ended = subprocess.run(
+        [command, "compile", "nothing.yaml"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "bug" not in ended.stderr
+
+
+@LONG
+@pytest.mark.parametrize("extras", ["", "[openvino,train,review]"])
+def test_pip_installs_it(extras: str, sources: Path, tmp_path: Path) -> None:
+    python = emptied(tmp_path)
+    ran(python, "-m", "pip", "install", "--quiet", f"labelfleet{extras} @ {sources.as_uri()}",
+        folder=tmp_path)  # fmt: skip
+    command = python.parent / "labelfleet"
+    if not extras:
+        assert "labelfleet" in ran(command, "--version", folder=tmp_path)
+        return
+    ran(python, "-m", "pip", "install", "--quiet", "--no-deps",
+        "-r", ROOT / "requirements/super-gradients.txt", folder=tmp_path)  # fmt: skip
+    ran(command, "demo", "demo", folder=tmp_path)
+
+
+@LONG
+def test_uv_installs_it_as_a_tool(wheel: Path, tmp_path: Path) -> None:
+    env = {"UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin")}
+    ran("env", *(f"{k}={v}" for k, v in env.items()), UV, "tool", "install", "--quiet",
+        f"labelfleet[run] @ {wheel.as_uri()}", folder=tmp_path)  # fmt: skip
+    assert "labelfleet" in ran(tmp_path / "bin/labelfleet", "--version", folder=tmp_path)
+
+
+@LONG
+def test_the_lock_installs_with_pip_alone(wheel: Path, tmp_path: Path) -> None:
+    python = emptied(tmp_path)
+    ran(python, "-m", "pip", "install", "--quiet", "--no-deps",
+        "-r", ROOT / "requirements/full.txt", wheel, folder=tmp_path)  # fmt: skip
+    ran(python.parent / "labelfleet", "demo", "demo", folder=tmp_path)
