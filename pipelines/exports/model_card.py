@@ -61,7 +61,7 @@ class CardFacts:
 
     def data(self) -> list[dict[str, Any]]:
         """Return the versions of its training data, with their digests."""
-        found = self.training.get("data")
+        found = self.training.get("sources")
         return [dict(d) for d in found if isinstance(d, Mapping)] if isinstance(found, list) else []
 
     def to_fields(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
         "pipeline_tag": "object-detection",
         "tags": ["object-detection", "yolo-nas", *(["non-commercial"] * facts.non_commercial)],
     }
-    if names := [str(d["name"]) for d in facts.data() if d.get("name")]:
+    if names := [_last(str(d["source"])) for d in facts.data() if d.get("source")]:
         front["datasets"] = names
     figures = facts.metrics()
     if figures:
@@ -152,7 +152,7 @@ def _sections(facts: CardFacts) -> Iterator[str]:
             "forbids it; see *Lineage*."
         )
     arch = "scaled by its own `arch_params`" if checkpoint.arch_params else "unscaled"
-    shown = ", ".join(_plain(name) for name in classes[:40])
+    shown = ", ".join(classes[:40])
     more = f" and {len(classes) - 40} more" if len(classes) > 40 else ""
     prepared = "unknown" if checkpoint.preprocessing is None else in_words(checkpoint.preprocessing)
     yield _table(
@@ -204,15 +204,25 @@ def _figures(facts: CardFacts) -> Iterator[str]:
 def _made(facts: CardFacts) -> Iterator[str]:
     training = facts.training
     if data := facts.data():
-        lines = [f"| {_plain(str(d.get('name', '')))} | {_plain(str(d.get('what', '')))} | "
-                 f"`{d.get('digest', '')}` |" for d in data]  # fmt: skip
-        yield "## Data\n\n| set | what | digest |\n|---|---|---|\n" + "\n".join(lines)
+        shown = ("source", "images", "objects", "share", "digest")
+        lines = ["| " + " | ".join(_cell(d.get(key)) for key in shown) + " |" for d in data]
+        head = f"| {' | '.join(shown)} |\n|{'---|' * len(shown)}\n"
+        yield "## Data\n\n" + head + "\n".join(lines)
     known = [(k, training[k]) for k in ("step", "images", "objects") if k in training]
     if known:
         yield "## Training\n\n" + _table(*((k, f"{v:,}" if _is_number(v) else v) for k, v in known))
     if config := training.get("config"):
         recipe = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         yield f"<details><summary>Recipe</summary>\n\n```yaml\n{recipe}```\n\n</details>"
+
+
+def _last(place: str) -> str:
+    """Return a source without the folders of the machine that it was on."""
+    return "/".join(place.rstrip("/").split("/")[-2:])
+
+
+def _cell(value: Any) -> str:
+    return "–" if value is None else _plain(_last(value) if isinstance(value, str) else str(value))
 
 
 def _table(*rows: tuple[str, Any]) -> str:

@@ -23,9 +23,8 @@ from storage.runs.manifest import Manifest, RunRecord, config_hash
 from storage.shards.selecting import LeftOut
 from storage.stores.open import open_store
 from storage.urls import normalise_url, shown_url
+from workers.checkpoints.lineage import carried_licence
 from workers.spec import INFERENCE_VERSION, ArtefactRef, ModelSpec
-
-UNSTATED = "unstated"
 
 log = logging.getLogger("labelfleet")
 
@@ -176,7 +175,7 @@ def _record(config: RunConfig, model: ModelSpec) -> RunRecord:
         name=config.name,
         config_hash=config_hash(inference),
         model_sha256=model.sha256,
-        licence=config.model.licence or model.licence or UNSTATED,
+        licence=carried_licence(config.model.licence, model.licence, model.checkpoint),
         runtime=model.runtime,
         precision=model.precision,
         code_version=version("labelfleet"),

@@ -78,7 +78,9 @@ def read_data(config: TrainConfig, *, stored: bool = False) -> TrainData:
                     f"train has {list(train.classes)}",
                     hint="list the same categories in the same order in both files",
                 )
-        return TrainData(train, {"train": train, **rest})
+        facts = {"source": str(config.train.annotations), "digest": train.digest,
+                 "images": len(train), "objects": train.objects}  # fmt: skip
+        return TrainData(train, {"train": train, **rest}, (facts,))
     opened = [_opened(source, config) for source in config.train]
     names, ids = _renamed(opened[0])
     made = [_made(one, opened[0], names, ids, config, stored) for one in opened]

@@ -68,6 +68,24 @@ def stated_licence(licence: str | None, place: str) -> str:
     return DECI_LICENCE if _DECI.search(place) else UNSTATED
 
 
+def carried_licence(given: str | None, own: str | None, place: str) -> str:
+    """Return the licence to record for a model: the given one, else the checkpoint's own.
+
+    One that forbids commercial use is not given away: it stays beside the given one.
+
+    Args:
+        given: as a config states it; None: nothing.
+        own: as the checkpoint states it; None: nothing.
+        place: URL or path of the checkpoint.
+    """
+    known = stated_licence(own, place)
+    if given is None or not given.strip():
+        return known
+    if is_non_commercial(known) and not is_non_commercial(given):
+        return f"{given}; the checkpoint says: {known}"
+    return given
+
+
 def ancestors_in(provenance: Mapping[str, Any] | None) -> tuple[Ancestor, ...]:
     """List a checkpoint's ancestors, each once, before its own; malformed ones are left out."""
     found = dict.fromkeys(_walk(provenance, 1))
