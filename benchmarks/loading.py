@@ -36,8 +36,9 @@ from storage.stores.open import open_store
 from tests.support.samples.labelled_run import label
 from tests.support.samples.synthetic_run import record
 from tests.support.samples.tar_samples import tar_of
-from workers.training.augment import Augmentation, augment
+from workers.training.augment import augment
 from workers.training.batches import BatchSource, TrainingBatch
+from workers.training.recipe.augmentation import Augmentation
 from workers.training.samples import drawn
 from workers.training.trainer import Trainer
 

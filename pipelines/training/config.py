@@ -9,17 +9,33 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic_core import to_jsonable_python
 
 from pipelines.config.part import Part, Place
 from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
+from pipelines.training.recipe_config import (
+    AugmentConfig,
+    LrFactorsConfig,
+    Share,
+    StageConfig,
+)
 from storage.errors import ConfigError
 from workers.images.preprocessing import Preprocessing
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 # What may differ between a stopped training and its continuation: it moves no weight.
 _FREE = {"output", "threads", "eval_every", "max_bad_share", "cache"}
+# Fields that came later, by path. At its default one is left out of the fingerprint, so that
+# trainings of earlier versions continue.
+_LATER = (
+    *("early_stop", "range", "stages"),
+    *("freeze", "lr_factors", "clip_norm", "accumulate"),
+    *("multi_scale", "channels_last", "compile"),
+    *("augment.rotate_deg", "augment.shear_deg", "augment.blur", "augment.blur_px"),
+    *("augment.mosaic", "augment.mosaic_scale", "augment.mixup", "augment.close_mosaic"),
+    "augment.pseudo",
+)
 
 
 TRAIN_PAGE = "docs/train_configuration.md"
@@ -117,26 +133,6 @@ class NetworkConfig(Part):
     )
 
 
-class AugmentConfig(Part):
-    """Augmentation of training images."""
-
-    flip_horizontal: Share = Field(0.5, description="Probability. 0 where left and right differ.")
-    flip_vertical: Share = Field(0.0, description="Probability.")
-    scale: tuple[float, float] = Field((0.7, 1.5), description="Factors on the letterbox scale.")
-    shift: Share = Field(1.0, description="1: anywhere in the frame; 0: as inference places it.")
-    brightness: Share = Field(0.2, description="Largest relative change.")
-    contrast: Share = Field(0.2, description="Largest relative change.")
-    saturation: Share = Field(0.3, description="Largest relative change.")
-    hue_deg: float = Field(6.0, ge=0, le=180, description="Largest turn of the hue circle.")
-
-    @field_validator("scale")
-    @classmethod
-    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0.1 <= value[0] <= value[1] <= 10:
-            raise ValueError("write [low, high] with 0.1 ≤ low ≤ high ≤ 10")
-        return value
-
-
 class TrainConfig(Part):
     """A training."""
 
@@ -165,12 +161,34 @@ class TrainConfig(Part):
     model: NetworkConfig = Field(NetworkConfig(), description="The network.")
     image_size: int | tuple[int, int] = Field(640, description="Pixels: a side, or [h, w].")
     padding: Literal["center", "bottom_right"] = Field("center", description="Of the letterbox.")
+    multi_scale: tuple[float, float] | None = Field(
+        None,
+        description="[low, high] factors on `image_size`, drawn for each step, to a multiple of "
+        "32; none: always `image_size`.",
+    )
     batch_size: int = Field(8, ge=1, le=4096, description="Images a step.")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=4096,
+        description="Parts a step's images pass the network in, one after the other, to save "
+        "memory; the gradient is that of the whole batch.",
+    )
     steps: int | None = Field(None, ge=1, description="Optimiser steps; or give epochs.")
     epochs: float | None = Field(None, gt=0, description="Passes over the training set.")
     lr: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
+    lr_factors: LrFactorsConfig = Field(
+        LrFactorsConfig(), description="Factors on `lr` by part of the network."
+    )
+    freeze: Literal["none", "stem", "backbone"] = Field(
+        "none",
+        description="Part that keeps its weights and its BatchNorm statistics.",
+    )
     warmup_steps: int = Field(150, ge=0, description="Linear rise before the cosine.")
     weight_decay: float = Field(1e-4, ge=0, description="On weights, not on norms and biases.")
+    clip_norm: float | None = Field(
+        None, gt=0, description="Largest norm of the gradient; none: it is not clipped."
+    )
     ema_decay: float = Field(0.998, ge=0, lt=1, description="Of the averaged weights, the result.")
     eval_every: int | None = Field(None, ge=1, description="Steps; none: ten times a training.")
     early_stop: int | None = Field(
@@ -179,13 +197,28 @@ class TrainConfig(Part):
     seed: int = Field(0, ge=0, description="Of first weights, order and augmentation.")
     augment: AugmentConfig = Field(AugmentConfig(), description="How images are varied.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where it is.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Of the forward pass; auto: bf16 where the device is fast at it."
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Of the forward pass; auto: bf16 where the device is fast at it, else fp32. "
+        "fp16 scales the loss and needs CUDA.",
+    )
+    channels_last: Literal["auto"] | bool = Field(
+        "auto",
+        description="Memory layout of images and weights; auto: on CUDA with bf16 or fp16. Never "
+        "on a CPU.",
+    )
+    compile: bool = Field(
+        False, description="torch.compile the network: a slow first step, faster ones after it."
     )
     range: Literal["full", "data"] | tuple[float, float] = Field(
         "full", description="As model.range of a run; the checkpoint records it for runs."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; none: all cores.")
+    stages: tuple[StageConfig, ...] = Field(
+        (),
+        description="Trainings in a row, such as pretrain and finetune, each with a `name` and the "
+        "fields that differ in it. Each starts from the weights that the one before it kept.",
+    )
 
     @field_validator("image_size")
     @classmethod
@@ -208,9 +241,26 @@ class TrainConfig(Part):
             raise ValueError("give each of the sources a share, or none of them")
         return self
 
+    @field_validator("multi_scale")
+    @classmethod
+    def _factors(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0.25 <= value[0] <= value[1] <= 4:
+            raise ValueError("write [low, high] with 0.25 ≤ low ≤ high ≤ 4")
+        return value
+
+    @model_validator(mode="after")
+    def _parts(self) -> TrainConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate: batch_size {self.batch_size} does not split into {self.accumulate} "
+                "equal parts"
+            )
+        return self
+
     @model_validator(mode="after")
     def _length(self) -> TrainConfig:
-        if (self.steps is None) == (self.epochs is None):
+        given = (self.steps is not None) + (self.epochs is not None)
+        if given == 2 or (given == 0 and not self.stages):  # each stage may have its own
             raise ValueError("give either steps or epochs")
         return self
 
@@ -256,16 +306,24 @@ class TrainConfig(Part):
             resolved: other values by name.
         """
         fields = self.model_dump(mode="json", exclude=_FREE)
-        if self.early_stop is None:  # trainings of earlier versions continue
-            del fields["early_stop"]
-        if self.range == "full":  # as every training was before there was a choice
-            fields.pop("range")
+        _drop_later(fields, type(self))
         for path in self.annotation_files if data else ():
             fields[f"sha256 of {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()
         if self.model.arch is not None:
             fields["arch"] = read_yaml(self.model.arch)
         text = json.dumps({**fields, **(labels or {}), **resolved}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _drop_later(fields: dict[str, Any], kind: type[TrainConfig]) -> None:
+    """Remove fields that earlier versions did not have, where they are at their default."""
+    for path in _LATER:
+        section, _, name = path.rpartition(".")
+        model = AugmentConfig if section else kind
+        found = fields[section] if section else fields
+        default = to_jsonable_python(model.model_fields[name].get_default())
+        if found[name] == default:
+            del found[name]
 
 
 def load_train_config(path: str, overrides: tuple[str, ...] = ()) -> TrainConfig:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,14 +20,15 @@ from torch import nn
 from pipelines.dispatch.stopping import Stopper
 from pipelines.training.config import TrainConfig
 from pipelines.training.extend import STATE_NAME, extend, keep_last_state
-from pipelines.training.sources import TrainData, label_digests, read_data
+from pipelines.training.sources import TrainData, read_data
+from pipelines.training.stages import MarkedStage, marked_stages, stage_record
 from pipelines.training.start import (
     Machine,
     arch_params_of,
+    augmentations,
     first_network,
     fit_options,
     machine_facts,
-    resolve_machine,
 )
 from pipelines.training.summary import FILE_NAME, TrainSummary, read_finished
 from pipelines.training.validation import Scores, measure
@@ -38,7 +41,6 @@ from workers.models.load_torch import load_detector
 from workers.models.resolve import resolve_model
 from workers.runtimes.torch_session import torch_detector
 from workers.spec import ModelRequest, ModelSpec
-from workers.training.augment import Augmentation
 from workers.training.batches import BatchSource
 from workers.training.trainer import DataMark, Trainer
 from workers.yolo_nas.dense import DenseDetector
@@ -70,12 +72,43 @@ def train(
         ModelError: the loss became NaN or infinite, or the network cannot be built.
         Interrupted: stopped on request; the same call continues.
     """
-    machine = resolve_machine(config)
-    fingerprint = config.fingerprint(labels=label_digests(config), precision=machine.precision)
-    done = read_finished(config.output, fingerprint)
+    stages = marked_stages(config)
+    done = read_finished(config.output, stages[-1].fingerprint)
     if more_steps is not None:
         extend(config.output, done, more_steps)
     elif done is not None:
+        return done
+    *earlier, last = stages
+    shown = _Shown(console, stopper or Stopper())
+    before: list[Mapping[str, Any]] = []
+    for stage in earlier:
+        _say_stage(console, stage.name)
+        summary = _train_stage(stage, before, shown, accept_data=accept_data)
+        before.append(stage_record(stage.name, summary))
+    _say_stage(console, last.name)
+    return _train_stage(last, before, shown, accept_data=accept_data)
+
+
+def _say_stage(console: Console | None, name: str) -> None:
+    if name and console is not None:
+        console.print(f"stage {name}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """Where a training is shown, and what is asked whether it should stop."""
+
+    console: Console | None
+    stopper: Stopper
+
+
+def _train_stage(
+    stage: MarkedStage, before: Sequence[Mapping[str, Any]], shown: _Shown, *, accept_data: bool
+) -> TrainSummary:
+    """Train one stage, or return its summary if it is done; ``before`` are records of others."""
+    config, machine = stage.config, stage.machine
+    done = read_finished(config.output, stage.fingerprint)
+    if done is not None:
         return done
     data = read_data(config)
     torch.set_num_threads(machine.threads)
@@ -85,17 +118,13 @@ def train(
         network,
         len(data.train.classes),
         fit_options(config, machine, len(data.train)),
-        fingerprint=fingerprint,
-        data=DataMark(
-            config.fingerprint(data=False, precision=machine.precision),
-            data.train.digest,
-            accept_data,
-        ),
+        fingerprint=stage.fingerprint,
+        data=DataMark(stage.config_fingerprint, data.train.digest, accept_data),
         state=config.output / STATE_NAME,
     )
-    run = _Run(config, machine, trainer, data)
-    run.fit(console, stopper or Stopper())
-    return run.finish(fingerprint)
+    run = _Run(config, machine, trainer, data, before)
+    run.fit(shown.console, shown.stopper)
+    return run.finish(stage.fingerprint)
 
 
 class _Run:
@@ -107,11 +136,13 @@ class _Run:
         machine: Machine,
         trainer: Trainer,
         data: TrainData,
+        before: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._config = config
         self._machine = machine
         self._trainer = trainer
         self._data = data
+        self._before = [dict(record) for record in before]
         self._best = config.output / f"{config.name}.safetensors"
         self._scores: Scores | None = None
 
@@ -136,16 +167,20 @@ class _Run:
 
     def _source(self) -> BatchSource:
         config = self._config
-        fields = config.augment.model_dump()
+        people, pseudo = augmentations(config)
+        steps = self._trainer.options.steps
         on_cpu = self._machine.device == "cpu"
         return BatchSource(
             self._data.train,
             config.preprocessing,
-            Augmentation(**fields),
+            people,
             config.batch_size,
             config.seed,
             # On a CPU the training itself wants the cores.
             threads=1 if on_cpu else min(8, self._machine.threads),
+            pseudo_augmentation=pseudo,
+            mixed_steps=round(steps * (1 - config.augment.close_mosaic)),
+            multi_scale=config.multi_scale,
         )
 
     def _averaged(self, network: nn.Module) -> Detector:
@@ -191,6 +226,7 @@ class _Run:
                 "objects": self._data.train.objects,
                 "val": None if scores is None else asdict(scores),
                 **({"sources": list(self._data.sources)} if self._data.sources else {}),
+                **({"stages": self._before} if self._before else {}),
             },
         )
 
@@ -216,6 +252,7 @@ class _Run:
             seconds=round(progress.seconds, 1),
             machine=machine_facts(self._machine),
             fingerprint=fingerprint,
+            stages=self._before,
             extended_at=self._trainer.options.extended_at,
             left_out={part: dict(s.left_out) for part, s in self._data.sets.items() if s.left_out},
             boxes_dropped={

@@ -17,7 +17,8 @@ from storage.objects.protocols import StorageOptions
 from workers.checkpoints.cache import fetch_checkpoint
 from workers.checkpoints.file import Checkpoint, read_checkpoint
 from workers.models.resolve import read_arch
-from workers.training.options import FitOptions, TrainPrecision
+from workers.training.options import FitOptions, LrFactors, TrainPrecision
+from workers.training.recipe.augmentation import Augmentation
 from workers.yolo_nas.network import build_network
 
 
@@ -43,7 +44,29 @@ def fit_options(config: TrainConfig, machine: Machine, images: int) -> FitOption
         eval_every=config.eval_every or max(1, -(-steps // 10)),
         precision=machine.precision,
         device=machine.device,
+        lr_factors=LrFactors(**config.lr_factors.model_dump()),
+        freeze=config.freeze,
+        clip_norm=config.clip_norm,
+        accumulate=config.accumulate,
+        channels_last=_channels_last(config, machine),
+        compile=config.compile,
     )
+
+
+def augmentations(config: TrainConfig) -> tuple[Augmentation, Augmentation]:
+    """Return how images are varied that people labelled, and those that a model labelled."""
+    fields = config.augment.model_dump(exclude={"pseudo", "close_mosaic"})
+    differing = config.augment.pseudo.model_dump(exclude_none=True)
+    return Augmentation(**fields), Augmentation(**{**fields, **differing})
+
+
+def _channels_last(config: TrainConfig, machine: Machine) -> bool:
+    """Return the memory layout; on a CPU torch 2.13's backward corrupts memory in channels_last."""
+    if machine.device == "cpu":
+        return False
+    if config.channels_last == "auto":
+        return machine.precision != "fp32"
+    return config.channels_last
 
 
 def first_network(config: TrainConfig, classes: tuple[str, ...]) -> nn.Module:
@@ -98,8 +121,18 @@ def resolve_machine(config: TrainConfig) -> Machine:
         raise ConfigError("device: cuda, but torch sees no CUDA device", hint="use device: auto")
     device: Literal["cpu", "cuda"] = "cuda" if cuda and config.device != "cpu" else "cpu"
     precision = config.precision
+    if precision == "fp16" and device == "cpu":
+        raise ConfigError(
+            "precision: fp16 needs CUDA, and this training runs on the CPU",
+            hint="use precision: auto",
+        )
+    if config.channels_last is True and device == "cpu":
+        raise ConfigError(
+            "channels_last: true needs CUDA, and this training runs on the CPU",
+            hint="use channels_last: auto",
+        )
     if precision == "auto":
-        precision = "bf16" if _fast_bf16(device) else "fp32"
+        precision = "bf16" if fast_bf16(device) else "fp32"
     return Machine(device, precision, config.threads or _cores())
 
 
@@ -109,7 +142,8 @@ def _cores() -> int:
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
-def _fast_bf16(device: Literal["cpu", "cuda"]) -> bool:
+def fast_bf16(device: Literal["cpu", "cuda"]) -> bool:
+    """Return whether the device computes in bf16 without emulating it."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     found = torch.cpu.get_capabilities()

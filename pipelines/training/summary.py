@@ -35,6 +35,7 @@ class TrainSummary:
         seconds: training and validating, over all invocations.
         machine: what it ran on.
         fingerprint: of config, annotations and precision: equal ones continue each other.
+        stages: of a training in stages, what each stage before the last left.
         extended_at: the step at which it was given more steps; 0: it was not.
         left_out: images that could not be used, and why, by the set's name and the image's.
         boxes_dropped: annotations without area in their image, by the set's name.
@@ -57,6 +58,7 @@ class TrainSummary:
     machine: dict[str, str]
     fingerprint: str
     extended_at: int = 0
+    stages: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
     boxes_dropped: dict[str, int] = field(default_factory=dict)
 
@@ -118,7 +120,16 @@ def training_table(summary: TrainSummary) -> RenderableType:
     if summary.extended_at:
         kept += f", extended at step {summary.extended_at}"
     last = Text(f"{summary.checkpoint}  ({size:.1f} MB, {kept})")
-    return Group(table, *(Text(line) for line in _dropped_lines(summary)), Text(), last)
+    lines = [*_stage_lines(summary), *_dropped_lines(summary)]
+    return Group(table, *(Text(line) for line in lines), Text(), last)
+
+
+def _stage_lines(summary: TrainSummary) -> Iterator[str]:
+    for stage in summary.stages:
+        yield (
+            f"stage {stage['name']}: {stage['steps']} steps, val mAP {stage['mAP']:.3f} "
+            f"at step {stage['best_step']}"
+        )
 
 
 def _dropped_lines(summary: TrainSummary) -> Iterator[str]:

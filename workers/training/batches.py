@@ -9,15 +9,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from workers.images.preprocessing import Preprocessing
-from workers.training.augment import Augmentation, TrainingSample, augment
+from workers.training.augment import TrainingSample, augment
+from workers.training.recipe.augmentation import Augmentation
+from workers.training.recipe.mixing import mixup, mosaic
 from workers.training.samples import Samples, drawn
+
+_STRIDE = 32  # pixels of the coarsest anchors
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +54,14 @@ class BatchSource:
     """Draws and prepares the batches of a training.
 
     Attributes:
+        augmentation: of images that people labelled; ``pseudo_augmentation`` of the others, None:
+            the same.
         batch_size: images a step.
         seed: of order and augmentation; every epoch has its own order.
         threads: that decode and augment ahead of the training.
+        mixed_steps: steps with mosaic and mixup; those from there on are without. None: all are
+            with them.
+        multi_scale: (low, high) factors on the input's size, drawn for each step; None: one size.
     """
 
     training_set: Samples
@@ -61,10 +70,20 @@ class BatchSource:
     batch_size: int
     seed: int
     threads: int = 1
+    pseudo_augmentation: Augmentation | None = None
+    mixed_steps: int | None = None
+    multi_scale: tuple[float, float] | None = None
 
     def batch(self, step: int) -> TrainingBatch:
         """TrainingBatch number ``step``, always the same one."""
         return self.part(step, 0, 1)
+
+    def preprocessing_at(self, step: int) -> Preprocessing:
+        """Return what the images of one step go through: their size may differ by step."""
+        if self.multi_scale is None:
+            return self.preprocessing
+        factor = np.random.default_rng([self.seed, 5, step]).uniform(*self.multi_scale)
+        return scaled_to(self.preprocessing, float(factor))
 
     def part(self, step: int, rank: int, world: int) -> TrainingBatch:
         """Slots ``rank``, ``rank + world``, … of batch number ``step``: one of ``world`` parts.
@@ -72,7 +91,8 @@ class BatchSource:
         Batch indices in targets and regions count within the part.
         """
         slots = range(rank, self.batch_size, world)
-        return collate([self._sample(step, slot) for slot in slots], self.preprocessing)
+        samples = [self._sample(step, slot) for slot in slots]
+        return collate(samples, self.preprocessing_at(step))
 
     def stream(
         self, first: int, end: int, rank: int = 0, world: int = 1
@@ -94,14 +114,47 @@ class BatchSource:
                     future.cancel()
 
     def _sample(self, step: int, slot: int) -> TrainingSample:
-        index = drawn(self.training_set, self.seed, step * self.batch_size + slot)
-        rng = np.random.default_rng([self.seed, 1, step, slot])
-        return augment(
-            self.training_set.sample(index, self.preprocessing.value_range),
-            self.preprocessing,
-            self.augmentation,
-            rng,
-        )
+        number = step * self.batch_size + slot
+        sample = self._drawn(self.seed, number)
+        augmentation = self._augmentation_of(sample)
+        preprocessing = self.preprocessing_at(step)
+        # A stream of its own: order and augmentation are as they are without mixing.
+        rng = np.random.default_rng([self.seed, 3, step, slot])
+        mosaic_drawn, mixup_drawn = rng.random(2) < (augmentation.mosaic, augmentation.mixup)
+        closed = self.mixed_steps is not None and step >= self.mixed_steps
+        if mosaic_drawn and not closed:
+            four = [sample, *(self._partner(number, k) for k in range(3))]
+            made = mosaic(four, preprocessing, [self._augmentation_of(s) for s in four], rng)
+        else:
+            own = np.random.default_rng([self.seed, 1, step, slot])
+            made = augment(sample, preprocessing, augmentation, own)
+        if mixup_drawn and not closed:
+            other = self._partner(number, 3)
+            second = augment(other, preprocessing, self._augmentation_of(other), rng)
+            made = mixup(made, second, rng)
+        return made
+
+    def _partner(self, number: int, k: int) -> TrainingSample:
+        """Return partner ``k`` of image ``number``, drawn by the same shares as images are."""
+        seed = int(np.random.SeedSequence([self.seed, 4]).generate_state(1)[0])
+        return self._drawn(seed, 4 * number + k)
+
+    def _drawn(self, seed: int, number: int) -> TrainingSample:
+        index = drawn(self.training_set, seed, number)
+        return self.training_set.sample(index, self.preprocessing.value_range)
+
+    def _augmentation_of(self, sample: TrainingSample) -> Augmentation:
+        if sample.pseudo and self.pseudo_augmentation is not None:
+            return self.pseudo_augmentation
+        return self.augmentation
+
+
+def scaled_to(preprocessing: Preprocessing, factor: float) -> Preprocessing:
+    """Return ``preprocessing`` for an input ``factor`` as large, in whole strides of 32 pixels."""
+    sides = [max(1, round(side * factor / _STRIDE)) * _STRIDE for side in preprocessing.size]
+    margins = [a - b for a, b in zip(preprocessing.size, preprocessing.resize_to, strict=True)]
+    inner = [side - margin for side, margin in zip(sides, margins, strict=True)]
+    return replace(preprocessing, size=(sides[0], sides[1]), resize_to=(inner[0], inner[1]))
 
 
 def collate(samples: list[TrainingSample], preprocessing: Preprocessing) -> TrainingBatch:

@@ -6,7 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-TrainPrecision = Literal["fp32", "bf16"]
+TrainPrecision = Literal["fp32", "bf16", "fp16"]
+Frozen = Literal["none", "stem", "backbone"]
+
+
+@dataclass(frozen=True, slots=True)
+class LrFactors:
+    """Factors on the learning rate, by part of the network."""
+
+    backbone: float = 1.0
+    neck: float = 1.0
+    heads: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +34,12 @@ class FitOptions:
         extended_at: step at which a finished training was given more steps; 0: it was not.
         early_stop: validations in a row without a better score after which the training is done;
             None: it runs to its last step.
+        lr_factors: on the rate of each part of the network.
+        freeze: the part that keeps its weights and BatchNorm statistics.
+        clip_norm: largest norm of the gradient over all weights; None: it is not clipped.
+        accumulate: equal parts that a batch passes the network in, one after the other.
+        channels_last: memory layout of images and weights; CUDA only.
+        compile: whether the network's forward pass is compiled by torch.
         save_every_s: seconds between state files beside those at validations, so that a killed
             training loses no more than this.
     """
@@ -38,6 +54,12 @@ class FitOptions:
     precision: TrainPrecision = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
     early_stop: int | None = None
+    lr_factors: LrFactors = LrFactors()
+    freeze: Frozen = "none"
+    clip_norm: float | None = None
+    accumulate: int = 1
+    channels_last: bool = False
+    compile: bool = False
     save_every_s: float = 600.0
     extended_at: int = 0
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from storage.errors import ConfigError, ModelError
 from workers.training.batches import TrainingBatch
@@ -22,6 +23,8 @@ from workers.training.distributed import Team
 from workers.training.ema import Ema
 from workers.training.loss import RegionLoss
 from workers.training.options import FitOptions, learning_rate
+from workers.training.recipe.parts import freeze
+from workers.training.recipe.update import Update, assigned_score, split
 
 _ALONE = Team()
 
@@ -104,15 +107,20 @@ class Trainer:
         self._clock = clock
         self.progress = TrainingProgress()
         self._network = network.to(options.device).train()
+        if options.channels_last:
+            self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch
+        freeze(self._network, options.freeze)
         self._loss = RegionLoss(classes).to(options.device)
         self._ema = Ema(self._network, options.ema_decay)
-        self._optimizer = _adamw(self._network, options)
+        self._update = Update(self._network, options)
         self._fingerprint = fingerprint
         self._state = state
         self._data = data
         if state.exists():
             self._continue()
         self._shared = team.share(self._network)
+        if options.compile:
+            self._shared.compile()  # in place: names in the state dict stay
 
     @property
     def ema_network(self) -> nn.Module:
@@ -185,37 +193,64 @@ class Trainer:
                 keep(self.ema_network)
 
     def _step(self, batch: TrainingBatch) -> StepReport:
-        options, step = self.options, self.progress.step
-        rate = learning_rate(step, options)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        rate = learning_rate(self.progress.step, self.options)
+        self._update.begin(rate)
         try:
-            loss, parts = self._forward(batch)
+            parts = self._add_gradients(batch)
         except torch.OutOfMemoryError as exc:
-            raise _out_of_memory(exc, len(batch.images)) from exc
+            raise _out_of_memory(exc, len(batch.images) // self.options.accumulate) from exc
+        except TorchDynamoException as exc:
+            raise ModelError(
+                f"the network cannot be compiled: {str(exc).strip().splitlines()[0]:.160}",
+                hint="use compile: false, or install a C++ compiler",
+            ) from exc
+        self.progress.step += 1
+        self._ema.update(self._network, self.progress.step)
+        cls, iou, dfl, total = parts.tolist()
+        return StepReport(self.progress.step, total, (cls, iou, dfl), rate)
+
+    def _add_gradients(self, batch: TrainingBatch) -> Tensor:
+        """Change the weights by the gradient of one batch; return the parts of its loss.
+
+        A batch that is accumulated has the loss of the whole: the sum over all its anchors, divided
+        by the sum of all target scores. Only BatchNorm sees its parts one by one.
+        """
+        if self.options.accumulate == 1:
+            loss, parts = self._finite_loss(batch)
+            self._update.add(loss)
+            self._update.apply()
+            return parts
+        summed, score = torch.zeros(4, device=self.options.device), 0.0
+        for part in split(batch, self.options.accumulate):
+            loss, parts = self._finite_loss(part)
+            of_part = assigned_score(self._loss.assignment.scores)
+            divided_by = max(of_part, 1.0)  # as the loss divides
+            self._update.add(loss * divided_by)
+            summed += parts * divided_by
+            score += of_part
+        self._update.apply(max(score, 1.0))
+        return summed / max(score, 1.0)
+
+    def _finite_loss(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Return the loss and its parts. Raises ModelError: it is NaN or infinite."""
+        loss, parts = self._forward(batch)
         if not math.isfinite(parts[-1].item()):  # of all ranks, so that all of them end here
             raise ModelError(
-                f"the loss became {parts[-1].item()} at step {step + 1}",
+                f"the loss became {parts[-1].item()} at step {self.progress.step + 1}",
                 hint="lower lr, raise warmup_steps, or train with precision: fp32",
             )
-        self._optimizer.zero_grad(set_to_none=True)
-        try:
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-            self._optimizer.step()
-        except torch.OutOfMemoryError as exc:
-            raise _out_of_memory(exc, len(batch.images)) from exc
-        self._ema.update(self._network, step + 1)
-        self.progress.step = step + 1
-        cls, iou, dfl, total = parts.tolist()
-        return StepReport(step + 1, total, (cls, iou, dfl), rate)
+        return loss, parts
 
     def _forward(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-        device = self.options.device
-        bf16 = self.options.precision == "bf16"
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
-            _, raw = self._shared(batch.images.to(device))
+        options, device = self.options, self.options.device
+        images = batch.images.to(device)
+        if options.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(options.precision)
+        with torch.autocast(device, lower or torch.bfloat16, enabled=lower is not None):
+            _, raw = self._shared(images)
         scores, distances, *anchors = raw
-        # The loss in bf16 would round boxes to several pixels.
+        # The loss in fewer bits would round boxes to several pixels.
         outputs = (scores.float(), distances.float(), *anchors)
         loss, parts = self._loss(
             outputs, batch.targets.to(device), batch.ignore.to(device), batch.weights.to(device)
@@ -237,7 +272,7 @@ class Trainer:
                 ),
                 "network": self._network.state_dict(),
                 "ema": self._ema.network.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
+                **self._update.state(),
                 "progress": asdict(self.progress),
                 "steps": self.options.steps,
                 "extended_at": self.options.extended_at,
@@ -251,7 +286,7 @@ class Trainer:
         self._refuse_another(saved)
         self._network.load_state_dict(saved["network"])
         self._ema.network.load_state_dict(saved["ema"])
-        self._optimizer.load_state_dict(saved["optimizer"])
+        self._update.load(saved)
         self.progress = TrainingProgress(**saved["progress"])
         if extended_at := saved.get("extended_at", 0):
             self.options = replace(self.options, steps=saved["steps"], extended_at=extended_at)
@@ -308,19 +343,10 @@ def _out_of_memory(exc: torch.OutOfMemoryError, images: int) -> ModelError:
         hint = "lower image_size, or train a smaller network"
     else:
         hint = (
-            f"try `batch_size: {max(1, images // 2)}`, with another output: it is another training"
+            f"try `batch_size: {max(1, images // 2)}`, or a larger `accumulate`, with another "
+            "output: it is another training"
         )
     first = str(exc).splitlines()[0]
     return ModelError(
         f"a batch of {images} images does not fit into memory: {first:.160}", hint=hint
     )
-
-
-def _adamw(network: nn.Module, options: FitOptions) -> torch.optim.AdamW:
-    weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    rest = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": options.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.lr)

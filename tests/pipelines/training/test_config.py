@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -113,27 +111,89 @@ def test_a_line_a_minute_where_no_bar_can_be_drawn() -> None:
     assert lines[0].endswith("of 20: loss 2.000")
 
 
-def test_early_stop_leaves_older_fingerprints_alone(tmp_path: Path) -> None:
-    config = load(tmp_path)
-    # As the version before early_stop and range made it.
-    fields = config.model_dump(
-        mode="json",
-        exclude={
-            "output",
-            "threads",
-            "eval_every",
-            "early_stop",
-            "range",
-            "max_bad_share",
-            "cache",
-        },
-    )
-    for data in (config.train, config.val):
-        digest = hashlib.sha256(data.annotations.read_bytes()).hexdigest()
-        fields[f"sha256 of {data.annotations}"] = digest
-    wanted = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
-    assert config.fingerprint() == wanted
-    assert load(tmp_path, early_stop=3).fingerprint() != wanted
+# Configs of the version before there were early_stop, range, stages and the fields of the recipe,
+# and what it made of them.
+OLDER = {
+    "9deafdca7e5af9d3": {},
+    "e2fdb5d104dcf358": {
+        "augment": {"scale": [0.8, 1.2], "flip_vertical": 0.5},
+        "early_stop": 3, "image_size": [256, 320], "steps": None, "epochs": 2.5,
+        "ignore_categories": ["a"],
+    },
+}  # fmt: skip
+
+
+def older(**more: Any) -> TrainConfig:
+    part = {"annotations": "truth.json", "images": "images"}
+    base = {"name": "x", "output": "out", "train": part, "val": part, "steps": 10}
+    return TrainConfig.model_validate({**base, **more})
+
+
+@pytest.mark.parametrize("known", list(OLDER))
+def test_trainings_of_earlier_versions_continue(
+    known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "truth.json").write_text("{}")
+    precision = "fp32" if not OLDER[known] else "bf16"
+    assert older(**OLDER[known]).fingerprint(precision=precision) == known
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"freeze": "stem"},
+        {"lr_factors": {"backbone": 0.1}},
+        {"clip_norm": 10},
+        {"accumulate": 2},
+        {"multi_scale": [0.8, 1.2]},
+        {"compile": True},
+        {"channels_last": True},
+        {"early_stop": 3},
+        {"augment": {"mosaic": 0.5}},
+        {"augment": {"mixup": 0.1}},
+        {"augment": {"rotate_deg": 5}},
+        {"augment": {"shear_deg": 2}},
+        {"augment": {"blur": 0.1}},
+        {"augment": {"pseudo": {"blur": 0.5}}},
+    ],
+    ids=str,
+)
+def test_each_field_of_the_recipe_makes_another_training(
+    more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "truth.json").write_text("{}")
+    assert older(**more).fingerprint(precision="fp32") != next(iter(OLDER))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"accumulate": 3}, "batch_size 8 does not split into 3 equal parts"),
+        ({"multi_scale": [2, 1]}, "low ≤ high"),
+        ({"freeze": "neck"}, "freeze: one of `none`, `stem`, `backbone`"),
+        ({"lr_factors": {"head": 1}}, "did you mean `heads`"),
+        ({"augment": {"mosaic": 2}}, "augment.mosaic: a number from 0 to 1"),
+        ({"augment": {"pseudo": {"shift": 1}}}, "augment.pseudo.shift: unknown key"),
+        ({"augment": {"rotate_deg": 90}}, "augment.rotate_deg: a number from 0 to 45"),
+        ({"clip_norm": 0}, "clip_norm: a number above 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_is_named(
+    tmp_path: Path, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, **more)
+
+
+def test_pseudo_overrides_what_it_gives_and_inherits_the_rest(tmp_path: Path) -> None:
+    from pipelines.training.start import augmentations
+
+    augment = {"mosaic": 0.3, "hue_deg": 9, "pseudo": {"blur": 0.5, "mosaic": 1.0}}
+    people, pseudo = augmentations(load(tmp_path, augment=augment))
+    assert (people.mosaic, people.blur, people.hue_deg) == (0.3, 0.0, 9)
+    assert (pseudo.mosaic, pseudo.blur, pseudo.hue_deg) == (1.0, 0.5, 9)
 
 
 def test_the_reference_page_lists_every_field_and_hints_lead_to_it(tmp_path: Path) -> None:

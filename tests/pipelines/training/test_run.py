@@ -306,3 +306,67 @@ def test_a_label_version_is_trained_on_and_the_checkpoint_labels(
     decide_run(run, Policy(accept=0.3, reject=0.1))
     with pytest.raises(ConfigError, match="another output"):
         train(made)
+
+
+def test_stages_train_one_after_the_other_and_continue_where_they_stopped(
+    config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.training import run
+    from pipelines.training.start import first_network
+    from pipelines.training.view import TrainView
+    from workers.checkpoints.file import read_checkpoint
+
+    seen: list[int] = []
+    shown = TrainView.step
+
+    def step(self: TrainView, report: Any) -> None:
+        shown(self, report)
+        seen.append(report.step)
+        if len(seen) == 3:
+            stopper.request()
+
+    monkeypatch.setattr(TrainView, "step", step)
+    stages = [
+        {"name": "pretrain", "steps": 2, "augment": {"mosaic": 1.0}},
+        {"name": "finetune", "steps": 3, "lr": 0.0001, "freeze": "backbone"},
+    ]
+    staged = config(stages=stages, test={}, eval_every=9)
+    stopper = Stopper()
+    with pytest.raises(Interrupted, match="step 1 of 3"):
+        run.train(staged, stopper=stopper)
+    pretrained = tmp_path / "model/stages/pretrain/tiny.safetensors"
+    written = pretrained.stat().st_mtime_ns
+    summary = run.train(staged)
+    assert seen == [1, 2, 1, 2, 3]
+    assert pretrained.stat().st_mtime_ns == written
+    (record,) = summary.stages
+    before, after = read_checkpoint(pretrained), read_checkpoint(Path(summary.checkpoint))
+    assert (record["name"], record["steps"]) == ("pretrain", 2)
+    assert record["sha256"] == before.sha256
+    assert (after.training or {})["stages"] == [record]
+    assert (after.training or {})["config"]["lr"] == 0.0001
+    # The frozen backbone is that of the first stage, not of the first random weights.
+    stem = "backbone.stem.conv.branch_3x3.conv.weight"
+    kept = after.load_state_dict()[stem]
+    assert (kept == before.load_state_dict()[stem]).all()
+    assert not (kept == first_network(staged, tuple("0123456789")).state_dict()[stem]).all()
+    assert run.train(staged) == summary
+    with pytest.raises(ConfigError, match="another config"):
+        run.train(config(stages=[{**stages[0], "lr": 0.5}, stages[1]], test={}))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"precision": "fp16", "device": "cpu"}, "fp16 needs CUDA"),
+        ({"channels_last": True, "device": "cpu"}, "channels_last: true needs CUDA"),
+    ],
+)
+def test_what_needs_cuda_is_refused_before_anything_is_read(
+    config: Callable[..., TrainConfig], more: dict[str, Any], message: str
+) -> None:
+    from pipelines.training.run import train
+
+    with pytest.raises(ConfigError, match=message):
+        train(config(**more))
+    assert not config().output.exists()

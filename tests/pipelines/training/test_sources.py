@@ -19,8 +19,8 @@ from tests.support.samples.label_version import fill_source, labelled
 from tests.support.samples.labelled_run import label
 from tests.support.samples.training_samples import box, write_coco
 from workers.images.preprocessing import Preprocessing
-from workers.training.augment import Augmentation
 from workers.training.batches import BatchSource, TrainingBatch
+from workers.training.recipe.augmentation import Augmentation
 from workers.training.samples import Mixture
 
 DARK_AND_BRIGHT = [{"id": 5, "name": "bright"}, {"id": 9, "name": "dark"}]

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from tests.support.samples.training_samples import image_with_patch
 from workers.images.letterbox import letterbox
 from workers.images.preprocessing import Preprocessing
-from workers.training.augment import Augmentation, SoftTargets, TrainingSample, augment
+from workers.training.augment import SoftTargets, TrainingSample, augment
+from workers.training.recipe.augmentation import Augmentation
 
 PREPROCESSING = Preprocessing(size=(96, 128), resize_to=(92, 124))
 RED = (250, 10, 10)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,29 @@ import torch
 
 from storage.errors import SourceError
 from tests.support.samples.training_samples import box, write_coco
-from workers.images.preprocessing import Preprocessing
-from workers.training.augment import Augmentation, SoftTargets, TrainingSample
+from workers.images.preprocessing import Preprocessing, ValueRange
+from workers.training.augment import SoftTargets, TrainingSample
 from workers.training.batches import BatchSource, collate
 from workers.training.coco_set import TrainingSet, read_training_set
+from workers.training.recipe.augmentation import Augmentation
+from workers.training.samples import Samples
 
 PREPROCESSING = Preprocessing(size=(64, 64), resize_to=(60, 60))
+
+
+@dataclass(frozen=True, slots=True)
+class AllPseudo:
+    """A set as if a model had labelled all of it."""
+
+    inner: Samples
+
+    classes = official_ids = digest = property(lambda self: None)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def sample(self, index: int, value_range: ValueRange = "full") -> TrainingSample:
+        return replace(self.inner.sample(index, value_range), pseudo=True)
 
 
 @pytest.fixture
@@ -138,3 +156,67 @@ def test_stored_knowledge_stays_aligned_and_people_have_none() -> None:
     assert torch.isnan(batch.spread[:3]).all()
     assert batch.soft_scores[3].tolist() == pytest.approx([0.2, 0.7])
     assert batch.spread[3].tolist() == [5, 6, 7, 8]
+
+
+def digest(source: BatchSource, steps: int = 4) -> str:
+    """Of all that the first batches hold."""
+    found = hashlib.sha256()
+    for step in range(steps):
+        batch = source.batch(step)
+        for part in (batch.images, batch.targets, batch.ignore):
+            found.update(part.numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def test_the_batches_of_older_configs_are_the_same_bit_for_bit(source: BatchSource) -> None:
+    # As the version before mosaic, mixup, turns, blur and sizes drew them, from flat images:
+    # interpolation of other pixels may differ between builds of OpenCV.
+    lively = replace(source, augmentation=Augmentation(flip_vertical=0.5))
+    assert digest(lively) == "fa15a51860fc2ded"
+    pseudo = replace(lively, pseudo_augmentation=Augmentation(mosaic=1.0), mixed_steps=2)
+    assert digest(pseudo) == digest(lively)
+
+
+def test_mixing_is_a_function_of_seed_and_step_and_ends_where_it_is_closed(
+    source: BatchSource,
+) -> None:
+    plain = Augmentation.none()
+    mixing = replace(source, augmentation=replace(plain, mosaic=0.6, mixup=0.4), mixed_steps=6)
+    again = list(replace(mixing, threads=3).stream(0, 9))
+    differs = []
+    for step in range(9):
+        batch = mixing.batch(step)
+        assert torch.equal(batch.images, again[step].images)
+        assert torch.equal(batch.targets, again[step].targets)
+        differs.append(not torch.equal(batch.images, source.batch(step).images))
+    assert all(differs[:6])
+    assert not any(differs[6:])
+
+
+def test_partners_come_from_the_whole_set_and_change_with_the_step(source: BatchSource) -> None:
+    seen = [len(source._partner(number, k).boxes) for number in range(7) for k in range(4)]
+    assert sorted(seen) == sorted([1, 2, 3, 4, 5, 6, 7] * 4)
+
+
+def test_pseudo_labelled_images_get_the_stronger_augmentation(source: BatchSource) -> None:
+    strong = replace(source, pseudo_augmentation=replace(Augmentation.none(), brightness=0.9))
+    assert torch.equal(strong.batch(0).images, source.batch(0).images)
+    pseudo = replace(strong, training_set=AllPseudo(source.training_set))
+    assert not torch.equal(pseudo.batch(0).images, source.batch(0).images)
+    assert torch.equal(pseudo.batch(0).targets, source.batch(0).targets)
+
+
+def test_the_size_is_drawn_by_step_and_boxes_follow_it(source: BatchSource) -> None:
+    many = replace(
+        source,
+        preprocessing=Preprocessing(size=(160, 160), resize_to=(156, 156)),
+        multi_scale=(0.6, 1.4),
+    )
+    shapes = [tuple(many.batch(step).images.shape[2:]) for step in range(12)]
+    assert shapes == [many.preprocessing_at(step).size for step in range(12)]
+    assert set(shapes) <= {(s, s) for s in (96, 128, 160, 192, 224)}
+    assert len(set(shapes)) >= 3
+    one = replace(many, multi_scale=None)
+    for step, (side, _) in enumerate(shapes):
+        found, wanted = many.batch(step).targets, one.batch(step).targets
+        assert torch.allclose(found[:, 2:] / (side - 4), wanted[:, 2:] / 156, atol=0.03)

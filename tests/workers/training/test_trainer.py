@@ -17,10 +17,10 @@ from torch import nn
 from storage.errors import ConfigError, ModelError
 from tests.support.samples.training_samples import box, write_coco
 from workers.images.preprocessing import Preprocessing
-from workers.training.augment import Augmentation
 from workers.training.batches import BatchSource, TrainingBatch
 from workers.training.coco_set import TrainingSet, read_training_set
-from workers.training.options import FitOptions
+from workers.training.options import FitOptions, LrFactors
+from workers.training.recipe.augmentation import Augmentation
 
 pytestmark = pytest.mark.slow  # super-gradients takes seconds to import
 
@@ -283,3 +283,89 @@ def test_a_batch_that_does_not_fit_is_one_line_with_advice(
         training.run(source.stream, lambda _: 0.0, lambda _: None, lambda _: None)
     assert len(caught.value.message.splitlines()) == 1
     assert f"batch_size: {source.batch_size // 2}" in str(caught.value.hint)
+
+
+def test_parts_of_a_batch_have_the_gradient_of_the_whole() -> None:
+    """Exactly so but for BatchNorm, which is left out here by taking one forward for both."""
+    from workers.training.loss import RegionLoss
+    from workers.training.recipe.update import assigned_score
+
+    scores, *rest = (o.detach() if torch.is_tensor(o) else o for o in raw_outputs())
+    scores.requires_grad_()
+    # Boxes of three strides a side, which overlap the targets: their scores are not near 0.
+    rest[0] = torch.zeros_like(rest[0]).view(2, -1, 4, 17)
+    rest[0][..., 1:3] = 8
+    rest[0] = rest[0].flatten(2)
+    loss = RegionLoss(3)
+    # Unlike numbers of objects: a mean over the parts would weigh them wrongly.
+    more = torch.tensor([[0, 0, 20.0 + 8 * k, 60, 12, 12] for k in range(5)])
+    targets = torch.cat([TARGETS, more])
+    whole, whole_parts = loss((scores, *rest), targets)
+    (wanted,) = torch.autograd.grad(whole, scores)
+    summed, parts_sum, score = torch.zeros_like(scores), torch.zeros(4), 0.0
+    for k in (0, 1):
+        own = targets[targets[:, 0] == k].clone()
+        own[:, 0] = 0
+        part, parts = loss((scores[k : k + 1], rest[0][k : k + 1], *rest[1:]), own)
+        of_part = assigned_score(loss.assignment.scores)
+        divided_by = max(of_part, 1.0)
+        summed += torch.autograd.grad(part * divided_by, scores)[0]
+        parts_sum += parts * divided_by
+        score += of_part
+    assert score > 2
+    assert torch.allclose(summed / max(score, 1.0), wanted, rtol=1e-4, atol=1e-7)
+    assert torch.allclose(parts_sum / max(score, 1.0), whole_parts, rtol=1e-4)
+
+
+def test_accumulated_steps_learn_and_report_the_loss_of_the_whole_batch(
+    source: BatchSource, tmp_path: Path
+) -> None:
+    options = FitOptions(steps=3, warmup_steps=0, lr=1e-3, eval_every=3)
+    losses: dict[int, list[float]] = {}
+    for parts in (1, 2):
+        training = trainer(tmp_path / f"{parts}.pt", replace(options, accumulate=parts))
+        training.run(
+            source.stream, lambda _: 0.5, lambda _: None,
+            lambda r, p=parts: losses.setdefault(p, []).append(r.loss),
+        )  # fmt: skip
+    # The images are alike, and so are BatchNorm's statistics of two and of four of them.
+    assert losses[2][0] == pytest.approx(losses[1][0], rel=0.3)
+    assert losses[2] != losses[1]
+
+
+def test_a_frozen_stem_stays_as_the_checkpoint_has_it(source: BatchSource, tmp_path: Path) -> None:
+    training = trainer(tmp_path / "s.pt", FitOptions(steps=2, warmup_steps=0, freeze="stem"))
+    first = {k: v.clone() for k, v in network().state_dict().items()}
+    training.run(source.stream, lambda _: 0.5, lambda _: None, lambda _: None)
+    averaged = training.ema_network.state_dict()
+    for name, value in first.items():
+        frozen = name.startswith("backbone.stem.")
+        if frozen:
+            assert torch.equal(averaged[name], value), name
+    assert not torch.equal(averaged["neck.neck1.conv.conv.weight"],
+                           first["neck.neck1.conv.conv.weight"])  # fmt: skip
+
+
+def test_a_recipe_in_full_stops_and_continues_as_if_it_had_not(
+    source: BatchSource, tmp_path: Path
+) -> None:
+    mixed = replace(
+        source,
+        augmentation=Augmentation(mosaic=0.5, mixup=0.3, rotate_deg=5, shear_deg=2, blur=0.3),
+        mixed_steps=4,
+        multi_scale=(0.7, 1.3),
+    )
+    options = FitOptions(
+        steps=5, warmup_steps=1, eval_every=5, clip_norm=10, accumulate=2, freeze="stem",
+        lr_factors=LrFactors(0.1, 0.5, 1.0),
+    )  # fmt: skip
+    ends = []
+    for name, stop_after in (("whole.pt", 5), ("parts.pt", 2), ("parts.pt", 5)):
+        training = trainer(tmp_path / name, options)
+        training.run(
+            mixed.stream, lambda _: 0.5, lambda _: None, lambda _: None,
+            lambda t=training, s=stop_after: t.progress.step >= s,
+        )  # fmt: skip
+        ends.append(weights(training))
+    for key, value in ends[0].items():
+        assert torch.allclose(value.float(), ends[2][key].float(), atol=1e-6), key
