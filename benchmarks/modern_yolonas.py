@@ -2,10 +2,10 @@
 
     python -m benchmarks.modern_yolonas [--name yolo_nas_s] [--size 320] [--threads 1]
 
-Needs both: ``pip install --no-deps modern-yolonas==0.5.0`` beside an ordinary installation. Builds
-the same network with each, loads super-gradients' state dict into the other with ``strict=True``,
-and compares boxes and scores, unfused and fused, and how long a fused image takes. Weights and
-batch-norm statistics are random: what is compared is the arithmetic. Prints JSON.
+Needs both, as the development extra installs them. Builds the same network with each, loads
+super-gradients' state dict into the other with ``strict=True``, and compares boxes and scores,
+unfused and fused, and how long a fused image takes. Weights and batch-norm statistics are random:
+what is compared is the arithmetic. Prints JSON.
 """
 
 from __future__ import annotations
@@ -13,36 +13,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from workers.images.preprocessing import Preprocessing
+from workers.yolo_nas import modern
 from workers.yolo_nas.dense import DenseDetector
-from workers.yolo_nas.network import build_network, fold_norms, fuse
+from workers.yolo_nas.network import build_network, fuse
 
 CLASSES = 80
 _ROUNDS = 5
-
-
-def modern_network(name: str) -> nn.Module:
-    """Return the network as modern-yolonas builds it; its import of huggingface_hub is only for
-    weights that it would download, so a stub does where that is not installed."""
-    try:
-        import huggingface_hub  # noqa: F401  # the real one where it is there
-    except ImportError:
-        stub: Any = ModuleType("huggingface_hub")
-        stub.hf_hub_download = stub.HfApi = None
-        sys.modules["huggingface_hub"] = stub
-    from modern_yolonas.model import YoloNAS  # type: ignore[import-not-found]  # by hand
-
-    network: nn.Module = YoloNAS.from_config(name, num_classes=CLASSES)
-    return network
 
 
 def randomise(network: nn.Module) -> None:
@@ -52,16 +36,6 @@ def randomise(network: nn.Module) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean = torch.randn(module.num_features) * 0.1
             module.running_var = torch.rand(module.num_features) + 0.5
-
-
-def fuse_modern(network: nn.Module) -> nn.Module:
-    """Fold its re-parameterised blocks, which each know how, and the plain pairs, as ``fuse``."""
-    network.eval()
-    for module in list(network.modules()):
-        if hasattr(module, "full_fusion"):
-            module.full_fusion()
-    fold_norms(network)
-    return network.requires_grad_(False)
 
 
 def apart(a: nn.Module, b: nn.Module, images: Tensor) -> dict[str, float]:
@@ -96,7 +70,7 @@ def main() -> None:
     torch.manual_seed(0)
     ours = build_network(given.name, None, CLASSES)
     randomise(ours)
-    theirs = modern_network(given.name)
+    theirs = modern.build(given.name, {}, CLASSES)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     size = (given.size, given.size)
     how = Preprocessing(size=size, resize_to=size)
@@ -108,7 +82,7 @@ def main() -> None:
         "unfused": apart(a, b, images),
     }
     fuse(ours, size)
-    fuse_modern(theirs)
+    fuse(theirs, size)
     found["fused"] = apart(a, b, images)
     found["ms_an_image"] = {
         "super-gradients": ms_an_image(a, images),

@@ -167,7 +167,7 @@ class ImageRef:
 
     @property
     def fields(self) -> tuple[str, str, int | None, int, str]:
-        """The five, in order: the first fields of every record that begins with them."""
+        """The values of these five fields, in order."""
         return self.image_id, self.shard_id, self.offset, self.nbytes, self.sha256
 
 

@@ -24,7 +24,7 @@ sys.dont_write_bytecode = False
 if "PYTEST_XDIST_WORKER" in os.environ:  # several at once: threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A busy machine is no failure: no test judges how long an example took. `make test` looks at more.
+# No test judges how long an example took: machines may be busy. `make test` tries more examples.
 settings.register_profile("labelfleet", deadline=None, max_examples=25)
 settings.register_profile("thorough", deadline=None, max_examples=100)
 settings.load_profile(os.environ.get("LABELFLEET_HYPOTHESIS", "labelfleet"))

@@ -65,7 +65,7 @@ def import_graph() -> dict[str, set[str]]:
     }
 
 
-def test_there_is_no_import_circle_not_even_a_lazy_one() -> None:
+def test_imports_form_no_circle_even_if_lazy() -> None:
     assert circles(import_graph()) == []
 
 

@@ -70,7 +70,7 @@ class PreprocessingConfig(Part):
         return value
 
     def preprocessing(self) -> Preprocessing:
-        """As the worker layer wants it. Raises ValueError when the fields do not fit together."""
+        """Convert to the worker layer's type. Raises ValueError where fields contradict."""
         size = _pair(self.size)
         found = Preprocessing(
             size=size,
@@ -113,7 +113,7 @@ class TilesConfig(Part):
         return self
 
     def tiles(self) -> Tiles:
-        """As the worker layer wants it."""
+        """Convert to the worker layer's type."""
         return Tiles(self.size, self.overlap, self.whole)
 
 
@@ -136,7 +136,7 @@ class ViewConfig(Part):
         return self
 
     def view(self) -> View:
-        """As the worker layer wants it."""
+        """Convert to the worker layer's type."""
         return View(self.flip, self.scale)
 
 

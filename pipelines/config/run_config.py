@@ -271,7 +271,7 @@ class StorageConfig(Part):
     read_timeout_s: float = Field(60, gt=0, description="Seconds.")
 
     def options(self) -> StorageOptions:
-        """As the storage layer wants it."""
+        """Convert to the storage layer's type."""
         return StorageOptions(**self.model_dump())
 
 

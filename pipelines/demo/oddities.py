@@ -79,7 +79,7 @@ def _empty(pixels: Pixels) -> bytes:
 
 
 def _text(pixels: Pixels) -> bytes:
-    return b"These are notes that somebody saved under the name of a picture.\n" * 20
+    return b"These are notes, saved under the name of a picture.\n" * 20
 
 
 def _bomb(pixels: Pixels) -> bytes:

@@ -108,11 +108,11 @@ def _lacking(distribution: str, module: str) -> Finding:
 
 
 def _load_network() -> str:
-    from workers.yolo_nas.network import build_network
+    from workers.yolo_nas.network import build_network, installed_package
 
     network = build_network("yolo_nas_s", None, 1)
     parameters = sum(p.numel() for p in network.parameters())
-    return f"super-gradients built a YOLO-NAS S of {parameters / 1e6:.1f}M parameters"
+    return f"{installed_package()} built a YOLO-NAS S of {parameters / 1e6:.1f}M parameters"
 
 
 def _attempt(subject: str, action: Callable[[], str], advice: str) -> Finding:

@@ -207,7 +207,7 @@ class TaskChanges:
         there = [p for p in task.get("predictions") or [] if p["model_version"] == version]
         if _boxes(there[-1:]) == _boxes([made] if made else []):
             return False
-        if self.server.is_touched(task["id"]):  # somebody may have opened it since it was listed
+        if self.server.is_touched(task["id"]):  # a person may have opened it since it was listed
             return False
         for old in there:
             self.server.delete_prediction(old["id"])

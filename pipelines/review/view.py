@@ -114,8 +114,8 @@ def render_pull(summary: PullSummary) -> RenderableType:
         rows.append(("withdrawn: deleted there since", f"{summary.withdrawn:,}"))
     if summary.held_back:
         remarks.append(
-            f"{summary.held_back} answers, most of all, are no longer there; they still count. "
-            "Pull with --accept-withdrawals if they were deleted on purpose"
+            f"{summary.held_back} answers, most of all there were, are gone from the project; they "
+            "still count. Pull with --accept-withdrawals if they were deleted on purpose"
         )
     if summary.unusable:
         remarks.append(f"{summary.unusable} answers cannot become boxes and settle nothing:")

@@ -267,7 +267,9 @@ def _check_model_file(check: RecordCheck, key: str, part: dict[str, Any]) -> Non
     store = check.manifest.store
     with check.looking_at(key):
         if store.head(key).nbytes != part["nbytes"]:
-            check.differs(key, f"it has not the {part['nbytes']} bytes that artefact.json says")
+            check.differs(
+                key, f"its size is not the {part['nbytes']} bytes that artefact.json says"
+            )
         elif not check.quick:
             digest = hashlib.sha256()
             with store.stream(key) as stream:

@@ -170,7 +170,7 @@ def check(there: World) -> Iterator[str]:
     if left:
         yield f"left behind: {', '.join(left[:3])}"
     if sum(1 for _ in there.store.list("annotations/")) != found.listed:
-        yield "gc left annotation objects that are no live shard's"
+        yield "gc left annotation objects that do not belong to a live shard"
 
 
 def _rss_mb() -> float:

@@ -90,7 +90,7 @@ class Trouble:
         self._ongoing = False
 
     def heal(self) -> None:
-        """Somebody mended what was wrong: the outage is over, and does not come again."""
+        """The fault was fixed: the outage is over, and does not come again."""
         if self._ongoing:
             self._outage, self._ongoing = None, False
         self.crashing.clear()

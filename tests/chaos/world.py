@@ -95,7 +95,7 @@ class LastingPool:
             self._hear(0.2)
 
     def wait_for_workers(self, count: int) -> None:
-        """Until so many are ready."""
+        """Wait until that many are ready."""
         limit = time.monotonic() + 4 * _QUIET_S
         while len(self.ready) < count:
             assert time.monotonic() < limit, "workers do not start"

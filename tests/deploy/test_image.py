@@ -50,6 +50,6 @@ def test_it_is_built_as_the_project_says() -> None:
     assert f"labelfleet:{project['project']['version']}" in text
 
 
-def test_it_ends_as_nobody_in_particular() -> None:
+def test_it_runs_as_an_unprivileged_user() -> None:
     users = re.findall(r"^USER (\S+)", DOCKERFILE.read_text(), re.MULTILINE)
     assert users == ["1000"]

@@ -144,7 +144,7 @@ def test_the_head_gives_no_core_and_is_never_on_spot() -> None:
     assert kinds == [["on-demand"], ["spot", "on-demand"]]
 
 
-def test_nobody_is_let_in_and_nothing_runs_as_root() -> None:
+def test_access_is_closed_and_nothing_runs_as_root() -> None:
     spec = rayjob()["spec"]
     assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     for pod in pods(spec):

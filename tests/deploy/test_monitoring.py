@@ -71,7 +71,7 @@ def test_the_board_shows_what_was_asked_for() -> None:
                    "review queue"):  # fmt: skip
         assert wanted in titles
     asked = {s.name for query in board_queries() for s in selectors(query)}
-    assert asked == KNOWN.keys(), "a metric that nobody sees"
+    assert asked == KNOWN.keys(), "a metric that no panel shows"
 
 
 def test_the_board_is_one_that_grafana_lays_out() -> None:

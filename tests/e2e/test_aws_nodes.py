@@ -154,7 +154,7 @@ def test_a_worker_is_spot_private_with_a_role_and_imdsv2(ec2: Any, start: Start)
     assert volume["VolumeType"] == "gp3"
 
 
-def test_a_type_that_is_nowhere_is_passed_over(
+def test_a_type_not_offered_anywhere_is_skipped(
     none_left: Callable[[Refuse], None], start: Start
 ) -> None:
     asked: list[tuple[str, str]] = []

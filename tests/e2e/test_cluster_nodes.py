@@ -228,7 +228,7 @@ def test_a_node_that_drains_is_emptied_and_gets_nothing_more(
         assert run.pool is not None
         places = run.pool.places()
         if len(places) == 4 and not drained and tally.shards >= 10:
-            announce_leaving(going, "somebody wants it back", 60)
+            announce_leaving(going, "its owner wants it back", 60)
             drained.update({w: tally.shards for w, node_id in places.items() if node_id == going})
             assert {n.node_id for n in alive_nodes() if n.leaving} == {going}
         elif drained:

@@ -118,7 +118,7 @@ def here(folder: Path, ports: list[int]) -> dict[str, Any]:
         "image": str(BIN.parent),
         "installed": installed_stamp(),
         "use_internal_ips": True,
-        # Ray's sockets lie below it; and it looks every 5 s whether somebody wants a worker.
+        # Ray's sockets lie below it; and it looks every 5 s whether a worker is wanted.
         # A busy machine takes its time.
         "environment": {
             "RAY_TMPDIR": str(folder),

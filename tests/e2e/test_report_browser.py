@@ -78,7 +78,7 @@ def page(tmp_path: Path) -> Path:
 
 
 def review(manifest: Manifest) -> None:
-    """Somebody with a hostile name says that nothing is there."""
+    """An annotator with a hostile name answers that nothing is there."""
     route_run(manifest, budget="1 images", policy=Policy(), invocation="one", audit=1.0)
     (item,) = read_queue(manifest.store)
     answer = Answer(

@@ -210,7 +210,7 @@ def test_an_untouched_twin_is_deleted_and_an_answered_one_never(
     assert len(list(read_answers(manifest.store))) == 4
 
 
-def test_a_second_round_adds_its_boxes_where_nobody_answered(
+def test_a_second_round_adds_its_boxes_where_there_is_no_answer(
     place: Path, manifest: Manifest, label_studio: LabelStudioServer, settings: ReviewSettings
 ) -> None:
     """The same images under a new checkpoint, into the same project."""
@@ -241,7 +241,7 @@ def test_a_second_round_adds_its_boxes_where_nobody_answered(
 def test_answers_older_than_the_last_pull_come_once_their_image_is_queued(
     place: Path, manifest: Manifest, label_studio: LabelStudioServer, settings: ReviewSettings
 ) -> None:
-    """Somebody answered in the first round what the second one queues only later."""
+    """The first round has an answer to what the second one queues only later."""
     server = label_studio.client()
     push(manifest, server, settings)
     ann = label_studio.person(f"ann{uuid4().hex[:6]}")

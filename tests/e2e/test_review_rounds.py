@@ -447,7 +447,7 @@ def test_a_page_shows_each_place_once_and_unchanged_means_what_was_shown(
             assert rest == []  # a full answer: nothing else is there
             assert told.hidden == ()
             continue
-        # What nobody was shown is as the policy alone would have it, where it is no shown place.
+        # Away from the boxes that people were shown, the decisions are the policy's alone.
         alone = [
             (label.bbox, label.ignore) for label in machine[made.sha256].labels
             if not covered(np.array([label.bbox]), corners_of(shown[made.sha256])).any()

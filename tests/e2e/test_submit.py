@@ -32,7 +32,7 @@ PAGES = 12
 
 @dataclass
 class Place:
-    """Where somebody submits from: a config beside the weights it names, and secrets around."""
+    """The folder a user submits from: a config beside the weights it names, and secrets around."""
 
     folder: Path
     head: RayHead
@@ -134,7 +134,7 @@ def test_a_finished_run_gets_a_new_suffix_and_labels_only_what_changed(place: Pl
     assert len(kept) == len(objects) + 1  # one group of three: new, changed and broken
 
 
-def test_a_run_that_somebody_holds_exits_75(place: Place) -> None:
+def test_a_run_held_by_another_process_exits_75(place: Place) -> None:
     with run_lock(LocalStore(str(place.folder / "out")), "labelfleet decide"):
         code, said, err = place.submit()
     assert code == said["exit_code"] == 75

@@ -151,7 +151,7 @@ def test_an_object_is_a_store_and_a_key(url: str, root: str, key: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["s3://bucket", "s3://bucket/", "s3://bucket/a/", "/", "/a/"])
-def test_a_folder_is_no_object(url: str) -> None:
+def test_a_folder_is_not_an_object(url: str) -> None:
     with pytest.raises(ConfigError, match="not an object"):
         open_object(url)
 

@@ -73,7 +73,7 @@ def _fields(text: str) -> dict[str, Any]:
 
 
 def canonical_arch(arch_params: Mapping[str, Any]) -> str:
-    """arch_params as canonical JSON text, without the class count, which the weights decide.
+    """Return arch_params as canonical JSON text, without the class count, which the weights decide.
 
     Raises:
         TypeError, ValueError: not a mapping of JSON values.

@@ -46,7 +46,7 @@ class Made:
     facts: Mapping[str, Any]
 
     def artefact(self) -> Artefact:
-        """As a session wants it, before it is published."""
+        """Return it in the form that sessions load, before it is published."""
         return Artefact(self.files, self.main, self.facts)
 
 
@@ -58,7 +58,7 @@ def artefact_key(spec: ModelSpec, more: Mapping[str, Any] | None = None) -> str:
     Args:
         more: what else decides how it is made (INT8: source and limit).
     """
-    input_of_graph = replace(spec.preprocessing, flip=False)  # a mirrored image is no other graph
+    input_of_graph = replace(spec.preprocessing, flip=False)  # mirroring does not change the graph
     identity = {
         "weights": spec.sha256,
         "name": spec.name,

@@ -69,7 +69,7 @@ def vips_samples(image: Any, most: int | None = None) -> NDArray[Any]:
     """Return a libvips image as [H, W, channels], also where ``numpy()`` would drop an axis.
 
     Args:
-        most: only so many of its channels, the first; just one where it has fewer.
+        most: take only this many channels, the first ones; one where it has fewer.
 
     Raises:
         pyvips.Error: the pixels cannot be decoded.

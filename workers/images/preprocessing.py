@@ -69,8 +69,8 @@ class Preprocessing:
     flip: bool = False
 
     def fields(self) -> dict[str, Any]:
-        """As plain values; those that came later are left out where they are at their default, so
-        that what was recorded before them still compares equal."""
+        """Return plain values. Fields that were added later are left out at their default, so that
+        older records still compare equal."""
         values = asdict(self)
         for name, default in _LATER.items():
             if values[name] == default:
@@ -184,7 +184,7 @@ class Window:
     height: int
 
     def of(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Its pixels [height, width, 3]: a view."""
+        """Return its pixels [height, width, 3], as a view."""
         return pixels[self.y : self.y + self.height, self.x : self.x + self.width]
 
 

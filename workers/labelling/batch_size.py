@@ -38,7 +38,7 @@ class BatchSize:
             next(self._search)
 
     def ran(self, images: int, seconds: float) -> None:
-        """A batch of ``images`` took ``seconds``: NMS counts where it is one step with the rest."""
+        """Report that a batch of ``images`` took ``seconds``."""
         if self._search is None or images != self.now:
             return
         self._seconds.append(seconds / images)
@@ -51,7 +51,7 @@ class BatchSize:
             self.now, self._search = done.value, None
 
     def too_large(self, images: int) -> None:
-        """A batch of ``images`` failed, and its images one by one did not: stay below."""
+        """Report a batch that failed although its images succeeded alone: stay below its size."""
         if images == 1:
             return  # the size that worked is not smaller
         self._most = images // 2

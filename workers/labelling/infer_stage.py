@@ -21,7 +21,7 @@ class _InFlight:
     Attributes:
         parts: what is in its slots.
         wait: for the network.
-        waited_s: that the infer thread waited for the batch.
+        waited_s: how long the infer thread waited for the batch.
         fill: how full the queues were at its launch.
     """
 

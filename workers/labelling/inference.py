@@ -20,10 +20,10 @@ Results = list[Detections | ShardFailed]
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """What the network gave for one batch.
+    """The network's output for one batch.
 
     Attributes:
-        seconds: that the network took for it, without what it waited for the batch before it.
+        seconds: the network's time for it, without the wait for the batch before it.
         finish: runs NMS and gives detections by image, or why one has none; any thread may call
             it.
     """
@@ -96,7 +96,7 @@ class Inference:
         return Inferred(seconds, lambda: list(unfinished()))
 
     def _seconds_since(self, began_s: float) -> float:
-        """Of the batch that ends now: what was launched early began when the one before ended."""
+        """Time the batch that ends now; one launched early began when the one before it ended."""
         began_s, self._ended_s = max(began_s, self._ended_s), time.perf_counter()
         return self._ended_s - began_s
 

@@ -1,4 +1,4 @@
-"""One attempt at one shard on its way through a worker: its rows in order, its seconds, its end."""
+"""One attempt at one shard: its rows in order, the time of each stage, and how it ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage.runs.manifest import Commit
 
 @dataclass(slots=True, eq=False)
 class ShardJob:
-    """Written to by the threads in turn; each stage's fields are its own.
+    """The state of one attempt; each stage writes only its own fields.
 
     Attributes:
         ended: set when the attempt is over, well or not.
@@ -61,7 +61,7 @@ class ShardJob:
         return self.written - before
 
     def spent(self, stage: str, seconds: float) -> None:
-        """Time of a stage that has several threads."""
+        """Add to the time of a stage that has several threads."""
         with self._lock:
             self.seconds[stage] += seconds
 

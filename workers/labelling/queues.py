@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class ByteBudget:
-    """Bytes that may wait between two stages; one item larger than all of it may pass alone."""
+    """Limit on the bytes that wait between two stages; one larger item may pass alone."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._used = limit, 0
@@ -25,11 +25,11 @@ class ByteBudget:
 
     @property
     def fill(self) -> float:
-        """How much of it is taken, 0 to 1."""
+        """The share in use, 0 to 1."""
         return min(1.0, self._used / self._limit)
 
     def reserve(self, nbytes: int) -> None:
-        """Wait until there is room."""
+        """Wait for room, and take it."""
         with self._freed:
             self._freed.wait_for(
                 lambda: self._closed or self._used == 0 or self._used + nbytes <= self._limit
@@ -71,7 +71,7 @@ class Batch(Generic[T]):
 
     @property
     def complete(self) -> bool:
-        """Every slot that was given out has come back."""
+        """Whether every slot that was given out has been filled."""
         return self.filled == len(self.items)
 
 
@@ -147,7 +147,7 @@ class BatchRing(Generic[T]):
         return self._filling[-1]
 
     def fill(self, slot: Slot[T], item: T | None) -> None:
-        """The slot's pixels are there, and are ``item``'s; None: they could not be made."""
+        """Mark a slot as filled with ``item``'s pixels; None: they could not be made."""
         with self._filled:
             batch = slot.batch
             batch.items[slot.index] = item

@@ -1,4 +1,4 @@
-"""The write thread of a worker: rows of all jobs in, each shard's in its order into its file."""
+"""The write thread of a worker: writes the rows of all jobs, each shard's in its own order."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from workers.labelling.spool import spool_error
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """The last image of a job was fetched: its end is known."""
+    """A job whose last image has been fetched, so that its end is known."""
 
     job: ShardJob
 
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """The job was abandoned; its rows are dropped."""
+    """A job that was abandoned; its rows are dropped."""
 
     job: ShardJob
 
@@ -37,11 +37,11 @@ class RowStage:
         self.images_done = 0
 
     def put(self, entry: Sequence[JobImage] | Counted | Abandoned | None) -> None:
-        """For the write thread; None: it ends."""
+        """Hand an entry to the write thread; None ends it."""
         self._entries.put(entry)
 
     def loop(self) -> None:
-        """Until None comes."""
+        """Run until None arrives."""
         while (entry := self._entries.get()) is not None:
             if isinstance(entry, Abandoned):
                 with suppress(Exception):  # on a full disk; the file is not wanted

@@ -1,24 +1,28 @@
-"""Build a YOLO-NAS with super-gradients, load its weights, fuse it."""
+"""Build a YOLO-NAS with the package that is installed, load its weights, fuse it."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import itertools
 import json
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from storage.errors import CheckpointError, ConfigError
+from storage.errors import CheckpointError, ConfigError, NotInstalled
 from storage.objects.protocols import StorageOptions
 from workers.checkpoints.cache import fetch_checkpoint
 from workers.checkpoints.description import canonical_arch
 from workers.checkpoints.file import Checkpoint, read_checkpoint
 from workers.spec import ModelSpec
+from workers.yolo_nas import modern
 from workers.yolo_nas.dense import DenseDetector
 from workers.yolo_nas.sg_environment import undisturbed
 from workers.yolo_nas.torchvision_ops import ensure_torchvision
+
+Package = Literal["super-gradients", "modern-yolonas"]
 
 # What an arch file can name registers itself when its module is imported.
 _REGISTERED = (
@@ -49,7 +53,10 @@ def import_super_gradients() -> Any:
 
 
 def build_network(name: str, arch_params: str | None, num_classes: int) -> nn.Module:
-    """Return a YOLO-NAS with random weights, unfused, as super-gradients builds it.
+    """Return a YOLO-NAS with random weights, unfused.
+
+    Built by super-gradients, or by modern-yolonas where only that is installed: for labelling, the
+    two are the same network.
 
     Args:
         name: yolo_nas_s, yolo_nas_m or yolo_nas_l.
@@ -57,25 +64,60 @@ def build_network(name: str, arch_params: str | None, num_classes: int) -> nn.Mo
         num_classes: outputs of the classification heads, whatever ``arch_params`` says.
 
     Raises:
-        ConfigError: super-gradients cannot build that.
+        ConfigError: the package cannot build that.
+        NotInstalled: neither is installed.
     """
-    import_super_gradients()
-    from super_gradients.common.registry.registry import ARCHITECTURES
-    from super_gradients.training.utils.utils import HpmStruct
-
+    package = installed_package()
+    build = _by_super_gradients if package == "super-gradients" else modern.build
+    if package == "super-gradients":
+        import_super_gradients()
     params = {} if arch_params is None else json.loads(canonical_arch(json.loads(arch_params)))
-    try:  # what its models.get does, which loads TensorBoard and its checkpoint code besides
-        wanted = HpmStruct(**params)
-        wanted.override(num_classes=num_classes)
-        network: nn.Module = ARCHITECTURES[name](arch_params=wanted)
-        return network
+    try:
+        return build(name, params, num_classes)
     except Exception as exc:
         raise ConfigError(
-            f"super-gradients cannot build {name}"
+            f"{package} cannot build {name}"
             + (" with these arch_params" if params else "")
             + f": {type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}",
             hint="compare the arch file with super-gradients' own recipes/arch_params/",
         ) from exc
+
+
+def installed_package() -> Package:
+    """Return what builds the network here: super-gradients where it is installed.
+
+    Raises:
+        NotInstalled: neither package is.
+    """
+    if _is_installed("super_gradients"):
+        return "super-gradients"
+    if _is_installed("modern_yolonas"):
+        return "modern-yolonas"
+    raise NotInstalled(
+        "a YOLO-NAS on torch needs super-gradients or modern-yolonas; neither is installed",
+        hint="pip install 'labelfleet[run]' brings modern-yolonas, enough to label; for "
+        "super-gradients, which training needs, see docs/installation.md",
+    )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # from an import hook
+        return False
+
+
+def _by_super_gradients(name: str, arch_params: dict[str, Any], num_classes: int) -> nn.Module:
+    """Do what its ``models.get`` does, which loads TensorBoard and its checkpoint code besides."""
+    from super_gradients.common.registry.registry import ARCHITECTURES
+    from super_gradients.training.utils.utils import HpmStruct
+
+    # PyYAML reads the 1e-3 of super-gradients' own arch files as text; OmegaConf, as a number.
+    numbers = {k: float(v) for k, v in arch_params.items() if k in ("bn_eps", "bn_momentum")}
+    wanted = HpmStruct(**{**arch_params, **numbers})
+    wanted.override(num_classes=num_classes)
+    network: nn.Module = ARCHITECTURES[name](arch_params=wanted)
+    return network
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
@@ -119,11 +161,14 @@ def _misfit(
 def fuse(network: nn.Module, size: tuple[int, int]) -> nn.Module:
     """Fold every batch norm into its convolution, in place; inference only. Returns ``network``.
 
-    super-gradients' ``full_fusion`` folds the re-parameterised blocks and leaves the plain
-    convolution + batch norm pairs, which are folded here (boxes move by less than 1e-4 px).
+    The packages fold the re-parameterised blocks and leave the plain convolution + batch norm
+    pairs, which are folded here (boxes move by less than 1e-4 px).
     """
     network.eval()
-    network.prep_model_for_conversion(input_size=size, full_fusion=True)  # type: ignore[operator]
+    if hasattr(network, "prep_model_for_conversion"):  # super-gradients'
+        network.prep_model_for_conversion(input_size=size, full_fusion=True)  # type: ignore[operator]
+    else:
+        modern.fuse_blocks(network)
     fold_norms(network)
     return network.requires_grad_(False)
 

@@ -109,7 +109,7 @@ def test_without_arguments_it_shows_what_there_is(call: Call) -> None:
         assert command in ended.out
 
 
-def test_help_is_no_error(call: Call) -> None:
+def test_help_is_not_an_error(call: Call) -> None:
     assert call("--help").code == 0
     for command in ("run", "plan", "status", "evaluate", "report", "ingest", "train", "doctor"):
         assert call(command, "--help").code == 0
@@ -187,20 +187,24 @@ def test_a_missing_config_is_bad_usage(call: Call, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["status", "report"])
-def test_what_is_no_run_is_said_to_be_none(call: Call, tmp_path: Path, command: str) -> None:
+def test_a_folder_without_a_run_is_reported_as_such(
+    call: Call, tmp_path: Path, command: str
+) -> None:
     ended = call(command, tmp_path)
     assert ended.code == 2
     assert "no run at" in ended.err
     assert is_one_readable_error(ended)
 
 
-def test_brackets_in_names_are_no_markup(call: Call, tmp_path: Path) -> None:
+def test_brackets_in_names_are_not_markup(call: Call, tmp_path: Path) -> None:
     place = tmp_path / "[red]a[1][/]"
     ended = call("status", place)
     assert "[red]a[1][/]" in ended.err.replace("%5B", "[").replace("%5D", "]")
 
 
-def test_a_run_that_somebody_holds_exits_75_and_says_who(call: Call, setting: Setting) -> None:
+def test_a_run_held_by_another_process_exits_75_and_says_which(
+    call: Call, setting: Setting
+) -> None:
     with run_lock(LocalStore(str(setting.folder / "out")), "labelfleet run cells"):
         ended = call("run", setting.write(), "--json")
     assert ended.code == 75
@@ -247,7 +251,7 @@ def test_debug_anywhere_adds_the_traceback(spawn: Call, tmp_path: Path, position
 
 
 @pytest.mark.slow
-def test_a_reader_that_went_away_is_no_traceback() -> None:
+def test_a_reader_that_went_away_causes_no_traceback() -> None:
     command = [Path(sys.executable).with_name("labelfleet"), "--help"]
     read, write = os.pipe()
     os.close(read)

@@ -23,7 +23,7 @@ ENVIRONMENT = {
 }
 SIGNATURE, HOOK = "canary-signature-0006", "canary-hook-0007"
 CANARIES = (*ENVIRONMENT.values(), SIGNATURE, HOOK, "canary%2Fsecret")
-WEB = "http://127.0.0.1:1"  # nobody answers there
+WEB = "http://127.0.0.1:1"  # no server listens there
 
 ENDS: dict[str, tuple[str, ...]] = {
     "a report": ("report", "OUT"),

@@ -19,7 +19,7 @@ from tests.support.servers.s3 import S3Server
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that somebody submits from, with files that concern nobody."""
+    """The folder a user submits from, with files that do not belong to the run."""
     monkeypatch.chdir(tmp_path)
     for name in ("cells.pth", "policy.yaml", "keys.csv", ".env", "notes.txt", "id_rsa"):
         (tmp_path / name).write_text(f"content of {name}")
@@ -32,7 +32,7 @@ def fields(**sections: Any) -> dict[str, Any]:
 
 def write(folder: Path, content: dict[str, Any]) -> str:
     path = folder / "cells.yaml"
-    path.write_text("# a comment that nobody else needs to see\n" + yaml.safe_dump(content))
+    path.write_text("# a private comment\n" + yaml.safe_dump(content))
     return str(path)
 
 
@@ -77,7 +77,7 @@ def test_a_file_that_only_the_cluster_has_stays_named(here: Path) -> None:
     assert bundle.fields["model"]["checkpoint"] == "/mnt/models/cells.pth"
 
 
-def test_a_file_that_is_nowhere_is_said_before_anything_is_submitted(here: Path) -> None:
+def test_a_missing_file_is_reported_before_anything_is_submitted(here: Path) -> None:
     config = run_fields("s3://plates/in", "s3://plates/out", Path("cels.pth"))
     with pytest.raises(ConfigError, match=r"model\.checkpoint: there is no file .*cels\.pth"):
         bundle_run(write(here, config))

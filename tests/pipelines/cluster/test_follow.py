@@ -42,7 +42,7 @@ class Server:
     def start(self, job_id: str) -> bool:
         assert job_id not in self.known, "an id was used twice"
         self.known[job_id] = SubmittedJob(job_id, "PENDING")
-        if self.rival:  # somebody else was quicker
+        if self.rival:  # another process was quicker
             self.rival = False
             return False
         return True
@@ -121,7 +121,7 @@ def test_never_two_at_once_and_no_id_twice(steps: list[str]) -> None:
 
 
 class Heard:
-    """What was shown; time passes only while somebody sleeps."""
+    """What was shown; time passes only during a sleep."""
 
     def __init__(self) -> None:
         self.text, self.now_s = "", 0.0

@@ -54,7 +54,7 @@ def test_the_address_that_is_given_is_taken(given: str, url: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["head:6379", "ray://head:10001", "auto", "head", ":8265"])
-def test_what_is_no_job_server_is_said_to_be_none(given: str) -> None:
+def test_an_address_without_a_job_server_is_refused(given: str) -> None:
     with pytest.raises(ConfigError, match="is not a job server") as refused:
         job_server_url(given)
     assert "http://head:8265" in str(refused.value)

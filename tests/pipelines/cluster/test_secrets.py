@@ -51,7 +51,7 @@ def test_a_secret_is_seen_wherever_it_stands(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", PLAIN)
-def test_what_is_none_travels(text: str) -> None:
+def test_what_is_not_a_secret_travels(text: str) -> None:
     refuse_secrets({"source": {"url": text}}, {"AWS_PROFILE": text})
 
 
@@ -72,7 +72,7 @@ def test_a_variable_named_like_a_secret_is_one(name: str) -> None:
     ["AWS_WEB_IDENTITY_TOKEN_FILE", "RAY_AUTH_TOKEN_PATH", "AWS_SHARED_CREDENTIALS_FILE",
      "AWS_REGION", "OMP_NUM_THREADS", "HTTPS_PROXY"],
 )  # fmt: skip
-def test_where_a_secret_lies_is_none(name: str) -> None:
+def test_the_path_of_a_secret_is_not_a_secret(name: str) -> None:
     refuse_secrets({}, {name: "/var/run/secrets/x"})
 
 
@@ -101,7 +101,7 @@ def test_a_webhook_is_told_where_to_go(hook: str) -> None:
         ("RAY_AUTH_TOKEN", "hunter2"),
     ],
 )
-def test_what_is_no_known_setting_travels_by_reference_only(name: str, text: str) -> None:
+def test_an_unknown_setting_travels_by_reference_only(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"--env {name} ") as refused:
         refuse_secrets({}, {name: text})
     assert text not in str(refused.value)

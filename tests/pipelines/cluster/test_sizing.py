@@ -131,7 +131,7 @@ def test_gpus_0_labels_on_the_cpus_of_a_gpu_machine() -> None:
         ([Node(2, 0)], False, {"count": 4, "gpus": 1}, "the run labels on CPUs"),
     ],
 )
-def test_what_fits_nowhere_is_a_config_error(
+def test_a_worker_that_fits_no_node_is_a_config_error(
     nodes: list[Node], cuda: bool, workers: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:

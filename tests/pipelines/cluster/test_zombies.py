@@ -74,7 +74,7 @@ class World:
         return {key: ("ok", version) for key, version in self.source.items()}
 
     def zombie(self, number: int) -> None:
-        """Somebody who holds a shard of any listing there ever was comes back to life."""
+        """A process that holds a shard of any earlier listing comes back to life."""
         shards = list(Listing(self.manifest.store).all_shards())
         if shards:
             self.label(shards[number % len(shards)], f"zombie-{number}")

@@ -183,7 +183,7 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(path: str, url: str) 
 @pytest.mark.parametrize(
     "url", ["s3://bucket/a:b@c/x", "http://host:9000/mail@x", "plain/a@b", "/tmp/x:y@z"]
 )
-def test_an_at_sign_elsewhere_is_no_credential(url: str) -> None:
+def test_an_at_sign_elsewhere_is_not_a_credential(url: str) -> None:
     assert parse("source.url", url).source.url == url
 
 
@@ -231,7 +231,9 @@ def test_a_config_is_read_from_a_file(tmp_path: Path) -> None:
         ("hunter2", "not a text"),
     ],
 )
-def test_a_file_that_is_no_config_says_where(tmp_path: Path, text: str | bytes, said: str) -> None:
+def test_a_file_that_is_not_a_config_says_where(
+    tmp_path: Path, text: str | bytes, said: str
+) -> None:
     error = refused(written(tmp_path, text))
     assert said in error.message
     assert "hunter2" not in error.message
@@ -325,7 +327,7 @@ def test_yaml_that_its_parser_stumbles_over_is_a_readable_error(
     assert said in refused(written(tmp_path, text)).message
 
 
-def test_the_webhook_shows_itself_to_nobody(tmp_path: Path) -> None:
+def test_the_webhook_is_never_shown(tmp_path: Path) -> None:
     config = parse("notify", "https://hooks.example/T0/hunter2")
     assert config.notify is not None
     assert config.notify.get_secret_value() == "https://hooks.example/T0/hunter2"

@@ -113,7 +113,7 @@ def test_an_outage_ends_the_run_and_charges_no_shard(error: LabelfleetError) -> 
     assert not bench.manifest.quarantined()
 
 
-def test_one_forbidden_object_is_no_outage() -> None:
+def test_one_forbidden_object_is_not_an_outage() -> None:
     bench = Bench(30, ScriptedPool(failing(AccessDenied("forbidden"), "004.tar")))
     assert bench.run() == "done"
     assert (bench.drive.tally.quarantined, bench.drive.tally.shards) == (1, 29)

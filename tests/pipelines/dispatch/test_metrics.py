@@ -32,7 +32,7 @@ from tests.support.samples.review_samples import loose_run, routed
 
 
 class Quiet:
-    """A display nobody looks at."""
+    """A display that shows nothing."""
 
     def __init__(self) -> None:
         self.updates = 0

@@ -64,7 +64,7 @@ def test_pace_shares_and_errors() -> None:
     assert ann.error_others == pytest.approx(1 - 2 * 3 / 7)
     assert ann.error_gold == pytest.approx(0.0)
     assert bob.error_gold == pytest.approx(1 / 3)
-    assert eve.error_gold is None  # nobody else's answer has a star
+    assert eve.error_gold is None  # no other answer has a star
 
 
 def test_agreement_and_accept_rates() -> None:

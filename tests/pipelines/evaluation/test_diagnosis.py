@@ -73,7 +73,7 @@ def test_every_kind_of_error_once(tmp_path: Path) -> None:
     assert len(d.worst) == 4
 
 
-def test_a_box_below_the_threshold_is_no_label(tmp_path: Path) -> None:
+def test_a_box_below_the_threshold_is_not_a_label(tmp_path: Path) -> None:
     found = boxes([(0, 0, 100, 100)], [0.4], [0])
     d = evaluate_run(*one_image(tmp_path, [([0, 0, 100, 100], 0)], found), policy=POLICY).diagnosis
     assert d is not None

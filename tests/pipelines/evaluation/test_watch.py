@@ -41,7 +41,7 @@ class Nights:
         self._night = 0
 
     def label(self, images: int, mean: float = 8.0) -> None:
-        """List and label a night's images, with so many boxes on average."""
+        """List and label a night's images, with that many boxes on average."""
         self._night += 1
         keys = [f"{self._night:03d}/{i:04d}.jpg" for i in range(images)]
         shard = image_shard(*keys, etag=str(self._night))

@@ -78,7 +78,7 @@ def test_a_folder_becomes_shards_byte_for_byte(tmp_path: Path) -> None:
     assert told[-1].entries == told[-1].total == told[-1].images == 23
 
 
-def test_what_is_no_image_by_its_name_is_counted(tmp_path: Path) -> None:
+def test_a_file_not_named_like_an_image_is_counted(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, 2)
     for name in ("a.json", "b.json", "README", "c.tar"):
         (folder / name).write_bytes(b"x")

@@ -233,7 +233,7 @@ def test_a_list_of_which_nothing_can_be_read_stops_early(tmp_path: Path) -> None
         ingest(str(tmp_path / "list.txt"), str(tmp_path / "out"))
 
 
-def test_listed_bytes_that_are_no_image_are_errors(tmp_path: Path) -> None:
+def test_listed_bytes_that_are_not_an_image_are_errors(tmp_path: Path) -> None:
     (tmp_path / "page").write_bytes(b"<html>")
     (tmp_path / "a.jpg").write_bytes(b"kept: its name says image, decoding will tell")
     (tmp_path / "big.jpg").write_bytes(bytes(3 << 20))

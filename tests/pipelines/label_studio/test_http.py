@@ -145,7 +145,7 @@ def test_patience_ends(scripted: Scripted) -> None:
     assert 60 < clock.now <= 90
 
 
-def test_nobody_there_is_said_with_the_address() -> None:
+def test_an_unreachable_server_is_reported_with_its_address() -> None:
     clock = Clock()
     token = Token(LEGACY)
     http = LabelStudioHttp(
@@ -243,7 +243,7 @@ def test_tokens_are_told_apart_and_hidden(secret: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("secret", ["x", "a.b.c", "..", jwt(), "ab" * 19, "é" * 40, "AB" * 20])
-def test_what_is_no_token_is_refused_without_showing_it(secret: str) -> None:
+def test_an_invalid_token_is_refused_without_showing_it(secret: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Token(secret)
     assert len(secret) < 5 or secret not in str(caught.value)
@@ -256,7 +256,7 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 404, 502])
-def test_a_proxy_that_echoes_the_token_reveals_it_to_nobody(
+def test_a_proxy_that_echoes_the_token_does_not_reveal_it(
     scripted: Scripted, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     for secret in (LEGACY, jwt(token_type="refresh", exp=1)):

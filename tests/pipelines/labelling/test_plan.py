@@ -210,7 +210,7 @@ def test_a_second_run_costs_all_images_again_and_a_new_run_is_planned_like_a_mea
     assert "as measured in" in shown(like)
 
 
-def test_there_is_no_cost_without_a_price_or_a_gpu(bench: Bench) -> None:
+def test_without_a_price_or_a_gpu_no_cost_is_stated(bench: Bench) -> None:
     fill_folder(bench.folder / "in", 10)
     manifest, _ = bench.listed()
     measured(manifest, gpus=0)
@@ -218,7 +218,7 @@ def test_there_is_no_cost_without_a_price_or_a_gpu(bench: Bench) -> None:
     assert plan_run(bench.config()).cost_left is None
 
 
-def test_an_invocation_that_labelled_nothing_is_no_measure(bench: Bench) -> None:
+def test_an_invocation_that_labelled_nothing_is_not_measured(bench: Bench) -> None:
     fill_folder(bench.folder / "in", 10)
     manifest, _ = bench.listed()
     measured(manifest, gpus=1)

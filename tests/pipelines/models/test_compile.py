@@ -254,7 +254,7 @@ def test_a_key_names_what_makes_the_graph_another_one() -> None:
     assert len({key, *map(artefact_key, others)}) == 1 + len(others)
 
 
-def test_torch_needs_nothing(config: Make) -> None:
+def test_torch_needs_no_artefact(config: Make) -> None:
     spec = dataclasses.replace(SPEC, runtime="torch")
     assert with_artefact(config(), spec).artefact is None
 

@@ -233,7 +233,7 @@ def test_the_ignore_band_is_measured_and_bounded(tmp_path: Path) -> None:
     assert [c.accept for c in bound.classes] == [c.accept for c in free.classes]
 
 
-def test_predictions_accepted_in_bulk_are_no_audit_answers_unless_said() -> None:
+def test_predictions_accepted_in_bulk_count_as_audit_answers_only_if_asked() -> None:
     manifest, true = some_run(None)
     route_run(manifest, budget="40 images", policy=Policy(), invocation="one", audit=1.0)
     items = list(read_queue(manifest.store))
@@ -255,7 +255,7 @@ def test_too_little_is_refused() -> None:
         fit(judge([], 3), CATEGORIES, Wanted())
 
 
-def test_regions_nobody_labelled_are_left_out() -> None:
+def test_unlabelled_regions_are_left_out() -> None:
     region = np.array([[0, 0, 100, 100], [300, 0, 400, 100]], np.float64)
     true = TrueBoxes(
         np.array([[200, 200, 240, 240]], np.float64), np.array([1]), region, np.array([-1, 2])
@@ -394,7 +394,7 @@ def test_the_command_leaves_a_policy_that_decide_and_route_take_up(
         "fit", str(run), "--truth", truth, "--precision", "1", "--out", str(tmp_path / "mine.yaml")
     )
     assert Policy.load(str(tmp_path / "mine.yaml")) == policy
-    call("fit", str(run), code=2)  # nobody answered anything
+    call("fit", str(run), code=2)  # without any answer
 
 
 def test_the_command_leaves_the_policy_in_use_where_it_refuses_its_own(

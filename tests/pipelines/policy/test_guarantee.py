@@ -1,4 +1,4 @@
-"""A guarantee holds as often as it says, and nowhere it was not shown."""
+"""A guarantee holds as often as it claims, and claims only what was shown."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def test_a_policy_fitted_on_another_model_is_refused() -> None:
         policy.thresholds(CATEGORIES, "cd" * 32)
 
 
-def test_a_file_that_is_no_policy_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_policy_is_named(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text("- 0.7\n")
     with pytest.raises(ConfigError, match=r"policy\.yaml holds no policy"):

@@ -84,7 +84,7 @@ def test_nothing_answered_nothing_shown(manifest: Manifest) -> None:
     assert review_section(manifest, None) is None
 
 
-def test_answers_that_nobody_merged_are_said(manifest: Manifest) -> None:
+def test_unmerged_answers_are_reported(manifest: Manifest) -> None:
     answer_all(manifest)
     text = page_of(manifest).text
     assert "no label version holds their answers yet" in text

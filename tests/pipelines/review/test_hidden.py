@@ -85,7 +85,7 @@ def test_taking_the_shown_box_away_answers_its_place_for_every_class(manifest: M
     assert told(labels(manifest)) == [(UNSURE, 1, True, "model")]
 
 
-def test_a_place_whose_shown_box_was_taken_away_is_no_label_by_way_of_a_hidden_neighbour() -> None:
+def test_a_hidden_neighbour_does_not_bring_back_a_shown_box_that_was_removed() -> None:
     """The second box overlaps both the deleted one and the hidden one by 0.6."""
     between, hidden = (35.0, 10.0, 135.0, 110.0), (60.0, 10.0, 160.0, 110.0)
     shard = tar_shard("a.tar")

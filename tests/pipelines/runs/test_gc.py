@@ -223,7 +223,7 @@ def test_ages(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1", "d", "-1d", "1w", "1 day"])
-def test_what_is_no_age(text: str) -> None:
+def test_invalid_ages(text: str) -> None:
     with pytest.raises(ValueError, match="12h"):
         parse_age(text)
 

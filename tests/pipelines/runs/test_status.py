@@ -179,7 +179,7 @@ def test_warnings_are_counted_from_ledger_footer_and_rows_alike() -> None:
     assert run_status(manifest).warnings == {"trailing bytes": 1, "premature end": 1}
 
 
-def test_an_object_nobody_listed_is_dead(manifest: Manifest) -> None:
+def test_an_object_absent_from_all_listings_is_dead(manifest: Manifest) -> None:
     stray = tar_shard("stray.tar")
     commit_rows(manifest, stray, rows_of(stray))
     s = run_status(manifest)

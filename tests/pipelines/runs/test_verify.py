@@ -138,7 +138,7 @@ def test_half_an_object(run: Run) -> None:
     assert f"{key} is not a readable Parquet file" in run.says()
 
 
-def test_a_parquet_of_somebody_else(run: Run, tmp_path: Path) -> None:
+def test_a_foreign_parquet_file(run: Run, tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     run.output.put(annotation_key(run.shard("images").shard_id), tmp_path / "other.parquet")
     assert "not one that labelfleet wrote" in run.says()
@@ -206,7 +206,7 @@ def test_rows_of_another_model(run: Run) -> None:
     assert "written for another run" in found.differences[0].what
 
 
-def test_a_newer_labelfleet_that_continued_the_run_is_no_difference(run: Run) -> None:
+def test_a_newer_labelfleet_that_continued_the_run_is_not_a_difference(run: Run) -> None:
     body = json.loads(run.output.get("run.json"))
     body["identity"]["code_version"] = "0.0.9"
     run.output.put("run.json", json_record(body))

@@ -202,7 +202,7 @@ def test_training_needs_its_splits(exports: Path, tmp_path: Path) -> None:
         run_suite(parse_config(SuiteConfig, fields, where="suite"), label=InProcess())
 
 
-def test_a_stop_is_no_failure_of_a_set(exports: Path, tmp_path: Path) -> None:
+def test_a_stop_is_not_a_failure_of_a_set(exports: Path, tmp_path: Path) -> None:
     def stopped(config: RunConfig, caller: Caller) -> None:
         raise Interrupted("stopped")
 

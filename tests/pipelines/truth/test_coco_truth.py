@@ -77,11 +77,11 @@ def test_the_longest_ending_counts(tmp_path: Path) -> None:
     }
 
 
-def test_part_of_a_file_name_is_no_path_suffix(tmp_path: Path) -> None:
+def test_part_of_a_file_name_is_not_a_path_suffix(tmp_path: Path) -> None:
     assert join(truth("1.jpg", folder=tmp_path), "a/11.jpg", "x1.jpg").unmatched == ("1.jpg",)
 
 
-def test_another_folder_of_the_same_name_is_no_match(tmp_path: Path) -> None:
+def test_another_folder_of_the_same_name_is_not_a_match(tmp_path: Path) -> None:
     assert join(truth("val/1.jpg", folder=tmp_path), "train/1.jpg").unmatched == ("val/1.jpg",)
 
 

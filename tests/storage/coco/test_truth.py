@@ -39,7 +39,7 @@ def roboflow(*names: str) -> list[dict[str, Any]]:
     return [root, *rest]
 
 
-def test_roboflows_root_is_no_class_even_where_it_shares_a_name() -> None:
+def test_roboflows_root_is_not_a_class_even_where_it_shares_a_name() -> None:
     found = parse(box(category_id=1), box(category_id=2), categories=roboflow("cells", "wbc"))
     assert found.categories == {1: "cells", 2: "wbc"}
     assert [b.category_id for b in found.boxes[0]] == [1, 2]
@@ -147,7 +147,7 @@ def test_boxes_without_area_are_counted_and_left_out() -> None:
     assert (found.without_area, len(found.boxes[0])) == (1, 1)
 
 
-def test_the_list_ignore_adds_what_is_no_crowd_already() -> None:
+def test_the_list_ignore_adds_what_is_not_a_crowd_already() -> None:
     found = parse(
         box(iscrowd=1),
         ignore=[{"image_id": 1, "bbox": [10, 20, 30, 40]}, {"image_id": 1, "bbox": [1, 1, 5, 5]}],

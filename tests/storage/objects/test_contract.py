@@ -67,7 +67,7 @@ def body_of(writer: int) -> bytes:
 
 
 class StoreContract:
-    """Subclasses give the fixture ``store``: empty, and nobody else's."""
+    """Subclasses give the fixture ``store``: empty, and used by this test alone."""
 
     rounds = 3
     odd_names: Sequence[str] = ODD_NAMES

@@ -240,7 +240,7 @@ def foreign(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["not Parquet", "empty", "half", "somebody else's"])
-def test_what_somebody_else_put_there_is_named(kind: str) -> None:
+def test_a_foreign_object_is_named(kind: str) -> None:
     store = MemoryStore()
     store.put("annotations/x.parquet", foreign(kind))
     with pytest.raises(StorageError, match=r"annotations/x\.parquet"):

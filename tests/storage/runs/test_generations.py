@@ -93,7 +93,7 @@ def test_a_writer_that_dies_leaves_no_generation_and_gc_removes_its_parts() -> N
 
 
 @pytest.mark.parametrize("lost", ["source/0.parquet", PARTS])
-def test_a_lost_reply_is_no_rival(lost: str) -> None:
+def test_a_lost_reply_is_not_a_rival(lost: str) -> None:
     store = MemoryStore()
     with_losses = FaultyStore(store, [drop_reply("create", lost)])
     once_more = Retrying(with_losses)
@@ -134,7 +134,7 @@ def test_a_rival_s_generation_is_not_taken_for_ours(tmp_path: Path) -> None:
     assert found.objects == (one,)
 
 
-def test_a_part_that_is_gone_is_no_smaller_run() -> None:
+def test_a_part_that_is_gone_is_not_a_smaller_run() -> None:
     store = MemoryStore()
     listed_in_parts(store)
     store.delete(Listing(store).parts()[0])
@@ -175,7 +175,7 @@ def test_listings_of_before_there_were_parts_are_read() -> None:
     assert Listing(old).refresh(second, tars).generation == 1  # nothing is new
 
 
-def test_a_hole_between_generations_is_no_smaller_run() -> None:
+def test_a_hole_between_generations_is_not_a_smaller_run() -> None:
     store = MemoryStore()
     for n in range(1, 4):
         Listing(store).refresh(objects(n), tars)

@@ -59,7 +59,7 @@ def own(store: ObjectStore, **other: object) -> Owner:
 
 
 def leave(store: ObjectStore, owner: Owner) -> None:
-    """The lock as somebody left it behind."""
+    """The lock as another process left it behind."""
     store.put(LOCK_KEY, json_record(asdict(owner)))
 
 
@@ -70,7 +70,7 @@ def acquire(store: ObjectStore, **how: object) -> Owner:
 
 
 class Clock:
-    """Time that passes only while somebody sleeps."""
+    """Time that passes only during a sleep."""
 
     def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         self.now_s = 0.0
@@ -274,7 +274,7 @@ def test_a_short_outage_is_outlived(store: MemoryStore) -> None:
         lock.check()
 
 
-def test_a_pause_is_no_loss_when_nobody_took_the_lock(store: MemoryStore) -> None:
+def test_a_pause_does_not_lose_a_lock_that_stayed_free(store: MemoryStore) -> None:
     clock = Clock()
     with run_lock(store, "labelfleet run cells", lease_s=600, clock=clock) as lock:
         clock.now_s = 5000  # a laptop slept
@@ -293,7 +293,7 @@ def test_after_a_pause_a_taker_is_seen_at_the_first_check(store: MemoryStore) ->
     assert holder(store) == taker
 
 
-def test_our_own_renewal_whose_reply_was_lost_is_no_rival(store: MemoryStore) -> None:
+def test_our_own_renewal_whose_reply_was_lost_is_not_a_rival(store: MemoryStore) -> None:
     faulty = FaultyStore(store, [drop_reply("replace", times=2)])
     with run_lock(faulty, "labelfleet run cells", lease_s=0.2) as lock:
         until(lambda: holder(store).counter >= 4)
@@ -316,13 +316,13 @@ class LosesReplies:
         return self._store.create(key, body)
 
 
-def test_our_own_create_whose_reply_was_lost_is_no_rival(store: MemoryStore) -> None:
+def test_our_own_create_whose_reply_was_lost_is_not_a_rival(store: MemoryStore) -> None:
     lossy: ObjectStore = LosesReplies(store)  # type: ignore[assignment]  # the rest by name
     assert acquire(lossy).pid == os.getpid()
     assert is_free(store)
 
 
-def test_a_release_that_fails_is_no_error(store: MemoryStore) -> None:
+def test_a_release_that_fails_raises_no_error(store: MemoryStore) -> None:
     faulty = FaultyStore(store, [fail("delete", error=StorageUnavailable)])
     acquire(faulty)
     assert not is_free(store)
@@ -352,7 +352,7 @@ def test_a_holder_that_makes_no_progress_stops_renewing(store: MemoryStore) -> N
             stood = holder(store).counter
             time.sleep(0.3)
             assert holder(store).counter == stood
-            lock.check()  # nobody took it: it goes on
+            lock.check()  # it stayed free: the run goes on
             assert holder(store).counter > stood
         until(lambda: holder(store).counter > stood + 3)
 

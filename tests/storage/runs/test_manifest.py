@@ -155,7 +155,7 @@ def test_of_many_writers_one_wins(tmp_path: Path) -> None:
 
 
 class LostReplies(MemoryStore):
-    """Creates the object, and then says that somebody else did: a retried put's lost reply."""
+    """Creates the object, then reports it as another's: the lost reply of a retried put."""
 
     def create(self, key: str, body: Body) -> str:
         super().create(key, body)

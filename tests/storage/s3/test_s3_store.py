@@ -283,7 +283,7 @@ class TestWhereItIs:
                 "check_output": lambda: check_output(store),
             }[verb]()
 
-    def test_nobody_listens(self, s3_credentials: None) -> None:
+    def test_a_server_that_does_not_listen(self, s3_credentials: None) -> None:
         options = StorageOptions(endpoint_url="http://127.0.0.1:9", attempts=2)
         with pytest.raises(StorageUnavailable, match=r"127\.0\.0\.1:9"):
             open_store("s3://bucket", options).head("key")
@@ -295,7 +295,7 @@ class TestWhereItIs:
             open_store("s3://bucket", options).head("key")
 
     @pytest.mark.parametrize("endpoint", ["127.0.0.1:9000", "not an endpoint", "http://"])
-    def test_an_endpoint_that_is_none(self, s3_credentials: None, endpoint: str) -> None:
+    def test_an_invalid_endpoint(self, s3_credentials: None, endpoint: str) -> None:
         with pytest.raises(ConfigError, match="http://127"):
             open_store("s3://bucket", StorageOptions(endpoint_url=endpoint)).head("key")
 

@@ -91,7 +91,7 @@ def test_a_cut_tar_says_where_and_in_which_image() -> None:
         (zipped(b""), "it is empty"),
     ],
 )
-def test_what_is_no_tar_at_all_is_called_that(content: bytes, why: str) -> None:
+def test_a_file_that_is_not_a_tar_is_reported_as_such(content: bytes, why: str) -> None:
     with pytest.raises(SourceError, match="is not a tar archive") as caught:
         records_of(content)
     assert why in caught.value.message
@@ -277,7 +277,7 @@ def test_damage_in_compressed_bytes_gives_records_or_our_error(at: int, noise: b
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=3000))
-def test_noise_is_no_tar(noise: bytes) -> None:
+def test_noise_is_not_a_tar(noise: bytes) -> None:
     records, _ = records_and_error(noise)
     assert records == []
 
@@ -306,7 +306,7 @@ def test_a_wrong_checksum_of_the_compressed_data_is_told() -> None:
     ],
     ids=["xz", "bzip2", "zstd"],
 )
-def test_other_compressions_are_no_tar_and_take_no_memory(packed: bytes) -> None:
+def test_other_compressions_are_not_tars_and_take_no_memory(packed: bytes) -> None:
     memory = PeakMemory()
     records, error = records_and_error(packed)
     assert records == []

@@ -78,7 +78,7 @@ def test_a_ranged_read_at_the_offset_gets_the_image_back() -> None:
         assert store.get_range("s/x.tar", record.offset, record.nbytes) == record.data
 
 
-def test_there_is_no_offset_in_a_compressed_tar() -> None:
+def test_a_compressed_tar_has_no_offsets() -> None:
     assert {r.offset for r in records_of(zipped(tar_of(*MEMBERS)), "x.tar.gz")} == {None}
 
 
@@ -98,7 +98,7 @@ def test_repeated_names_stay_apart() -> None:
     ]
 
 
-def test_names_that_are_no_utf8_become_printable_and_stay_unique() -> None:
+def test_names_that_are_not_utf8_become_printable_and_stay_unique() -> None:
     archive = tar_of(
         ("\udcff.jpg", b"1"),
         ("\\xff.jpg", b"2"),
@@ -132,7 +132,7 @@ def test_hostile_paths_are_just_text(
     ],
 )
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_what_is_no_plain_file_is_an_unsupported_row(
+def test_anything_but_a_plain_file_is_an_unsupported_row(
     tar_format: int, fields: dict[str, object], told: str
 ) -> None:
     members: list[Member] = [("real.jpg", b"r"), ("odd.jpg", b"", dict(fields)), ("last.jpg", b"l")]
@@ -231,7 +231,7 @@ def test_a_tar_in_a_folder_reads_like_one_in_memory(tmp_path: Path) -> None:
     assert len(list(read_shard(store, shard, max_image_bytes=10_000))) == len(IMAGES)
 
 
-def test_tar_shards_pass_over_what_is_no_tar() -> None:
+def test_tar_shards_skip_everything_but_tars() -> None:
     listed = [StoredObject(key, 1, "e") for key in ("a.jpg", "b.tar", "c.txt", "d.tgz")]
     assert [s.key for s in tar_shards(listed)] == ["b.tar", "d.tgz"]
 

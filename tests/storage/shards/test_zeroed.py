@@ -145,7 +145,7 @@ def test_an_end_padded_to_a_record_is_an_end(record: int) -> None:
     assert error is None
 
 
-def test_a_file_of_zeros_is_no_tar() -> None:
+def test_a_file_of_zeros_is_not_a_tar() -> None:
     with pytest.raises(SourceError, match="is not a tar archive: zeros or other bytes"):
         records_of(bytes(100_000))
 

@@ -124,7 +124,7 @@ class TestHttp:
         with pytest.raises(StorageError), store.stream("sub/b.tar") as source:
             source.read()
 
-    def test_nobody_listens(self) -> None:
+    def test_a_server_that_does_not_listen(self) -> None:
         with pytest.raises(StorageUnavailable):
             open_store("http://127.0.0.1:9", StorageOptions(attempts=1)).get("key")
 

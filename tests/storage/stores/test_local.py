@@ -269,7 +269,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
     store.create("part", bytes(1000))
 
 
-def test_a_body_that_cannot_be_read_is_no_object(tmp_path: Path, store: LocalStore) -> None:
+def test_a_body_that_cannot_be_read_creates_no_object(tmp_path: Path, store: LocalStore) -> None:
     with pytest.raises(ObjectNotFound, match="no such spool"):
         store.create("key", tmp_path / "no such spool")
     assert list(store.list()) == []
@@ -312,7 +312,7 @@ class TestLeftovers:
         assert list(store.leftovers()) == []
         assert [o.key for o in store.list()] == ["deep/er/object"]
 
-    def test_locks_are_no_leftovers_and_no_verb_but_delete_takes_such_a_name(
+    def test_locks_are_not_leftovers_and_only_delete_takes_such_a_name(
         self, root: Path, store: LocalStore
     ) -> None:
         store.put("key", b"1")

@@ -249,7 +249,7 @@ def test_a_worker_that_stands_still_is_replaced(bench: Bench) -> None:
                 os.kill(ready.facts.pid, signal.SIGKILL)
 
 
-def test_an_idle_worker_is_no_hang(bench: Bench) -> None:
+def test_an_idle_worker_does_not_count_as_hung(bench: Bench) -> None:
     with bench.pool(hang_after_s=2, actor=bright_actor()) as loop:
         (ready,) = loop.ready()
         limit = time.monotonic() + 5

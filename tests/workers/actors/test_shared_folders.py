@@ -38,5 +38,5 @@ def test_a_source_that_is_not_here(spec: WorkerSpec, tmp_path: Path) -> None:
         check_folders(spec)
 
 
-def test_what_is_no_folder_is_not_looked_for(spec: WorkerSpec) -> None:
+def test_only_folders_are_looked_for(spec: WorkerSpec) -> None:
     check_folders(replace(spec, source_url="s3://plates/in", output_url="s3://plates/out"))

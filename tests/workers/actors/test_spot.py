@@ -72,7 +72,7 @@ def test_an_expired_token_is_renewed(server: MetadataServer) -> None:
     until(lambda: watch.notice)
 
 
-def test_nonsense_is_no_notice(server: MetadataServer, watch: SpotWatch) -> None:
+def test_nonsense_is_not_a_notice(server: MetadataServer, watch: SpotWatch) -> None:
     server.notice = "<html>captive portal</html>"
     until(lambda: ("GET", 200) in server.asked)
     assert watch.notice is None

@@ -166,7 +166,7 @@ print(fetch_checkpoint(sys.argv[1], StorageOptions()))
 
 @pytest.mark.slow
 def test_many_processes_at_once_from_s3(good: Path, cache: Path, moto_s3: S3Server) -> None:
-    """Eight workers of one machine start together: all get the file, nobody a part of it."""
+    """Eight workers of one machine start together: each gets the whole file."""
     import boto3
 
     endpoint = moto_s3.endpoint_url

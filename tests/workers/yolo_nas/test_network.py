@@ -1,4 +1,4 @@
-"""The network as it is run is the network as super-gradients builds it."""
+"""The network as it is run is the network as super-gradients builds it, whoever builds it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from storage.errors import CheckpointError, ConfigError, ModelError
 from storage.objects.protocols import StorageOptions
 from storage.records import Detections
 from tests.support.samples.dense_detections import detections_from_dense
+from tests.support.samples.network_package import PACKAGES, build_with
 from tests.support.samples.parity import CLASSES, Boxes, iou
 from workers.checkpoints.file import read_checkpoint, save_checkpoint
 from workers.detectors.nms import NmsRules
@@ -30,7 +31,7 @@ from workers.models.load_torch import load_detector
 from workers.models.resolve import coco_preprocessing, read_arch, resolve_model
 from workers.spec import ModelRequest, ModelSpec
 from workers.yolo_nas.dense import DenseDetector
-from workers.yolo_nas.network import build_network, fuse, load_weights
+from workers.yolo_nas.network import Package, build_network, fuse, load_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -57,16 +58,30 @@ def batch(data_dir: Path) -> NDArray[np.uint8]:
     return np.stack([letterbox(image, coco_preprocessing(SIZE))[0] for image in pixels])
 
 
+@pytest.fixture(params=PACKAGES)
+def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Package:
+    """What the network is built with."""
+    build_with(request.param, monkeypatch)
+    return request.param  # type: ignore[no-any-return]  # untyped in pytest
+
+
+def decoded(output: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes and scores: super-gradients' network also gives the raw ones."""
+    first, second = output
+    return first if isinstance(first, tuple) else (first, second)
+
+
 def unfused(spec: ModelSpec) -> nn.Module:
     network = build_network(spec.name, spec.arch_params, len(spec.classes))
     load_weights(network, read_checkpoint(Path(spec.checkpoint)))
     return network.eval()
 
 
+@pytest.mark.usefixtures("package")
 def test_fully_fused_boxes_are_the_unfused_ones(spec: ModelSpec, batch: NDArray[np.uint8]) -> None:
     pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():
-        (boxes, scores), _ = unfused(spec)(pixels)
+        boxes, scores = decoded(unfused(spec)(pixels))
         network = fuse(unfused(spec), SIZE)
         dense = DenseDetector(network, spec.preprocessing).eval()
         got_boxes, got_scores, std, entropy = dense(torch.from_numpy(batch))
@@ -83,6 +98,7 @@ def test_fully_fused_boxes_are_the_unfused_ones(spec: ModelSpec, batch: NDArray[
     assert (entropy <= np.log(17) + 1e-5).all()
 
 
+@pytest.mark.usefixtures("package")
 @pytest.mark.parametrize("name", ["yolo_nas_s", "yolo_nas_m", "yolo_nas_l"])
 def test_the_unscaled_networks(name: str) -> None:
     torch.manual_seed(0)
@@ -93,13 +109,14 @@ def test_the_unscaled_networks(name: str) -> None:
     )
     normalised = (pixels / 255 - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor([0.2, 0.3, 0.4])
     with torch.inference_mode():
-        (boxes, scores), _ = network(normalised.permute(0, 3, 1, 2))
+        boxes, scores = decoded(network(normalised.permute(0, 3, 1, 2)))
         dense = DenseDetector(fuse(network, (128, 96)), preprocessing).eval()
         got = dense(pixels)
     torch.testing.assert_close(got[0], boxes, atol=1e-3, rtol=0)
     torch.testing.assert_close(got[1], scores, atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("package")
 def test_bgr_networks_see_bgr(spec: ModelSpec, batch: NDArray[np.uint8]) -> None:
     mean, std = (0.1, 0.2, 0.3), (1.1, 1.2, 1.3)
     rgb = dataclasses.replace(spec.preprocessing, mean=mean, std=std)
@@ -130,6 +147,7 @@ def assert_same(a: Detections, b: Detections) -> None:
     np.testing.assert_allclose(a.scores[first], b.scores[second], atol=1e-3)
 
 
+@pytest.mark.usefixtures("package")
 def test_the_dense_output_gives_the_same_detections(
     spec: ModelSpec, batch: NDArray[np.uint8]
 ) -> None:
@@ -144,6 +162,7 @@ def test_the_dense_output_gives_the_same_detections(
         )
 
 
+@pytest.mark.usefixtures("package")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_wrapper_can_be_exported(
     spec: ModelSpec, batch: NDArray[np.uint8], tmp_path: Path
@@ -186,6 +205,7 @@ def test_lower_precision_finds_the_same_objects(
     assert found >= 0.97 * sure
 
 
+@pytest.mark.usefixtures("package")
 def test_weights_that_do_not_fit(spec: ModelSpec, models_dir: Path) -> None:
     checkpoint = read_checkpoint(models_dir / "bccd_nano.safetensors")
     with pytest.raises(CheckpointError, match=r"bccd_nano\.safetensors does not fit") as caught:
@@ -223,16 +243,16 @@ def test_what_is_not_there(spec: ModelSpec) -> None:
     ],
 )
 def test_architectures_that_cannot_be_built(
-    arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arch: str, package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="super-gradients cannot build yolo_nas_s") as caught:
+    with pytest.raises(ConfigError, match=f"{package} cannot build yolo_nas_s") as caught:
         build_network("yolo_nas_s", arch, 3)
     assert "\n" not in caught.value.message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_saved_checkpoint_needs_nothing_but_its_name(
+def test_a_saved_checkpoint_describes_itself(
     spec: ModelSpec, models_dir: Path, batch: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     path = tmp_path / "own.safetensors"

@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from storage.objects.protocols import StorageOptions
+from tests.support.samples.network_package import build_with
 from tests.support.samples.parity import (
     CLASSES,
     NMS_IOU,
@@ -81,7 +82,15 @@ def dataset_spec(models_dir: Path, folder: Path) -> ModelSpec:
     return resolve_model(request(models_dir, path), StorageOptions(), device="cpu")
 
 
-@pytest.fixture(scope="session", params=["coco", "dataset"])
+@pytest.fixture(
+    scope="session",
+    params=[
+        ("coco", "super-gradients"),
+        ("dataset", "super-gradients"),
+        ("dataset", "modern-yolonas"),
+    ],
+    ids=lambda param: "-".join(param),
+)
 def comparison(
     request: pytest.FixtureRequest,
     models_dir: Path,
@@ -89,15 +98,17 @@ def comparison(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Comparison:
     paths = [path for _, path in val_images]
-    if request.param == "coco":
+    style, package = request.param
+    if style == "coco":
         spec, processing = coco_spec(models_dir), coco_style(320)
     else:
         spec = dataset_spec(models_dir, tmp_path_factory.mktemp("checkpoint"))
         processing = dataset_style(320)
     oracle = Oracle(spec, processing)
-    return Comparison(
-        spec, oracle.predict(paths, 0.25), oracle.predict(paths, 0.05), ours(spec, paths)
-    )
+    predicted, predicted_low = oracle.predict(paths, 0.25), oracle.predict(paths, 0.05)
+    with pytest.MonkeyPatch.context() as only:
+        build_with(package, only)
+        return Comparison(spec, predicted, predicted_low, ours(spec, paths))
 
 
 def test_every_box_of_predict_is_ours(comparison: Comparison) -> None:
