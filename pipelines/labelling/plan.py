@@ -13,6 +13,7 @@ from rich.text import Text
 
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, group_shards, listed_objects
+from pipelines.labelling.published import published_lines
 from pipelines.runs.pace import PaceCount
 from storage.errors import LabelfleetError, ObjectNotFound, SourceTruncated
 from storage.records import Shard, StoredObject
@@ -41,6 +42,7 @@ class Plan:
         hours_second, cost_second: of another run over all images of the source at that pace, such
             as a second opinion for `labelfleet fuse`.
         like: URL of the run whose pace counts, where it is not this one.
+        published: what speeds published for this network say, where the run was not measured.
         model_remarks: for people, about the model, or why it cannot be used.
     """
 
@@ -62,6 +64,7 @@ class Plan:
     hours_second: float | None = None
     cost_second: float | None = None
     like: str | None = None
+    published: tuple[str, ...] = ()
 
     def to_fields(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -182,8 +185,17 @@ def plan_run(config: RunConfig, like: Manifest | None = None) -> Plan:
         left_out=dict(survey.left_out.counts),
         hours_second=second,
         cost_second=_cost(second, pace, config.price_per_gpu_hour),
+        published=() if pace else _published(config, images_left),
         like=like.url if like is not None and own is None and pace is not None else None,
     )
+
+
+def _published(config: RunConfig, images: int) -> tuple[str, ...]:
+    """Return what is published of the network as it was released."""
+    model = config.model
+    released = model.arch is None and model.image_size in (None, 640, (640, 640)) and not model.view
+    name = model.name if released else None
+    return tuple(published_lines(name, images, config.price_per_gpu_hour))
 
 
 def _hours(images: int, pace: _Pace | None) -> float | None:
@@ -285,6 +297,7 @@ def plan_table(plan: Plan) -> RenderableType:
     table.add_row("cost", "", "?" if plan.cost_left is None else f"{plan.cost_left:.2f}")
     remarks = [f"output: {plan.output} ({'exists' if plan.output_exists else 'new'})"]
     if plan.hours_left is None:
+        remarks += plan.published
         remarks.append(
             "hours: unknown until this run was measured; try `run --limit 2`, then plan, or "
             "`plan --like RUN` with a run that was"

@@ -21,9 +21,14 @@ def merged_windows(
 ) -> Detections:
     """Detections of an image from those of its parts, each object once.
 
-    Greedy non-maximum merging by intersection over the smaller box, as SAHI does it, with two
-    limits: boxes of one window are never merged with each other, since NMS has settled those, and
-    a box that no inner edge of its tile can have cut is merged by intersection over union.
+    1. A box of the whole image, which the network saw smaller, yields to any tile that holds all
+       of it. That tile's word stands, also where it found nothing.
+    2. The rest goes through greedy non-maximum merging by intersection over the smaller box, as
+       SAHI does it, with limits: boxes of one window never merge with each other, since NMS has
+       settled those; a box that no inner edge of its tile can have cut is merged by intersection
+       over union, and two such boxes do not grow.
+    3. A box that still overlaps a better one of another window by ``MATCH``, of their union, or of
+       the smaller one where that may be cut, is dropped.
 
     Args:
         found: of each window, in its own pixels.
@@ -39,7 +44,26 @@ def merged_windows(
     cut = np.concatenate(
         [_cut(one.boxes, w, width, height) for one, w in zip(boxes, windows, strict=True)]
     )
-    return merged(every, part=part, cut=cut)
+    whole = np.array([(w.width, w.height) == (width, height) for w in windows])
+    stays = ~(whole[part] & _in_a_tile(every.boxes, windows, width, height))
+    return merged(_picked(every, stays), part=part[stays], cut=cut[stays])
+
+
+def _in_a_tile(
+    boxes: NDArray[np.float32], windows: Sequence[Window], width: int, height: int
+) -> NDArray[np.bool_]:
+    """Return bool [N]: boxes that cross no inner edge of some tile."""
+    held = np.zeros(len(boxes), np.bool_)
+    for w in windows:
+        if (w.width, w.height) == (width, height):
+            continue  # the whole image sees nothing better
+        right, bottom = w.x + w.width, w.y + w.height
+        inside = (boxes[:, 0] >= w.x) | (w.x == 0)
+        inside &= (boxes[:, 1] >= w.y) | (w.y == 0)
+        inside &= (boxes[:, 2] <= right) | (right == width)
+        inside &= (boxes[:, 3] <= bottom) | (bottom == height)
+        held |= inside
+    return held
 
 
 def _cut(boxes: NDArray[np.float32], window: Window, width: int, height: int) -> NDArray[np.bool_]:
@@ -89,9 +113,32 @@ def merged(
             taken = taken[np.sort(np.unique(part[taken], return_index=True)[1])]
         free[taken] = False
         for other in taken:  # again, now that the box has grown
+            if cut is not None and not (cut[index] or cut[other]):
+                continue
             if _overlap(boxes, index, np.array([other]), cut)[0] >= MATCH:
                 _grow(boxes, side, index, other)
-    return _with_sides(every, np.array(kept, np.int64), boxes, side)
+    places = np.array(kept, np.int64)
+    if part is not None and cut is not None:
+        stays = _best_of_windows(
+            boxes[places], every.category_ids[places], part[places], cut[places]
+        )
+        places = places[stays]
+    return _with_sides(every, places, boxes, side)
+
+
+def _best_of_windows(
+    boxes: NDArray[np.float64],
+    category_ids: NDArray[np.int16],
+    part: NDArray[np.int64],
+    cut: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """Return bool [N], best first: what overlaps no better box of another window by ``MATCH``."""
+    stays = np.ones(len(boxes), np.bool_)
+    for index in range(1, len(boxes)):
+        better = np.flatnonzero(stays[:index] & (category_ids[:index] == category_ids[index]))
+        better = better[part[better] != part[index]]
+        stays[index] = not (_overlap(boxes, index, better, cut) >= MATCH).any()
+    return stays
 
 
 def _overlap(
@@ -126,14 +173,18 @@ def _with_sides(
     boxes: NDArray[np.float64],
     side: NDArray[np.int64],
 ) -> Detections:
-    picked: dict[str, Any] = {
-        field.name: None if (values := getattr(every, field.name)) is None else values[kept]
+    spread = None
+    if every.box_std is not None:
+        spread = np.take_along_axis(every.box_std, side[kept], axis=0)
+    return replace(_picked(every, kept), boxes=boxes[kept].astype(np.float32), box_std=spread)
+
+
+def _picked(every: Detections, which: NDArray[np.bool_] | NDArray[np.int64]) -> Detections:
+    columns: dict[str, Any] = {
+        field.name: None if (values := getattr(every, field.name)) is None else values[which]
         for field in fields(Detections)
     }
-    picked["boxes"] = boxes[kept].astype(np.float32)
-    if every.box_std is not None:
-        picked["box_std"] = np.take_along_axis(every.box_std, side[kept], axis=0)
-    return Detections(**picked)
+    return Detections(**columns)
 
 
 def _together(parts: Sequence[Detections]) -> Detections:

@@ -65,6 +65,11 @@ def check_room(nbytes: int) -> None:
     np.empty(nbytes, np.uint8)
 
 
+def first_bands(image: Any, most: int) -> Any:
+    """Return a libvips image of so many of its channels, the first; of one where it has fewer."""
+    return image.extract_band(0, n=most if image.bands >= most else 1)
+
+
 def vips_samples(image: Any, most: int | None = None) -> NDArray[Any]:
     """Return a libvips image as [H, W, channels], also where ``numpy()`` would drop an axis.
 
@@ -79,7 +84,7 @@ def vips_samples(image: Any, most: int | None = None) -> NDArray[Any]:
     if dtype is None:
         raise Unsupported(f"samples of libvips' format {image.format}")
     if most is not None:  # before its samples are written: there may be thousands
-        image = image.extract_band(0, n=most if image.bands >= most else 1)
+        image = first_bands(image, most)
     check_room(3 * image.width * image.height * image.bands * np.dtype(dtype).itemsize)
     samples: NDArray[Any] = np.frombuffer(image.write_to_memory(), dtype)
     return samples.reshape(image.height, image.width, image.bands)
@@ -112,6 +117,24 @@ def let_go(pixels: NDArray[np.uint8]) -> None:
         mapped.madvise(mmap.MADV_DONTNEED)  # of a shared mapping: the file keeps what was written
 
 
+def in_memory(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a part of a picture in memory; one that lies on disk is copied a few rows at a time.
+
+    A row that is touched brings in up to 64 KiB of its neighbourhood: 41 MB for the 640 rows of a
+    tile, if the system has them in its cache.
+    """
+    if lies_on_disk(pixels) is None:
+        return pixels
+    copy = np.empty_like(pixels, subok=False)
+    for top in range(0, len(pixels), _BAND_ROWS):
+        copy[top : top + _BAND_ROWS] = pixels[top : top + _BAND_ROWS]
+        let_go(pixels)
+    return copy
+
+
+_BAND_ROWS = 32
+
+
 def shrunk_from_disk(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     """Resize with ``cv2.resize``'s bilinear rule, a few rows in memory; within 1 of its values."""
     out = np.empty((height, width, 3), np.uint8)
@@ -123,9 +146,7 @@ def shrunk_from_disk(pixels: NDArray[np.uint8], width: int, height: int) -> NDAr
         share = place - upper
         mixed = pair[0] * (1 - share) + pair[-1] * share
         out[row] = np.rint(cv2.resize(mixed[None].astype(np.float32), (width, 1))[0])
-        if row % 8 == 7:  # a page that is read brings its neighbours in
-            let_go(pixels)
-    let_go(pixels)
+        let_go(pixels)  # at once: a page that is read brings its neighbours in
     return out
 
 

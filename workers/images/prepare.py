@@ -13,7 +13,7 @@ from storage.records import AnnotationRow, Detections, ImageRecord, ImageRef, St
 from workers.images.decode import decode, probe
 from workers.images.letterbox import LetterboxTransform, letterbox
 from workers.images.phash import phash
-from workers.images.pixels import DecodedImage, let_go
+from workers.images.pixels import DecodedImage, in_memory, let_go
 from workers.images.preprocessing import Preprocessing, Window
 
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
@@ -51,7 +51,7 @@ class OpenedImage:
                     image.pixels, preprocessing, slot, size=image.size, factor=image.factor
                 )
             else:
-                _, transform = letterbox(window.of(image.pixels), preprocessing, slot)
+                _, transform = letterbox(in_memory(window.of(image.pixels)), preprocessing, slot)
             let_go(image.pixels)
             return transform
         except MemoryError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from workers.images.pixels import (
     as_rgb,
     check_pixels,
     check_room,
+    first_bands,
     let_go,
     libvips,
     on_disk,
@@ -52,6 +53,7 @@ _WANTED = frozenset(
      266, 273, 278, 279, 292, 293, 317, 324, 325}
 )  # fmt: skip
 # Where the pixels lie, one value for each piece of each plane; and how each piece is packed.
+_ROWS_PER_STRIP = 278
 _WHERE = (273, 279, 324, 325)
 _LAYOUT = (_WIDTH, _HEIGHT, _COMPRESSION, 266, 278, 292, 293, 317, _TILE_WIDTH, _TILE_HEIGHT)
 _MAX_PAGES, _MAX_SUBIFDS = 65_535, 64
@@ -416,18 +418,58 @@ def _by_strips(data: bytes, index: int, page: TiffPage) -> NDArray[np.uint8] | N
     pixels = on_disk(height, width)
     if pixels is None:
         return None
-    colours = _COLOURS[page.first(_PHOTOMETRIC, 1)]
-    rows = max(_STRIP_ROWS, page.first(_TILE_HEIGHT, 1))
     check_room(2 * len(data))  # libvips copies its input
     with _told_by_vips(page):
-        image = libvips().Image.tiffload_buffer(
-            data, page=index, access="sequential", fail_on="error"
-        )
-        for top in range(0, height, rows):
-            samples = vips_samples(image.crop(0, top, width, min(rows, height - top)), colours)
-            pixels[top : top + rows] = _eight_bits(samples, page, "full", [])
-            let_go(pixels)
+        try:
+            _fill(pixels, data, index, page, _bands)
+        except libvips().Error as exc:
+            if "out of order" not in str(exc):
+                raise
+            _fill(pixels, data, index, page, _bands_of_one_region)
     return pixels
+
+
+_Bands = Callable[[Any, int], Iterator[NDArray[np.uint8]]]
+
+
+def _fill(
+    pixels: NDArray[np.uint8], data: bytes, index: int, page: TiffPage, bands: _Bands
+) -> None:
+    """Write a page's RGB into ``pixels`` on disk, in bands of ``_rows_at_once``."""
+    colours, rows = _COLOURS[page.first(_PHOTOMETRIC, 1)], _rows_at_once(page)
+    image = libvips().Image.tiffload_buffer(data, page=index, access="sequential", fail_on="error")
+    image = first_bands(image, colours)
+    check_room(3 * rows * image.width * image.bands)
+    top = 0
+    for samples in bands(image, rows):
+        pixels[top : top + rows] = _eight_bits(samples, page, "full", [])
+        let_go(pixels)
+        top += rows
+
+
+def _rows_at_once(page: TiffPage) -> int:
+    """Return how many rows to read at a time: whole tiles, and whole strips if they are small."""
+    unit = page.first(_TILE_HEIGHT, 0) or min(page.first(_ROWS_PER_STRIP, 1), _STRIP_ROWS) or 1
+    return unit * -(-_STRIP_ROWS // unit)
+
+
+def _bands(image: Any, rows: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield samples [rows, W, channels], each band evaluated by itself.
+
+    libvips then forgets the part of the file that it is in. Where the next band begins inside of
+    that part, it refuses to go back: "out of order read".
+    """
+    for top in range(0, image.height, rows):
+        yield vips_samples(image.crop(0, top, image.width, min(rows, image.height - top)))
+
+
+def _bands_of_one_region(image: Any, rows: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield the same, in one evaluation, which remembers, and holds some thousand rows."""
+    region = libvips().Region.new(image)
+    for top in range(0, image.height, rows):
+        here = min(rows, image.height - top)
+        samples = np.frombuffer(region.fetch(0, top, image.width, here), np.uint8)
+        yield samples.reshape(here, image.width, image.bands)
 
 
 @contextmanager

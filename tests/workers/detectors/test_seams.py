@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipelines.truth.matching import iou_matrix
 from storage.records import Detections
 from workers.detectors.seams import merged, merged_windows
 from workers.images.preprocessing import Tiles, Window
@@ -93,6 +96,66 @@ def test_duplicates_in_the_overlap_are_one_and_classes_stay_apart() -> None:
     got = merged_windows([left, right], [LEFT, RIGHT], 180, 100)
     assert got.category_ids.tolist() == [0, 1]
     assert got.boxes.tolist() == [[82, 40, 94, 52]] * 2
+
+
+def seen_in(
+    objects: NDArray[np.float32], window: Window, score: float, jitter: float = 0.0, seed: int = 0
+) -> Detections:
+    """What a perfect detector says of a window: objects, and pieces of those that it cuts."""
+    low, high = [window.x, window.y], [window.x + window.width, window.y + window.height]
+    boxes = np.clip(objects, [*low, *low], [*high, *high])
+    shared = np.prod(boxes[:, 2:] - boxes[:, :2], 1) / np.prod(objects[:, 2:] - objects[:, :2], 1)
+    boxes = boxes[shared > 0.2] - np.array([*low, *low])
+    boxes += np.random.default_rng(seed).uniform(-jitter, jitter, boxes.shape)
+    return found(boxes, np.full(len(boxes), score))
+
+
+@given(st.integers(0, 10_000), st.booleans())
+def test_each_object_that_fits_the_overlap_is_one_box_as_a_tile_saw_it(
+    seed: int, whole: bool
+) -> None:
+    """Also where the whole image, seen smaller, gives a higher score to a less exact box."""
+    rng = np.random.default_rng(seed)
+    places = rng.permutation(10 * 8)[:40]  # cells of 40 pixels: no two objects touch
+    corners = np.stack([places % 10 * 40, places // 10 * 40], 1) + rng.uniform(1, 15, (40, 2))
+    objects = np.concatenate([corners, corners + rng.uniform(8, 24, (40, 2))], 1).astype(np.float32)
+    windows = Tiles(100, 0.3, whole).windows(400, 320)
+    parts = [seen_in(objects, window, 0.8) for window in windows]
+    if whole:
+        parts[-1] = seen_in(objects, windows[-1], 0.95, jitter=2, seed=seed)
+    got = merged_windows(parts, windows, 400, 320)
+    assert len(got) == len(objects)
+    by_place = [np.abs(got.boxes - one).max(axis=1).min() for one in objects]
+    assert max(by_place) < 1e-3
+
+
+def test_the_whole_image_speaks_for_what_no_tile_holds_and_for_nothing_else() -> None:
+    windows = Tiles(100, 0.2).windows(180, 100)
+    large, small, unseen = [20, 10, 160, 90], [5, 5, 15, 15], [120, 40, 130, 50]
+    nothing = found([], [])
+    seen = [found([small], [0.6]), nothing, found([large, small, unseen], [0.5, 0.9, 0.7], first=1)]
+    got = merged_windows(seen, windows, 180, 100)
+    assert got.boxes.tolist() == [small, large]
+    assert got.scores.tolist() == pytest.approx([0.6, 0.5])  # the tile's word on the small one
+
+
+@given(st.integers(0, 10_000))
+def test_no_two_windows_leave_duplicates(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    windows = Tiles(100, 0.3).windows(180, 180)
+    parts, at = [], 0
+    for window in windows:
+        corners = rng.uniform(0, [window.width - 30, window.height - 30], (12, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(10, 30, (12, 2))], 1)
+        parts.append(found(boxes, rng.uniform(0.1, 1, 12), rng.integers(0, 2, 12), first=at))
+        at += 12
+    got = merged_windows(parts, windows, 180, 180)
+    assert got.anchor is not None
+    part = got.anchor // 12
+    iou = iou_matrix(got.boxes, got.boxes)
+    same = got.category_ids[:, None] == got.category_ids
+    assert not ((iou > 0.5 + 1e-6) & same & (part[:, None] != part)).any()
+    assert (np.diff(got.scores) <= 0).all()
 
 
 def test_nothing_found_and_families_without_spread() -> None:
