@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tempfile  # imported where it is used: every command's start would pay for it
 
 _KEPT_S = 3600.0
 
 
 def own_folder(purpose: str, parent: Path | None = None) -> tempfile.TemporaryDirectory[str]:
     """Create ``labelfleet-<purpose>-<pid>-…`` below ``parent`` or the temporary folder."""
+    import tempfile
+
     prefix = f"labelfleet-{purpose}-"
     _sweep(Path(parent or tempfile.gettempdir()), prefix)
     return tempfile.TemporaryDirectory(
@@ -43,4 +48,6 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "labelfleet"
     except RuntimeError:
+        import tempfile
+
         return Path(tempfile.gettempdir()) / f"labelfleet-cache-{os.getuid()}"

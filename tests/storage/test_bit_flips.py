@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.policy.policy import Policy
+from pipelines.runs.drift_record import DriftRecord, read_drift, write_drift
 from pipelines.truth.compared import from_jsonl
 from storage.errors import LabelfleetError
 from storage.labels.versions import (
@@ -23,6 +24,7 @@ from storage.parquet.files import METADATA_KEY, opened
 from storage.review.answers import read_answers
 from storage.review.frames import read_frame
 from storage.review.queue import read_head, read_queue
+from storage.review.refreshed import Refreshed, read_refreshed, write_refreshed
 from storage.review.settings import read_settings
 from storage.runs.annotation_rows import table_to_rows
 from storage.runs.annotations import read_footer, read_identity, read_tables
@@ -33,12 +35,18 @@ from storage.stores.memory import MemoryStore
 from tests.support.samples.whole_run import KINDS, whole_run
 
 EVERY = 97
+# Written by the fixture, beside what ``whole_run`` leaves.
+LATER = ("left_out.json", "review/refreshed.json", "report/drift.json")
 
 
 @pytest.fixture(scope="module")
 def run() -> MemoryStore:
     store = MemoryStore()
-    whole_run(MemoryStore(), store)
+    manifest = whole_run(MemoryStore(), store)
+    manifest.note_left_out({".txt": 3, ".json": 1})
+    write_refreshed(store, Refreshed("2026-01-01T00:00:00+00:00", {"accept": 0.5}, {}, {"a": "b"}))
+    drift = DriftRecord("2026-01-01T00:00:00+00:00", "The images are as before.", 0, 1, 2)
+    write_drift(store, drift)
     return store
 
 
@@ -69,6 +77,9 @@ READERS: dict[str, Callable[[MemoryStore, str], Any]] = {
     "review/queue/": lambda store, key: (read_head(store, key), list(read_queue(store, [key]))),
     "review/frames/": lambda store, key: read_frame(store, key).tolist(),
     "review/answers/": lambda store, key: list(read_answers(store, [key])),
+    "review/refreshed.json": lambda store, key: read_refreshed(store),
+    "left_out.json": lambda store, key: Manifest(store, None).left_out(),  # type: ignore[arg-type]
+    "report/drift.json": lambda store, key: read_drift(store),
     "review/settings.json": lambda store, key: read_settings(store),
     "labels/v0001/part-": _labels,
     "labels/v0001/lineage.json": lambda store, key: read_lineage(store, "v0001"),
@@ -144,10 +155,10 @@ def test_a_flip_in_the_ledger_is_never_another_entry(run: MemoryStore) -> None:
 def test_the_kinds_are_all_that_a_run_leaves(run: MemoryStore) -> None:
     of_version_2 = "labels/v0002/"
     keys = [o.key for o in run.list() if not o.key.startswith(of_version_2)]
-    assert [key for key in keys if not key.startswith(KINDS)] == []
+    assert [key for key in keys if not key.startswith((*KINDS, *LATER))] == []
     assert {kind for kind in KINDS if any(key.startswith(kind) for key in keys)} == set(KINDS)
     tested = {*READERS, "ledger/", "model/", "policy.yaml"}  # model: test_artefacts
-    assert tested == set(KINDS)
+    assert tested == {*KINDS, *LATER}
 
 
 @pytest.mark.parametrize("rows", ["annotations/", "labels/v0001/part-", "review/answers/"])
