@@ -13,6 +13,7 @@ from pydantic_core import to_jsonable_python
 
 from pipelines.config.part import Part, Place
 from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
+from pipelines.training.distillation.config import DistillConfig
 from pipelines.training.recipe_config import (
     AugmentConfig,
     LrFactorsConfig,
@@ -20,6 +21,8 @@ from pipelines.training.recipe_config import (
     StageConfig,
 )
 from storage.errors import ConfigError
+from storage.objects.protocols import StorageOptions
+from workers.checkpoints.cache import fetch_checkpoint, file_sha256
 from workers.images.preprocessing import Preprocessing
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -29,7 +32,7 @@ _FREE = {"output", "threads", "eval_every", "max_bad_share", "cache"}
 # Fields that came later, by path. At its default one is left out of the fingerprint, so that
 # trainings of earlier versions continue.
 _LATER = (
-    *("early_stop", "range", "stages"),
+    *("early_stop", "range", "stages", "distill"),
     *("freeze", "lr_factors", "clip_norm", "accumulate"),
     *("multi_scale", "channels_last", "compile"),
     *("augment.rotate_deg", "augment.shear_deg", "augment.blur", "augment.blur_px"),
@@ -196,6 +199,9 @@ class TrainConfig(Part):
     )
     seed: int = Field(0, ge=0, description="Of first weights, order and augmentation.")
     augment: AugmentConfig = Field(AugmentConfig(), description="How images are varied.")
+    distill: DistillConfig | None = Field(
+        None, description="What is learned from a teacher beside the labels; none: nothing."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where it is.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
@@ -306,6 +312,8 @@ class TrainConfig(Part):
             resolved: other values by name.
         """
         fields = self.model_dump(mode="json", exclude=_FREE)
+        if self.distill is not None and self.distill.teacher is not None:
+            fields["distill"]["teacher"] = _teacher_sha256(self.distill.teacher)
         _drop_later(fields, type(self))
         for path in self.annotation_files if data else ():
             fields[f"sha256 of {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -313,6 +321,11 @@ class TrainConfig(Part):
             fields["arch"] = read_yaml(self.model.arch)
         text = json.dumps({**fields, **(labels or {}), **resolved}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _teacher_sha256(url: str) -> str:
+    """Return the digest of a teacher, which counts wherever the file lies."""
+    return file_sha256(fetch_checkpoint(url, StorageOptions(), sha256=None))
 
 
 def _drop_later(fields: dict[str, Any], kind: type[TrainConfig]) -> None:

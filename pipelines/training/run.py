@@ -19,6 +19,7 @@ from torch import nn
 
 from pipelines.dispatch.stopping import Stopper
 from pipelines.training.config import TrainConfig
+from pipelines.training.distillation.start import knowledge_of
 from pipelines.training.extend import STATE_NAME, extend, keep_last_state
 from pipelines.training.sources import TrainData, read_data
 from pipelines.training.stages import MarkedStage, marked_stages, stage_record
@@ -29,6 +30,7 @@ from pipelines.training.start import (
     first_network,
     fit_options,
     machine_facts,
+    provenance_of,
 )
 from pipelines.training.summary import FILE_NAME, TrainSummary, read_finished
 from pipelines.training.validation import Scores, measure
@@ -36,6 +38,7 @@ from pipelines.training.view import TrainView
 from storage.errors import Interrupted
 from storage.objects.protocols import StorageOptions
 from workers.checkpoints.file import read_checkpoint, save_checkpoint
+from workers.checkpoints.provenance import inherited_licence
 from workers.detectors.protocol import Detector
 from workers.models.load_torch import load_detector
 from workers.models.resolve import resolve_model
@@ -110,9 +113,11 @@ def _train_stage(
     done = read_finished(config.output, stage.fingerprint)
     if done is not None:
         return done
-    data = read_data(config)
+    stored = config.distill is not None and config.distill.mode == "stored"
+    data = read_data(config, stored=stored)
     torch.set_num_threads(machine.threads)
     network = first_network(config, data.train.classes)
+    knowledge = knowledge_of(config, data.train, network, machine)
     config.output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         network,
@@ -121,6 +126,7 @@ def _train_stage(
         fingerprint=stage.fingerprint,
         data=DataMark(stage.config_fingerprint, data.train.digest, accept_data),
         state=config.output / STATE_NAME,
+        knowledge=knowledge,
     )
     run = _Run(config, machine, trainer, data, before)
     run.fit(shown.console, shown.stopper)
@@ -210,6 +216,7 @@ class _Run:
     def _keep(self, network: nn.Module) -> None:
         """Write the checkpoint; its description says how it was made."""
         config, scores = self._config, self._scores
+        provenance = provenance_of(config, self._data.sources)
         save_checkpoint(
             self._best,
             _halved(network),
@@ -217,7 +224,8 @@ class _Run:
             arch_params=arch_params_of(config),
             classes=self._data.train.classes,
             preprocessing=config.preprocessing,
-            licence=config.model.licence,
+            licence=inherited_licence(config.model.licence, provenance),
+            provenance=provenance,
             official_ids=self._data.train.official_ids,
             training={
                 "config": config.model_dump(mode="json", exclude={"output", "cache"}),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from storage.errors import CheckpointError, ConfigError
 from storage.objects.protocols import StorageOptions
 from workers.checkpoints.cache import fetch_checkpoint
 from workers.checkpoints.file import Checkpoint, read_checkpoint
+from workers.checkpoints.provenance import ancestor
 from workers.models.resolve import read_arch
 from workers.training.options import FitOptions, LrFactors, TrainPrecision
 from workers.training.recipe.augmentation import Augmentation
@@ -112,6 +113,37 @@ def arch_params_of(config: TrainConfig) -> str | None:
         path = fetch_checkpoint(config.model.checkpoint, StorageOptions(), sha256=None)
         return read_checkpoint(path).arch_params
     return None
+
+
+def provenance_of(
+    config: TrainConfig, sources: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any] | None:
+    """Return the models that a training's weights come from, for its checkpoint; None: none.
+
+    ``sources``: what is learned, as ``TrainData`` has it; the model that made a label version is
+    an ancestor too.
+    """
+    learned_from = {
+        "first weights": config.model.checkpoint,
+        "teacher": config.distill.teacher if config.distill else None,
+    }
+    found = [
+        ancestor(role, url, read_checkpoint(fetch_checkpoint(url, StorageOptions(), sha256=None)))
+        for role, url in learned_from.items()
+        if url is not None
+    ]
+    found += [
+        {
+            "role": "labels",
+            "checkpoint": str(source["source"]),
+            "sha256": source["model_sha256"],
+            "licence": source["licence"],
+            "ancestors": [],
+        }
+        for source in sources
+        if "model_sha256" in source
+    ]
+    return {"ancestors": found} if found else None
 
 
 def resolve_machine(config: TrainConfig) -> Machine:

@@ -24,6 +24,7 @@ def description(
     licence: str | None,
     training: Mapping[str, Any],
     official_ids: tuple[int, ...] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the JSON text to store under ``METADATA_KEY``."""
     return json.dumps(
@@ -36,6 +37,7 @@ def description(
             "preprocessing": preprocessing.fields(),
             "licence": licence,
             "training": dict(training),
+            **({} if not provenance else {"provenance": dict(provenance)}),
         }
     )
 
@@ -69,6 +71,7 @@ def _fields(text: str) -> dict[str, Any]:
         "preprocessing": _preprocessing(said["preprocessing"]),
         "licence": _text_or_none(said.get("licence")),
         "training": dict(said.get("training") or {}),
+        "provenance": dict(said["provenance"]) if said.get("provenance") else None,
     }
 
 

@@ -51,6 +51,7 @@ class Checkpoint:
         nms_iou: the threshold it was made for; None when it does not say.
         licence: as stated by its author.
         training: how it was trained, as recorded by its trainer.
+        provenance: the models it learned from; see ``workers.checkpoints.provenance``.
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Checkpoint:
     nms_iou: float | None = None
     licence: str | None = None
     training: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] | None = None
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -114,6 +116,7 @@ def save_checkpoint(
     licence: str | None,
     training: Mapping[str, Any],
     official_ids: tuple[int, ...] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a self-describing .safetensors: a config then needs nothing but its URL.
 
@@ -121,6 +124,7 @@ def save_checkpoint(
         state_dict: unfused weights, in the dtype to keep (float16 halves the file).
         training: JSON values; how it was made.
         official_ids: the training set's own ids of the classes; None: it has none.
+        provenance: the models it learned from; see ``workers.checkpoints.provenance``.
     """
     text = description(
         name=name,
@@ -130,6 +134,7 @@ def save_checkpoint(
         licence=licence,
         training=training,
         official_ids=official_ids,
+        provenance=provenance,
     )
     weights = {k: v.detach().cpu().contiguous() for k, v in state_dict.items()}
     temporary = path.with_name(f".{path.name}.part")

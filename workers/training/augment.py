@@ -6,7 +6,7 @@ so what the network learns on is what it will see.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from workers.training.recipe.augmentation import Augmentation
 from workers.training.recipe.colour import blurred, recoloured
 from workers.training.recipe.geometry import (
     Matrix,
+    fit_scale,
     moved,
     moved_spread,
     placement,
@@ -36,8 +37,8 @@ class SoftTargets:
 
     Attributes:
         scores: float32 [N, C], class probabilities; a row of NaN where none are stored.
-        spread: float32 [N, 4], standard deviations of left, top, right and bottom in pixels of
-            the sample; NaN where unknown.
+        spread: float32 [N, 4], standard deviations of left, top, right and bottom; NaN where
+            unknown. In pixels of the image, until ``in_input_pixels``.
         human: bool [N], boxes of people, which the teacher has no say about.
     """
 
@@ -107,10 +108,25 @@ def augment(
     )
 
 
+def in_input_pixels(sample: TrainingSample, preprocessing: Preprocessing) -> TrainingSample:
+    """Return an image with the spread of its boxes in pixels of the network input, unaugmented.
+
+    There it stays when augmentation scales the image, so that it is constant in strides. A
+    detector's DFL distributions behave so: against a Gaussian of constant spread in strides their
+    KL divergence at scale .75 / .6 is .06 / .10, against one of constant spread in pixels of the
+    image .21 / 1.16 (bccd, a YOLO-NAS of 1.8M parameters).
+    """
+    soft = sample.soft
+    if soft is None:
+        return sample
+    scale = np.tile(fit_scale(sample.pixels.shape, preprocessing), 2).astype(np.float32)
+    return replace(sample, soft=replace(soft, spread=soft.spread * scale))
+
+
 def _moved_soft(
     sample: TrainingSample, matrix: Matrix, size: tuple[int, int], kept: NDArray[np.bool_]
 ) -> SoftTargets | None:
-    """Return the kept rows with their spread in pixels of the network input."""
+    """Return the kept rows with their spread in the pixels it was in: see ``in_input_pixels``."""
     soft = sample.soft
     if soft is None:
         return None

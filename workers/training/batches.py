@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from workers.images.preprocessing import Preprocessing
-from workers.training.augment import TrainingSample, augment
+from workers.training.augment import TrainingSample, augment, in_input_pixels
 from workers.training.recipe.augmentation import Augmentation
 from workers.training.recipe.mixing import mixup, mosaic
 from workers.training.samples import Samples, drawn
@@ -37,7 +37,7 @@ class TrainingBatch:
         soft_scores: float32 [N, C]: stored class probabilities of each target, rows of NaN for
             boxes of people and where none are stored; None: no target has any.
         spread: float32 [N, 4]: standard deviations of left, top, right and bottom in input
-            pixels, NaN likewise; None: no target has any.
+            pixels as they would be without augmentation, NaN likewise; None: no target has any.
     """
 
     images: torch.Tensor
@@ -141,7 +141,8 @@ class BatchSource:
 
     def _drawn(self, seed: int, number: int) -> TrainingSample:
         index = drawn(self.training_set, seed, number)
-        return self.training_set.sample(index, self.preprocessing.value_range)
+        sample = self.training_set.sample(index, self.preprocessing.value_range)
+        return in_input_pixels(sample, self.preprocessing)
 
     def _augmentation_of(self, sample: TrainingSample) -> Augmentation:
         if sample.pseudo and self.pseudo_augmentation is not None:

@@ -19,7 +19,8 @@ from torch._dynamo.exc import TorchDynamoException
 
 from storage.errors import ConfigError, ModelError
 from workers.training.batches import TrainingBatch
-from workers.training.distributed import Team
+from workers.training.distillation.knowledge import Knowledge
+from workers.training.distributed import Team, group_size, summed
 from workers.training.ema import Ema
 from workers.training.loss import RegionLoss
 from workers.training.options import FitOptions, learning_rate
@@ -31,12 +32,20 @@ _ALONE = Team()
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """Measurements of one step: the loss and its parts (classification, IoU, DFL), and the rate."""
+    """Measurements of one step: the loss and its parts (classification, IoU, DFL), and the rate.
+
+    ``loss`` is the sum of the parts and of ``distilled``, the weighted loss of distillation.
+    """
 
     step: int
     loss: float
     parts: tuple[float, float, float]
     lr: float
+
+    @property
+    def distilled(self) -> float:
+        """What distillation added to the loss."""
+        return self.loss - sum(self.parts)
 
 
 @dataclass(slots=True)
@@ -85,6 +94,7 @@ class Trainer:
         data: tells changed data from a changed config; None: the fingerprint alone decides.
         team: the processes that train together, each on its part of every batch. All of them read
             the state file, rank 0 writes it; only its ``validate``, ``keep`` and ``stop`` count.
+        knowledge: what the network is distilled from, beside its labels; None: nothing.
 
     Raises:
         ConfigError: the state file is of another training, or of other data.
@@ -100,6 +110,7 @@ class Trainer:
         state: Path,
         data: DataMark | None = None,
         team: Team = _ALONE,
+        knowledge: Knowledge | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.options = options
@@ -116,6 +127,7 @@ class Trainer:
         self._fingerprint = fingerprint
         self._state = state
         self._data = data
+        self._knowledge = knowledge
         if state.exists():
             self._continue()
         self._shared = team.share(self._network)
@@ -246,6 +258,9 @@ class Trainer:
         images = batch.images.to(device)
         if options.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
+        knowledge, weight = self._knowledge, self._distill_weight()
+        # Before the student's graph is in memory: the teacher keeps none of its own.
+        seen = knowledge.look(images) if knowledge is not None and weight else None
         lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(options.precision)
         with torch.autocast(device, lower or torch.bfloat16, enabled=lower is not None):
             _, raw = self._shared(images)
@@ -255,7 +270,18 @@ class Trainer:
         loss, parts = self._loss(
             outputs, batch.targets.to(device), batch.ignore.to(device), batch.weights.to(device)
         )
+        if knowledge is not None and weight:
+            taught = weight * knowledge.loss(outputs, seen, self._loss.assignment, batch)
+            # As RegionLoss does: gradients are averaged over the ranks, parts are of all of them.
+            loss, parts = loss + taught * group_size(), parts.clone()
+            parts[3] += summed(taught.detach())
         return loss, parts
+
+    def _distill_weight(self) -> float:
+        """Return the weight of distillation in this step."""
+        if self._knowledge is None:
+            return 0.0
+        return self._knowledge.weights.at(self.progress.step, self.options.steps)
 
     def save(self) -> None:
         """Write the state file atomically; rank 0 does."""

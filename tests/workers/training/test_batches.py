@@ -220,3 +220,35 @@ def test_the_size_is_drawn_by_step_and_boxes_follow_it(source: BatchSource) -> N
     for step, (side, _) in enumerate(shapes):
         found, wanted = many.batch(step).targets, one.batch(step).targets
         assert torch.allclose(found[:, 2:] / (side - 4), wanted[:, 2:] / 156, atol=0.03)
+
+
+class _OneObject:
+    """A set of one image of 64×128 pixels with one box, of which a spread is stored."""
+
+    classes = ("a", "b")
+    official_ids = (1, 2)
+    digest = "0" * 16
+
+    def __len__(self) -> int:
+        return 1
+
+    def sample(self, index: int, value_range: ValueRange = "full") -> TrainingSample:
+        soft = SoftTargets(
+            np.array([[0.2, 0.7]], np.float32), np.array([[1, 2, 3, 4]], np.float32),
+            np.array([False]),
+        )  # fmt: skip
+        return TrainingSample(
+            np.zeros((64, 128, 3), np.uint8), np.array([[50, 20, 80, 44]], np.float32),
+            np.array([1]), np.zeros((0, 4), np.float32), soft=soft,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.0, 1.25])
+def test_the_spread_is_constant_in_input_pixels_whatever_the_scale(scale: float) -> None:
+    """It is that of the letterbox, here of a half, so that it is constant in strides."""
+    how = Preprocessing(size=(64, 64), resize_to=(64, 64))
+    augmentation = replace(Augmentation.none(), scale=(scale, scale))
+    batch = BatchSource(_OneObject(), how, augmentation, batch_size=1, seed=0).batch(0)
+    assert batch.targets[0, 4].item() == pytest.approx(15 * scale, abs=0.2)
+    assert batch.spread is not None
+    assert batch.spread.tolist() == [[0.5, 1, 1.5, 2]]

@@ -19,6 +19,14 @@ Matrix = NDArray[np.float64]
 Boxes = NDArray[np.float32]
 
 
+def fit_scale(shape: tuple[int, ...], preprocessing: Preprocessing) -> NDArray[np.float64]:
+    """Return the factors (x, y) by which the letterbox scales an image of ``shape``."""
+    scale = np.array(preprocessing.resize_to[::-1]) / (shape[1], shape[0])
+    if preprocessing.keep_aspect:
+        scale[:] = scale.min()
+    return scale
+
+
 def placement(
     shape: tuple[int, ...],
     preprocessing: Preprocessing,
@@ -27,9 +35,7 @@ def placement(
 ) -> Matrix:
     """Return the 3×3 matrix from pixels of the upright image to pixels of the network input."""
     height, width = shape[:2]
-    fit = np.array(preprocessing.resize_to[::-1]) / (width, height)
-    if preprocessing.keep_aspect:
-        fit[:] = fit.min()
+    fit = fit_scale(shape, preprocessing)
     low, high = np.log(augmentation.scale)
     factor = fit * float(np.exp(rng.uniform(low, high)))
     drawn = np.maximum(np.rint(np.array([width, height]) * factor), 1)
@@ -125,21 +131,17 @@ def _edges(boxes: Boxes, matrix: Matrix, *, region: bool = False) -> NDArray[np.
 def moved_spread(
     spread: Boxes, boxes: Boxes, matrix: Matrix, size: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Return the standard deviations [N, 4] of left, top, right and bottom, in input pixels.
+    """Return the standard deviations [N, 4] of left, top, right and bottom after ``matrix``.
 
-    A mirrored box swaps its sides; a turned one keeps them, scaled as lengths are. A side that the
-    frame cut off has no known spread.
+    A mirrored box swaps its sides; scales and turns change nothing, so that the spread is constant
+    in strides (see ``in_input_pixels``). A side that the frame cut off has no known spread.
     """
-    scale = np.abs(np.diag(matrix)[:2])
-    if not is_upright(matrix):
-        scale = np.hypot(matrix[:2, 0], matrix[:2, 1])
-    scaled = spread * np.tile(scale, 2).astype(np.float32)
     sides = [2 if matrix[0, 0] < 0 else 0, 3 if matrix[1, 1] < 0 else 1]
-    scaled = scaled[:, sides + [(side + 2) % 4 for side in sides]]
+    found = spread[:, sides + [(side + 2) % 4 for side in sides]]
     edges = _edges(boxes, matrix).reshape(-1, 4)
     limit = np.tile(np.array(size[::-1], np.float64), 2)
-    scaled[(edges < -_CUT_PX) | (edges > limit + _CUT_PX)] = np.nan
-    return scaled
+    found[(edges < -_CUT_PX) | (edges > limit + _CUT_PX)] = np.nan
+    return found
 
 
 def repadded(

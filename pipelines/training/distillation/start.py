@@ -1,0 +1,92 @@
+"""Prepare what a student is distilled from: checked, loaded, and on the training's device."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pipelines.training.config import TrainConfig
+from pipelines.training.distillation.config import DistillConfig
+from pipelines.training.start import Machine
+from storage.errors import ConfigError
+from storage.objects.protocols import StorageOptions
+from workers.images.preprocessing import Preprocessing
+from workers.models.resolve import resolve_model
+from workers.spec import ModelRequest
+from workers.training.coco_set import TrainingSet
+from workers.training.distillation.knowledge import (
+    DistillWeights,
+    Knowledge,
+    StoredKnowledge,
+    TeacherKnowledge,
+)
+from workers.training.distillation.teacher import check_teacher, load_teacher, torch_dtype
+from workers.training.samples import Mixture, Samples
+
+
+def knowledge_of(
+    config: TrainConfig, training: Samples, student: nn.Module, machine: Machine
+) -> Knowledge | None:
+    """Return what ``distill`` asks for; None where it is left out.
+
+    Args:
+        training: the set that is learned.
+        student: its network, unfused.
+
+    Raises:
+        ConfigError: the teacher has other classes, another input, strides or reg_max, or nothing
+            is stored about the labels.
+        CheckpointError: the teacher's checkpoint cannot be had or read.
+    """
+    distill = config.distill
+    if distill is None:
+        return None
+    weights = _weights(distill)
+    if distill.teacher is None:
+        if not _stores(training):
+            raise ConfigError(
+                "distill.mode: stored, but no source in `train` is a label version: COCO sets "
+                "store neither class scores nor spreads",
+                hint="add a label version to `train`, or use mode: teacher",
+            )
+        return StoredKnowledge(weights)
+    return taught_by(
+        distill.teacher, weights, training.classes, config.preprocessing, student, machine
+    )
+
+
+def taught_by(
+    url: str,
+    weights: DistillWeights,
+    classes: tuple[str, ...],
+    preprocessing: Preprocessing,
+    student: nn.Module,
+    machine: Machine,
+) -> TeacherKnowledge:
+    """Return the checkpoint at ``url`` as the teacher of ``student``, whose input and classes
+    these are. Raises as ``knowledge_of``."""
+    options = StorageOptions()
+    spec = resolve_model(ModelRequest(checkpoint=url, precision="fp32"), options, device="cpu")
+    check_teacher(spec, classes, preprocessing)
+    network = load_teacher(spec, student, options).to(machine.device)
+    return TeacherKnowledge(network, weights, torch_dtype(machine.precision))
+
+
+def _stores(training: Samples) -> bool:
+    """Whether any part of a set may know more of its boxes than their place and class."""
+    if isinstance(training, Mixture):
+        return any(_stores(part) for part in training.parts)
+    return not isinstance(training, TrainingSet)
+
+
+def _weights(distill: DistillConfig) -> DistillWeights:
+    final = distill.final_share
+    if final is None:
+        final = 0.01 if distill.mode == "teacher" else 1.0
+    return DistillWeights(
+        weight=distill.weight,
+        final_share=final,
+        classes=distill.class_weight,
+        boxes=distill.box_weight,
+        distributions=distill.side_weight,
+        top_share=distill.top_share,
+    )
