@@ -73,6 +73,16 @@ def route(
             "policy accepts) or `none`; default: the config's, or auto.",
         ),
     ] = None,
+    gold: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Images with known boxes, to measure annotators."),
+    ] = 0,
+    gold_truth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COCO", help="Where boxes are known; default: what --answers-from settled."
+        ),
+    ] = None,
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
@@ -91,6 +101,7 @@ def route(
     from pipelines.review.view import render_route
     from pipelines.routing.route import route_run
     from pipelines.routing.showing import Show
+    from storage.coco.truth import read_truth
     from storage.review.settings import ReviewSettings, read_settings
     from storage.runs.ledger import new_invocation
     from storage.runs.lock import run_lock
@@ -104,6 +115,7 @@ def route(
         summary = route_run(
             manifest, budget=budget, policy=chosen, invocation=new_invocation(), seed=seed,
             audit=audit, other_runs=others, show=cast(Show, show_boxes or kept.show),
+            gold=gold, gold_truth=read_truth(gold_truth, options) if gold_truth else None,
         )  # fmt: skip
     said = filter(None, (given_meaning(chosen, accept, reject), counted(others)))
     fields = {**asdict(summary), "other_runs": [run.url for run in others]}

@@ -232,6 +232,21 @@ class ReviewConfig(Part):
         description="Boxes that reviewers see: those that cost less shown than hidden, those that "
         "the policy accepts, or none.",
     )
+    show_why: bool = Field(
+        False,
+        description="Say on the labelling page why an image is there; it may sway people.",
+    )
+    gold: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="Images per invocation whose boxes are known, mixed in unmarked to measure "
+        "annotators; part of the budget.",
+    )
+    gold_truth: Url | None = Field(
+        None,
+        description="COCO ground truth for `gold`; none: what `answers_from` settled elsewhere.",
+    )
     overlap: Overlap = Field(Overlap(), description="Several people answer some of the tasks.")
     people: tuple[str, ...] = Field(
         (), description="Who gets a tab of their own with a share of the tasks."
@@ -251,6 +266,14 @@ class ReviewConfig(Part):
         if not re.fullmatch(r"\s*\d+(\.\d+)?\s*(images?|minutes?)\s*", value):
             raise ValueError("write `500 images` or `240 minutes`")
         return value
+
+    @model_validator(mode="after")
+    def _known(self) -> ReviewConfig:
+        if self.gold and self.gold_truth is None and not self.answers_from:
+            raise ValueError(
+                "gold images need known boxes: give gold_truth (a COCO file), or answers_from"
+            )
+        return self
 
 
 class GateConfig(Part):

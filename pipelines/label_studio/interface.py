@@ -18,6 +18,7 @@ _FEW_CLASSES = 10  # that fit on the page and have a hotkey each
 # The page fits an image to its column and then takes the toolbar off the column: at full width the
 # image's borders, and what lies at them, would be cut off.
 _WIDTH = "94%"
+_WHY = '  <Header name="why" value="$why" size="6"/>\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,17 @@ class Interface:
     field: str = "image"
 
 
-def label_config(classes: Sequence[str]) -> str:
+def label_config(classes: Sequence[str], *, show_why: bool = False) -> str:
     """Return the interface for these classes: a colour each, digits as hotkeys, no rotated boxes.
 
     With many classes there is a field that filters them.
 
     Rotation is switched off because labels are upright boxes; the page itself shows images upright,
     as their EXIF says.
+
+    Args:
+        classes: of the run.
+        show_why: show the task's ``why`` above the image.
 
     Raises:
         ReviewError: a class has a character in it that XML cannot hold.
@@ -62,6 +67,7 @@ def label_config(classes: Sequence[str]) -> str:
     search = '  <Filter name="filter" toName="label" minlength="0" hotkey="shift+f"/>\n'
     return (
         "<View>\n"
+        f"{_WHY if show_why else ''}"
         f"{search if len(classes) > _FEW_CLASSES else ''}"
         f'  <Image name="image" value="$image" width="{_WIDTH}"/>\n'
         '  <RectangleLabels name="label" toName="image" canRotate="false" strokeWidth="2">\n'

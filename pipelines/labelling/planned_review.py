@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pipelines.config.run_config import ReviewConfig, RunConfig
 from pipelines.policy.policy import Policy
 from pipelines.routing.route import route_run
+from storage.coco.truth import Truth, read_truth
 from storage.review.queue import queue_parts
 from storage.review.settings import ReviewSettings, read_settings, write_settings
 from storage.runs.ledger import new_invocation
@@ -19,17 +20,19 @@ class PlannedReview:
 
     ``part`` None: the config has no such section, and nothing is routed. ``stated`` False: the
     config has no policy, and one that ``fit`` left with the run comes before the default.
-    ``others``: earlier runs whose questions are not asked again.
+    ``others``: earlier runs whose questions are not asked again. ``gold_truth``: what is known of
+    gold images.
     """
 
     part: ReviewConfig | None
     policy: Policy
     stated: bool = True
     others: tuple[Manifest, ...] = ()
+    gold_truth: Truth | None = None
 
     @staticmethod
     def of(config: RunConfig) -> PlannedReview:
-        """Raises ConfigError when the policy, or a run of ``answers_from``, cannot be read."""
+        """Raises ConfigError when policy, gold truth or a run of ``answers_from`` is unreadable."""
         if config.review is None:
             return PlannedReview(None, Policy())
         if isinstance(config.policy, str):
@@ -38,7 +41,9 @@ class PlannedReview:
             policy = Policy.from_config(config.policy)
         options = config.storage.options()
         others = tuple(Manifest.open(url, options) for url in config.review.answers_from)
-        return PlannedReview(config.review, policy, "policy" in config.model_fields_set, others)
+        part = config.review
+        gold = read_truth(part.gold_truth, options) if part.gold and part.gold_truth else None
+        return PlannedReview(part, policy, "policy" in config.model_fields_set, others, gold)
 
     def route(self, manifest: Manifest, new_shards: int) -> int:
         """Draw this invocation's queue and remember where it goes. The caller holds the run's lock.
@@ -61,6 +66,7 @@ class PlannedReview:
             people=self.part.people,
             instructions=self.part.instructions,
             show=self.part.show,
+            show_why=self.part.show_why,
         )
         if settings.project != kept.project:
             settings = replace(settings, project_id=0)
@@ -77,5 +83,7 @@ class PlannedReview:
             audit=self.part.audit,
             other_runs=self.others,
             show=self.part.show,
+            gold=self.part.gold,
+            gold_truth=self.gold_truth,
         )
-        return summary.audit + summary.value
+        return summary.audit + summary.value + summary.gold

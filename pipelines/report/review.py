@@ -15,6 +15,7 @@ from storage.errors import LabelfleetError
 from storage.labels.versions import read_version, versions
 from storage.objects.protocols import StorageOptions
 from storage.review.answers import answer_parts, read_answers, standing
+from storage.review.gold import read_gold
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
 
@@ -70,7 +71,7 @@ def review_section(manifest: Manifest, options: StorageOptions | None) -> Review
         ),
         pictures=tuple(shown),
         problem=problem,
-        people=people_report(standing(read_answers(manifest.store))),
+        people=people_report(standing(read_answers(manifest.store)), read_gold(manifest.store)),
     )
 
 

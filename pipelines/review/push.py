@@ -132,7 +132,9 @@ def push_run(
     server.version()
     server.me()
     wanted, classes = queued(manifest), _classes(manifest)
-    project = find_or_create(server, settings.project, classes, create=chosen.create)
+    project = find_or_create(
+        server, settings.project, classes, create=chosen.create, show_why=settings.show_why
+    )
     maker = TaskMaker(
         names=interface_of(project.controls, classes),
         model_version=model_version_of(manifest),
@@ -209,7 +211,7 @@ class _Push:
             found = usable_answers([self.manifest, *self.options.earlier])
             answered = settle(found.answers).settled
         new = [q for q in wanted if q.item.sha256 not in self.known]
-        missing = [q for q in new if q.item.sha256 not in answered]
+        missing = [q for q in new if q.item.part == "gold" or q.item.sha256 not in answered]
         there = [q for q in wanted if q.item.sha256 in self.known]
         is_open = [
             q for q in there
@@ -291,7 +293,12 @@ class _Push:
 
 
 def find_or_create(
-    server: LabelStudio, title: str, classes: Sequence[str], *, create: bool = True
+    server: LabelStudio,
+    title: str,
+    classes: Sequence[str],
+    *,
+    create: bool = True,
+    show_why: bool = False,
 ) -> Project:
     """Find the project of this title, or create it with an interface for these classes.
 
@@ -312,10 +319,11 @@ def find_or_create(
             f"there is no project {title!r} at {server.http.url}",
             hint=(f"did you mean {near[0]!r}? Or " if near else "") + "give --create to make it",
         )
+    made = label_config(classes, show_why=show_why)
     if found is None:
-        return server.create_project(title, label_config(classes))
+        return server.create_project(title, made)
     if not found.controls and not found.tasks:
-        return server.update_project(found.project_id, label_config=label_config(classes))
+        return server.update_project(found.project_id, label_config=made)
     return found
 
 

@@ -16,6 +16,7 @@ from pipelines.review.tasks import queued
 from storage.errors import LabelfleetError
 from storage.labels.versions import versions
 from storage.review.answers import Answer, read_answers, standing
+from storage.review.gold import read_gold
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
 
@@ -107,7 +108,7 @@ def review_status(
         last_answer=max((a.submitted_at for a in answers), default=None),
         problem="" if there is not None else "Label Studio was not asked",
         worth=audit_report(manifest) if versions(manifest.store) else None,
-        figures=people_report(answers) if answers else None,
+        figures=people_report(answers, read_gold(manifest.store)) if answers else None,
         pace=pace,
     )
 

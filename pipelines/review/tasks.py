@@ -61,23 +61,24 @@ class TaskMaker:
         return one.rule.how == "none" or (self.audit_blind and one.item.part == "audit")
 
     def task(self, one: Queued, url: str, boxes: Sequence[ShownBox]) -> dict[str, Any]:
-        """Return what is imported. Audit membership is left out, since it could bias."""
+        """Return what is imported. Audit and gold are not marked, since that could bias.
+
+        Every task has all fields, in one order: Label Studio orders the columns of its data manager
+        as it first met them.
+        """
         item = one.item
+        agreed = [box.agreement for box in boxes if box.agreement is not None]
         fields = {
             self.names.field: url,
             "why": why(item),
+            SHOWN: one.rule.says(Policy.from_config(one.head.policy)),
+            "agreement": round(float(np.mean(agreed)), 2) if agreed else None,
             "expected_corrections": round(item.value, 2),
+            ASSIGNED: self.people[item.order % len(self.people)] if self.people else "",
             "image_id": item.image_id,
             "run": self.run,
             KEY: item.sha256,
         }
-        if told := one.rule.says(Policy.from_config(one.head.policy)):
-            fields[SHOWN] = told
-        agreed = [box.agreement for box in boxes if box.agreement is not None]
-        if agreed:
-            fields["agreement"] = round(float(np.mean(agreed)), 2)
-        if self.people:
-            fields[ASSIGNED] = self.people[item.order % len(self.people)]
         made: dict[str, Any] = {"data": fields}
         if not self.is_blind(one):
             made["predictions"] = [self.prediction(item, boxes)]

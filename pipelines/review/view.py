@@ -52,6 +52,8 @@ def render_route(summary: RouteSummary) -> RenderableType:
         ("drawn at random (audit)", f"{summary.audit:,}"),
         ("human minutes expected", f"{summary.minutes:,.0f}"),
     ]
+    if summary.gold:
+        rows.insert(2, ("with known boxes (gold)", f"{summary.gold:,}"))
     if summary.audit_known:
         rows.append(("audit images in the queue already", f"{summary.audit_known:,}"))
     rows += [(f"not routed: {why}", f"{n:,}") for why, n in sorted(summary.passed_over.items())]
@@ -161,15 +163,20 @@ def render_status(status: ReviewStatus) -> RenderableType:
 
 def render_people(report: PeopleReport) -> list[RenderableType]:
     """Render figures by annotator, pairs with images in common, and accept rates by class."""
-    people = Table("annotator", "images", "s an image", "kept", "moved", "relabelled", "added",
-                   "deleted", "error to others", "error to gold", box=None)  # fmt: skip
+    people = Table("annotator", "images", "s each", "kept", "moved", "relabelled", "added",
+                   "deleted", box=None)  # fmt: skip
+    errors = Table("annotator", "error against others", "gold images", "error against gold",
+                   box=None)  # fmt: skip
     for one in report.people:
         shares = (_percent(one.share(kind)) for kind in
                   ("kept", "moved", "relabelled", "added", "deleted"))  # fmt: skip
         seconds = "–" if one.seconds is None else f"{one.seconds:.0f}"
-        errors = (_percent(one.error_others), _percent(one.error_gold))
-        people.add_row(Text(one.name), f"{one.images:,}", seconds, *shares, *errors)
-    parts: list[RenderableType] = [people]
+        people.add_row(Text(one.name), f"{one.images:,}", seconds, *shares)
+        errors.add_row(
+            Text(one.name), _percent(one.error_others), f"{one.gold_images:,}",
+            _percent(one.error_gold),
+        )  # fmt: skip
+    parts: list[RenderableType] = [people, Text(), errors]
     bulk = sum(one.bulk for one in report.people)
     if bulk:
         parts.append(Text(f"  {bulk:,} answers were accepted in bulk, unlooked at", style="dim"))

@@ -20,12 +20,15 @@ from pipelines.policy.policy import Policy
 from pipelines.routing.audit_draw import allocate
 from pipelines.routing.candidates import Likeness
 from pipelines.routing.cost import Budget, CostModel, learn_cost
+from pipelines.routing.gold import draw_gold
 from pipelines.routing.showing import Show, ShowRule
 from pipelines.routing.signals import SIGNALS
 from pipelines.routing.survey import Candidate, Earlier, RouteOptions, RunSurvey
+from storage.coco.truth import Truth
 from storage.errors import ConfigError
 from storage.review.answers import Answer, read_answers, standing
 from storage.review.frames import write_frame
+from storage.review.gold import write_gold
 from storage.review.queue import QueueHead, Reason, ReviewItem, Stratum, read_queue, write_queue
 from storage.runs.manifest import Manifest
 
@@ -41,6 +44,7 @@ class RouteSummary:
         key: the queue part.
         invocation: who routed.
         audit, value: images to be shown, drawn at random and by value.
+        gold: images to be shown whose boxes are known.
         audit_known: audit images whose pixels were in the queue already; not shown again.
         minutes: of human time expected for them.
         strata: as the part records them.
@@ -57,6 +61,7 @@ class RouteSummary:
     strata: tuple[Stratum, ...]
     passed_over: dict[str, int]
     repeated: bool = False
+    gold: int = 0
 
 
 def route_run(
@@ -70,6 +75,8 @@ def route_run(
     cost: CostModel | None = None,
     other_runs: Sequence[Manifest] = (),
     show: Show = "auto",
+    gold: int = 0,
+    gold_truth: Truth | None = None,
 ) -> RouteSummary:
     """Draw the review queue of one invocation. Needs no GPU; the caller holds the run's lock.
 
@@ -84,6 +91,8 @@ def route_run(
         other_runs: earlier rounds over the same images, as for ``decide.decide_run``: what is in
             their queues is not asked about again.
         show: which boxes people see, see ``ShowRule``.
+        gold: images with known boxes to queue, part of the budget; see ``routing.gold``.
+        gold_truth: a COCO file of images of the run; None: only what earlier rounds settled.
 
     Raises:
         ConfigError: the budget cannot be read, or the policy does not fit the run.
@@ -96,7 +105,8 @@ def route_run(
     if show not in get_args(Show):
         raise ConfigError(f"review.show {show!r}", hint=f"one of {', '.join(get_args(Show))}")
     rule = ShowRule.choose(show, stated)
-    options = RouteOptions(Budget.parse(budget), audit, seed, stated, show=rule)
+    drawn = draw_gold(manifest, gold, gold_truth, other_runs, seed)
+    options = RouteOptions(Budget.parse(budget), audit, seed, stated, show=rule, gold=drawn)
     return route(manifest, policy, invocation, options, other_runs)
 
 
@@ -116,8 +126,9 @@ def route(
     survey = RunSurvey(manifest, policy, invocation, earlier, options)
     survey.run()
     strata, audit = _draw_audit(survey, earlier, invocation, options)
-    value = _choose_value(survey, earlier, options, audit, manifest)
-    items = _in_order(audit, value, options.seed)
+    gold = _choose_gold(survey, options, audit)
+    value = _choose_value(survey, earlier, options, [*audit, *gold], manifest)
+    items = _in_order(audit, _scattered(gold, value, options.seed), options.seed)
     shards = survey.new_shards()
     head = QueueHead(
         invocation=invocation,
@@ -133,6 +144,9 @@ def route(
         passed_over=dict(survey.passed_over),
         show=options.show.to_fields(),
     )
+    if gold and options.gold.known:
+        known = {item.sha256: options.gold.known[item.image_id, item.sha256] for item in gold}
+        write_gold(manifest.store, invocation, known)
     key = write_queue(manifest.store, len(earlier.heads), head, items)
     return _summary(key, head, items)
 
@@ -222,6 +236,40 @@ def _hide_known(items: list[ReviewItem], sha256s: set[str]) -> list[ReviewItem]:
         out.append(replace(item, show=item.sha256 not in seen))
         seen.add(item.sha256)
     return out
+
+
+def _choose_gold(
+    survey: RunSurvey, options: RouteOptions, audit: Sequence[ReviewItem]
+) -> list[ReviewItem]:
+    """Return gold items in random order, none of them in the audit, as far as the budget goes."""
+    left = options.budget.units - sum(_price(i.seconds, options) for i in audit if i.show)
+    taken = {item.sha256 for item in audit}
+    items: list[ReviewItem] = []
+    for identity in options.gold.known or ():
+        candidate = survey.gold.get(identity)
+        if len(items) >= options.gold.wanted:
+            break
+        if candidate is None or identity[1] in taken:
+            continue
+        price = _price(candidate.seconds, options)
+        if price > left:
+            continue
+        left -= price
+        taken.add(identity[1])
+        # The reasons are those that any image would have; none says that it is gold.
+        items.append(replace(_value_item(candidate, tuple(options.signals), ()), part="gold"))
+    return items
+
+
+def _scattered(
+    gold: Sequence[ReviewItem], value: Sequence[ReviewItem], seed: int
+) -> list[ReviewItem]:
+    """Return the items by value in their order, with gold ones at random places among them."""
+    total = len(gold) + len(value)
+    rng = np.random.default_rng([seed, 1])
+    places = set(rng.choice(total, len(gold), replace=False).tolist())
+    rest, known = iter(value), iter(gold)
+    return [next(known) if place in places else next(rest) for place in range(total)]
 
 
 def _choose_value(
@@ -337,6 +385,7 @@ def _summary(key: str, head: QueueHead, items: Sequence[ReviewItem]) -> RouteSum
         invocation=head.invocation,
         audit=sum(item.part == "audit" for item in shown),
         value=sum(item.part == "value" for item in shown),
+        gold=sum(item.part == "gold" for item in shown),
         audit_known=len(items) - len(shown),
         minutes=sum(item.seconds for item in shown) / 60.0,
         strata=head.strata,

@@ -17,6 +17,7 @@ from pipelines.policy.policy import Policy
 from pipelines.routing.audit_draw import StratumDraw, random_key
 from pipelines.routing.candidates import BestPool
 from pipelines.routing.cost import Budget, CostModel
+from pipelines.routing.gold import GoldDraw
 from pipelines.routing.showing import ShowRule
 from pipelines.routing.signals import SIGNALS, Weighted, measure
 from storage.review.answers import read_answers, standing
@@ -45,6 +46,7 @@ class RouteOptions:
         rare_quota: share of the value budget kept for classes that are rare.
         signals: what speaks for a look.
         show: which boxes people see; their time is estimated for it.
+        gold: images with known boxes, some of which are queued to measure annotators.
     """
 
     budget: Budget
@@ -55,6 +57,7 @@ class RouteOptions:
     rare_quota: float = RARE_QUOTA
     signals: Mapping[str, Weighted] = field(default_factory=lambda: SIGNALS)
     show: ShowRule = field(default_factory=ShowRule)
+    gold: GoldDraw = field(default_factory=GoldDraw)
 
     @property
     def most_images(self) -> int:
@@ -170,6 +173,7 @@ class RunSurvey:
         seconds: expected human time of all images, by stratum.
         population: live images of status ok.
         passed_over: images that cannot be routed, by reason.
+        gold: the live images of ``options.gold``, by (image id, sha256).
     """
 
     def __init__(
@@ -200,6 +204,7 @@ class RunSurvey:
         self.seconds: dict[str, float] = {}
         self.population = 0
         self.passed_over: Counter[str] = Counter()
+        self.gold: dict[tuple[str, str], Candidate] = {}
         self._shards: list[str] = []
 
     def run(self) -> None:
@@ -252,6 +257,8 @@ class RunSurvey:
     def _see_value(self, page: _Page) -> None:
         values = page.amounts.sum(axis=1)
         for i, row in enumerate(page.rows):
+            if (identity := (row["image_id"], row["sha256"])) in self._options.gold:
+                self.gold[identity] = page.candidate(i)
             if row["sha256"] in self._earlier.answered:
                 self.passed_over["answered_before"] += 1
             elif row["sha256"] in self._earlier.sha256s:

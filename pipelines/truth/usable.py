@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from storage.review.answers import Answer, DeletedBox, ReviewedBox, read_answers, standing
+from storage.review.gold import read_gold
 from storage.review.settings import read_settings
 from storage.runs.manifest import Manifest
 
@@ -57,16 +58,43 @@ def usable_answers(
     ``review.classes`` of the first run renames classes or drops their boxes. An answer that names
     a class which the run then still lacks is set aside whole: it would be an answer with a hole.
 
+    Answers to gold images that another of the runs had settled before only measure people: they
+    are left out while that run's answer stands.
+
     Args:
         runs: the run that labels are made for, then others whose answers count too.
         parts: keys of the answers' parts by the run's URL; None: all.
     """
-    records = (
-        read_answers(run.store, None if parts is None else parts.get(run.url, ())) for run in runs
-    )
+    records = [
+        list(read_answers(run.store, None if parts is None else parts.get(run.url, ())))
+        for run in runs
+    ]
+    records = _without_checks(runs, records)
     settings = read_settings(runs[0].store)
     names = {c.name for c in runs[0].record.identity.categories}
     return in_classes(standing(*records), names, settings.classes if settings else {})
+
+
+def _without_checks(
+    runs: Sequence[Manifest], records: Sequence[Sequence[Answer]]
+) -> list[list[Answer]]:
+    """Leave out each run's answers to gold images that answers of the other runs had settled."""
+    gold = [
+        {sha256 for sha256, image in read_gold(run.store).items() if image.source == "answers"}
+        for run in runs
+    ]
+    if not any(gold):
+        return [list(own) for own in records]
+    settled = {
+        answer.sha256
+        for checks, own in zip(gold, records, strict=True)
+        for answer in standing(own)
+        if answer.sha256 not in checks and not (answer.skipped or answer.unusable)
+    }
+    return [
+        [answer for answer in own if answer.sha256 not in checks & settled]
+        for checks, own in zip(gold, records, strict=True)
+    ]
 
 
 def in_classes(

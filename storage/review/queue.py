@@ -33,7 +33,7 @@ from storage.records import ImageRef
 QUEUE = "review/queue/"
 VERSION = 1
 
-Part = Literal["audit", "value"]
+Part = Literal["audit", "value", "gold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,14 @@ class ReviewItem(ImageRef):
         image_id, shard_id, offset, nbytes: as in the annotation row; locate the bytes.
         sha256, phash, width, height: as in the annotation row.
         order: position in this part's queue, from 0; the display order.
-        part: ``audit`` (drawn at random) or ``value`` (drawn for its expected corrections).
+        part: ``audit`` (drawn at random), ``value`` (drawn for its expected corrections) or
+            ``gold`` (its boxes are known, see ``storage.review.gold``).
         show: False where the same pixels are already queued, under this or another name, so that
             their answer counts for this audit item too. Such an item is not pushed.
         stratum: invocation that first saw the image; audit items of a stratum are a simple
             random sample of its live images.
-        audit_rank: position in the stratum's random order, from 0; -1 for ``value``.
-        inclusion: probability of being drawn for the audit, as of this part; 0 for ``value``.
+        audit_rank: position in the stratum's random order, from 0; -1 for the others.
+        inclusion: probability of being drawn for the audit, as of this part; 0 for the others.
         value: expected corrections, weighted by signal.
         seconds: expected human time, by the cost model of the part.
         reasons: why it was selected, strongest first.

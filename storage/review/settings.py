@@ -33,6 +33,7 @@ class ReviewSettings:
             the next task.
         instructions: for annotators, as HTML; '' for the built-in ones.
         show: which boxes reviewers see: ``auto``, ``score`` or ``none``.
+        show_why: the labelling page of a project made by ``push`` says why an image is there.
         rounds: URLs of the project's other runs, whose answers also count here.
     """
 
@@ -46,6 +47,7 @@ class ReviewSettings:
     instructions: str = ""
     rounds: tuple[str, ...] = ()
     show: str = "auto"
+    show_why: bool = False
 
 
 class SupportsSettings(SupportsGet, SupportsPut, Protocol):

@@ -19,6 +19,7 @@ from storage.review.answers import (
     append_answers,
     read_answers,
 )
+from storage.review.gold import GoldImage
 from storage.stores.memory import MemoryStore
 
 LEFT, RIGHT = (0.0, 0.0, 10.0, 10.0), (50.0, 0.0, 60.0, 10.0)
@@ -108,3 +109,26 @@ def test_minutes_left_go_at_the_measured_pace() -> None:
     lunch = [*slow[:29], answered("ann", "29", [(LEFT, "RBC", "moved")], seconds=4000.0)]
     assert learned_pace(lunch, expected) == pytest.approx(2.5)
     assert learned_pace(slow[:19], expected) == 1.0
+
+
+def test_gold_images_measure_everyone_against_what_is_known() -> None:
+    middle = (20.0, 0.0, 30.0, 10.0)
+    gold = {
+        "1": GoldImage("truth", ((LEFT, "RBC"), (RIGHT, "WBC"))),
+        "2": GoldImage("truth", ((LEFT, "RBC"),), regions=((middle, ""), (RIGHT, "RBC"))),
+        "9": GoldImage("answers", ((LEFT, "RBC"),)),  # nobody answered it yet
+    }
+    answers = [
+        answered("ann", "1", [(LEFT, "RBC", "kept"), (RIGHT, "WBC", "added")]),
+        answered("ann", "2", [(LEFT, "RBC", "kept"), (middle, "WBC", "added")]),  # unjudged
+        answered("bob", "1", [(LEFT, "RBC", "kept"), (RIGHT, "RBC", "kept")]),  # wrong class
+        answered("bob", "2", [(LEFT, "RBC", "kept"), (RIGHT, "WBC", "added")]),  # one too many
+        answered("cat", "3", [(LEFT, "RBC", "kept")]),
+    ]
+    ann, bob, cat = people_report(answers, gold).people
+    assert (ann.gold_images, ann.error_gold) == (2, 0.0)
+    assert bob.gold_images == 2
+    assert bob.error_gold == pytest.approx(1 - 2 * (1 + 1) / ((2 + 2) + (2 + 1)))
+    assert (cat.gold_images, cat.error_gold) == (0, None)
+    # Without the records, only stars are gold.
+    assert people_report(answers).people[0].error_gold is None

@@ -230,6 +230,13 @@ def test_an_interface_escapes_what_people_call_their_classes() -> None:
     assert sum("hotkey=" in line for line in made.splitlines() if "<Label " in line) == 10
 
 
+def test_the_page_says_why_only_where_that_was_asked_for() -> None:
+    assert "why" not in label_config(["RBC"])
+    root = ElementTree.fromstring(label_config(["RBC"], show_why=True))
+    (header,) = root.iter("Header")
+    assert header.get("value") == "$why"
+
+
 def test_hotkeys_match_the_digits_in_the_names() -> None:
     digits = [f"Digit{i}" for i in range(10)]
     assert hotkeys(digits) == {f"Digit{i}": str(i) for i in range(10)}

@@ -27,6 +27,8 @@ def test_the_sdk_accepts_interface_tasks_and_predictions() -> None:
     maker = TaskMaker(Interface(), "cells-1", "cells")
     judge = LabelInterface(label_config(CLASSES))
     judge.validate()
+    told = LabelInterface(label_config(CLASSES, show_why=True))
+    told.validate()
     tasks = list(in_order(wanted, boxes, urls, maker))
     assert len(tasks) == 20
     assert sum(len(t["predictions"][0]["result"]) for t in tasks) > 20
@@ -36,8 +38,12 @@ def test_the_sdk_accepts_interface_tasks_and_predictions() -> None:
     for task in tasks:
         (prediction,) = task.pop("predictions")  # with it the SDK's validate_task fails by itself
         assert judge.validate_task(task)
+        assert told.validate_task(task)
         assert judge.validate_prediction(prediction, return_errors=True) == []
-    assert not any("agreement" in task["data"] for task in tasks)  # the run is of one model
+    assert all(task["data"]["agreement"] is None for task in tasks)  # the run is of one model
+    order = ["image", "why", "boxes_shown", "agreement", "expected_corrections", "assigned_to"]
+    order += ["image_id", "run", "labelfleet_key"]
+    assert all(list(task["data"]) == order for task in tasks)
     fused = [ShownBox("box0", (1.0, 1.0, 9.0, 9.0), "RBC", 0.9, share) for share in (1.0, 0.5)]
     assert maker.task(wanted[0], "https://example.org/x.jpg", fused)["data"]["agreement"] == 0.75
     # It does look: a label the interface lacks and a box of the wrong kind are refused.

@@ -13,8 +13,11 @@ from pipelines.policy.policy import Policy
 from pipelines.routing.cost import Budget, CostModel
 from pipelines.routing.route import RouteSummary, cost_of, route, route_run
 from pipelines.routing.survey import RouteOptions
+from pipelines.truth.usable import usable_answers
+from storage.coco.truth import Truth, TruthBox, TruthImage
 from storage.errors import ConfigError
 from storage.review.answers import Answer, DeletedBox, ReviewedBox, append_answers, read_answers
+from storage.review.gold import read_gold
 from storage.review.queue import ReviewItem, queue_parts, read_head, read_queue
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
@@ -273,6 +276,70 @@ def test_what_another_run_has_an_answer_for_is_passed_over_and_said() -> None:
     assert summary.passed_over["answered_before"] == len(answered)
     assert "answered_before" not in alone.passed_over
     assert not {i.sha256 for i in answered} & {i.sha256 for i in _items(second)}
+
+
+def _truth(manifest: Manifest, images: int) -> Truth:
+    """One box of the run's first class in each of the run's first images."""
+    rows = [row for _, row in zip(range(images), live_rows(manifest), strict=False)]
+    boxes = (TruthBox(7, (10.0, 10.0, 30.0, 20.0), 600.0, ignore=False),)
+    return Truth(
+        source="truth.json",
+        images=tuple(TruthImage(row.image_id, 640, 480) for row in rows),
+        boxes=(boxes,) * len(rows),
+        categories={7: manifest.record.identity.categories[0].name},
+        regions=(((100.0, 100.0, 50.0, 50.0),),) * len(rows),
+    )
+
+
+def test_gold_images_are_part_of_the_budget_and_look_like_the_others() -> None:
+    manifest = random_run(MemoryStore(), 6, 50)
+    truth = _truth(manifest, 100)
+    summary = _route(manifest, gold=8, gold_truth=truth, audit=0.25)
+    items = _items(manifest)
+    assert Counter(i.part for i in items) == {"audit": 10, "gold": 8, "value": 22}
+    assert (summary.audit, summary.gold, summary.value) == (10, 8, 22)
+    gold = [i for i in items if i.part == "gold"]
+    assert {i.image_id for i in gold} <= {image.name for image in truth.images}
+    assert all(reason.signal != "gold" for i in items for reason in i.reasons)
+    places = [i.order for i in gold]
+    assert max(places) - min(places) > 8  # spread over the queue, not in a row
+    known = read_gold(manifest.store)
+    assert known.keys() == {i.sha256 for i in gold}
+    name = manifest.record.identity.categories[0].name
+    for image in known.values():
+        assert image.source == "truth"
+        assert image.boxes == (((10.0, 10.0, 40.0, 30.0), name),)
+        assert image.regions == (((100.0, 100.0, 150.0, 150.0), ""),)
+    # The next routing draws others.
+    _route(manifest, "i2", gold=8, gold_truth=truth, audit=0.0)
+    drawn = [i.sha256 for i in _items(manifest) if i.part == "gold"]
+    assert len(drawn) == len(set(drawn)) == 16 == len(read_gold(manifest.store))
+
+
+def test_without_gold_the_queue_is_as_it_was() -> None:
+    first, second = random_run(MemoryStore(), 4, 30), random_run(MemoryStore(), 4, 30)
+    _route(first)
+    _route(second, gold_truth=_truth(second, 20))
+    assert _items(first) == _items(second)
+
+
+def test_what_another_project_settled_is_gold_and_its_answer_stays_the_label() -> None:
+    first, second = random_run(MemoryStore(), 2, 30), random_run(MemoryStore(), 2, 30)
+    _route(first, audit=1.0)
+    append_answers(first.store, [_timed(item, n) for n, item in enumerate(_items(first))])
+    _route(second, "round-2", audit=0.0, gold=5, other_runs=[first])
+    gold = [i for i in _items(second) if i.part == "gold"]
+    assert len(gold) == 5
+    settled = {a.sha256: a for a in read_answers(first.store)}
+    for sha256, image in read_gold(second.store).items():
+        assert image.source == "answers"
+        assert [box for box, _ in image.boxes] == [box.bbox for box in settled[sha256].boxes]
+    late = [replace(_timed(item, 900 + n), annotator="eve") for n, item in enumerate(gold)]
+    append_answers(second.store, late)
+    both = {a.sha256: a.annotator for a in usable_answers([second, first]).answers}
+    assert all(both[item.sha256] != "eve" for item in gold)
+    alone = {a.annotator for a in usable_answers([second]).answers}
+    assert alone == {"eve"}  # with nothing else known of the images, these are their answers
 
 
 def test_an_empty_run_routes_nothing_and_says_so() -> None:
