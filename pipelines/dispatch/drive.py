@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from pipelines.dispatch.dispatcher import Dispatcher
 from pipelines.dispatch.limits import Limits, Spent
 from pipelines.dispatch.tally import Caller, Tally
+from pipelines.display.plural import counted
 from storage.errors import (
     AccessDenied,
     BucketNotFound,
@@ -211,8 +212,9 @@ class Drive:
         if self._stopper.requests and not self._dispatcher.closed:
             self._dispatcher.close()
             self._watcher.note(
-                f"{self._stopper.reason}: finishing {self._dispatcher.in_flight} shards in flight; "
-                "Ctrl-C again stops at once"
+                f"{self._stopper.reason}: finishing "
+                f"{counted(self._dispatcher.in_flight, 'shard')} in flight; Ctrl-C again stops at "
+                "once"
             )
 
     def _handle(self, event: Event) -> None:
@@ -241,7 +243,7 @@ class Drive:
     def _worker_gone(self, event: WorkerGone) -> None:
         self.tally.workers_lost += 1
         held = self._dispatcher.holds(event.worker)
-        requeued = f"; {len(held)} shards are requeued" if held else ""
+        requeued = f"; requeued: {counted(len(held), 'shard')}" if held else ""
         self._watcher.note(f"lost {event.worker}: {event.reason}{requeued}")
         self._failing.pop(event.worker, None)
         for worker, shard_id in [key for key in self._attempts if key[0] == event.worker]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from pipelines.dispatch.tally import Tally, Watcher
+from pipelines.display.plural import counted
 from pipelines.display.progress_bar import Pace, ProgressBar, progress_bar
 from storage.logs import log_format
 
@@ -52,15 +53,16 @@ def _said(tally: Tally) -> str:
     if tally.workers_alive == 0 and tally.images == 0:
         return "starting workers"
     parts = [
-        f"{tally.images} images",
+        counted(tally.images, "image"),
         f"{tally.images_per_s:.1f}/s",
-        f"{tally.workers_alive} actors",
+        counted(tally.workers_alive, "actor"),
     ]
     bad = tally.images - tally.counts.get("ok", 0)
     if bad:
         parts.append(f"{bad} not ok")
     if tally.errors or tally.workers_lost:
-        parts.append(f"{tally.errors} errors, {tally.workers_lost} workers lost")
+        errors, lost = counted(tally.errors, "error"), counted(tally.workers_lost, "worker")
+        parts.append(f"{errors}, {lost} lost")
     if tally.quarantined:
         parts.append(f"{tally.quarantined} quarantined")
     return ", ".join(parts)

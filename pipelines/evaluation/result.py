@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.display.plural import counted
 from pipelines.evaluation.diagnosis import Diagnosis
 
 _MOST_CLASSES = 12  # in a confusion matrix on a terminal
@@ -107,7 +108,7 @@ _JSON_NAMES = {
 
 def evaluation_table(evaluation: Evaluation) -> RenderableType:
     """Return the evaluation as a table for people, with what they should know below it."""
-    table = Table(title=f"{evaluation.images:,} images", title_justify="left")
+    table = Table(title=counted(evaluation.images, "image"), title_justify="left")
     for heading in ("class", "AP", "AP50", "AP75", "AR", "truth", "detections"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for c in evaluation.classes:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.display.plural import counted
 from pipelines.display.progress_bar import progress_bar
 from pipelines.ingest.ingest import IngestProgress, IngestSummary
 from pipelines.ingest.ingest import Progress as Tell
@@ -23,8 +24,8 @@ def ingest_progress() -> Iterator[Tell]:
 
 
 def _said(now: IngestProgress) -> str:
-    said = f"{now.shards} shards"
-    return f"{said}, {now.errors} errors" if now.errors else said
+    said = counted(now.shards, "shard")
+    return f"{said}, {counted(now.errors, 'error')}" if now.errors else said
 
 
 def ingest_table(summary: IngestSummary) -> RenderableType:

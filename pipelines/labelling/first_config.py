@@ -14,6 +14,7 @@ import yaml
 
 from pipelines.config.run_config import RunConfig
 from pipelines.config.yaml_files import load_yaml, parse_config
+from pipelines.display.plural import counted
 from storage.coco.truth import read_truth
 from storage.errors import ConfigError, SourceEmpty
 from storage.objects.protocols import ObjectStore, StorageOptions
@@ -61,9 +62,9 @@ class Survey:
     def sentence(self) -> str:
         """Describe it for people."""
         kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in self.suffixes.most_common(5))
-        parts = [f"{self.images:,} images ({kinds})"] if self.images else []
-        parts += [f"{self.tars:,} tar shards"] if self.tars else []
-        parts += [f"{self.others:,} other files"] if self.others else []
+        parts = [f"{counted(self.images, 'image')} ({kinds})"] if self.images else []
+        parts += [counted(self.tars, "tar shard")] if self.tars else []
+        parts += [counted(self.others, "other file")] if self.others else []
         return ("at least " if self.more else "") + ", ".join(parts)
 
 

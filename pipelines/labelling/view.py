@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.display.plural import counted
 from pipelines.labelling.summary import RunSummary
 from storage.shards.selecting import shown_counts
 
@@ -29,7 +30,9 @@ def run_table(summary: RunSummary) -> RenderableType:
     if summary.quarantined:
         table.add_row("shards quarantined", f"{summary.quarantined:,}", style="red")
     if summary.new_images:
-        table.add_row("this time", f"{summary.new_images:,} images in {summary.seconds:.1f} s")
+        table.add_row(
+            "this time", f"{counted(summary.new_images, 'image')} in {summary.seconds:.1f} s"
+        )
         table.add_row("", f"{summary.startup_s:.1f} s of them start-up")
         table.add_row("", f"then {summary.images_per_s:.1f} images/s")
     elif summary.outcome == "done" and not summary.left:
@@ -44,8 +47,8 @@ def _remarks(summary: RunSummary) -> list[Text]:
     if summary.quarantined:
         remarks.append(
             Text(
-                f"{summary.quarantined} shards failed every attempt; the reasons are below "
-                f"{summary.output}/quarantine/. The next run tries each once more.",
+                f"{counted(summary.quarantined, 'shard')} failed every attempt; the reasons are "
+                f"below {summary.output}/quarantine/. The next run tries each once more.",
                 style="red",
             )
         )
@@ -57,6 +60,9 @@ def _remarks(summary: RunSummary) -> list[Text]:
         remarks.append(Text("Stopped with work left; run the same command to continue."))
     if summary.routed:
         remarks.append(
-            Text(f"{summary.routed} images are routed: labelfleet review push {summary.output}")
+            Text(
+                f"routed: {counted(summary.routed, 'image')}; next: labelfleet review push "
+                f"{summary.output}"
+            )
         )
     return remarks

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.display.plural import counted
 from pipelines.policy.fit import Fit
 from pipelines.policy.guarantee import ClassProof, Guaranteed
 
@@ -21,7 +22,7 @@ def fit_table(found: Fit, written: str | None) -> RenderableType:
     Args:
         written: None: the policy was refused, and not written.
     """
-    title = f"{found.images:,} images, by {escape(found.source)}"
+    title = f"{counted(found.images, 'image')}, by {escape(found.source)}"
     table = Table(title=title, title_justify="left")
     for heading in _HEADINGS:
         table.add_column(heading, justify="left" if heading == "class" else "right")

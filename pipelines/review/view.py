@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.display.plural import counted
 from pipelines.display.progress_bar import ProgressBar, progress_bar
 from pipelines.display.tables import MOST_NAMED, summary_table
 from pipelines.evaluation.annotators import PeopleReport
@@ -102,7 +103,7 @@ def render_retract(summary: RetractSummary) -> RenderableType:
             ("tasks opened again", f"{summary.deleted_there:,}")]  # fmt: skip
     remarks = []
     if summary.not_reopened:
-        remarks.append(f"{summary.not_reopened} answers stay as they are in Label Studio")
+        remarks.append(f"unchanged in Label Studio: {counted(summary.not_reopened, 'answer')}")
     return Group(summary_table("retracted", rows), *(Text(r, style="yellow") for r in remarks))
 
 
@@ -120,7 +121,9 @@ def render_pull(summary: PullSummary) -> RenderableType:
             "still count. Pull with --accept-withdrawals if they were deleted on purpose"
         )
     if summary.unusable:
-        remarks.append(f"{summary.unusable} answers cannot become boxes and settle nothing:")
+        remarks.append(
+            f"{counted(summary.unusable, 'answer')} cannot become boxes, which settles nothing:"
+        )
         remarks += [f"  {address}" for address in summary.set_aside[:MOST_NAMED]]
         if summary.unusable > MOST_NAMED:
             remarks.append(f"  … and {summary.unusable - MOST_NAMED} more")
@@ -179,7 +182,9 @@ def render_people(report: PeopleReport) -> list[RenderableType]:
     parts: list[RenderableType] = [people, Text(), errors]
     bulk = sum(one.bulk for one in report.people)
     if bulk:
-        parts.append(Text(f"  {bulk:,} answers were accepted in bulk, unlooked at", style="dim"))
+        parts.append(
+            Text(f"  accepted in bulk, unlooked at: {counted(bulk, 'answer')}", style="dim")
+        )
     if report.agreement:
         pairs = Table("agreement", "", "images", "boxes agreed on", box=None)
         for pair in report.agreement:

@@ -23,6 +23,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.display.plural import counted
 from storage.labels.versions import LABELS, versions
 from storage.objects.preflight import PROBE
 from storage.records import StoredObject
@@ -216,7 +217,7 @@ def parse_age(text: str) -> float:
 def garbage_table(summary: GcSummary) -> RenderableType:
     """Render the result for people."""
     done = "would be removed" if summary.dry_run else "removed"
-    total = f"{len(summary.garbage):,} objects, {decimal(summary.nbytes)} {done}"
+    total = f"{counted(len(summary.garbage), 'object')}, {decimal(summary.nbytes)} {done}"
     remarks: list[RenderableType] = [Text(total)]
     if summary.young:
         age = f"{summary.older_than_s / 3600:g} hours"

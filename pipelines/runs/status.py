@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.display.durations import shown_duration
+from pipelines.display.plural import counted
 from pipelines.runs.bottleneck import WorkerTime
 from pipelines.runs.drift_record import DriftRecord, known_drift
 from pipelines.runs.pace import PaceCount
@@ -278,8 +279,9 @@ def status_table(status: RunStatus) -> RenderableType:
         glob = "annotations/*.parquet read as it is gives exactly the live rows"
     else:
         glob = (
-            f"{s.dead_objects:,} dead objects and {s.tombstones:,} tombstoned images lie among "
-            "annotations/*.parquet: read live rows through labelfleet, or run `labelfleet gc`"
+            f"among annotations/*.parquet lie {counted(s.dead_objects, 'dead object')} and "
+            f"{counted(s.tombstones, 'tombstoned image')}: read live rows through labelfleet, or "
+            "run `labelfleet gc`"
         )
     table.add_row("reading", glob)
     return Group(table) if s.listed else Group(table, Text("nothing has been listed yet"))
@@ -306,8 +308,8 @@ def _shares(s: RunStatus) -> str:
 def _sentence(i: InvocationStatus | None) -> str:
     if i is None:
         return "none has left a ledger"
-    workers = "" if i.workers is None else f" on {i.workers} worker{'s' * (i.workers != 1)}"
-    done = f"{i.images:,} images in {shown_duration(i.seconds)}{_pace(i)}"
+    workers = "" if i.workers is None else f" on {counted(i.workers, 'worker')}"
+    done = f"{counted(i.images, 'image')} in {shown_duration(i.seconds)}{_pace(i)}"
     if i.state == "ended":
         return f"{escape(i.outcome or 'ended')}: {done}, ended {shown_duration(i.silent_s)} ago"
     if i.state == "silent":

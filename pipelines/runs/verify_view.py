@@ -10,6 +10,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.display.plural import counted
 from pipelines.display.progress_bar import progress_bar
 from pipelines.runs.verification import Verification
 
@@ -33,11 +34,13 @@ def verify_table(found: Verification) -> RenderableType:
     table.add_row("run", Text(f"{found.name} at {found.url}"))
     table.add_row("shards", Text(_shards(found)))
     how = "in footers of" if found.quick else "read from"
-    read = f"{found.images:,} rows, {found.detections:,} boxes {how} {decimal(found.nbytes)}"
+    rows, boxes = counted(found.images, "row"), counted(found.detections, "box", "boxes")
+    read = f"{rows}, {boxes} {how} {decimal(found.nbytes)}"
     table.add_row("objects", Text(read))
     table.add_row("beside", Text(_beside(found)))
     if found.images_rehashed or found.tars_reread:
-        reread = f"{found.images_rehashed:,} images hashed again, {found.tars_reread:,} tars read"
+        images, tars = counted(found.images_rehashed, "image"), counted(found.tars_reread, "tar")
+        reread = f"{images} hashed again, {tars} read"
         table.add_row("source", Text(reread))
     table.add_row("verdict", _verdict(found))
     parts: list[RenderableType] = [table]

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.display.plural import counted
 from pipelines.training.validation import Scores
 from storage.errors import ConfigError
 
@@ -136,6 +137,6 @@ def _dropped_lines(summary: TrainSummary) -> Iterator[str]:
     """Yield what of the data was not used, a line a set; ``summary.json`` has every name."""
     for part, faults in summary.left_out.items():
         first = next(iter(faults.values()))
-        yield f"{part}: {len(faults)} images left out, such as {first}"
+        yield f"{part}: {counted(len(faults), 'image')} left out, such as {first}"
     for part, count in summary.boxes_dropped.items():
-        yield f"{part}: {count} boxes left out, without area in their image"
+        yield f"{part}: {counted(count, 'box', 'boxes')} left out, without area in their image"
