@@ -41,9 +41,30 @@ def storage_options(endpoint_url: str | None) -> Any:
 
 def open_manifest(run: str, endpoint_url: str | None) -> Any:
     """Open the run at a URL. Raises ConfigError when there is none."""
+    from storage.errors import ConfigError
     from storage.runs.manifest import Manifest
 
-    return Manifest.open(run, storage_options(endpoint_url))
+    try:
+        return Manifest.open(run, storage_options(endpoint_url))
+    except ConfigError as exc:
+        if not run.lower().endswith((".yaml", ".yml")) or "no run at" not in exc.message:
+            raise
+        raise _not_a_run(run) from exc
+
+
+def _not_a_run(config: str) -> Exception:
+    """Return the error for a config given in place of a run; it names the run's output."""
+    from pipelines.config.yaml_files import read_yaml
+    from storage.errors import ConfigError, LabelfleetError
+
+    try:
+        output = read_yaml(config).get("output")
+    except LabelfleetError:
+        output = None
+    return ConfigError(
+        f"{config} is a config, and this command takes a run's output",
+        hint=f"give {output}" if isinstance(output, str) else "give the `output` of the run",
+    )
 
 
 def show(rendered: Any, fields: dict[str, Any], as_json: bool) -> None:

@@ -30,13 +30,15 @@ def init(
     json_: Json = False,
 ) -> None:
     """Look at a source and write a commented config for it. An existing file is left alone."""
-    from pipelines.labelling.first_config import SCHEMA_NAME, first_config
+    from pipelines.labelling.first_config import SCHEMA_NAME, first_config, name_of
     from storage.errors import ConfigError
 
+    path = out or Path(f"{name_of(source)}.yaml")
+    if path.exists():  # before anything is listed or read
+        raise ConfigError(f"{path} is there already", hint="name another file: --out NAME.yaml")
     made = first_config(
         source, checkpoint=checkpoint, truth=truth, options=storage_options(endpoint_url)
     )
-    path = out or Path(f"{made.name}.yaml")
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(made.text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -41,9 +42,22 @@ from storage.logs import VARIABLE, log_format, set_up_logging
 from storage.urls import unsigned
 from workers.local_folders import cache_folder
 
+_NEAR = 0.75  # of difflib's 1: `relocat` is near `relocate`, `frobnicate` is not
+
 
 class _Commands(TyperGroup):
-    """Say how to continue after Ctrl-C, which Typer would turn into a silent exit code."""
+    """Say how to continue after Ctrl-C, and suggest only commands that are near a typo."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        self.suggest_commands = False  # Typer's own suggestions are far-fetched
+        try:
+            return super().resolve_command(ctx, args)
+        except typer.TyperException as exc:
+            near = difflib.get_close_matches(args[0], list(self.commands), 3, _NEAR)
+            if near:
+                names = ", ".join(repr(name) for name in near)
+                exc.message = f"{exc.message.rstrip('.')}. Did you mean {names}?"
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -139,6 +153,7 @@ def plan(
     measured = None if like is None else Manifest.open(like, loaded.storage.options())
     planned = plan_run(loaded, measured)
     show(plan_table(planned), planned.to_fields(), json_)
+    raise typer.Exit(planned.exit_code)
 
 
 @app.command(epilog="Example: labelfleet status s3://plates/labels/blood-cells")

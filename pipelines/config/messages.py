@@ -78,8 +78,8 @@ def _expected(annotation: Any, limits: Sequence[Any] = ()) -> str:
         if members[-1] is Ellipsis:
             if section_in(members[0]) is not None:
                 return "a list of sections"
-            return f"a list of {_expected(members[0]).removeprefix('a ')}s"
-        return f"a list of {len(members)} {_expected(members[0]).removeprefix('a ')}s"
+            return f"a list of {_several(members[0])}"
+        return f"a list of {len(members)} {_several(members[0])}"
     if origin is dict:
         return "a mapping of names"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -87,6 +87,13 @@ def _expected(annotation: Any, limits: Sequence[Any] = ()) -> str:
     named = next((limit for limit in limits if isinstance(limit, str)), "a text")
     plain = {int: "a whole number", float: "a number", bool: "true or false"}
     return plain.get(annotation, named) + _range(limits)
+
+
+def _several(annotation: Any) -> str:
+    """Return the plural of what is expected: ``whole numbers from 1 to 8,192``."""
+    one = _expected(annotation).removeprefix("a ")
+    noun = next((n for n in ("whole number", "number", "text") if one.startswith(n)), one)
+    return f"{noun}s{one[len(noun) :]}"
 
 
 def _flat(part: Any) -> Sequence[Any]:

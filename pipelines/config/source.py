@@ -73,10 +73,24 @@ def listed_objects(config: RunConfig, left_out: LeftOut | None = None) -> Iterat
             f"no {what} at {source.url}"
             + (" that match include/exclude/keys" * _filtered(config))
             + (f"; there are {left}" if str(left) else "; there is nothing"),
-            hint="check the URL and the filters; `labelfleet plan CONFIG` shows what is found",
+            hint=_where_images_are(config, left),
         )
     yield first
     yield from found
+
+
+def _where_images_are(config: RunConfig, left: LeftOut) -> str:
+    """Return what to change in a config whose source has no image."""
+    if left.counts["filtered"]:
+        return "source.kind, include, exclude or keys leave them all out: check those"
+    if not left.counts:
+        return (
+            "the folder or prefix is empty: put images or tars of images there, or correct the URL"
+        )
+    return (
+        "files are known as images by their suffix, or by their content where they have none "
+        "(source.sniff); name the folder or prefix that holds the images"
+    )
 
 
 def _is_image(source: ObjectStore, listed: StoredObject) -> bool:

@@ -9,8 +9,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipelines.config.messages import explain
-from storage.errors import BucketNotFound, ConfigError, ObjectNotFound
-from storage.stores.open import open_object
+from storage.errors import BucketNotFound, ConfigError, ObjectNotFound, StorageError
+from storage.stores.open import open_object, open_store
 from storage.urls import shown_url
 
 M = TypeVar("M", bound=BaseModel)
@@ -33,10 +33,7 @@ def read_yaml(path: str, page: str = RUN_PAGE) -> dict[str, Any]:
     try:
         raw = store.get(key)
     except (ObjectNotFound, BucketNotFound) as exc:
-        raise ConfigError(
-            f"{exc.message}, or is not a file",
-            hint=f"give the path or URL of a YAML file; {page} shows one",
-        ) from exc
+        raise _no_file(path, exc, page) from exc
     loaded = load_yaml(raw, path)
     if not isinstance(loaded, dict):
         found = {type(None): "it is empty", list: "not a list"}.get(type(loaded), "not a text")
@@ -45,6 +42,29 @@ def read_yaml(path: str, page: str = RUN_PAGE) -> dict[str, Any]:
             hint=f"{page} shows a config to start from",
         )
     return loaded
+
+
+def _no_file(path: str, exc: StorageError, page: str) -> ConfigError:
+    """Say what lies there in place of a config: a run's output, a folder, or nothing."""
+    where = shown_url(path)
+    try:
+        first = next(iter(open_store(path).list()), None)
+    except StorageError:
+        first = None
+    if first is None:
+        hint = f"give the path or URL of a YAML file; {page} shows one"
+        return ConfigError(f"{exc.message}, or is not a file", hint=hint)
+    try:
+        open_store(path).head("run.json")
+    except StorageError:
+        return ConfigError(
+            f"{where} is a folder, and a config is a YAML file",
+            hint=f"`labelfleet init {where}` writes a config for the images in it",
+        )
+    return ConfigError(
+        f"{where} is the output of a run, and this command takes a config",
+        hint="give the YAML file that the run was made with",
+    )
 
 
 def load_yaml(raw: bytes, path: str) -> Any:

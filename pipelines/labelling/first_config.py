@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -22,9 +22,16 @@ from storage.records import printable
 from storage.shards.selecting import classify
 from storage.stores.open import open_store
 from storage.urls import normalise_url, parse_url
+from workers.images.preprocessing import Preprocessing, as_yaml
+from workers.spec import ModelRequest
+
+if TYPE_CHECKING:
+    from workers.checkpoints.file import Checkpoint  # torch
 
 SCHEMA_NAME = "labelfleet-run.schema.json"
 FILL_IN = "FILL-IN.pth"
+FILL_IN_ARCH = "FILL-IN-arch.yaml"
+_COCO_INPUT = Preprocessing(size=(640, 640), resize_to=(636, 636))
 _AT_MOST = 100_000  # objects that are looked at
 _COCO = re.compile(r"(.*/)?(_annotations\.coco|instances[^/]*)\.json|(.*/)?annotations/[^/]+\.json")
 _YOLO = re.compile(r"(.*/)?(data|dataset)\.ya?ml")
@@ -98,12 +105,15 @@ def first_config(
         LabelfleetError: source, checkpoint or truth cannot be read.
     """
     options = options or StorageOptions()
+    store = open_store(source, options)
+    next(iter(store.list()), None)  # fail on a missing source before truth and weights are read
+    categories = read_truth(truth, options).categories if truth is not None else {}
+    known = None if checkpoint is None else _read_checkpoint(checkpoint, options)
     survey = survey_source(source, options)
-    if truth is not None:
-        categories = read_truth(truth, options).categories
+    if categories:
         survey.classes = tuple(categories[key] for key in sorted(categories))
-    model, missing = _model(checkpoint, survey, options)
-    name = _name_of(survey.url)
+    model, missing = _model(checkpoint, known, survey)
+    name = name_of(source)
     fields: dict[str, Any] = {
         "name": name,
         "source": {"url": _written(source, survey.url)},
@@ -134,7 +144,7 @@ def survey_source(source: str, options: StorageOptions) -> Survey:
             survey.yolo += [key] if _YOLO.fullmatch(key) else []
     survey.more = next(iter(objects), None) is not None
     if not survey.images and not survey.tars:
-        there = f"; there are {survey.others:,} other files" if survey.others else ""
+        there = f", only {counted(survey.others, 'other file')}" if survey.others else ""
         raise SourceEmpty(
             f"no image and no tar shard at {survey.url}{there}",
             hint="name the folder or prefix that holds them",
@@ -162,28 +172,45 @@ def _position(key: object) -> int:
     return int(str(key)) if str(key).isdigit() else 0
 
 
-def _model(
-    checkpoint: str | None, survey: Survey, options: StorageOptions
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the model's section, and what has to be filled in by hand."""
-    if checkpoint is None:
-        return {"checkpoint": FILL_IN}, ["model.checkpoint: your YOLO-NAS weights, a path or URL"]
+def _read_checkpoint(url: str, options: StorageOptions) -> Checkpoint:
     from workers.checkpoints.cache import fetch_checkpoint  # torch
     from workers.checkpoints.file import read_checkpoint
 
-    known = read_checkpoint(fetch_checkpoint(checkpoint, options))
+    return read_checkpoint(fetch_checkpoint(url, options))
+
+
+def _model(
+    checkpoint: str | None, known: Checkpoint | None, survey: Survey
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the model's section, and what has to be filled in by hand."""
+    if checkpoint is None or known is None:
+        return {"checkpoint": FILL_IN}, ["model.checkpoint: your YOLO-NAS weights, a path or URL"]
+    from workers.models.resolve import network_name
+
     model: dict[str, Any] = {"checkpoint": _written(checkpoint, normalise_url(checkpoint))}
-    if known.classes is not None:
-        return model, []
-    if len(survey.classes) == known.num_classes:
-        return {**model, "classes": list(survey.classes)}, []
-    if known.num_classes == 80:
-        return {**model, "classes": "coco"}, []
-    names = f"its {known.num_classes} class names, in the order of training"
-    return model, [f"model.classes: {names}"]
+    missing: list[str] = []
+    try:
+        network_name(ModelRequest(checkpoint=checkpoint), known)
+    except ConfigError:
+        model["arch"] = FILL_IN_ARCH
+        missing.append(
+            "model.arch: the arch_params yaml that these weights were trained with; they are of a "
+            "scaled variant"
+        )
+    count, named = known.num_classes, len(survey.classes)
+    if known.classes is None and named == count:
+        model["classes"] = list(survey.classes)
+    elif known.classes is None and count == 80:
+        model["classes"] = "coco"
+    elif known.classes is None:
+        differs = f" (the data set names {named})" if named else ""
+        missing.append(f"model.classes: its {count} class names, in the order of training{differs}")
+    return model, missing
 
 
-def _name_of(url: str) -> str:
+def name_of(source: str) -> str:
+    """Return a run's name for a source: the last part of its path."""
+    url = normalise_url(source)
     last = next((part for part in reversed(parse_url(url).path.split("/")) if part), "labels")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")
     return name[:100] or "labels"
@@ -219,8 +246,13 @@ def _lines(
     yield from ("", "model:")
     for key, value in fields["model"].items():
         yield from _entry(key, value, 1)
+    if "arch" not in fields["model"]:
+        yield "  # arch: arch_params.yaml    # of a scaled variant, where the checkpoint lacks it"
+    yield "  # image_size: 640           # input in pixels, or [h, w]; default: the checkpoint's"
+    yield "  # How training images were prepared, where the checkpoint does not say (see `plan`):"
+    yield f"  # {as_yaml(_COCO_INPUT)}"
     yield "  # licence: proprietary      # recorded on the run and in every file it writes"
-    if survey.classes and "classes" not in fields["model"]:
+    if survey.classes and "classes" not in fields["model"]:  # those of the checkpoint count
         yield f"  # the data set names {len(survey.classes)} classes: " + _flow(survey.classes[:20])
     if "storage" in fields:
         yield from ("", "storage:", *_entry("endpoint_url", fields["storage"]["endpoint_url"], 1))

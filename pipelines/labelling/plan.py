@@ -44,6 +44,7 @@ class Plan:
         like: URL of the run whose pace counts, where it is not this one.
         published: what speeds published for this network say, where the run was not measured.
         model_remarks: for people, about the model, or why it cannot be used.
+        exit_code: of the process; not 0 where the model cannot be used, and a run would end so.
     """
 
     shards: int
@@ -60,6 +61,7 @@ class Plan:
     output: str
     output_exists: bool
     model_remarks: tuple[str, ...] = ()
+    exit_code: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     hours_second: float | None = None
     cost_second: float | None = None
@@ -164,6 +166,7 @@ def plan_run(config: RunConfig, like: Manifest | None = None) -> Plan:
     sample.count(open_store(config.source.url, options), config.max_image_bytes)
     images_left = left.loose + sample.estimate(left.tar_nbytes, without=survey.committed)
     images = everything.loose + sample.estimate(everything.tar_nbytes)
+    remarks, exit_code = _model_remarks(config)
     own = _measured_pace(manifest) if manifest else None
     pace = own or (_measured_pace(like) if like else None)
     hours, second = _hours(images_left, pace), _hours(images, pace)
@@ -181,7 +184,8 @@ def plan_run(config: RunConfig, like: Manifest | None = None) -> Plan:
         cost_left=_cost(hours, pace, config.price_per_gpu_hour),
         output=open_store(config.output, options).url,
         output_exists=manifest is not None,
-        model_remarks=_model_remarks(config),
+        model_remarks=remarks,
+        exit_code=exit_code,
         left_out=dict(survey.left_out.counts),
         hours_second=second,
         cost_second=_cost(second, pace, config.price_per_gpu_hour),
@@ -202,14 +206,15 @@ def _hours(images: int, pace: _Pace | None) -> float | None:
     return images / pace.images_per_s / 3600 if pace else None
 
 
-def _model_remarks(config: RunConfig) -> tuple[str, ...]:
+def _model_remarks(config: RunConfig) -> tuple[tuple[str, ...], int]:
     from pipelines.models.requested import model_request  # torch, which a plan needs only here
     from workers.models.resolve import remarks_on
 
     try:
-        return remarks_on(model_request(config), config.storage.options())
+        return remarks_on(model_request(config), config.storage.options()), 0
     except LabelfleetError as exc:
-        return (f"the model cannot be used: {exc.message}",)
+        hint = f"; {exc.hint}" if exc.hint else ""
+        return (f"the model cannot be used: {exc.message}{hint}",), exc.exit_code
 
 
 def _cost(hours: float | None, pace: _Pace | None, price: float | None) -> float | None:

@@ -28,7 +28,7 @@ from pipelines.labelling.open_run import OpenRun, open_run
 from pipelines.labelling.planned_review import PlannedReview
 from pipelines.labelling.summary import RunSummary, notify, summarise
 from pipelines.labelling.work import Work, find_work
-from pipelines.models.requested import check_device, existing_record
+from pipelines.models.requested import check_device, existing_record, model_request
 from pipelines.runs.drift_record import known_drift
 from pipelines.runs.status import run_status
 from storage.errors import Interrupted, LabelfleetError, StorageError
@@ -40,6 +40,7 @@ from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
 from storage.urls import normalise_url
 from workers.actors.pool import LabelPool, PoolSize
+from workers.models.resolve import remarks_on
 from workers.spec import LabellerOptions, WorkerSpec
 
 log = logging.getLogger("labelfleet")
@@ -75,6 +76,8 @@ def label_run(
     review = PlannedReview.of(config)
     next(listed_objects(config))  # fail on a missing source before paying for Ray's start
     output = open_store(config.output, config.storage.options())
+    if existing_record(output) is None:
+        remarks_on(model_request(config), config.storage.options())  # fail on it before Ray, too
     # Ray ends after the lock is released: an end that takes long must not hold up the next run.
     with ExitStack() as at_the_end, run_lock(output, f"labelfleet run {config.name}") as lock:
 

@@ -221,3 +221,13 @@ class Tiles:
         step = max(1, self.size - int(self.overlap * self.size))
         last = max(0, length - self.size)
         return [*range(0, last, step), last]
+
+
+def as_yaml(found: Preprocessing) -> str:
+    """Return the line of a config that states the steps most often different."""
+    place = "center" if found.padding == "center" else "top_left"
+    size, fit = list(found.size), list(found.resize_to)
+    return (
+        f"preprocessing: {{size: {size}, fit: {fit}, place: {place}, pad_value: {found.pad_value}, "
+        f"channels: {found.channels}}}"
+    )

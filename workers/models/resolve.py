@@ -17,7 +17,7 @@ from storage.urls import shown_url
 from workers.checkpoints.cache import fetch_checkpoint, file_sha256
 from workers.checkpoints.description import canonical_arch
 from workers.checkpoints.file import Checkpoint, read_checkpoint
-from workers.images.preprocessing import Preprocessing
+from workers.images.preprocessing import Preprocessing, as_yaml
 from workers.models.families import (
     agreed_preprocessing,
     check_convention,
@@ -63,7 +63,7 @@ def resolve_model(
     return ModelSpec(
         checkpoint=request.checkpoint,
         sha256=checkpoint.sha256,
-        name=_name(request, checkpoint),
+        name=network_name(request, checkpoint),
         arch_params=_agreed("model.arch", arch, checkpoint.arch_params, checkpoint),
         classes=classes,
         keep=_keep(request, classes),
@@ -83,18 +83,17 @@ def resolve_model(
 
 
 def remarks_on(request: ModelRequest, options: StorageOptions) -> tuple[str, ...]:
-    """Return notes for people on how a model is interpreted; see ``ModelSpec.remarks``.
+    """Check a model as far as no device matters, and return notes on how it is interpreted.
+
+    Returns:
+        As ``ModelSpec.remarks``; for an ONNX graph, those on its view.
 
     Raises:
         LabelfleetError: as ``resolve_model``.
     """
-    path = fetch_checkpoint(request.checkpoint, options, sha256=request.sha256)
-    if request.convention is not None:
-        return _view_remark(request)
-    checkpoint = _read(path)
-    preprocessing = _preprocessing(request, checkpoint)
-    _seen(request, preprocessing, STRIDE)
-    return (*_remarks(request, checkpoint, preprocessing), *_view_remark(request))
+    anywhere = replace(request, runtime="auto", precision="auto")
+    found = resolve_model(anywhere, options, device="cpu").remarks
+    return _view_remark(request) if request.convention is not None else found
 
 
 def _read(path: Path) -> Checkpoint:
@@ -187,7 +186,7 @@ def _remarks(request: ModelRequest, checkpoint: Checkpoint, used: Preprocessing)
         return (
             f"{name} does not say how its training images were prepared; assumed is what the COCO "
             f"weights need ({in_words(used)}). Other weights may need BGR or another padding, and "
-            "lose accuracy without any error: state it in model.preprocessing",
+            f"lose accuracy without any error: state it below `model:`, as in `{as_yaml(used)}`",
         )
     if asked is not None and said is not None and used != said:
         return (
@@ -256,7 +255,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else text[:97] + "…"
 
 
-def _name(request: ModelRequest, checkpoint: Checkpoint) -> str:
+def network_name(request: ModelRequest, checkpoint: Checkpoint) -> str:
+    """Return which YOLO-NAS the weights are of.
+
+    Raises:
+        ConfigError: they are of a scaled variant whose arch_params are not known, or of another.
+    """
     asked = _agreed("model.name", request.name, checkpoint.name, checkpoint)
     if request.arch is not None or checkpoint.arch_params is not None:
         return asked or DEFAULT_NAME

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from pipelines.cli.init import schema_of
 from pipelines.cli.main import main
 from pipelines.config.run_config import RunConfig, load_config
-from pipelines.labelling.first_config import FILL_IN, SCHEMA_NAME
+from pipelines.labelling.first_config import FILL_IN, FILL_IN_ARCH, SCHEMA_NAME
 from tests.support.samples.tiny_run import fill_folder
+from workers.checkpoints.file import read_checkpoint
+from workers.images.preprocessing import Preprocessing
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -118,7 +121,87 @@ def test_a_source_without_images_is_told(
     assert code in (1, 2)
     assert "error:" in err
     assert list(here.glob("*.yaml")) == []
-    assert ("1 other files" in err) == (there == "notes")
+    assert ("only 1 other file\n" in err) == (there == "notes")
+
+
+def test_a_checkpoint_without_its_arch_and_classes_is_said_at_once(
+    here: Path, nano_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = here / "bare.pth"
+    torch.save({"net": read_checkpoint(nano_checkpoint).load_state_dict()}, bare)
+    (here.parent / "my photos" / "data.yaml").write_text("names: [a, b]\n")
+    code, out, _ = call(capsys, "init", "../my photos", "--checkpoint", bare, "--json")
+    missing = json.loads(out)["missing"]
+    assert code == 0
+    assert missing[0].startswith("model.arch: the arch_params yaml")
+    assert missing[1].startswith("model.classes: its")
+    assert "(the data set names 2)" in missing[1]
+    text = (here / "my-photos.yaml").read_text()
+    assert text.count("# TO DO") == 2
+    assert load_config("my-photos.yaml").model.arch == FILL_IN_ARCH
+    stated = text.replace(f"arch: {FILL_IN_ARCH}", "licence: x").replace("  # licence", "  # was")
+    (here / "my-photos.yaml").write_text(stated)
+    code, out, _ = call(capsys, "plan", "my-photos.yaml")
+    assert code == 2
+    assert "the model cannot be used: model.classes is missing" in " ".join(out.split())
+    named = stated.replace("licence: x", "classes: [a, b]")
+    (here / "my-photos.yaml").write_text(named)
+    for command in ("plan", "run"):
+        code, out, err = call(capsys, command, "my-photos.yaml")
+        assert code == 2
+        assert "model.classes has 2 names" in " ".join((out + err).split())
+    assert not (here / "runs").exists()  # no lock is left behind
+
+
+def test_what_init_comments_can_be_uncommented(
+    here: Path, nano_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(capsys, "init", "../my photos", "--checkpoint", nano_checkpoint)
+    path = here / "my-photos.yaml"
+    text = path.read_text()
+    for field in ("arch", "image_size"):
+        assert f"\n  # {field}: " in text
+    path.write_text(text.replace("\n  # preprocessing:", "\n  preprocessing:"))
+    found = load_config(str(path)).model.preprocessing
+    assert found is not None
+    assert found.preprocessing() == Preprocessing(size=(640, 640), resize_to=(636, 636))
+
+
+def test_an_existing_file_is_said_before_anything_is_read(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "nowhere.yaml").write_text("")
+    code, _, err = call(capsys, "init", "nowhere", "--checkpoint", "none.pth")
+    assert code == 2
+    assert "is there already" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "hint"),
+    [
+        (("plan", "../my photos"), "is a folder, and a config is a YAML file", "labelfleet init"),
+        (("gate", "labels"), "is the output of a run", "the YAML file that the run was made with"),
+        (("report", "c.yaml"), "is a config, and this command takes a run's output", "give out"),
+        (("plan", "c.yaml"), "there is nothing", "nothing is there: put images"),
+        (("plan", "c.yaml", "--set", "source.url=notes"), "there are 1 .txt", "by their suffix"),
+        (("frobnicate",), "No such command 'frobnicate'.\n", "labelfleet --help"),
+        (("relocat",), "Did you mean 'relocate'?", "labelfleet --help"),
+    ],
+)
+def test_mixed_up_arguments_say_what_is_expected(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str, hint: str
+) -> None:
+    for folder in ("labels", "none", "notes"):
+        (here / folder).mkdir()
+    (here / "labels" / "run.json").write_text("{}")
+    (here / "notes" / "a.txt").write_text("x")
+    (here / "c.yaml").write_text(
+        "name: c\nsource: {url: none}\noutput: out\nmodel: {checkpoint: c.pth}\n"
+    )
+    code, _, err = call(capsys, *arguments)
+    assert code in (1, 2)
+    assert said in err
+    assert hint in err
 
 
 @pytest.mark.parametrize("kind", ["run", "train"])
