@@ -75,13 +75,8 @@ def _settled(
     manifest: Manifest, other_runs: Sequence[Manifest]
 ) -> dict[tuple[str, str], GoldImage]:
     """Return live images that people of other projects settled."""
-    own = read_settings(manifest.store)
-    elsewhere = []
-    for run in other_runs:
-        theirs = read_settings(run.store)
-        here = own is not None and theirs is not None
-        if not (here and (own.url, own.project) == (theirs.url, theirs.project)):
-            elsewhere.append(run)
+    here = _project(manifest)
+    elsewhere = [run for run in other_runs if here is None or _project(run) != here]
     if not elsewhere:
         return {}
     book = settle(usable_answers([manifest, *elsewhere]).answers)
@@ -90,11 +85,17 @@ def _settled(
     out: dict[tuple[str, str], GoldImage] = {}
     wanted = pa.array(list(settled), pa.string())
     for _, table in live_tables(manifest, ["image_id", "sha256", "status"]):
-        here_rows = table.filter(pc.is_in(table.column("sha256"), wanted))
-        for row in here_rows.to_pylist():
+        known = table.filter(pc.is_in(table.column("sha256"), wanted))
+        for row in known.to_pylist():
             if row["status"] == "ok":
                 out[row["image_id"], row["sha256"]] = _of_answer(settled[row["sha256"]])
     return out
+
+
+def _project(manifest: Manifest) -> tuple[str, str] | None:
+    """Return server and title of the project that a run is reviewed in; None before a push."""
+    settings = read_settings(manifest.store)
+    return None if settings is None else (settings.url, settings.project)
 
 
 def _of_answer(settled: Settled) -> GoldImage:
