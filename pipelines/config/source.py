@@ -84,9 +84,7 @@ def _where_images_are(config: RunConfig, left: LeftOut) -> str:
     if left.counts["filtered"]:
         return "source.kind, include, exclude or keys leave them all out: check those"
     if not left.counts:
-        return (
-            "the folder or prefix is empty: put images or tars of images there, or correct the URL"
-        )
+        return "nothing is there: put images or tars of images there, or correct the URL"
     return (
         "files are known as images by their suffix, or by their content where they have none "
         "(source.sniff); name the folder or prefix that holds the images"

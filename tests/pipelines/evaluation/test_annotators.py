@@ -88,7 +88,7 @@ def test_bulk_answers_are_counted_and_enter_no_accept_rate() -> None:
     with console.capture() as shown:
         for part in render_people(report):
             console.print(part)
-    assert "1 answers were accepted in bulk" in shown.get()
+    assert "accepted in bulk, unlooked at: 1 answer" in shown.get()
     assert "75%" in shown.get()
 
 
