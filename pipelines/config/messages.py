@@ -137,7 +137,7 @@ def _field(kind: type[BaseModel], names: Sequence[str]) -> FieldInfo | None:
 
 
 def _step(annotation: Any, name: Any) -> FieldInfo | None:
-    """Return the field that a key leads to; a mapping takes any key, a list of sections a number."""
+    """Return the field that a key leads to: any of a mapping, a number in a list of sections."""
     if str(name).isdigit() and section_in(item := _item_in(annotation)) is not None:
         return FieldInfo(annotation=item)
     section = section_in(annotation)
