@@ -132,9 +132,8 @@ def push_run(
     server.version()
     server.me()
     wanted, classes = queued(manifest), _classes(manifest)
-    project = find_or_create(
-        server, settings.project, classes, create=chosen.create, show_why=settings.show_why
-    )
+    title, why = settings.project, settings.show_why
+    project = find_or_create(server, title, classes, create=chosen.create, show_why=why)
     maker = TaskMaker(
         names=interface_of(project.controls, classes),
         model_version=model_version_of(manifest),
