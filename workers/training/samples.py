@@ -131,6 +131,6 @@ def _place(seed: int, number: int, count: int, part: int) -> int:
     return int(_permutation(key, count)[place])
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _permutation(key: tuple[int, ...], count: int) -> NDArray[np.int64]:
     return np.random.default_rng(list(key)).permutation(count)
