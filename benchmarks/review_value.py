@@ -150,7 +150,7 @@ def orders(
         return [images[i] for i in np.random.default_rng(seed).permutation(len(images))]
 
     def ours(seed: int, audit: float, policy: Policy = POLICY) -> Order:
-        store = _copy(manifest)
+        store = copy_of(manifest)
         copied = Manifest(store, manifest.record)
         everything = sum(i.seconds(cost) for i in images) / 60
         # Routing expects costs, the reviewer pays them: where time is left, a second queue follows.
@@ -179,7 +179,7 @@ def human_cost(manifest: Manifest, truth: Truth, fitted: Policy | None) -> dict[
     for name, cost in COSTS.items():
         auto = ShowRule.choose("auto", cost)
         rules: dict[str, tuple[ShowRule, Policy]] = {
-            "from reject up": (ShowRule(), POLICY.model_copy(update={"one_object": None})),
+            "from reject up": (ShowRule(), POLICY.modelcopy_of(update={"one_object": None})),
             "none": (ShowRule("none"), POLICY),
             "auto, prior": (auto, POLICY),
         }
@@ -235,8 +235,8 @@ def fitted_on(manifest: Manifest, truth: Truth) -> Policy:
     curves = {n: _rising(policy.calibration.classes.get(n, policy.calibration.all)) for n in names}
     at = {name: curve(np.array([POLICY.accept, POLICY.reject])) for name, curve in curves.items()}
     classes = {name: ClassThresholds(accept=a, reject=r) for name, (a, r) in at.items()}
-    calibration = policy.calibration.model_copy(update={"classes": curves})
-    return policy.model_copy(update={"classes": classes, "calibration": calibration})
+    calibration = policy.calibration.modelcopy_of(update={"classes": curves})
+    return policy.modelcopy_of(update={"classes": classes, "calibration": calibration})
 
 
 def _rising(curve: Curve) -> Curve:
@@ -246,7 +246,7 @@ def _rising(curve: Curve) -> Curve:
     return Curve(scores=curve.scores, probabilities=tuple(tilted))
 
 
-def _copy(manifest: Manifest) -> MemoryStore:
+def copy_of(manifest: Manifest) -> MemoryStore:
     """Return the run without what people made of it: routing must not touch the original."""
     store = MemoryStore()
     for prefix in ("run.json", "source/", "annotations/"):
