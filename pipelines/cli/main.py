@@ -261,9 +261,13 @@ def train(
         int | None,
         typer.Option(min=1, metavar="STEPS", help="Give a finished training more steps."),
     ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster of its `workers`; default: RAY_ADDRESS, else a local Ray."),
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Train a YOLO-NAS on a COCO-format data set, on this machine."""
+    """Train a YOLO-NAS on a COCO-format data set, here or on a Ray cluster's workers."""
     from pipelines.dispatch.stopping import stopping_on_signals
     from pipelines.display.console import HarmlessConsole
     from pipelines.training.config import load_train_config
@@ -278,6 +282,7 @@ def train(
             stopper=stopper,
             accept_data=accept_data,
             more_steps=extend,
+            address=address,
         )
     show(training_table(summary), summary.to_fields(), json_)
 

@@ -73,10 +73,15 @@ class Sink(Protocol):
 
 
 class RayMetrics:
-    """Ray's metrics, each created on first use. Needs a connected Ray."""
+    """Ray's metrics, each created on first use. Needs a connected Ray.
 
-    def __init__(self, run: str) -> None:
-        self._run = {RUN: run}
+    Args:
+        run: name of the run, or of the training.
+        metrics: the known ones.
+    """
+
+    def __init__(self, run: str, metrics: Mapping[str, Metric] = METRICS) -> None:
+        self._run, self._metrics = {RUN: run}, metrics
         self._made: dict[str, Counter | Gauge] = {}
 
     def add(self, name: str, amount: float, **tags: str) -> None:
@@ -93,7 +98,7 @@ class RayMetrics:
 
     def _metric(self, name: str) -> Counter | Gauge:
         if name not in self._made:
-            metric = METRICS[name]
+            metric = self._metrics[name]
             kind = Counter if metric.kind == "counter" else Gauge
             self._made[name] = kind(name, metric.description, (RUN, *metric.tags))
         return self._made[name]

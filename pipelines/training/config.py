@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from pipelines.training.recipe_config import (
     Share,
     StageConfig,
 )
+from pipelines.training.team.section import TeamConfig, refuse_team
 from storage.errors import ConfigError
 from storage.objects.protocols import StorageOptions
 from workers.checkpoints.cache import fetch_checkpoint, file_sha256
@@ -28,7 +30,7 @@ from workers.images.preprocessing import Preprocessing
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 # What may differ between a stopped training and its continuation: it moves no weight.
-_FREE = {"output", "threads", "eval_every", "max_bad_share", "cache"}
+_FREE = {"output", "threads", "eval_every", "max_bad_share", "cache", "workers", "report"}
 # Fields that came later, by path. At its default one is left out of the fingerprint, so that
 # trainings of earlier versions continue.
 _LATER = (
@@ -140,7 +142,9 @@ class TrainConfig(Part):
     """A training."""
 
     name: Name = Field(description="Also the checkpoint's file name.")
-    output: Path = Field(description="Folder for checkpoint, summary and state.")
+    output: Path = Field(
+        description="Folder for checkpoint, summary and state: local, or the URL of any store."
+    )
     train: Annotated[
         Annotated[DataConfig, Tag("set")]
         | Annotated[Annotated[tuple[SourceConfig, ...], Field(min_length=1)], Tag("sources")],
@@ -219,12 +223,30 @@ class TrainConfig(Part):
     range: Literal["full", "data"] | tuple[float, float] = Field(
         "full", description="As model.range of a run; the checkpoint records it for runs."
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; none: all cores.")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads, of each worker if there are any; none: all cores."
+    )
+    workers: TeamConfig = Field(
+        TeamConfig(), description="Processes that train together, on a Ray cluster."
+    )
+    report: tuple[str, ...] = Field(
+        (),
+        description="Who hears of steps and validations: `tensorboard`, or `module:name` of your "
+        "own listener.",
+    )
     stages: tuple[StageConfig, ...] = Field(
         (),
         description="Trainings in a row, such as pretrain and finetune, each with a `name` and the "
         "fields that differ in it. Each starts from the weights that the one before it kept.",
     )
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _place(cls, value: Any) -> Any:
+        """Keep a local output as a path; a URL stays readable for ``remote``."""
+        if isinstance(value, str) and value.startswith("file://"):
+            return value.removeprefix("file://")
+        return value
 
     @field_validator("image_size")
     @classmethod
@@ -269,6 +291,27 @@ class TrainConfig(Part):
         if given == 2 or (given == 0 and not self.stages):  # each stage may have its own
             raise ValueError("give either steps or epochs")
         return self
+
+    @model_validator(mode="after")
+    def _team(self) -> TrainConfig:
+        asked = self.workers
+        if asked.most:
+            refuse_team(
+                asked, batch_size=self.batch_size, accumulate=self.accumulate, device=self.device
+            )
+        if asked.most > 1 and self.stages and self.remote is not None:
+            raise ValueError(
+                "stages: several workers hand the weights of a stage on in a folder that all of "
+                "them see; set output to one"
+            )
+        return self
+
+    @property
+    def remote(self) -> str | None:
+        """The output's URL; None: it is a local folder."""
+        # A path has lost one of the two slashes after the scheme.
+        found = re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.+)", str(self.output))
+        return f"{found[1]}://{found[2]}" if found else None
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:

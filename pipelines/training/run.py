@@ -10,7 +10,10 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,10 +36,13 @@ from pipelines.training.start import (
     provenance_of,
 )
 from pipelines.training.summary import FILE_NAME, TrainSummary, read_finished
+from pipelines.training.team.listeners import listeners_of, listening, tell_step, tell_validated
+from pipelines.training.team.mirror import mirrored
 from pipelines.training.validation import Scores, measure
 from pipelines.training.view import TrainView
 from storage.errors import Interrupted
 from storage.objects.protocols import StorageOptions
+from storage.stores.open import open_store
 from workers.checkpoints.file import read_checkpoint, save_checkpoint
 from workers.checkpoints.provenance import inherited_licence
 from workers.detectors.protocol import Detector
@@ -45,7 +51,8 @@ from workers.models.resolve import resolve_model
 from workers.runtimes.torch_session import torch_detector
 from workers.spec import ModelRequest, ModelSpec
 from workers.training.batches import BatchSource
-from workers.training.trainer import DataMark, Trainer
+from workers.training.distributed import Team
+from workers.training.trainer import DataMark, StepReport, Trainer
 from workers.yolo_nas.dense import DenseDetector
 from workers.yolo_nas.network import fuse
 
@@ -59,30 +66,81 @@ def train(
     stopper: Stopper | None = None,
     accept_data: bool = False,
     more_steps: int | None = None,
+    address: str | None = None,
 ) -> TrainSummary:
     """Train, or continue, or return the summary of what is already done.
 
     Args:
-        config: see ``pipelines.training.config``.
+        config: see ``pipelines.training.config``; with ``workers`` the training is theirs.
         console: where progress is shown; None: it is not shown.
         stopper: looked at after every step.
         accept_data: continue a stopped training although its annotations or images changed.
         more_steps: give a finished training this many steps more.
+        address: of the Ray cluster of ``workers``; None: RAY_ADDRESS, else a Ray of our own.
 
     Raises:
-        ConfigError: the data cannot be used, or the output holds another training.
+        ConfigError: the data cannot be used, the output holds another training, or there is no
+            room for the workers.
         SourceError, SourceEmpty: images are missing, or there is nothing to learn.
         ModelError: the loss became NaN or infinite, or the network cannot be built.
+        StorageError: the output is in a store, which refuses.
         Interrupted: stopped on request; the same call continues.
+        WorkerLost, RayLost: workers died too often, or the cluster; the same call continues.
     """
+    part = partial(_train_part, accept_data=accept_data, more_steps=more_steps)
+    stopper = stopper or Stopper()
+    if not config.workers.most:
+        return part(config, console=console, stopper=stopper)
+    from pipelines.training.team.ray_train import train_on_workers  # Ray Train: seconds to import
+
+    return train_on_workers(part, config, console=console, stopper=stopper, address=address)
+
+
+def _train_part(
+    config: TrainConfig,
+    *,
+    console: Console | None,
+    stopper: Stopper,
+    accept_data: bool,
+    more_steps: int | None,
+) -> TrainSummary:
+    """Train in this process, alone or as one of a team, with the output where it belongs."""
+    team = Team.joined()
+    with ExitStack() as stack:
+        url, local = config.remote, config
+        if url is not None:
+            folder = stack.enter_context(mirrored(open_store(url), writes=team.leads))
+            local = config.model_copy(update={"output": folder})
+        if team.leads:
+            fields = config.model_dump(mode="json")
+            heard = listeners_of(config.report, fields, local.output)
+            stack.enter_context(listening(heard))
+        summary = _train_here(local, console, stopper, accept_data, more_steps)
+        if url is None:
+            return summary
+        summary = replace(summary, checkpoint=f"{url}/{Path(summary.checkpoint).name}")
+        if team.leads:
+            (local.output / FILE_NAME).write_text(json.dumps(summary.to_fields()) + "\n")
+        return summary
+
+
+def _train_here(
+    config: TrainConfig,
+    console: Console | None,
+    stopper: Stopper,
+    accept_data: bool,
+    more_steps: int | None,
+) -> TrainSummary:
+    """Train with a local output; every process of a team does this at the same time."""
     stages = marked_stages(config)
-    done = read_finished(config.output, stages[-1].fingerprint)
-    if more_steps is not None:
-        extend(config.output, done, more_steps)
-    elif done is not None:
+    with Team.joined().in_turn():
+        done = read_finished(config.output, stages[-1].fingerprint)
+        if more_steps is not None:
+            extend(config.output, done, more_steps)
+    if more_steps is None and done is not None:
         return done
     *earlier, last = stages
-    shown = _Shown(console, stopper or Stopper())
+    shown = _Shown(console, stopper)
     before: list[Mapping[str, Any]] = []
     for stage in earlier:
         _say_stage(console, stage.name)
@@ -109,12 +167,14 @@ def _train_stage(
     stage: MarkedStage, before: Sequence[Mapping[str, Any]], shown: _Shown, *, accept_data: bool
 ) -> TrainSummary:
     """Train one stage, or return its summary if it is done; ``before`` are records of others."""
-    config, machine = stage.config, stage.machine
-    done = read_finished(config.output, stage.fingerprint)
+    config, machine, team = stage.config, stage.machine, Team.joined()
+    with team.in_turn():
+        done = read_finished(config.output, stage.fingerprint)
     if done is not None:
         return done
     stored = config.distill is not None and config.distill.mode == "stored"
-    data = read_data(config, stored=stored)
+    with team.in_turn():  # the first leaves for the others what it found out about the images
+        data = read_data(config, stored=stored)
     torch.set_num_threads(machine.threads)
     network = first_network(config, data.train.classes)
     knowledge = knowledge_of(config, data.train, network, machine)
@@ -127,10 +187,13 @@ def _train_stage(
         data=DataMark(stage.config_fingerprint, data.train.digest, accept_data),
         state=config.output / STATE_NAME,
         knowledge=knowledge,
+        team=team,
     )
     run = _Run(config, machine, trainer, data, before)
     run.fit(shown.console, shown.stopper)
-    return run.finish(stage.fingerprint)
+    summary = team.told(run.finish(stage.fingerprint) if team.leads else None)
+    assert summary is not None  # noqa: S101 - the leader's
+    return summary
 
 
 class _Run:
@@ -161,9 +224,16 @@ class _Run:
             def validate(network: nn.Module) -> float:
                 self._scores = measure(self._averaged(network), self._data.sets["val"])
                 view.validated(trainer.progress.step, self._scores)
+                tell_validated(trainer.progress.step, self._scores)
                 return self._scores.map_
 
-            trainer.run(self._source().stream, validate, self._keep, view.step, stopper.asked)
+            def on_step(report: StepReport) -> None:
+                view.step(report)
+                tell_step(report)
+
+            team = trainer.team
+            batches = partial(self._source().stream, rank=team.rank, world=team.size)
+            trainer.run(batches, validate, self._keep, on_step, stopper.asked)
         if not trainer.done:
             raise Interrupted(
                 f"stopped at step {trainer.progress.step} of {steps}; everything so far is kept in "

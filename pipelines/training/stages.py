@@ -20,7 +20,19 @@ from storage.errors import ConfigError
 
 _FOLDER = "stages"
 # A stage is another training of the same model: these are the same in all of them.
-_WHOLE = ("name", "output", "model", "test", "stages", "device", "threads", "padding", "range")
+_WHOLE = (
+    "name",
+    "output",
+    "model",
+    "test",
+    "stages",
+    "device",
+    "threads",
+    "padding",
+    "range",
+    "workers",
+    "report",
+)
 _MERGED = ("augment", "lr_factors", "distill")  # sections of which a stage may give a part
 
 

@@ -18,6 +18,7 @@ from workers.checkpoints.cache import fetch_checkpoint
 from workers.checkpoints.file import Checkpoint, read_checkpoint
 from workers.checkpoints.provenance import ancestor
 from workers.models.resolve import read_arch
+from workers.training.distributed import Team
 from workers.training.options import FitOptions, LrFactors, TrainPrecision
 from workers.training.recipe.augmentation import Augmentation
 from workers.yolo_nas.network import build_network
@@ -164,7 +165,9 @@ def resolve_machine(config: TrainConfig) -> Machine:
             hint="use channels_last: auto",
         )
     if precision == "auto":
-        precision = "bf16" if fast_bf16(device) else "fp32"
+        # Of several processes the first decides: a step has one precision.
+        fast = Team.joined().agree(float(fast_bf16(device)))
+        precision = "bf16" if fast else "fp32"
     return Machine(device, precision, config.threads or _cores())
 
 

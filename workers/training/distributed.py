@@ -7,13 +7,17 @@ here returns what it was given.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 def group_size() -> int:
@@ -58,15 +62,18 @@ class Team:
 
         The weights stay those of ``network``, whose batch norms are exchanged in place; the names
         in its state dict do not change. Parameters that are not to be trained must be frozen
-        before. Every parameter has to take part in every loss.
+        before; one that takes no part in a step's loss gets no gradient there.
         """
         if self.size == 1:
             return network
         on_gpu = next(network.parameters()).is_cuda
         share_statistics(network, on_gpu=on_gpu)
-        # The statistics are equal everywhere already: sending them at every step would be waste.
         return DistributedDataParallel(
-            network, broadcast_buffers=False, gradient_as_bucket_view=True
+            network,
+            broadcast_buffers=False,  # the statistics are equal everywhere already
+            # YOLO-NAS has such parameters: branches of its blocks that only fusing uses.
+            find_unused_parameters=True,
+            gradient_as_bucket_view=True,
         )
 
     def agree(self, value: float) -> float:
@@ -77,6 +84,23 @@ class Team:
         told = torch.tensor([value], dtype=torch.float64, device=device)
         dist.broadcast(told, src=0)
         return float(told.item())
+
+    def told(self, value: T | None) -> T | None:
+        """Return rank 0's value, any that can be pickled, to all."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Let rank 0 pass the block before the others enter it."""
+        if not self.leads:
+            self.agree(0.0)
+        yield
+        if self.leads:
+            self.agree(0.0)
 
 
 def share_statistics(network: nn.Module, *, on_gpu: bool) -> None:
@@ -136,8 +160,9 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
-        wide = x.float()  # bf16 would round the statistics
-        count = torch.full((1,), x.numel() / x.shape[1])
+        # bf16 would round the statistics.
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        count = torch.full((1,), x.numel() / x.shape[1], dtype=wide.dtype)
         variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
         mine = torch.cat([mean, variance, count])
         parts = [torch.empty_like(mine) for _ in range(group_size())]
@@ -160,7 +185,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         unit, weight, inverse, total = ctx.saved_tensors
-        dtype, gradient = gradients[0].dtype, gradients[0].float()
+        dtype, gradient = gradients[0].dtype, gradients[0].to(ctx.saved_tensors[0].dtype)
         shape, channels = (1, -1, 1, 1), unit.shape[1]
         of_bias = gradient.sum(dim=(0, 2, 3))
         of_weight = (gradient * unit).sum(dim=(0, 2, 3))

@@ -114,7 +114,7 @@ class Trainer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.options = options
-        self._team = team
+        self.team = team
         self._clock = clock
         self.progress = TrainingProgress()
         self._network = network.to(options.device).train()
@@ -170,7 +170,7 @@ class Trainer:
             if due:
                 self._validate(report, validate, keep)
             self.progress.seconds += self._clock() - started
-            stopped = bool(self._team.agree(stop()))
+            stopped = bool(self.team.agree(stop()))
             if due or stopped or self._clock() - saved_at >= self.options.save_every_s:
                 self.save()
                 saved_at = self._clock()
@@ -196,8 +196,8 @@ class Trainer:
         validate: Callable[[nn.Module], float],
         keep: Callable[[nn.Module], None],
     ) -> None:
-        leads = self._team.leads
-        score = self._team.agree(validate(self.ema_network) if leads else 0.0)
+        leads = self.team.leads
+        score = self.team.agree(validate(self.ema_network) if leads else 0.0)
         self.progress.history.append((report.step, report.loss, score))
         if score >= self.progress.best_score:
             self.progress.best_score, self.progress.best_step = score, report.step
@@ -285,7 +285,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state file atomically; rank 0 does."""
-        if not self._team.leads:
+        if not self.team.leads:
             return
         partial = self._state.with_suffix(".partial")
         torch.save(
