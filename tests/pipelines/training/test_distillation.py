@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,6 +16,9 @@ from pydantic import ValidationError
 from pipelines.demo.digits import make_pages
 from pipelines.training.config import TrainConfig
 from storage.errors import ConfigError
+from storage.stores.open import open_store
+from tests.support.samples.label_version import labelled
+from tests.support.samples.training_samples import box, write_coco
 from workers.images.preprocessing import Preprocessing
 
 ARCH = Path(__file__).resolve().parents[3] / "pipelines" / "assets" / "digits_nano_arch.yaml"
@@ -131,3 +135,35 @@ def test_a_student_names_its_teacher_and_carries_its_licence(
     assert ancestor["sha256"] == read_checkpoint(path).sha256
     assert ancestor["licence"] == "DECI-NC"
     assert summary.steps == 6
+
+
+@pytest.mark.slow
+def test_a_label_versions_knowledge_is_learned_and_its_model_is_an_ancestor(
+    config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    from pipelines.training.run import train
+    from pipelines.training.sources import read_data
+    from workers.checkpoints.file import read_checkpoint
+
+    run = labelled(open_store(str(tmp_path / "photos")), open_store(str(tmp_path / "run")))
+    classes = [{"id": 1, "name": "dark"}, {"id": 2, "name": "bright"}]
+    truth = write_coco(tmp_path / "val", [(40, 40)], [box(1, 1, 4, 4, 20, 20)], categories=classes)
+    data = {
+        "train": [{"labels": run.url}],
+        "val": {"annotations": str(truth), "images": str(truth.parent)},
+        "cache": {"dir": str(tmp_path / "cache"), "size": "1MB"},
+    }
+    stored = config(**data, distill={"mode": "stored"}, output=str(tmp_path / "stored"))
+    samples = read_data(stored, stored=True).train
+    soft = [samples.sample(index).soft for index in range(len(samples))]
+    assert any(one is not None and np.isfinite(one.scores).any() for one in soft)
+
+    student = read_checkpoint(Path(train(stored).checkpoint))
+    plain = read_checkpoint(Path(train(config(**data, output=str(tmp_path / "plain"))).checkpoint))
+    assert student.load_state_dict().keys() == plain.load_state_dict().keys()
+    own, other = student.load_state_dict(), plain.load_state_dict()
+    assert any(not torch.equal(own[key], other[key]) for key in own)
+    assert student.provenance is not None
+    (ancestor,) = student.provenance["ancestors"]
+    assert ancestor["role"] == "labels"
+    assert ancestor["sha256"] == run.record.identity.model_sha256
