@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class Ours:
             found, how, Augmentation(flip_vertical=0.5, scale=SCALE), options.batch, 0
         )
         self._steps, self._batch = options.steps, options.batch
+        self.cpu_s: list[float] = []
         never = 10**9
         fit = FitOptions(steps=never, warmup_steps=10, eval_every=never, save_every_s=1e9, **more)
         self._trainer = Trainer(
@@ -74,9 +76,10 @@ class Ours:
         """Return images/s."""
         trainer = self._trainer
         first = trainer.progress.step
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         for batch in self._source.stream(first, first + self._steps):
             trainer._step(batch)  # what run() does at each step, without its state file
+        self.cpu_s.append(time.process_time() - cpu)
         return self._steps * self._batch / (time.perf_counter() - started)
 
 
@@ -88,6 +91,7 @@ class Theirs:
         self._options, self._folder, self._runs = options, folder, 0
         self._dataset = _dataset(options.data)
         self._network = network(len(self._dataset.classes))
+        self.cpu_s: list[float] = []
 
     def __call__(self) -> float:
         """Return images/s."""
@@ -120,6 +124,7 @@ class Theirs:
                 train_loader=loader,
                 valid_loader=loader,
             )  # fmt: skip
+        self.cpu_s.append(loader.cpu_s)
         return options.steps * options.batch / loader.seconds
 
 
@@ -128,7 +133,7 @@ class _Timed:
 
     def __init__(self, loader: Any, steps: int) -> None:
         self._loader, self._steps = loader, steps
-        self.seconds = 0.0
+        self.seconds = self.cpu_s = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -137,11 +142,12 @@ class _Timed:
         return self._steps
 
     def __iter__(self) -> Iterator[Any]:
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         batches = iter(self._loader)
         for _ in range(self._steps):
             yield next(batches)
         self.seconds = time.perf_counter() - started
+        self.cpu_s = time.process_time() - cpu
 
 
 def _dataset(data: Path) -> Any:
@@ -199,7 +205,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def sides(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], float]]:
+def sides(options: argparse.Namespace, folder: Path) -> dict[str, Ours | Theirs]:
     """Return the sides by name."""
     import torch
 
@@ -207,7 +213,7 @@ def sides(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], f
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     plain_fit = {"precision": "fp32", "device": device}
-    found: dict[str, Callable[[], float]] = {
+    found: dict[str, Ours | Theirs] = {
         "super-gradients": Theirs(options, folder),
         "fp32": Ours(options, folder, **plain_fit),
     }
@@ -232,9 +238,11 @@ def main() -> None:
     made.add_argument("--out", type=Path, default=Path("benchmark_results"))
     options = made.parse_args()
     os.environ.setdefault("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # its Trainer's own snapshots
-    from workers.yolo_nas.network import import_super_gradients
+    from workers.yolo_nas.torchvision_ops import ensure_torchvision
 
-    import_super_gradients()
+    ensure_torchvision()
+    with _quiet():  # whole, as its users import it, and before our loss imports a part of it
+        importlib.import_module("super_gradients.training")
     import torch
 
     torch.set_num_threads(options.threads)
@@ -246,6 +254,8 @@ def main() -> None:
         rounds = Rounds()
         rounds.run(found, options.rounds)
     report.values = rounds.values
+    # Of the steps alone: without what a Trainer does before its first and after its last.
+    rounds.cpu_s = {name: side.cpu_s[1:] for name, side in found.items()}
     report.facts = {"cpu_s_per_step": {
         name: [s / options.steps for s in spent] for name, spent in rounds.cpu_s.items()
     }}  # fmt: skip
