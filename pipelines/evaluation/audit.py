@@ -165,9 +165,9 @@ Strata = dict[tuple[str, str], list[AnsweredImage]]
 def audit_sample(audit: Sequence[AnsweredImage], own_run: str) -> Strata:
     """By (run, stratum) the answered images of the answered prefix; strata without any left out.
 
-    A skipped image is passed over, as one that is gone; the first open one ends the prefix. Where
-    several runs' queues held audits of the same images, one run's speak: the own ones if there
-    are any answers, else those of the run with most.
+    An image that was skipped or could not be shown is passed over, as one that is gone; the first
+    open one ends the prefix. Where several runs' queues held audits of the same images, one run's
+    speak: the own ones if there are any answers, else those of the run with most.
     """
     by_run: dict[str, Strata] = defaultdict(dict)
     members: Strata = defaultdict(list)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -51,6 +51,7 @@ from storage.labels.versions import (
 from storage.objects.protocols import Body
 from storage.records import Category, RunIdentity
 from storage.review.answers import ReviewedBox, answer_parts
+from storage.review.not_shown import read_not_shown
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
 
@@ -91,7 +92,10 @@ def decide_run(
         merge = _Merge(
             thresholds=thresholds,
             categories=identity.categories,
-            book=settle(found.answers, settling),
+            book=replace(
+                settle(found.answers, settling),
+                not_shown=frozenset(read_not_shown(manifest.store)),
+            ),
             places=QueuePlaces(runs),
             model=identity.model_sha256,
             policy=policy.digest(),

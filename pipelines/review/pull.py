@@ -133,7 +133,7 @@ def pull_run(
     twins = delete_twins(server, mine)
     gone = missing_there(records, project, refs, there)
     pulled = _Pulled(tombstones=gone)
-    if too_many(gone, records) and not accept_withdrawals:
+    if too_many(gone, records, project) and not accept_withdrawals:
         pulled = _Pulled(held_back=len(gone))
     # An image may have been answered long ago, in a round before this run queued it. What another
     # project or server gave says nothing about what was read from this one.

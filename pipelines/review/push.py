@@ -35,6 +35,7 @@ from pipelines.truth.settle import settle
 from pipelines.truth.usable import usable_answers
 from storage.errors import ReviewError
 from storage.objects.protocols import ObjectStore
+from storage.review.not_shown import write_not_shown
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
 
@@ -152,6 +153,7 @@ def push_run(
     predicted = push.predict(plan, boxes, sender.doubted)
     kept_shown = push.keep_others_shown()
     _show_predictions(server, project.project_id, maker.model_version)
+    not_shown = _keep_not_shown(manifest, plan, copies, boxes)
     return PushSummary(
         project=project.title,
         project_id=project.project_id,
@@ -164,7 +166,7 @@ def push_run(
         kept_shown=kept_shown,
         twins_deleted=twins + sender.twins_deleted,
         lost_replies=sender.lost_replies,
-        not_shown=_not_shown(plan, copies, boxes),
+        not_shown=not_shown,
     )
 
 
@@ -183,6 +185,16 @@ class _Plan:
     open: list[Queued]
     there: int
     answered_before: int
+
+
+def _keep_not_shown(
+    manifest: Manifest, plan: _Plan, copies: Copies, boxes: Container[str]
+) -> dict[str, str]:
+    """Record which images have no task, by sha256; return why, by image_id."""
+    reasons = _not_shown(plan, copies, boxes)
+    items = [q.item for q in plan.missing if q.item.image_id in reasons]
+    write_not_shown(manifest.store, {item.sha256: reasons[item.image_id] for item in items})
+    return reasons
 
 
 def _not_shown(plan: _Plan, copies: Copies, boxes: Container[str]) -> dict[str, str]:

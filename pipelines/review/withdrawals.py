@@ -65,9 +65,13 @@ def came_back(
     }
 
 
-def too_many(gone: Sequence[Answer], records: Iterable[Answer]) -> bool:
-    """Return whether more than half is missing: likelier a mistake than a decision."""
-    return len(gone) > max(_FEW, len(standing(records)) / 2)
+def too_many(gone: Sequence[Answer], records: Iterable[Answer], project: Project) -> bool:
+    """Return whether more than half is missing: likelier a mistake than a decision.
+
+    Half of the answers from this project, that is: those of others say nothing about it.
+    """
+    own = [a for a in standing(records) if a.project in ("", project.identity)]
+    return len(gone) > max(_FEW, len(own) / 2)
 
 
 def project_is_gone(

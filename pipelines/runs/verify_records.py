@@ -26,6 +26,7 @@ from storage.records import STATUSES
 from storage.review.answers import ANSWERS, read_answers
 from storage.review.frames import read_frame
 from storage.review.gold import GOLD, read_gold
+from storage.review.not_shown import NOT_SHOWN_KEY, read_not_shown
 from storage.review.queue import QUEUE, read_head, read_queue
 from storage.review.refreshed import REFRESHED_KEY, read_refreshed
 from storage.review.settings import SETTINGS_KEY, read_settings
@@ -90,6 +91,8 @@ def check_records(manifest: Manifest, differs: Differs, *, quick: bool) -> Recor
     with check.looking_at(REFRESHED_KEY):
         if read_refreshed(manifest.store) is not None:
             check.note_seal(REFRESHED_KEY)
+    with check.looking_at(NOT_SHOWN_KEY):
+        read_not_shown(manifest.store)
     with check.looking_at(GOLD):
         read_gold(manifest.store)
     _check_versions(check)

@@ -18,6 +18,7 @@ from pipelines.truth.settle import settle
 from storage.coco.truth import Truth
 from storage.records import Detections
 from storage.review.answers import read_answers, standing
+from storage.review.not_shown import read_not_shown
 from storage.runs.annotation_rows import table_to_rows
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
@@ -47,7 +48,8 @@ def audit_images(manifest: Manifest, *, count_bulk: bool = False) -> dict[str, l
     The first open image ends the prefix, so that it does not matter which images people liked to
     answer first; how many answers wait behind it is logged. An image that was deleted or changed
     since has left the population and is passed over. An image whose answers cannot be compared
-    (skipped, unusable, of a class that the run lacks) counts with all of its boxes wrong.
+    (skipped, unusable, of a class that the run lacks), or that the last push could not show, counts
+    with all of its boxes wrong.
 
     Raises:
         ReviewError: an answer names a class that the run lacks.
@@ -55,6 +57,7 @@ def audit_images(manifest: Manifest, *, count_bulk: bool = False) -> dict[str, l
     answers = standing(read_answers(manifest.store))
     book = settle(a for a in answers if count_bulk or not accepted_in_bulk(a))
     replied = book.settled.keys() | book.skipped | book.unusable
+    replied |= read_not_shown(manifest.store).keys()
     order: dict[str, list[tuple[int, _Key]]] = defaultdict(list)
     for sha256, entries in queue_entries([manifest]).items():
         for entry in entries:

@@ -48,7 +48,7 @@ class AnsweredImage(Corrections):
         part: ``audit``, ``value``, or ``other`` (answered, but in no queue that was read).
         run, stratum, stratum_images, audit_rank: as in the queue; '' and -1 for ``other``.
         expected_s: human seconds that routing expected.
-        state: ``answered``, ``skipped`` or ``open``.
+        state: ``answered``, ``skipped``, ``not_shown`` (the last push could not) or ``open``.
         blind: the person saw no predictions.
         lead_time_s: seconds the person took, where known.
         missed_ignored: of the missed, those that an ignore box covers with IoU >= 0.5.
@@ -129,6 +129,8 @@ def describe(
     settled = book.settled.get(sha256)
     if settled is None:
         state = "skipped" if sha256 in book.skipped else "open"
+        if state == "open" and sha256 in book.not_shown:
+            state = "not_shown"
         return [_line(image_id, sha256, place, state) for place in places]
     found = model.against(settled, names)
     known: Sequence[QueueEntry | None] = places or [None]

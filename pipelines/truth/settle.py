@@ -38,12 +38,14 @@ class AnswerBook:
     Attributes:
         settled: by sha256, what counts.
         skipped: images that people only skipped.
+        not_shown: images that the last push could not show to anybody.
         unusable: images whose answers hold only what cannot become boxes, see ``Answer.unusable``.
     """
 
     settled: dict[str, Settled]
     skipped: frozenset[str]
     unusable: frozenset[str] = frozenset()
+    not_shown: frozenset[str] = frozenset()
 
 
 def settle(answers: Iterable[Answer], how: Settling = "latest") -> AnswerBook:

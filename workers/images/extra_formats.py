@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import struct
 import warnings as python_warnings
 import zlib
 from typing import Any
@@ -24,11 +25,16 @@ from workers.images.pixels import (
     whole_image,
 )
 from workers.images.preprocessing import ValueRange
+from workers.images.signatures import jpeg_xl_size
 
 # What LibRaw calls flip, as an EXIF orientation.
 _FLIPS = {0: 1, 3: 3, 5: 8, 6: 6}
 _DEFLATED = "1.2.840.10008.1.2.1.99"  # the transfer syntax that deflates the header too
 _PROBE_NBYTES, _PIXEL_NBYTES, _HEADER_NBYTES, _PIECE_NBYTES = 1 << 28, 16, 1 << 24, 1 << 20
+_BEHIND_NBYTES = 1 << 20  # for what may follow the pixels, such as signatures
+# Columns, rows, samples a pixel, bits a sample, frames: what counts where they are not stated.
+_SIZE_TAGS = {0x00280011: 0, 0x00280010: 0, 0x00280002: 1, 0x00280100: 8, 0x00280008: 1}
+_PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
 
 def _package(name: str, extra: str, what: str) -> Any:
@@ -61,9 +67,9 @@ def probe_extra(kind: str, data: bytes) -> tuple[int, int, int]:
         heif = _package("pillow_heif", "heif", "HEIF")
         return (*heif.open_heif(data).size, 1)
     if kind == "JPEG XL":
-        return (*_open_jpeg_xl(data).size, 1)
+        return (*_sized_jpeg_xl(data), 1)
     if kind == "DICOM":
-        header = _read_dicom(data, _PROBE_NBYTES)
+        header = _read_dicom(data, None)
         return int(header.Columns), int(header.Rows), 1
     rawpy = _package("rawpy", "raw", "camera RAW")
     with rawpy.imread(io.BytesIO(data)) as raw:
@@ -92,7 +98,14 @@ def _open_jpeg_xl(data: bytes) -> Image.Image:
     return image
 
 
+def _sized_jpeg_xl(data: bytes) -> tuple[int, int]:
+    """(width, height) upright, from the header: opening a file would decode it."""
+    _package("pillow_jxl.JpegXLImagePlugin", "jxl", "JPEG XL")
+    return jpeg_xl_size(data)
+
+
 def _decode_jpeg_xl(data: bytes, max_pixels: int) -> DecodedImage:
+    check_pixels(*_sized_jpeg_xl(data), max_pixels)
     image = _open_jpeg_xl(data)
     check_pixels(*image.size, max_pixels)
     image.load()
@@ -101,8 +114,11 @@ def _decode_jpeg_xl(data: bytes, max_pixels: int) -> DecodedImage:
     return whole_image(np.asarray(image.convert("RGB")), 1, frames, warnings)
 
 
-def _check_inflated(data: bytes, most: int) -> None:
-    """Raise TooLarge for a deflated DICOM file of more than ``most`` bytes; they are not kept.
+def _check_inflated(data: bytes, max_pixels: int | None) -> None:
+    """Raise TooLarge for a deflated DICOM file of more bytes than its own header asks for.
+
+    The bytes are not kept, but for the header. It may not ask for more pixels than ``max_pixels``
+    a frame; None: 256 MiB in all.
 
     The file header is read by pydicom's own functions: where a second parser disagreed about its
     end or its transfer syntax, pydicom would inflate without a limit after all.
@@ -115,6 +131,7 @@ def _check_inflated(data: bytes, most: int) -> None:
     if header.get("TransferSyntaxUID") != _DEFLATED:
         return
     end = file.tell()
+    most = _PROBE_NBYTES if max_pixels is None else _asked_for(data[end:], max_pixels)
     stream, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
     for at in range(end, len(data), _PIECE_NBYTES):
         piece = data[at : at + _PIECE_NBYTES]
@@ -125,18 +142,47 @@ def _check_inflated(data: bytes, most: int) -> None:
                 raise TooLarge(f"deflated DICOM of more than {most} bytes")
 
 
-def _read_dicom(data: bytes, most: int) -> Any:
+def _asked_for(deflated: bytes, max_pixels: int) -> int:
+    """Return how many bytes the header of a deflated DICOM asks for, itself included.
+
+    A header of more than 1 MiB is not looked at: 16 bytes a pixel and 16 MiB are the limit.
+    """
+    reader = _package("pydicom.filereader", "dicom", "DICOM")
+    most = _PIXEL_NBYTES * max_pixels
+    head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, _BEHIND_NBYTES)
+    file = io.BytesIO(head)
+    try:
+        found = reader.read_dataset(
+            file, is_implicit_VR=False, is_little_endian=True, specific_tags=list(_SIZE_TAGS),
+            stop_when=lambda tag, vr, length: tag in _PIXEL_DATA,
+        )  # fmt: skip
+        columns, rows, samples, bits, frames = (
+            int(found[tag].value) if tag in found else otherwise
+            for tag, otherwise in _SIZE_TAGS.items()
+        )
+    except (ValueError, LookupError, TypeError, AttributeError, EOFError, OSError, struct.error,
+            NotImplementedError):  # fmt: skip  # pydicom will say what is wrong with it
+        return most + _HEADER_NBYTES
+    if file.tell() >= len(head) == _BEHIND_NBYTES:
+        return most + _HEADER_NBYTES
+    if columns and rows:
+        check_pixels(columns, rows, max_pixels)
+    asked = columns * rows * samples * (bits + 7) // 8 * max(1, frames)
+    return file.tell() + min(most, max(0, asked)) + _BEHIND_NBYTES
+
+
+def _read_dicom(data: bytes, max_pixels: int | None) -> Any:
     pydicom = _package("pydicom", "dicom", "DICOM")
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")
-        _check_inflated(data, most)
+        _check_inflated(data, max_pixels)
         return pydicom.dcmread(io.BytesIO(data))
 
 
 def _decode_dicom(data: bytes, max_pixels: int, value_range: ValueRange) -> DecodedImage:
     """Return the first frame, windowed as its header says (DICOM PS3.3, C.11.2), else by its
     range."""
-    dataset = _read_dicom(data, _PIXEL_NBYTES * max_pixels + _HEADER_NBYTES)
+    dataset = _read_dicom(data, max_pixels)
     if "PixelData" not in dataset:
         raise Unsupported("DICOM without an image (no PixelData)")
     check_pixels(int(dataset.Columns), int(dataset.Rows), max_pixels)

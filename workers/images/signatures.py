@@ -1,8 +1,13 @@
-"""Detect a file's format from its first bytes; names and suffixes are ignored."""
+"""Detect a file's format from its first bytes; names and suffixes are ignored.
+
+A JPEG XL's size is read here too, since its decoder gives it only after decoding (ISO/IEC 18181-1,
+SizeHeader; 18181-2, boxes).
+"""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Literal
 
 from storage.errors import Undecodable, Unsupported
@@ -210,3 +215,80 @@ def webp_exif(data: bytes) -> bytes:
             return data[at + 8 : at + 8 + nbytes]
         at += 8 + nbytes + nbytes % 2
     return b""
+
+
+_CODESTREAM = b"\xff\x0a"
+_CONTAINER = b"\x00\x00\x00\x0cJXL \x0d\x0a\x87\x0a"
+_HEADER_NBYTES = 32  # more than signature, SizeHeader and orientation take
+_RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
+_WIDTHS = (9, 13, 18, 30)  # of a side that is not a multiple of 8 up to 256
+
+
+def jpeg_xl_size(data: bytes) -> tuple[int, int]:
+    """Return (width, height) of the upright image, as a decoder gives it.
+
+    Raises Undecodable where there is no header.
+    """
+    head = data if data.startswith(_CODESTREAM) else b"".join(_codestream(data))
+    if not head.startswith(_CODESTREAM) or len(head) < 4:
+        raise Undecodable("damaged JPEG XL: no codestream header")
+    bits = _Bits(head[2:_HEADER_NBYTES])
+    width, height = _size(bits)
+    return (height, width) if _orientation(bits) >= 5 else (width, height)
+
+
+def _codestream(data: bytes) -> Iterator[bytes]:
+    """Yield the beginnings of the codestream's parts in a container, as far as a header needs."""
+    at, found = len(_CONTAINER), 0
+    if not data.startswith(_CONTAINER):
+        return
+    while at + 8 <= len(data) and found < _HEADER_NBYTES:
+        size, kind, skip = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8], 8
+        if size == 1:
+            size, skip = int.from_bytes(data[at + 8 : at + 16], "big"), 16
+        end = len(data) if size == 0 else at + size  # 0: to the end of the file
+        if end < at + skip:
+            return
+        if kind in (b"jxlc", b"jxlp"):
+            start = at + skip + (4 if kind == b"jxlp" else 0)
+            part = data[start : min(end, start + _HEADER_NBYTES)]
+            found += len(part)
+            yield part
+        at = end
+
+
+class _Bits:
+    """Fields of a codestream: the least significant bit of a byte comes first."""
+
+    def __init__(self, data: bytes) -> None:
+        self._value, self._left = int.from_bytes(data, "little"), 8 * len(data)
+
+    def take(self, count: int) -> int:
+        if count > self._left:
+            raise Undecodable("damaged JPEG XL: its header is cut off")
+        taken = self._value & ((1 << count) - 1)
+        self._value >>= count
+        self._left -= count
+        return taken
+
+
+def _size(bits: _Bits) -> tuple[int, int]:
+    small = bool(bits.take(1))
+    height = _side(bits, small)
+    ratio = bits.take(3)
+    if ratio == 0:
+        return _side(bits, small), height
+    times, over = _RATIOS[ratio]
+    return height * times // over, height
+
+
+def _side(bits: _Bits, small: bool) -> int:
+    return 8 * (bits.take(5) + 1) if small else bits.take(_WIDTHS[bits.take(2)]) + 1
+
+
+def _orientation(bits: _Bits) -> int:
+    """Return the orientation, 1 to 8, from the beginning of ImageMetadata."""
+    all_default = bits.take(1)
+    if all_default or not bits.take(1):  # the second: whether there are extra fields
+        return 1
+    return bits.take(3) + 1

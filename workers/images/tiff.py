@@ -45,6 +45,7 @@ _TYPES = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 13: "u4
           17: "i8", 18: "u8"}  # fmt: skip
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
           16: 8, 17: 8, 18: 8}  # fmt: skip
+_FILL_ORDER, _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_NBYTES = 266, 273, 278, 279
 # From this size on a page is read in strips, and lies on disk: 192 MiB of RGB.
 STRIPED_PIXELS, _STRIP_ROWS = 1 << 26, 128
 _WANTED = frozenset(
@@ -290,7 +291,10 @@ def decode_tiff(
         if striped is not None:
             pixels = striped
         else:
-            samples = _by_planes(data, page) if planes else _by_vips(data, index, page)
+            stored = None if planes else _as_stored(data, page)
+            if stored is None:
+                stored = _by_planes(data, page) if planes else _by_vips(data, index, page)
+            samples = stored
             pixels = upright(_eight_bits(samples, page, value_range, warnings), page.orientation)
     except _DamagedTags as exc:
         if index > 0 or page.bits - {1, 8}:
@@ -484,6 +488,31 @@ def _told_by_vips(page: TiffPage) -> Iterator[None]:
         if any(word in reason for word in _ABOUT_TAGS):
             raise _DamagedTags(reason) from exc
         raise Undecodable(f"damaged TIFF: {reason}") from exc
+
+
+def _as_stored(data: bytes, page: TiffPage) -> NDArray[np.uint8] | None:
+    """Samples of a plain page without compression, copied out of its strips; None for others.
+
+    libvips takes several times as long for them. A page with a strip that is missing, short or
+    beyond the file's end is left to libvips, which says what is wrong.
+    """
+    colours = {1: 1, 2: 3}.get(page.first(_PHOTOMETRIC, 1))
+    if not (_is_plain(page) and page.first(_COMPRESSION, 1) == 1 and colours):
+        return None
+    if page.has(_TILE_WIDTH) or page.first(_FILL_ORDER, 1) != 1:
+        return None
+    width, height = page.size
+    rows = min(height, page.first(_ROWS_PER_STRIP, height))
+    starts, counts = page.values(_STRIP_OFFSETS), page.values(_STRIP_NBYTES)
+    if rows < 1 or not len(starts) == len(counts) == -(-height // rows):
+        return None
+    samples = np.empty((height, width * colours), np.uint8)
+    for at, start, count in zip(range(0, height, rows), starts, counts, strict=True):
+        strip = samples[at : at + rows]
+        if count < strip.size or int(start) + strip.size > len(data):
+            return None
+        strip[:] = np.frombuffer(data, np.uint8, strip.size, int(start)).reshape(strip.shape)
+    return samples.reshape(height, width, colours)
 
 
 def _by_vips(data: bytes, index: int, page: TiffPage) -> NDArray[Any]:

@@ -73,12 +73,13 @@ def test_only_the_answered_prefix_counts() -> None:
     lines = [line(n) for n in range(20)]
     lines[10] = line(10, "open")
     lines[3] = line(3, "skipped")
+    lines[0] = line(0, "not_shown")
     (members,) = audit_sample(lines[::-1], "r").values()
-    assert [m.audit_rank for m in members] == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert [m.audit_rank for m in members] == [1, 2, 4, 5, 6, 7, 8, 9]
     notes = " ".join(estimate(lines).notes)
     assert "skipped" in notes
     assert "wait for those before them" in notes
-    assert "only 9 audit images" in notes
+    assert "only 8 audit images" in notes
 
 
 def test_strata_weigh_by_their_images() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.cli.main import main
+from pipelines.evaluation.audit import audit_report
 from pipelines.exports.card import data_card
 from pipelines.labels.decide import decide_run
 from pipelines.policy import betting
@@ -24,6 +25,7 @@ from storage.errors import ConfigError
 from storage.labels.versions import read_version
 from storage.records import StoredObject
 from storage.review.answers import append_answers
+from storage.review.not_shown import write_not_shown
 from storage.review.queue import read_queue
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
@@ -221,6 +223,26 @@ def test_a_deleted_image_that_was_open_holds_up_no_answer(
     right = [bool(image.right.all()) for image in drawn]
     assert right == [True, False, True, True, False, True, True, True, True]
     assert f"9 audit answers count once image {ranked[10].image_id!r}" in caplog.text
+
+
+def test_an_image_that_push_could_not_show_holds_up_no_answer() -> None:
+    shard = tar_shard("a.tar")
+    found = boxes([[10.0, 10.0, 70.0, 70.0]], [0.9], [0])
+    rows = [distinct_row(f"a.tar/{i}.jpg", shard, found) for i in range(12)]
+    manifest = make_run(MemoryStore(), {shard: rows})
+    route_run(manifest, budget="12 images", policy=Policy(), invocation="one", audit=1.0)
+    ranked = sorted(read_queue(manifest.store), key=lambda item: item.audit_rank)
+    given = [answer(i, [[10.0, 10.0, 70.0, 70.0]], "RBC") for i in ranked]
+    append_answers(manifest.store, given[1:])
+    assert audit_images(manifest) == {"one": []}
+    write_not_shown(manifest.store, {ranked[0].sha256: "it could not be read"})
+    drawn = audit_images(manifest)["one"]
+    assert [bool(image.right.all()) for image in drawn] == [False] + [True] * 11
+    report = audit_report(manifest, decide_run(manifest, Policy()).version)
+    assert report.sampled == 11
+    # Answered after all, in another round: the record of the last push does not matter.
+    append_answers(manifest.store, given[:1])
+    assert [bool(image.right.all()) for image in audit_images(manifest)["one"]] == [True] * 12
 
 
 def test_the_command_writes_it_and_leaves_with_3_where_nothing_is_shown(

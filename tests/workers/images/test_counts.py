@@ -9,11 +9,13 @@ import zlib
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from storage.errors import TooLarge, Undecodable
 from tests.support.samples.peak_memory import PeakMemory
 from workers.images.decode import decode, probe
+from workers.images.signatures import jpeg_xl_size
 from workers.images.tiff import exif_orientation, read_pages
 
 MIB = 1 << 20
@@ -160,9 +162,8 @@ def test_a_deflated_dicom_is_not_inflated_beyond_the_limit(said: int | None) -> 
     assert memory.growth() < 32 * MIB
 
 
-@pytest.mark.parametrize("conformant", [True, False])
-def test_a_deflated_dicom_within_the_limit_is_read(conformant: bool) -> None:
-    pytest.importorskip("pydicom")
+def deflated_dicom(values: NDArray[np.uint8], *, conformant: bool = True, behind: int = 0) -> bytes:
+    """A deflated DICOM of grey values; ``behind``: zero bytes more in its pixel data."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import DeflatedExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
@@ -171,14 +172,123 @@ def test_a_deflated_dicom_within_the_limit_is_read(conformant: bool) -> None:
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = "1.2"
     dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    values = np.random.default_rng(0).integers(0, 256, (1200, 1600)).astype(np.uint8)
     dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2"
     dataset.Rows, dataset.Columns = values.shape
     dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
-    dataset.PhotometricInterpretation, dataset.PixelData = "MONOCHROME2", values.tobytes()
+    dataset.PhotometricInterpretation, dataset.PixelData = (
+        "MONOCHROME2",
+        values.tobytes() + bytes(behind),
+    )
     file = io.BytesIO()
     dataset.save_as(file, enforce_file_format=conformant)
-    found = decode(file.getvalue(), max_pixels=values.size)
+    return file.getvalue()
+
+
+def grey_noise(*shape: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+@pytest.mark.parametrize("conformant", [True, False])
+def test_a_deflated_dicom_within_the_limit_is_read(conformant: bool) -> None:
+    pytest.importorskip("pydicom")
+    values = grey_noise(1200, 1600)
+    data = deflated_dicom(values, conformant=conformant)
+    found = decode(data, max_pixels=values.size)
     np.testing.assert_array_equal(found.pixels[..., 0], values)
-    assert probe(file.getvalue()) == (1600, 1200, 1)
+    assert probe(data) == (1600, 1200, 1)
+
+
+def test_a_deflated_dicom_is_inflated_as_far_as_its_header_asks() -> None:
+    """200 MiB behind a small image, with a limit of pixels that would allow 2.7 GiB."""
+    pytest.importorskip("pydicom")
+    data = deflated_dicom(grey_noise(64, 64), behind=200 * MIB)
+    assert len(data) < MIB
+    memory = PeakMemory()
+    with pytest.raises(TooLarge, match="deflated DICOM of more than"):
+        decode(data, max_pixels=178_956_970)
+    assert memory.growth() < 32 * MIB
+    few = deflated_dicom(grey_noise(64, 64), behind=MIB // 2)
+    assert decode(few, max_pixels=4096).pixels.shape == (64, 64, 3)
+    with pytest.raises(TooLarge, match="64"):
+        decode(few, max_pixels=4095)
+
+
+def jxl_header(width: int, height: int, *, orientation: int = 1, container: str = "") -> bytes:
+    """The beginning of a JPEG XL codestream, bit by bit as ISO/IEC 18181-1 has it."""
+    bits: list[int] = []
+
+    def put(value: int, count: int) -> None:
+        bits.extend(value >> i & 1 for i in range(count))
+
+    def side(pixels: int) -> None:
+        selector, count = next((s, n) for s, n in enumerate((9, 13, 18, 30)) if pixels <= 1 << n)
+        put(selector, 2)
+        put(pixels - 1, count)
+
+    put(0, 1)  # not small
+    side(height)
+    put(0, 3)  # no ratio
+    side(width)
+    put(0, 1)  # not all default
+    put(1, 1)  # extra fields
+    put(orientation - 1, 3)
+    put(0, -len(bits) % 8)
+    packed = bytes(sum(bit << i for i, bit in enumerate(bits[at : at + 8]))
+                   for at in range(0, len(bits), 8))  # fmt: skip
+    stream = b"\xff\x0a" + packed + bytes(64)
+    if not container:
+        return stream
+
+    def box(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(body)) + kind + body
+
+    head = b"\0\0\0\x0cJXL \r\n\x87\n" + box(b"ftyp", b"jxl \0\0\0\0jxl ") + box(b"Exif", bytes(99))
+    if container == "jxlc":
+        return head + box(b"jxlc", stream)
+    # In parts of three bytes, each with its number.
+    parts = [stream[at : at + 3] for at in range(0, len(stream), 3)]
+    return head + b"".join(box(b"jxlp", struct.pack(">I", i) + p) for i, p in enumerate(parts))
+
+
+@pytest.mark.parametrize("container", ["", "jxlc", "jxlp"])
+@pytest.mark.parametrize(
+    ("width", "height"), [(1, 1), (513, 8192), (100_000, 262_144), (1 << 30, 1 << 30)]
+)
+def test_a_jpeg_xl_says_its_size_before_it_is_decoded(
+    width: int, height: int, container: str
+) -> None:
+    data = jxl_header(width, height, container=container)
+    assert jpeg_xl_size(data) == (width, height)
+    turned = jxl_header(width, height, orientation=6, container=container)
+    assert jpeg_xl_size(turned) == (height, width)
+    pytest.importorskip("pillow_jxl")
+    assert probe(data) == (width, height, 1)
+    if width * height > 1000:
+        with pytest.raises(TooLarge):
+            decode(data, max_pixels=width * height - 1)
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(8, 8), (256, 256), (264, 8), (100, 100), (120, 100), (400, 300), (33, 22), (48, 27),
+     (1920, 1080), (50, 40), (200, 100), (641, 479), (1, 700)],
+)  # fmt: skip
+def test_the_size_is_the_decoders_for_small_sides_and_ratios(width: int, height: int) -> None:
+    pytest.importorskip("pillow_jxl")
+    import pillow_jxl  # noqa: F401  # registers the format
+
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 90)).save(file, "JXL")
+    assert jpeg_xl_size(file.getvalue()) == (width, height)
+    assert decode(file.getvalue(), max_pixels=width * height).pixels.shape == (height, width, 3)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xff\x0a", b"\xff\x0a\x06", b"\0\0\0\x0cJXL \r\n\x87\n",
+     b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0" * 64],
+)  # fmt: skip
+def test_a_jpeg_xl_without_a_header_is_damaged(data: bytes) -> None:
+    with pytest.raises(Undecodable, match="damaged JPEG XL"):
+        jpeg_xl_size(data)

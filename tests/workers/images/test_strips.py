@@ -8,8 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
+from storage.errors import Undecodable
 from storage.records import ImageRecord
 from tests.support.samples.peak_memory import PeakMemory
 from workers.images import tiff
@@ -117,3 +119,23 @@ def test_memory_stays_far_below_the_picture(tmp_path: Path) -> None:
         assert isinstance(large.place(preprocessing, slot, window), LetterboxTransform)
     # The picture itself would take 1,200 MB.
     assert peak.growth() <= 3 * STRIP
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("rows", [1, 7, 64, 1000])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_an_uncompressed_page_is_read_as_it_is_stored(order: str, rows: int, samples: int) -> None:
+    values = np.random.default_rng(rows).integers(0, 256, (64, 48, samples)).astype(np.uint8)
+    file = io.BytesIO()
+    tifffile.imwrite(
+        file, values.squeeze(), byteorder=order, rowsperstrip=min(rows, 64),
+        photometric="rgb" if samples == 3 else "minisblack",
+    )  # fmt: skip
+    data = file.getvalue()
+    found = decode(data, max_pixels=values.size)
+    expected = np.broadcast_to(values, (64, 48, 3))
+    np.testing.assert_array_equal(found.pixels, expected)
+    np.testing.assert_array_equal(np.asarray(Image.open(file).convert("RGB")), expected)
+    assert found.warning is None
+    with pytest.raises(Undecodable):  # cut off, it is libvips that says so
+        decode(data[: len(data) // 2], max_pixels=values.size)
