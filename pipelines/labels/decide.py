@@ -50,7 +50,7 @@ from storage.labels.versions import (
 )
 from storage.objects.protocols import Body
 from storage.records import Category, RunIdentity
-from storage.review.answers import ReviewedBox, answer_parts
+from storage.review.answers import Answer, ReviewedBox, answer_parts
 from storage.review.not_shown import read_not_shown
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
@@ -92,10 +92,7 @@ def decide_run(
         merge = _Merge(
             thresholds=thresholds,
             categories=identity.categories,
-            book=replace(
-                settle(found.answers, settling),
-                not_shown=frozenset(read_not_shown(manifest.store)),
-            ),
+            book=_book(manifest, found.answers, settling),
             places=QueuePlaces(runs),
             model=identity.model_sha256,
             policy=policy.digest(),
@@ -120,6 +117,12 @@ def decide_run(
         )
     finish_version(manifest.store, lineage)
     return lineage
+
+
+def _book(manifest: Manifest, answers: Sequence[Answer], settling: Settling) -> AnswerBook:
+    """Settle the answers; the book also knows what the last push could not show."""
+    not_shown = frozenset(read_not_shown(manifest.store))
+    return replace(settle(answers, settling), not_shown=not_shown)
 
 
 def _write_rows(

@@ -133,8 +133,7 @@ def push_run(
     server.version()
     server.me()
     wanted, classes = queued(manifest), _classes(manifest)
-    title, why = settings.project, settings.show_why
-    project = find_or_create(server, title, classes, create=chosen.create, show_why=why)
+    project = _project(server, settings, classes, create=chosen.create)
     maker = TaskMaker(
         names=interface_of(project.controls, classes),
         model_version=model_version_of(manifest),
@@ -149,11 +148,11 @@ def push_run(
     plan = push.plan(wanted)
     copies = push.copy(source, plan.missing)
     boxes = shown_boxes(manifest, [*plan.missing, *plan.open])
+    not_shown = _keep_not_shown(manifest, plan, copies, boxes)
     sender = push.create(plan, boxes, _connect(server, project, serving, plan.missing, copies))
     predicted = push.predict(plan, boxes, sender.doubted)
     kept_shown = push.keep_others_shown()
     _show_predictions(server, project.project_id, maker.model_version)
-    not_shown = _keep_not_shown(manifest, plan, copies, boxes)
     return PushSummary(
         project=project.title,
         project_id=project.project_id,
@@ -301,6 +300,13 @@ class _Push:
                 done += len(batch)
                 waiting = {task: one for task, one in waiting.items() if task not in batch}
         return done
+
+
+def _project(
+    server: LabelStudio, settings: ReviewSettings, classes: Sequence[str], *, create: bool
+) -> Project:
+    title, why = settings.project, settings.show_why
+    return find_or_create(server, title, classes, create=create, show_why=why)
 
 
 def find_or_create(
