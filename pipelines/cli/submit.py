@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Run config: YAML, any URL.")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="Run or training: YAML, any URL.")
+    ],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a field, as in `run`."),
@@ -48,12 +50,15 @@ def submit(
     ] = True,
     json_: Json = False,
 ) -> None:
-    """Run a config on a Ray cluster. Submitting it again attaches to the job until it has ended."""
+    """Run or train a config on a Ray cluster. Submitted again, it attaches until the job ends."""
     from pipelines.cluster.bundle import bundle_run
     from pipelines.cluster.submit import JobRequest, Listener, submit_run
+    from pipelines.training.team.submission import kind_of
 
     overrides, variables = tuple(set_ or ()), _variables(env or [])
-    bundle = bundle_run(config, overrides, variables)
+    bundle = bundle_run(config, overrides, variables, kind_of(config, overrides))
+    if bundle.command != "run" and (limit is not None or strict):
+        raise ConfigError("--limit and --strict are of runs, and this is a training's config")
     further = ["--limit", str(limit)] if limit is not None else []
     further += ["--strict"] if strict else []
     if bundle.url is not None:  # else they are in the packed config

@@ -1,11 +1,11 @@
-"""Pack what travels with a submitted run: its config and the local files it names."""
+"""Pack what travels with a submitted run or training: its config and the local files it names."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,38 @@ from storage.urls import normalise_url, parse_url, shown_url
 CONFIG_NAME = "run.yaml"
 # Ray refuses packages of 500 MiB; compression saves nothing on weights.
 MAX_BYTES = 400 * 1024 * 1024
-# The keys that name one file each; what lies at a path here is copied into the working directory.
-_FILES = ("source.keys", "model.checkpoint", "model.arch", "policy")
-# Folders stay where they are: the cluster must see them (or refuses, naming the nodes).
-_FOLDERS = ("source.url", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class BundleKind:
+    """What can be submitted: a run, or a training.
+
+    Attributes:
+        command: of labelfleet, which the job starts with the config.
+        parse: checks the fields of a config; the second argument names it in messages.
+        files: keys that name one file each; what lies at a path here is copied into the working
+            directory. A number in a key counts in a list.
+        folders: keys of what stays where it is: the cluster must see it (or refuses, naming the
+            nodes).
+    """
+
+    command: str
+    parse: Callable[[dict[str, Any], str], Any]
+    files: Callable[[Mapping[str, Any]], Sequence[str]]
+    folders: Callable[[Mapping[str, Any]], Sequence[str]]
+
+
+RUN = BundleKind(
+    command="run",
+    parse=lambda fields, where: parse_config(RunConfig, fields, where=where),
+    files=lambda _: ("source.keys", "model.checkpoint", "model.arch", "policy"),
+    folders=lambda _: ("source.url", "output"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A run, ready to be submitted.
+    """A run or a training, ready to be submitted.
 
     Attributes:
         config: parsed, as the job will see it.
@@ -40,11 +63,17 @@ class Bundle:
             bundles mean the same.
     """
 
-    config: RunConfig
+    config: Any
     fields: Mapping[str, Any]
     files: Mapping[str, Path]
     url: str | None
     digest: str
+    command: str = RUN.command
+
+    @property
+    def output(self) -> str:
+        """The URL of the output."""
+        return normalise_url(str(_get(self.fields, "output")))
 
     def write(self, folder: Path) -> None:
         """Lay out the working directory. Nothing is written for a config at a URL."""
@@ -57,33 +86,37 @@ class Bundle:
 
 
 def bundle_run(
-    path: str, overrides: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
+    path: str,
+    overrides: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
+    kind: BundleKind = RUN,
 ) -> Bundle:
-    """Read and check a config as ``labelfleet run`` does, and find the local files it needs.
+    """Read and check a config as its command does, and find the local files it needs.
 
     Args:
         path: of the config: a local one is packed, one at a URL is read again by the job.
         overrides: ``key=value`` texts of --set.
         environment: variables of the job, only checked here.
+        kind: what the config is of.
 
     Raises:
         ConfigError: it cannot be used, holds a secret, or names files that cannot travel.
     """
     remote = parse_url(path).scheme != "file"
-    kind = secret_in(path) if remote else None
-    if kind is not None:  # its URL is in the job's command
-        raise ConfigError(f"the config's own URL is {kind}", hint=MOUNT_IT)
+    secret = secret_in(path) if remote else None
+    if secret is not None:  # its URL is in the job's command
+        raise ConfigError(f"the config's own URL is {secret}", hint=MOUNT_IT)
     fields = read_yaml(path)
     for override in overrides:
         apply_override(fields, override)
-    config = parse_config(RunConfig, fields, where=path)
+    config = kind.parse(fields, path)
     # What the job reads by itself does not travel; what --set adds to it does.
     refuse_secrets(_overridden(overrides) if remote else fields, environment or {})
-    files = {} if remote else _pack(fields)
+    files = {} if remote else _pack(fields, kind)
     if remote:
-        _refuse_relative(fields, path)
+        _refuse_relative(fields, path, kind)
     url = normalise_url(path) if remote else None
-    return Bundle(config, fields, files, url, _digest(fields, files))
+    return Bundle(config, fields, files, url, _digest(fields, files), kind.command)
 
 
 def _digest(fields: Mapping[str, Any], files: Mapping[str, Path]) -> str:
@@ -102,10 +135,10 @@ def _overridden(overrides: tuple[str, ...]) -> dict[str, Any]:
     return fields
 
 
-def _pack(fields: dict[str, Any]) -> dict[str, Path]:
+def _pack(fields: dict[str, Any], kind: BundleKind) -> dict[str, Path]:
     """Return local files by their name in the job's folder, and rewrite ``fields`` to name that."""
     files: dict[str, Path] = {}
-    for key in _FILES:
+    for key in kind.files(fields):
         path = _local(fields, key)
         if path is None:
             continue
@@ -117,7 +150,7 @@ def _pack(fields: dict[str, Any]) -> dict[str, Path]:
             raise ConfigError(
                 f"{key}: there is no file {path}", hint="it was looked for in this folder"
             )
-    for key in _FOLDERS:
+    for key in kind.folders(fields):
         if _local(fields, key) is not None:
             _set(fields, key, normalise_url(str(_get(fields, key))))
     nbytes = sum(path.stat().st_size for path in files.values())
@@ -130,8 +163,8 @@ def _pack(fields: dict[str, Any]) -> dict[str, Path]:
     return files
 
 
-def _refuse_relative(fields: dict[str, Any], path: str) -> None:
-    for key in (*_FILES, *_FOLDERS):
+def _refuse_relative(fields: dict[str, Any], path: str, kind: BundleKind) -> None:
+    for key in (*kind.files(fields), *kind.folders(fields)):
         value = _get(fields, key)
         if _local(fields, key) is not None and not _is_absolute(str(value)):
             raise ConfigError(
@@ -142,7 +175,7 @@ def _refuse_relative(fields: dict[str, Any], path: str) -> None:
             )
 
 
-def _local(fields: dict[str, Any], key: str) -> Path | None:
+def _local(fields: Mapping[str, Any], key: str) -> Path | None:
     """Return the local path that a key names; None for a URL, or for no value."""
     value = _get(fields, key)
     if not isinstance(value, str):
@@ -155,15 +188,19 @@ def _is_absolute(value: str) -> bool:
     return value.startswith(("/", "file:"))
 
 
-def _get(fields: dict[str, Any], key: str) -> Any:
+def _get(fields: Mapping[str, Any], key: str) -> Any:
     at: Any = fields
     for part in key.split("."):
-        at = at.get(part) if isinstance(at, dict) else None
+        if isinstance(at, list):
+            at = at[int(part)]
+        else:
+            at = at.get(part) if isinstance(at, Mapping) else None
     return at
 
 
 def _set(fields: dict[str, Any], key: str, value: str) -> None:
     *parents, last = key.split(".")
+    at: Any = fields
     for part in parents:
-        fields = fields[part]
-    fields[last] = value
+        at = at[int(part)] if isinstance(at, list) else at[part]
+    at[last] = value

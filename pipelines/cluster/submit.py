@@ -1,4 +1,4 @@
-"""Submit a run to a Ray cluster's job server, which starts ``labelfleet run`` as a job."""
+"""Submit a run or a training to a Ray cluster's job server, which starts its command as a job."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ from pipelines.cluster.follow import (
     submit,
 )
 from storage.errors import ClusterLost, ConfigError, LabelfleetError
-from storage.urls import normalise_url
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Seconds that a stopped job has to finish the shards in flight; Ray's own 3 would kill it.
@@ -77,7 +76,7 @@ class JobRequest:
 
     Attributes:
         bundle: the run, from ``bundle_run``.
-        command: what follows ``labelfleet run CONFIG`` there.
+        command: what follows ``labelfleet run CONFIG`` (or ``train``) there.
         environment: variables for the job; already checked for secrets.
     """
 
@@ -124,9 +123,8 @@ def submit_run(
     """
     url = job_server_url(address)
     server = RayJobs(url, request)
-    config = request.bundle.config
-    output = normalise_url(config.output)
-    found = submit(server, job_name(config.name, output), request.digest)
+    output = request.bundle.output
+    found = submit(server, job_name(request.bundle.config.name, output), request.digest)
     job = found.job
     stop = f"ray job stop --address {url} {job.job_id}"
     with detaching(job.job_id, again=listener.again, stop=stop):
@@ -200,7 +198,7 @@ class RayJobs:
                 self._ask(
                     partial(
                         self._client.submit_job,
-                        entrypoint=shlex.join(["labelfleet", "run", config, *command]),
+                        entrypoint=shlex.join(["labelfleet", bundle.command, config, *command]),
                         submission_id=job_id,
                         runtime_env={**where, "env_vars": variables},
                         metadata={"run": bundle.config.name, _DIGEST: self._request.digest},

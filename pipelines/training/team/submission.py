@@ -1,0 +1,49 @@
+"""Tell a training's config from a run's, and what of it travels with a submitted job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipelines.cluster.bundle import RUN, BundleKind
+from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
+from pipelines.training.config import TRAIN_PAGE, TrainConfig
+
+
+def kind_of(path: str, overrides: tuple[str, ...] = ()) -> BundleKind:
+    """Return what the config is of: a training has ``train`` and ``val``, a run has neither.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    fields = read_yaml(path)
+    for override in overrides:
+        apply_override(fields, override)
+    return TRAINING if {"train", "val"} <= fields.keys() else RUN
+
+
+def _parse(fields: dict[str, Any], where: str) -> TrainConfig:
+    return parse_config(TrainConfig, fields, where=where, page=TRAIN_PAGE)
+
+
+def _sets(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys of all sets: ``train`` or ``train.0``, …, ``val`` and ``test.<name>``."""
+    train = fields.get("train")
+    yield from (f"train.{k}" for k in range(len(train))) if isinstance(train, list) else ("train",)
+    yield "val"
+    tests = fields.get("test")
+    yield from (f"test.{name}" for name in (tests if isinstance(tests, Mapping) else ()))
+
+
+TRAINING = BundleKind(
+    command="train",
+    parse=_parse,
+    files=lambda fields: (
+        *(f"{part}.annotations" for part in _sets(fields)),
+        *("model.checkpoint", "model.arch", "distill.teacher"),
+    ),
+    folders=lambda fields: (
+        *(f"{part}.{key}" for part in _sets(fields) for key in ("images", "labels")),
+        "output",
+    ),
+)
