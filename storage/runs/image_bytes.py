@@ -27,13 +27,24 @@ Fetched = bytes | LabelfleetError
 
 
 def read_images(
-    manifest: Manifest, source: ObjectStore, places: Sequence[P]
+    manifest: Manifest,
+    source: ObjectStore,
+    places: Sequence[P],
+    *,
+    shards: dict[str, Shard] | None = None,
 ) -> Iterator[tuple[P, Fetched]]:
     """Yield every image with its bytes, or with the reason why not, in no particular order.
 
     Only a few dozen images are in memory at a time.
+
+    Args:
+        manifest: the run, whose listing says where the bytes are.
+        source: the store that was labelled.
+        places: which images.
+        shards: the images' shards, where the caller knows them; None: looked up in the listing.
     """
-    shards = shards_of(manifest, {place.shard_id for place in places})
+    if shards is None:
+        shards = shards_of(manifest, {place.shard_id for place in places})
     compressed: dict[str, list[P]] = defaultdict(list)
     ranged = []
     for place in places:
