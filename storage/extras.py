@@ -17,6 +17,9 @@ EXTRA_OF: Final = {
     "openvino": "openvino",
     "nncf": "openvino",
     "label_studio_sdk": "review",
+    "duckdb": "browse",
+    "starlette": "browse",
+    "uvicorn": "browse",
     "super_gradients": "super-gradients",
     "data_gradients": "super-gradients",
 }

@@ -52,6 +52,7 @@ class Browser:
         """Return what the page may ask for."""
         return [
             Route("/", self.page),
+            Route("/favicon.ico", lambda _request: Response(status_code=204)),
             Route("/assets/{name}", self.asset),
             Route("/api/about", self.about),
             Route("/api/images", self.images),
@@ -110,14 +111,15 @@ class Browser:
         n = request.path_params["n"]
         [row] = self._questions.rows(
             "SELECT i.*, d.source, d.accepted, d.ignored, d.rejected, d.annotator, t.leader,"
-            " x.disagreement FROM images i LEFT JOIN decided d USING (n) LEFT JOIN twins t USING (n)"
-            " LEFT JOIN disagreement x USING (n) WHERE i.n = ?",
+            " x.disagreement FROM images i LEFT JOIN decided d USING (n)"
+            " LEFT JOIN twins t USING (n) LEFT JOIN disagreement x USING (n) WHERE i.n = ?",
             [n],
         ) or [None]
         if row is None:
             return _problem("not found", 404)
         row["boxes"] = self._questions.rows(
-            "SELECT * EXCLUDE (n) FROM boxes WHERE n = ? ORDER BY layer, score DESC NULLS FIRST", [n]
+            "SELECT * EXCLUDE (n) FROM boxes WHERE n = ? ORDER BY layer, score DESC NULLS FIRST",
+            [n],
         )
         row["answers"] = self._questions.rows(
             "SELECT who, skipped FROM answered WHERE sha256 = ?", [row["sha256"]]
@@ -149,7 +151,9 @@ class Browser:
         return await run_in_threadpool(self._send, numbers)
 
     def _send(self, numbers: list[int]) -> Response:
-        found = self._questions.rows("SELECT * FROM images WHERE n IN (SELECT unnest(?))", [numbers])
+        found = self._questions.rows(
+            "SELECT * FROM images WHERE n IN (SELECT unnest(?))", [numbers]
+        )
         place = {row["n"]: row for row in found}
         rows = [place[n] for n in dict.fromkeys(numbers) if n in place]
         with self._sending:
@@ -229,9 +233,10 @@ def _cookie(request: Request) -> str:
 
 
 async def _told(_request: Request, exc: Exception) -> Response:
-    assert isinstance(exc, LabelfleetError)
-    hint = f" ({exc.hint})" if exc.hint else ""
-    return _problem(f"{exc.message}{hint}", 400 if isinstance(exc, ConfigError) else 404)
+    message = exc.message if isinstance(exc, LabelfleetError) else str(exc)
+    hint = getattr(exc, "hint", None)
+    said = f"{message} ({hint})" if hint else message
+    return _problem(said, 400 if isinstance(exc, ConfigError) else 404)
 
 
 def _problem(message: str, status: int) -> Response:

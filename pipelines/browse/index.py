@@ -20,8 +20,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from storage.errors import ConfigError, ObjectNotFound
-from storage.labels.versions import LabelVersion, read_label_tables, read_version
+from storage.errors import ConfigError
+from storage.labels.versions import LabelVersion, read_label_tables, read_version, versions
 from storage.review.answers import Answer, read_answers, standing
 from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
@@ -49,6 +49,7 @@ CREATE TABLE decided (
     n INTEGER, source VARCHAR, accepted INTEGER, ignored INTEGER, rejected INTEGER,
     annotator VARCHAR
 );
+CREATE TABLE beside (n INTEGER);
 """
 _INSERT_IMAGES = """
 INSERT INTO images
@@ -78,20 +79,23 @@ SELECT i.n, b.source, len(list_filter(b.labels, lambda l: NOT l."ignore")),
     len(list_filter(b.labels, lambda l: l."ignore")), b.rejected, b.annotator
 FROM batch b JOIN images i USING (image_id)
 """
-_TWIN_PAIRS = f"""
+_TWIN_PAIRS = """
 WITH hashes AS (SELECT DISTINCT phash AS h FROM images WHERE phash IS NOT NULL),
     bands AS (
         SELECT h, b, (h >> (b * 16)::UBIGINT) & 65535 AS v
-        FROM hashes, (SELECT unnest(range({_BANDS})) AS b)
+        FROM hashes, (SELECT unnest(range($bands)) AS b)
     ),
-    quiet AS (SELECT b, v FROM bands GROUP BY b, v HAVING count(*) BETWEEN 2 AND {_CROWDED})
+    quiet AS (SELECT b, v FROM bands GROUP BY b, v HAVING count(*) BETWEEN 2 AND $crowded)
 SELECT DISTINCT x.h, y.h FROM bands x JOIN quiet USING (b, v) JOIN bands y USING (b, v)
-WHERE x.h < y.h AND bit_count(xor(x.h, y.h)) <= {_TWIN_BITS}
+WHERE x.h < y.h AND bit_count(xor(x.h, y.h)) <= $bits
 """
 # The largest score of a box that the other layer has nothing of its class for (IoU 0.5).
 _DISAGREEMENT = """
 CREATE TABLE disagreement AS
-WITH sure AS (SELECT rowid AS r, * FROM boxes WHERE layer IN ('model', 'other') AND score >= 0.3),
+WITH sure AS (
+        SELECT rowid AS r, * FROM boxes
+        WHERE layer IN ('model', 'other') AND score >= 0.3 AND n IN (SELECT n FROM beside)
+    ),
     met AS (
         SELECT DISTINCT a.r FROM sure a JOIN sure b
         ON a.n = b.n AND a.class = b.class AND a.layer <> b.layer
@@ -119,12 +123,9 @@ def find_sources(run: Manifest, version: str | None, other: Manifest | None) -> 
     Raises:
         ObjectNotFound: the named version does not exist.
     """
-    try:
-        return Sources(run, read_version(run.store, version), other)
-    except ObjectNotFound:
-        if version is not None:
-            raise
+    if version is None and not versions(run.store):
         return Sources(run, None, other)
+    return Sources(run, read_version(run.store, version), other)
 
 
 def build_index(sources: Sources, folder: Path) -> Path:
@@ -140,7 +141,9 @@ def build_index(sources: Sources, folder: Path) -> Path:
         _classes(database, sources)
         images = _images(database, sources.run)
         if not images:
-            raise ConfigError("the run has no row yet", hint="`labelfleet status` says how far it is")
+            raise ConfigError(
+                "the run has no row yet", hint="`labelfleet status` says how far it is"
+            )
         if sources.version is not None:
             for table in read_label_tables(sources.run.store, sources.version):
                 _insert(database, table, (_INSERT_LABELS, _INSERT_DECIDED))
@@ -154,7 +157,7 @@ def build_index(sources: Sources, folder: Path) -> Path:
 
 
 def open_index(path: Path) -> duckdb.DuckDBPyConnection:
-    """Open the tables to be read only: no file, no network, no setting is within a query's reach."""
+    """Open the tables to be read only: no file, network or setting is within a query's reach."""
     config = {
         "enable_external_access": "false", "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false", "memory_limit": "1GB",
@@ -197,20 +200,39 @@ def _other(database: duckdb.DuckDBPyConnection, other: Manifest) -> None:
     """Boxes of another run, joined by the images' bytes."""
     joined = "JOIN images i USING (sha256) WHERE sha256 <> ''"
     boxes = _INSERT_BOXES.format(number="i.n", joined=joined)
+    both = "INSERT INTO beside SELECT i.n FROM batch JOIN images i USING (sha256)"
     for table in _batches(other, ("sha256", "detections")):
         _insert(database, table, (boxes,), {"layer": "other"})
+        _insert(database, table, (both,))
 
 
 def _batches(run: Manifest, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Live rows in tables of some size: one insert a shard of 40 images would take minutes."""
     waiting: list[pa.Table] = []
     for _, table in live_tables(run, columns):
-        waiting.append(table)
+        at = table.column_names.index("detections")
+        waiting.append(table.set_column(at, "detections", _plain_boxes(table.column(at))))
         if sum(map(len, waiting)) >= _BATCH_ROWS:
             yield pa.concat_tables(waiting, promote_options="permissive")
             waiting = []
     if waiting:
         yield pa.concat_tables(waiting, promote_options="permissive")
+
+
+def _plain_boxes(column: pa.ChunkedArray) -> pa.Array:
+    """The four fields that the page shows, alike for every schema version; 3 has agreement."""
+    lists = column.combine_chunks()
+    if isinstance(lists, pa.ChunkedArray):
+        lists = lists.chunk(0) if lists.num_chunks else pa.array([], lists.type)
+    boxes = lists.values
+    known = {field.name for field in boxes.type}
+    parts = {name: boxes.field(name) for name in ("bbox", "category_id", "score")}
+    agreement = "agreement" in known
+    parts["agreement"] = (
+        boxes.field("agreement") if agreement else pa.nulls(len(boxes), pa.float32())
+    )
+    plain = pa.StructArray.from_arrays(list(parts.values()), names=list(parts))
+    return pa.ListArray.from_arrays(lists.offsets, plain)
 
 
 def _insert(
@@ -257,7 +279,8 @@ def _twins(database: duckdb.DuckDBPyConnection) -> None:
             of = leader[of]
         return of
 
-    for low, high in database.execute(_TWIN_PAIRS).fetchall():
+    told = {"bands": _BANDS, "crowded": _CROWDED, "bits": _TWIN_BITS}
+    for low, high in database.execute(_TWIN_PAIRS, told).fetchall():
         one, two = sorted((top(low), top(high)))
         leader[two] = one
     groups: dict[int, list[int]] = defaultdict(list)
@@ -270,10 +293,13 @@ def _twins(database: duckdb.DuckDBPyConnection) -> None:
     database.execute(
         "CREATE TABLE twins AS SELECT n, leader FROM (SELECT i.n, coalesce(l.leader, i.phash) AS"
         " leader, count(*) OVER (PARTITION BY coalesce(l.leader, i.phash)) AS size"
-        " FROM images i LEFT JOIN likeness l USING (phash) WHERE i.phash IS NOT NULL) WHERE size > 1"
+        " FROM images i LEFT JOIN likeness l USING (phash) WHERE i.phash IS NOT NULL)"
+        " WHERE size > 1"
     )
 
 
 def layers_of(database: duckdb.DuckDBPyConnection) -> Counter[str]:
     """Return the number of boxes by layer."""
-    return Counter(dict(database.execute("SELECT layer, count(*) FROM boxes GROUP BY 1").fetchall()))
+    return Counter(
+        dict(database.execute("SELECT layer, count(*) FROM boxes GROUP BY 1").fetchall())
+    )

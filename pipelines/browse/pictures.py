@@ -81,6 +81,5 @@ class Pictures:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
         options = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
-        done, body = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
-        assert done  # JPEG holds any 8-bit RGB of this size
+        body = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)[1]
         return body.tobytes()

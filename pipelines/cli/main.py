@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from pipelines.cli import browse as cli_browse
 from pipelines.cli import combine as cli_combine
 from pipelines.cli import init as cli_init
 from pipelines.cli import review as cli_review
@@ -369,6 +370,7 @@ cli_submit.register(app)
 cli_review.register(app)
 cli_round.register(app)
 cli_combine.register(app)
+cli_browse.register(app)
 cli_upkeep.register(app)
 
 

@@ -39,7 +39,7 @@ function options(select, pairs) {
 function query() {
   const told = new URLSearchParams();
   for (const name of FIELDS) if ($(name).value !== "") told.set(name, $(name).value);
-  if ($("layer").value) told.set("shown", $("layer").value);
+  told.set("shown", $("layer").value || (state.about.layers.label ? "label" : "model"));
   return told;
 }
 

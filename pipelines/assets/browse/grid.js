@@ -120,8 +120,9 @@ export class Grid {
       one.style.width = `${width}px`;
       one.style.height = `${height}px`;
     }
-    image.addEventListener("error", () => {
-      place.replaceChildren(element("div", "problem", "the source no longer gives this image"));
+    image.addEventListener("error", async () => {
+      const told = await fetch(image.src).then(reply => reply.json()).catch(() => ({}));
+      place.replaceChildren(element("div", "problem", told.error ?? "no picture"));
     });
     image.src = `/thumb/${row.n}.jpg`;
     drawBoxes(canvas, row.drawn, width, height, scale, this.colour);
