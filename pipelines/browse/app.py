@@ -109,14 +109,15 @@ class Browser:
     def image(self, request: Request) -> Response:
         """Return all that is known of one image."""
         n = request.path_params["n"]
-        [row] = self._questions.rows(
+        found = self._questions.rows(
             "SELECT i.*, d.source, d.accepted, d.ignored, d.rejected, d.annotator, t.leader,"
             " x.disagreement FROM images i LEFT JOIN decided d USING (n)"
             " LEFT JOIN twins t USING (n) LEFT JOIN disagreement x USING (n) WHERE i.n = ?",
             [n],
-        ) or [None]
-        if row is None:
+        )
+        if not found:
             return _problem("not found", 404)
+        row = found[0]
         row["boxes"] = self._questions.rows(
             "SELECT * EXCLUDE (n) FROM boxes WHERE n = ? ORDER BY layer, score DESC NULLS FIRST",
             [n],

@@ -158,7 +158,7 @@ def build_index(sources: Sources, folder: Path) -> Path:
 
 def open_index(path: Path) -> duckdb.DuckDBPyConnection:
     """Open the tables to be read only: no file, network or setting is within a query's reach."""
-    config = {
+    config: dict[str, str | bool | int | float | list[str]] = {
         "enable_external_access": "false", "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false", "memory_limit": "1GB",
         "temp_directory": str(path.parent / "spill"),
