@@ -2,7 +2,10 @@
 
 YOLO-NAS's blocks are known by name; for other graphs only the order of the operators is known, so
 they are split into a dozen runs of consecutive operators. Operators without a successor, which
-produce boxes and scores, stay in float32 from the start, as YOLO-NAS's last convolutions do.
+produce boxes and scores, stay in float32 from the start, as YOLO-NAS's last convolutions do. So do
+sigmoids and products: SiLU, x × sigmoid(x), has its minimum near zero, where a convolution's output
+in 8 bits of its whole range says little, and its own output is quantised for the next convolution
+anyway.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from workers.spec import ModelSpec
 
 BLOCKS = 12
 LAST = "last layers"
+_PLAIN = ("Sigmoid", "Mul", "Multiply", "Swish")
 _WEIGHED = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
 
@@ -48,7 +52,7 @@ def family_scheme(graph: Path, spec: ModelSpec) -> Scheme:
     parts = np.array_split(np.array(rest), min(BLOCKS, len(rest))) if rest else []
     groups = {f"block {k}": _pattern(part.tolist()) for k, part in enumerate(parts, 1)}
     groups[LAST] = _pattern(last)
-    return Scheme(groups, (LAST,), feed, {PORTS: ports_to_json(ports)})
+    return Scheme(groups, (LAST,), feed, {PORTS: ports_to_json(ports)}, _PLAIN)
 
 
 def _weighed(graph: Path) -> dict[str, bool]:

@@ -65,12 +65,14 @@ class Scheme:
         recipe: groups that always stay in float32.
         feed: the graph's inputs for one letterboxed image, uint8 [H, W, 3].
         facts: what a session needs to know of the quantised graph and cannot read from it.
+        plain: types of operators that stay in float32 everywhere, as ONNX or OpenVINO calls them.
     """
 
     groups: Mapping[str, str]
     recipe: tuple[str, ...]
     feed: Callable[[NDArray[np.uint8]], dict[str, Any]]
     facts: Mapping[str, Any]
+    plain: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,13 +218,14 @@ class Quantiser:
         else:
             data = nncf.Dataset(images, self._scheme.feed)
             patterns = [self._scheme.groups[name] for name in kept]
+        plain = [] if self._scheme is None else list(self._scheme.plain)
         with contextlib.redirect_stdout(io.StringIO()):
             return nncf.quantize(
                 model,
                 data,
                 subset_size=len(images),
                 target_device=nncf.TargetDevice.CPU,
-                ignored_scope=nncf.IgnoredScope(patterns=patterns, validate=False),
+                ignored_scope=nncf.IgnoredScope(patterns=patterns, types=plain, validate=False),
                 # Asymmetric activations where their range is; TensorRT knows symmetric ones only.
                 preset=presets.MIXED if self._runtime == "openvino" else presets.PERFORMANCE,
                 # 7 bits where CPUs without VNNI would overflow, so that all of them agree.

