@@ -28,6 +28,7 @@ from storage.errors import ConfigError, LabelfleetError, WaitingForPeople
 from storage.runs.lock import run_lock
 
 Fields = dict[str, Any]
+_WITH_RAY = ("label", "fit", "evaluate")
 _ON_GPUS = ("teacher", "gate", "student", "compile")
 
 
@@ -162,7 +163,7 @@ def run_round(
     chosen = selection or Selection()
     check_config(work)
     new: list[StepName] = []
-    with run_lock(work.store, f"labelfleet round {config.name}"):
+    with run_lock(work.store, f"labelfleet round {config.name}"), work.held:
         changed = False  # a repeated step may change what later ones are given
         for step in chosen.steps():
             asked: Repeat = "changed" if changed or step == "page" else "never"
@@ -201,6 +202,10 @@ def _take(work: RoundWork, step: StepName, repeat: Repeat) -> StepRecord | None:
         return None
     fresh = old is None or old.attempt < record.attempt
     work.note(f"{step}: {'begins' if fresh else 'continues'}")
+    if step in _WITH_RAY:
+        work.hold_ray()
+    else:
+        work.held.close()  # a training wants the whole machine
     with _recorded(work, record) as finish:
         finish(_TABLE[step].take(work, record))
     return record

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.config.run_config import RunConfig
 from pipelines.config.yaml_files import parse_config
 from pipelines.dispatch.tally import Caller
@@ -38,6 +40,7 @@ class RoundWork:
         store: its output.
         address: of a Ray cluster; None: RAY_ADDRESS, else a Ray of its own.
         console: where trainings show their progress; None: they do not.
+        held: what stays open between steps.
     """
 
     config: RoundConfig
@@ -45,6 +48,7 @@ class RoundWork:
     caller: Caller
     address: str | None = None
     console: Console | None = None
+    held: ExitStack = field(default_factory=ExitStack)
 
     @staticmethod
     def of(
@@ -90,6 +94,10 @@ class RoundWork:
     def note(self, text: str) -> None:
         """Tell people."""
         self.caller.watcher.note(text)
+
+    def hold_ray(self) -> None:
+        """Open the Ray that the labelling of several steps shares; ``held.close`` ends it."""
+        self.held.enter_context(ray_cluster(self.address))
 
     # Configs of the commands
 
