@@ -18,13 +18,16 @@ import yaml
 from pipelines.demo.digits import make_pages
 from pipelines.demo.run import checkpoint_path
 from pipelines.exports.model_card import model_card, read_card_facts
+from pipelines.rounds.round import run_round
+from pipelines.rounds.round_config import load_round_config
+from storage.errors import ConfigError
 from storage.objects.protocols import StorageOptions
 from storage.runs.manifest import Manifest
 from tests.e2e.test_report_browser import CHROMIUM, browse
 from tests.support.patience import patient
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-KILLED_IN = ("label", "student", "evaluate")
+KILLED_IN = ("gate", "label", "student")
 
 
 def data(folder: Path) -> dict[str, str]:
@@ -58,15 +61,15 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def started(config: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pipelines.cli.main", "round", str(config), "--json", *options]
+def started(config: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pipelines.cli.main", "round", str(config), "--json"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
-def finished(config: Path, *options: str) -> tuple[int, dict[str, Any], str]:
-    process = started(config, *options)
+def finished(config: Path) -> tuple[int, dict[str, Any], str]:
+    process = started(config)
     out, err = process.communicate(timeout=patient(120))
     return process.returncode, json.loads(out.splitlines()[-1]) if out else {}, err
 
@@ -109,7 +112,11 @@ def test_a_round_that_is_killed_three_times_ends_with_every_step_done_once(
     }  # fmt: skip
     assert {one["attempt"] for one in steps.values()} == {1}
     assert summary["left"] == []
-    assert summary["new"] == ["evaluate", "page"]  # what the killed ones had finished stays
+    assert summary["new"] == [
+        "student",
+        "evaluate",
+        "page",
+    ]  # what the killed ones had finished stays
     pool = Manifest.open(str(config.parent / "out" / "label"))
     assert len(pool.committed()) == 1
     assert summary["version"] == "v0001"
@@ -140,13 +147,12 @@ def test_the_student_says_where_it_comes_from(summary: dict[str, Any]) -> None:
 def test_the_same_command_has_nothing_left_to_do_and_a_change_is_refused_by_name(
     summary: dict[str, Any], config: Path
 ) -> None:
-    code, again, err = finished(config)
-    assert (code, again["new"]) == (0, []), err
+    again = run_round(load_round_config(str(config))).to_fields()
+    assert again["new"] == []
     assert again["comparison"] == summary["comparison"]
-    code, refused, _ = finished(config, "--set", "student.lr=0.01")
-    assert code == 2
-    assert "training.lr" in refused["error"]
-    assert "--again student" in refused["hint"]
+    with pytest.raises(ConfigError, match=r"the step student .*: training\.lr$") as refused:
+        run_round(load_round_config(str(config), ("student.lr=0.01",)))
+    assert "--again student" in (refused.value.hint or "")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
