@@ -64,6 +64,14 @@ class Gain:
         return "worse" if self.high is not None and self.high < 0 else "unclear"
 
 
+def signed(points: float | None) -> str:
+    """Return points with their sign; a zero has none."""
+    if points is None:
+        return "–"
+    said = f"{points:+.1f}"
+    return "0.0" if said in ("-0.0", "+0.0") else said
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Teacher and student on the same images.
@@ -90,7 +98,7 @@ class Comparison:
             return "The held-out truth has no object of these classes: nothing can be said."
         figures = (
             f"{one.student:.1f} against {one.teacher:.1f} points of mAP on {self.images} held-out "
-            f"images, {one.gain:+.1f} [{one.low:+.1f}, {one.high:+.1f}]"
+            f"images, {signed(one.gain)} [{signed(one.low)}, {signed(one.high)}]"
         )
         if one.verdict == "better":
             return f"The student beats its teacher: {figures}."

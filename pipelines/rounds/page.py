@@ -18,9 +18,10 @@ from pipelines.report.gallery import Tile, draw_tiles
 from pipelines.report.page import page_environment
 from pipelines.report.scan import Pick
 from pipelines.rounds.costs import costs_of
-from pipelines.rounds.gain import Comparison, Gain, true_boxes
+from pipelines.rounds.gain import Comparison, Gain, signed, true_boxes
 from pipelines.rounds.state import StepRecord
 from pipelines.rounds.work import RoundWork
+from pipelines.truth.coco_truth import join_rows
 from storage.coco.truth import read_truth
 from storage.errors import LabelfleetError
 from storage.objects.json_records import digest_of
@@ -57,7 +58,9 @@ def render_page(work: RoundWork, records: Sequence[StepRecord], now: float) -> s
     compared = results.get("evaluate")
     found = Comparison.from_fields(compared["comparison"]) if compared else None
     better, worse, problem = _pictures(work, compared, found)
-    html = page_environment().get_template("round.html.j2").render(
+    environment = page_environment()
+    environment.filters["signed"] = signed
+    html = environment.get_template("round.html.j2").render(
         name=work.config.name,
         url=work.store.url,
         written_at=now,
@@ -244,8 +247,6 @@ def _with_truth(
     work: RoundWork, rows: Mapping[str, AnnotationRow], manifests: Mapping[str, Manifest]
 ) -> dict[str, AnnotationRow]:
     """Return the rows with the true boxes in place of the model's."""
-    from pipelines.truth.coco_truth import join_rows
-
     truth = read_truth(work.config.test.annotations)
     names = [c.name for c in manifests["teacher"].record.identity.categories]
     join = join_rows(truth, ((image_id, "") for image_id in rows))
