@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -31,12 +31,16 @@ _METRICS = (("map_", "mAP"), ("map50", "mAP50"), ("map75", "mAP75"), ("ar", "AR"
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What a checkpoint says about itself, as far as a card tells it."""
+    """What a checkpoint says about itself, as far as a card tells it.
+
+    ``measured``: figures under COCO's names by set, measured since it was written.
+    """
 
     checkpoint: Checkpoint
     name: str
     licence: str
     ancestors: tuple[Ancestor, ...]
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def training(self) -> Mapping[str, Any]:
@@ -53,11 +57,12 @@ class CardFacts:
     def metrics(self) -> dict[str, dict[str, float]]:
         """Return the figures on each set that it was measured on, under COCO's names."""
         sets = {"val": self.training.get("val"), **(self.training.get("test") or {})}
-        return {
+        found = {
             name: {shown: float(s[key]) for key, shown in _METRICS if _is_number(s.get(key))}
             for name, s in sets.items()
             if isinstance(s, Mapping)
         }
+        return {**found, **{name: dict(figures) for name, figures in self.measured.items()}}
 
     def data(self) -> list[dict[str, Any]]:
         """Return the versions of its training data, with their digests."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from pipelines.exports.model_card import model_card, read_card_facts
 from pipelines.report import figures
 from pipelines.report.gallery import Tile, draw_tiles
 from pipelines.report.page import page_environment
@@ -46,7 +47,23 @@ def write_page(work: RoundWork, record: StepRecord) -> Fields:
     """Write the page from what the steps recorded."""
     records = [one for one in work.state.all() if one.step != "page"]
     url = render_page(work, records, time.time())
-    return {"page": url}
+    return {"page": url, "card": _write_card(work, {one.step: one for one in records})}
+
+
+def _write_card(work: RoundWork, records: Mapping[str, StepRecord]) -> str | None:
+    """Write the student's model card beside it, with its figures on the held-out images."""
+    student, evaluated = records.get("student"), records.get("evaluate")
+    if student is None or student.status != "done":
+        return None
+    facts = read_card_facts(student.result["model"]["checkpoint"], work.options)
+    if evaluated is not None and evaluated.status == "done":
+        found = evaluated.result["student"]
+        names = ("mAP", "mAP50", "mAP75", "AR")
+        measured = {name: found[name] for name in names if found[name] is not None}
+        facts = replace(facts, measured={"test": measured})
+    key = f"{student.place}/README.md"
+    work.store.put(key, model_card(facts).encode())
+    return work.url(key)
 
 
 def render_page(work: RoundWork, records: Sequence[StepRecord], now: float) -> str:

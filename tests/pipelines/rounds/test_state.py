@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import pytest
 
@@ -17,7 +18,7 @@ def store() -> MemoryStore:
     return MemoryStore()
 
 
-def finished(state: RoundState, inputs: dict[str, object]) -> StepRecord:
+def finished(state: RoundState, inputs: Mapping[str, object]) -> StepRecord:
     record = state.begin("label", inputs)
     done = StepRecord("label", "done", record.attempt, record.inputs, {"run": record.place}, 2.0)
     state.write(done)
