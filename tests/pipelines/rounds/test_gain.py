@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pipelines.evaluation.coco_matching import ChunkedMatching, detection_rows, truth_box
 from pipelines.models.loss_interval import match
@@ -16,7 +18,7 @@ from storage.records import Detections
 CLASSES = 2
 
 
-def detections(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> Detections:
+def detections(boxes: NDArray[Any], scores: NDArray[Any], classes: NDArray[Any]) -> Detections:
     return dataclasses.replace(
         Detections.empty(0),
         boxes=boxes.astype(np.float32),
