@@ -155,7 +155,7 @@ def test_the_same_command_has_nothing_left_to_do_and_a_change_is_refused_by_name
     again = run_round(load_round_config(str(config))).to_fields()
     assert again["new"] == []
     assert again["comparison"] == summary["comparison"]
-    with pytest.raises(ConfigError, match=r"the step student .*: training\.lr$") as refused:
+    with pytest.raises(ConfigError, match=r"the step student .*: training\.lr\n") as refused:
         run_round(load_round_config(str(config), ("student.lr=0.01",)))
     assert "--again student" in (refused.value.hint or "")
 
