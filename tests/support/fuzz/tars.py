@@ -81,7 +81,16 @@ def tar_blocks(rng: random.Random, data: bytes) -> bytes:
     return b"".join(blocks)
 
 
-TAR: tuple[Mutation, ...] = (*ANY, *[tar_header] * 6, *[tar_extension] * 4, *[tar_blocks] * 3)
+def tar_page(rng: random.Random, data: bytes) -> bytes:
+    """A page of 4 KiB is zeroed, as after a crash of the machine that wrote it."""
+    page = 4096 * rng.randrange(-(-len(data) // 4096))
+    length = min(4096, len(data) - page)
+    return data[:page] + bytes(length) + data[page + length :]
+
+
+TAR: tuple[Mutation, ...] = (
+    *ANY, *[tar_header] * 6, *[tar_extension] * 4, *[tar_blocks] * 3, *[tar_page] * 2,
+)  # fmt: skip
 
 
 def squeezed(rng: random.Random, data: bytes) -> bytes:
