@@ -98,7 +98,7 @@ def read_card_facts(url: str, options: StorageOptions) -> CardFacts:
         )
     name = re.sub(r"\.(safetensors|pth|pt|ckpt)$", "", url.rsplit("/", 1)[-1])
     licence = checkpoint.licence or "unstated"
-    provenance = getattr(checkpoint, "provenance", None)
+    provenance = checkpoint.provenance
     return CardFacts(checkpoint, name, licence, ancestors_in(provenance))
 
 

@@ -51,7 +51,7 @@ def take_or_train(work: RoundWork, record: StepRecord) -> Fields:
         "model": taken,
         "sha256": checkpoint.sha256,
         "licence": licence,
-        "provenance": getattr(checkpoint, "provenance", None),
+        "provenance": checkpoint.provenance,
         "trained": False,
     }
 
@@ -89,7 +89,7 @@ def trained(work: RoundWork, record: StepRecord, config: TrainConfig) -> Fields:
         "model": {"checkpoint": work.url(key)},
         "sha256": summary.sha256,
         "licence": checkpoint.licence,
-        "provenance": getattr(checkpoint, "provenance", None),
+        "provenance": checkpoint.provenance,
         "trained": True,
         **_told(summary),
     }

@@ -137,6 +137,8 @@ def test_the_student_says_where_it_comes_from(summary: dict[str, Any], config: P
     assert facts.non_commercial
     assert "CC-BY-NC-4.0" in facts.licence
     assert len(facts.data()) == 2
+    parents = {one.role for one in facts.ancestors if one.depth == 1}
+    assert parents == {"first weights", "labels"}
     card = (config.parent / "out" / "student" / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     tested = {r["dataset"]["name"]: r["metrics"][0] for r in front["model-index"][0]["results"]}
