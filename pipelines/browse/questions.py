@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Any
 
 import duckdb
@@ -228,11 +229,13 @@ def _numbers(cursor: duckdb.DuckDBPyConnection) -> NDArray[np.int32]:
 
 
 def _plain(cursor: duckdb.DuckDBPyConnection) -> tuple[tuple[Any, ...], ...]:
-    plain = (int, float, str, bool, type(None))
-    return tuple(
-        tuple(value if isinstance(value, plain) else str(value) for value in row)
-        for row in cursor.fetchmany(_TABLE_ROWS)
-    )
+    return tuple(tuple(map(_shown, row)) for row in cursor.fetchmany(_TABLE_ROWS))
+
+
+def _shown(value: Any) -> Any:
+    """Return a value as JSON can hold it, which has neither inf nor nan."""
+    plain = isinstance(value, int | str | None) or (isinstance(value, float) and isfinite(value))
+    return value if plain else str(value)
 
 
 def _first_line(exc: Exception) -> str:

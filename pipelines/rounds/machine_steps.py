@@ -19,7 +19,7 @@ from pipelines.rounds.costs import gpu_seconds
 from pipelines.rounds.labelled import digest
 from pipelines.rounds.state import StepRecord
 from pipelines.rounds.work import RoundWork, previous_student
-from pipelines.training.config import DataConfig, TrainConfig
+from pipelines.training.config import FREE, DataConfig, TrainConfig
 from pipelines.training.run import train
 from pipelines.training.summary import TrainSummary
 from storage.coco.truth import read_truth
@@ -70,8 +70,8 @@ def _teacher_training(work: RoundWork, record: StepRecord) -> TrainConfig:
 
 
 def training_inputs(work: RoundWork, config: TrainConfig) -> Fields:
-    """Return all that decides a training, less the places that differ between machines."""
-    fields = config.model_dump(mode="json", exclude={"output", "train", "val", "threads"})
+    """Return all that decides a training; where and how fast it runs may differ by machine."""
+    fields = config.model_dump(mode="json", exclude={"train", "val", *FREE})
     return {
         "training": fields,
         "truth": digest(work.labelled.train),

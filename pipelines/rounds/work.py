@@ -153,6 +153,7 @@ class RoundWork:
             "name": self.config.name if role == "student" else f"{self.config.name}-teacher",
             "output": str(self.folder / record.place),
             "val": self.labelled.val.model_dump(),
+            "storage": self.config.storage.model_dump(exclude_unset=True),
             **fields,
         }
         where = f"`train` or `student` of the round {self.config.name}"

@@ -13,6 +13,7 @@ from pydantic import ByteSize, Discriminator, Field, Tag, field_validator, model
 from pydantic_core import to_jsonable_python
 
 from pipelines.config.part import Part, Place
+from pipelines.config.run_config import StorageConfig
 from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
 from pipelines.training.distillation.config import DistillConfig
 from pipelines.training.recipe_config import (
@@ -30,7 +31,9 @@ from workers.images.preprocessing import Preprocessing
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 # What may differ between a stopped training and its continuation: it moves no weight.
-_FREE = {"output", "threads", "eval_every", "max_bad_share", "cache", "workers", "report"}
+FREE = frozenset(
+    {"output", "threads", "eval_every", "max_bad_share", "cache", "workers", "report", "storage"}
+)
 # Fields that came later, by path. At its default one is left out of the fingerprint, so that
 # trainings of earlier versions continue.
 _LATER = (
@@ -234,6 +237,7 @@ class TrainConfig(Part):
         description="Who hears of steps and validations: `tensorboard`, or `module:name` of your "
         "own listener.",
     )
+    storage: StorageConfig = Field(StorageConfig(), description="How S3 is reached.")
     stages: tuple[StageConfig, ...] = Field(
         (),
         description="Trainings in a row, such as pretrain and finetune, each with a `name` and the "
@@ -354,9 +358,11 @@ class TrainConfig(Part):
             labels: digests of the label versions, by source.
             resolved: other values by name.
         """
-        fields = self.model_dump(mode="json", exclude=_FREE)
+        fields = self.model_dump(mode="json", exclude=set(FREE))
         if self.distill is not None and self.distill.teacher is not None:
-            fields["distill"]["teacher"] = _teacher_sha256(self.distill.teacher)
+            fields["distill"]["teacher"] = _teacher_sha256(
+                self.distill.teacher, self.storage.options()
+            )
         _drop_later(fields, type(self))
         for path in self.annotation_files if data else ():
             fields[f"sha256 of {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -366,9 +372,9 @@ class TrainConfig(Part):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _teacher_sha256(url: str) -> str:
+def _teacher_sha256(url: str, options: StorageOptions) -> str:
     """Return the digest of a teacher, which counts wherever the file lies."""
-    return file_sha256(fetch_checkpoint(url, StorageOptions(), sha256=None))
+    return file_sha256(fetch_checkpoint(url, options, sha256=None))
 
 
 def _drop_later(fields: dict[str, Any], kind: type[TrainConfig]) -> None:

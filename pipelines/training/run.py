@@ -41,7 +41,6 @@ from pipelines.training.team.mirror import mirrored
 from pipelines.training.validation import Scores, measure
 from pipelines.training.view import TrainView
 from storage.errors import Interrupted
-from storage.objects.protocols import StorageOptions
 from storage.stores.open import open_store
 from workers.checkpoints.file import read_checkpoint, save_checkpoint
 from workers.checkpoints.provenance import inherited_licence
@@ -109,7 +108,9 @@ def _train_part(
     with ExitStack() as stack:
         url, local = config.remote, config
         if url is not None:
-            folder = stack.enter_context(mirrored(open_store(url), writes=team.leads))
+            folder = stack.enter_context(
+                mirrored(open_store(url, config.storage.options()), writes=team.leads)
+            )
             local = config.model_copy(update={"output": folder})
         if team.leads:
             fields = config.model_dump(mode="json")
@@ -298,7 +299,7 @@ class _Run:
             provenance=provenance,
             official_ids=self._data.train.official_ids,
             training={
-                "config": config.model_dump(mode="json", exclude={"output", "cache"}),
+                "config": config.model_dump(mode="json", exclude={"output", "cache", "storage"}),
                 "step": self._trainer.progress.step,
                 "images": len(self._data.train),
                 "objects": self._data.train.objects,
@@ -348,7 +349,7 @@ class _Run:
         request = ModelRequest(
             checkpoint=str(self._best), precision="fp32", score_floor=_SCORE_FLOOR
         )
-        options = StorageOptions()
+        options = self._config.storage.options()
         spec = resolve_model(request, options, device=self._machine.device)
         detector = load_detector(spec, options, threads=self._machine.threads)
         return {

@@ -14,12 +14,12 @@ from storage.errors import ConfigError, SourceEmpty
 from storage.labels.images import StreamImages
 from storage.labels.stream import Weigh, read_label_index, version_digest
 from storage.labels.versions import LabelVersion, read_version, read_version_file
-from storage.objects.protocols import StorageOptions
 from storage.runs.manifest import Manifest
 from storage.shards.node_cache import NodeCache
 from storage.stores.open import open_store
 from workers.local_folders import cache_folder
 from workers.training.coco_set import TrainingSet, read_training_set
+from workers.training.distributed import Team
 from workers.training.label_stream import LabelStream
 from workers.training.samples import Mixture, Samples
 from workers.training.usable import TrainingImage
@@ -42,6 +42,32 @@ class TrainData:
     sources: tuple[dict[str, object], ...] = ()
 
 
+def pinned(config: TrainConfig) -> TrainConfig:
+    """Return the config with the version that each `latest` is now, so that it is looked up once.
+
+    The leading process decides for all that train together: a new version may appear meanwhile.
+
+    Raises:
+        ConfigError: as ``label_digests``.
+    """
+    if all(source.labels is None for source in config.sources):
+        return config
+    team = Team.joined()
+    names = team.told([_version_now(source, config) for source in config.sources])
+    sources = tuple(
+        one if name is None else one.model_copy(update={"version": name})
+        for one, name in zip(config.sources, names or (), strict=True)
+    )
+    return config.model_copy(update={"train": sources})
+
+
+def _version_now(source: SourceConfig, config: TrainConfig) -> str | None:
+    if source.labels is None or not Team.joined().leads:
+        return None
+    manifest = Manifest.open(source.labels, config.storage.options())
+    return read_version(manifest.store, source.version).version
+
+
 def label_digests(config: TrainConfig) -> dict[str, str]:
     """Return the content digests of the label versions that are learned, by source.
 
@@ -51,7 +77,7 @@ def label_digests(config: TrainConfig) -> dict[str, str]:
     found = {}
     for number, source in enumerate(config.sources):
         if source.labels is not None:
-            manifest = Manifest.open(source.labels, StorageOptions())
+            manifest = Manifest.open(source.labels, config.storage.options())
             digest = version_digest(read_version(manifest.store, source.version))
             found[f"labels of source {number}"] = digest
     return found
@@ -110,7 +136,7 @@ class _Opened:
 
 def _opened(source: SourceConfig, config: TrainConfig) -> _Opened:
     if source.labels is not None:
-        manifest = Manifest.open(source.labels, StorageOptions())
+        manifest = Manifest.open(source.labels, config.storage.options())
         version = read_version(manifest.store, source.version)
         names = tuple(c.name for c in version.categories)
         ids = tuple(c.official_id for c in version.categories)
@@ -134,7 +160,7 @@ def _made(
     manifest, version = one.found
     weigh = _weigh(manifest, version) if one.config.weights else None
     labels = read_label_index(manifest, version, weigh=weigh, stored=stored)
-    source = open_store(str(manifest.record.source["url"]), StorageOptions())
+    source = open_store(str(manifest.record.source["url"]), config.storage.options())
     images = StreamImages(manifest, source, labels, _cache(config.cache))
     images.check()
     return LabelStream(labels, images, names, ids, index, band=one.config.ignore_band)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.config.yaml_files import parse_config
 from pipelines.training.config import TRAIN_PAGE, TrainConfig
-from pipelines.training.sources import label_digests
+from pipelines.training.sources import label_digests, pinned
 from pipelines.training.start import Machine, resolve_machine
 from pipelines.training.summary import TrainSummary
 from storage.errors import ConfigError
@@ -32,6 +32,7 @@ _WHOLE = (
     "range",
     "workers",
     "report",
+    "storage",
 )
 _MERGED = ("augment", "lr_factors", "distill")  # sections of which a stage may give a part
 
@@ -49,6 +50,7 @@ class MarkedStage:
     """A stage on this machine.
 
     Attributes:
+        config: names the label versions that are learned, also where it was written `latest`.
         fingerprint: names all that decides its weights, the stages before it included.
         config_fingerprint: the same without the data.
     """
@@ -69,7 +71,7 @@ def marked_stages(config: TrainConfig) -> tuple[MarkedStage, ...]:
     made: list[MarkedStage] = []
     for stage in stages_of(config):
         machine = resolve_machine(stage.config)
-        marked = stage.config
+        marked, read = stage.config, pinned(stage.config)
         resolved: dict[str, Any] = {"precision": machine.precision}
         of_config = dict(resolved)
         if made:
@@ -81,9 +83,9 @@ def marked_stages(config: TrainConfig) -> tuple[MarkedStage, ...]:
         made.append(
             MarkedStage(
                 stage.name,
-                stage.config,
+                read,
                 machine,
-                marked.fingerprint(labels=label_digests(stage.config), **resolved),
+                marked.fingerprint(labels=label_digests(read), **resolved),
                 marked.fingerprint(data=False, **of_config),
             )
         )

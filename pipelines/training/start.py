@@ -13,7 +13,6 @@ from torch import nn
 
 from pipelines.training.config import TrainConfig
 from storage.errors import CheckpointError, ConfigError
-from storage.objects.protocols import StorageOptions
 from workers.checkpoints.cache import fetch_checkpoint
 from workers.checkpoints.file import Checkpoint, read_checkpoint
 from workers.checkpoints.provenance import ancestor
@@ -76,7 +75,7 @@ def first_network(config: TrainConfig, classes: tuple[str, ...]) -> nn.Module:
     torch.manual_seed(config.seed)
     network = build_network(config.model.name, arch_params_of(config), len(classes))
     if config.model.checkpoint is not None:
-        path = fetch_checkpoint(config.model.checkpoint, StorageOptions(), sha256=None)
+        path = fetch_checkpoint(config.model.checkpoint, config.storage.options(), sha256=None)
         start_from(network, read_checkpoint(path))
     return network
 
@@ -109,9 +108,9 @@ def _alike(key: str, a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor
 def arch_params_of(config: TrainConfig) -> str | None:
     """Return the arch file's parameters, else the checkpoint's; None: plain ``model.name``."""
     if config.model.arch is not None:
-        return read_arch(config.model.arch, StorageOptions())
+        return read_arch(config.model.arch, config.storage.options())
     if config.model.checkpoint is not None:
-        path = fetch_checkpoint(config.model.checkpoint, StorageOptions(), sha256=None)
+        path = fetch_checkpoint(config.model.checkpoint, config.storage.options(), sha256=None)
         return read_checkpoint(path).arch_params
     return None
 
@@ -128,8 +127,9 @@ def provenance_of(
         "first weights": config.model.checkpoint,
         "teacher": config.distill.teacher if config.distill else None,
     }
+    options = config.storage.options()
     found = [
-        ancestor(role, url, read_checkpoint(fetch_checkpoint(url, StorageOptions(), sha256=None)))
+        ancestor(role, url, read_checkpoint(fetch_checkpoint(url, options, sha256=None)))
         for role, url in learned_from.items()
         if url is not None
     ]

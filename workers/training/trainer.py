@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
-from storage.errors import ConfigError, ModelError
+from storage.errors import ConfigError, ModelError, WorkerError
 from workers.training.batches import TrainingBatch
 from workers.training.distillation.knowledge import Knowledge
 from workers.training.distributed import Team, group_size, summed
@@ -98,6 +98,7 @@ class Trainer:
 
     Raises:
         ConfigError: the state file is of another training, or of other data.
+        WorkerError: the team's processes read different states.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Trainer:
         self._knowledge = knowledge
         if state.exists():
             self._continue()
+        self._agree_on_the_start()
         self._shared = team.share(self._network)
         if options.compile:
             self._shared.compile()  # in place: names in the state dict stay
@@ -316,6 +318,16 @@ class Trainer:
         self.progress = TrainingProgress(**saved["progress"])
         if extended_at := saved.get("extended_at", 0):
             self.options = replace(self.options, steps=saved["steps"], extended_at=extended_at)
+
+    def _agree_on_the_start(self) -> None:
+        """Raise WorkerError where this rank and rank 0 read states of different steps."""
+        mine, first = self.progress.step, int(self.team.agree(self.progress.step))
+        if mine != first:
+            raise WorkerError(
+                f"a worker would go on from step {mine}, the leading one from step {first}: they "
+                "read different states",
+                hint="the same command continues; all workers need the same output",
+            )
 
     def _refuse_another(self, saved: Mapping[str, object]) -> None:
         """Raise ConfigError if the state belongs to another config or other data."""

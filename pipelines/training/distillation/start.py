@@ -50,7 +50,13 @@ def knowledge_of(
             )
         return StoredKnowledge(weights)
     return taught_by(
-        distill.teacher, weights, training.classes, config.preprocessing, student, machine
+        distill.teacher,
+        weights,
+        training.classes,
+        config.preprocessing,
+        student,
+        machine,
+        config.storage.options(),
     )
 
 
@@ -61,10 +67,11 @@ def taught_by(
     preprocessing: Preprocessing,
     student: nn.Module,
     machine: Machine,
+    options: StorageOptions | None = None,
 ) -> TeacherKnowledge:
     """Return the checkpoint at ``url`` as the teacher of ``student``, whose input and classes
     these are. Raises as ``knowledge_of``."""
-    options = StorageOptions()
+    options = options or StorageOptions()
     spec = resolve_model(ModelRequest(checkpoint=url, precision="fp32"), options, device="cpu")
     check_teacher(spec, classes, preprocessing)
     network = load_teacher(spec, student, options).to(machine.device)

@@ -28,6 +28,7 @@ from pipelines.cluster.sizing import Node
 from pipelines.dispatch.metrics import RayMetrics
 from pipelines.dispatch.stopping import Stopper
 from pipelines.training.config import TrainConfig
+from pipelines.training.stages import stages_of
 from pipelines.training.summary import TrainSummary
 from pipelines.training.team.desk import Correspondent, Desk, Failed, Order, Placed, Posts, Word
 from pipelines.training.team.listeners import listening
@@ -169,12 +170,19 @@ def check_folders(config: TrainConfig) -> None:
     if config.remote is None:
         config.output.mkdir(parents=True, exist_ok=True)
         output = normalise_url(str(config.output))
-    images = [data.images for data in (config.val, *config.test.values())]
-    images += [source.images for source in config.sources if source.images is not None]
-    folders = [str(folder) for folder in images]
-    for place, folder in enumerate(sorted(set(folders)) or [""]):
+    folders = _folders(config)
+    for place, folder in enumerate(sorted(folders) or [""]):
         source = normalise_url(folder) if folder else ""
         check_shared_folders(source, output if place == 0 else "")
+
+
+def _folders(config: TrainConfig) -> set[str]:
+    """Return the places of all images and label versions, of all stages."""
+    found = {str(data.images) for data in config.test.values()}
+    for stage in (one.config for one in stages_of(config)):
+        found.add(str(stage.val.images))
+        found |= {str(one.images or one.labels) for one in stage.sources}
+    return found
 
 
 class _Fit:

@@ -139,6 +139,11 @@ def test_sql_without_images_is_a_table(questions: Questions) -> None:
     assert dict(found.rows)["undecodable"] == 1
 
 
+def test_a_tables_values_are_what_json_can_hold(questions: Questions) -> None:
+    sql = "SELECT 'inf'::DOUBLE AS a, 'nan'::FLOAT AS b, 0.5::DOUBLE AS c, 2 AS d, NULL AS e"
+    assert questions.ask(Filter(sql=sql)).rows == (("inf", "nan", 0.5, 2, None),)
+
+
 @pytest.mark.parametrize(
     "sql",
     [

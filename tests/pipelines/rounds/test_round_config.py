@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pipelines.rounds.labelled import keys_file, labelled_sets
+from pipelines.rounds.machine_steps import training_inputs
 from pipelines.rounds.round import check_config
 from pipelines.rounds.round_config import RoundConfig, load_round_config
 from pipelines.rounds.state import StepRecord
@@ -114,6 +115,30 @@ def test_the_student_has_its_own_fields_over_those_of_both(
     assert [(one.steps, one.model.name) for one in made] == [(10, "yolo_nas_m"), (20, "yolo_nas_s")]
     assert made[1].model.licence == "MIT"
     assert [one.name for one in made] == ["cells-teacher", "cells"]
+
+
+def test_trainings_reach_storage_as_the_round_does(fields: dict[str, Any], tmp_path: Path) -> None:
+    storage = {"endpoint_url": "http://127.0.0.1:9", "region": "here"}
+    work = RoundWork.of(load({**fields, "storage": storage}, tmp_path))
+    for role in ("teacher", "student"):
+        made = work.train_config(role, STUDENT, train=work.config.truth.model_dump())
+        assert made.storage.options() == work.options
+        assert made.storage.endpoint_url == "http://127.0.0.1:9"
+
+
+def test_where_a_student_trains_is_none_of_a_steps_inputs(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    """`--only student` on a machine with GPUs continues what another one planned."""
+
+    def inputs(**train: Any) -> dict[str, Any]:
+        work = RoundWork.of(load({**fields, "train": train}, tmp_path))
+        made = work.train_config("student", STUDENT, train=work.config.truth.model_dump())
+        return training_inputs(work, made)
+
+    elsewhere = {"workers": {"count": 2, "gpus": 1}, "cache": {"size": "9GB"}, "threads": 3}
+    assert inputs(**elsewhere, report=["tensorboard"]) == inputs()
+    assert inputs(lr=0.5) != inputs()
 
 
 def test_the_labelled_images_are_split_by_their_names_alone(

@@ -11,8 +11,9 @@ import torch
 from pipelines.labels.decide import decide_run
 from pipelines.policy.policy import Policy
 from pipelines.training.config import TrainConfig, load_train_config
-from pipelines.training.sources import label_digests, read_data
-from storage.errors import ConfigError, SourceEmpty, SourceError
+from pipelines.training.sources import label_digests, pinned, read_data
+from pipelines.training.stages import marked_stages
+from storage.errors import ConfigError, SourceEmpty, SourceError, StorageUnavailable
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
 from tests.support.samples.label_version import fill_source, labelled
@@ -110,6 +111,37 @@ def test_a_new_version_changes_the_fingerprint_and_a_named_one_does_not(
     decide_run(run, Policy(accept=0.2, reject=0.1))
     assert latest.fingerprint(labels=label_digests(latest)) != before[0]
     assert named.fingerprint(labels=label_digests(named)) == before[1]
+
+
+def test_latest_is_looked_up_once_for_fingerprint_and_data(
+    tmp_path: Path, run: Manifest, coco: dict[str, str]
+) -> None:
+    """A version that appears between the two is learned by the next training, not half by this."""
+    config = config_of(tmp_path, coco, [labels(run, share=0.5), {**coco, "share": 0.5}])
+    (stage,) = marked_stages(config)
+    decide_run(run, Policy(accept=0.2, reject=0.1))
+    assert [source.version for source in stage.config.sources] == ["v0001", "latest"]
+    assert read_data(stage.config).sources[0]["version"] == "v0001"
+    (later,) = marked_stages(config)
+    assert later.config.sources[0].version == "v0002"
+    assert later.fingerprint != stage.fingerprint
+    # The data changed, not the config: --accept-data can go on.
+    assert later.config_fingerprint == stage.config_fingerprint
+
+
+def test_labels_are_read_from_the_stores_of_the_configs_storage(
+    tmp_path: Path, coco: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The endpoint is the config's: here nothing answers, where AWS would refuse the name."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+    storage = {"endpoint_url": "http://127.0.0.1:9", "attempts": 1, "connect_timeout_s": 1}
+    config = config_of(tmp_path, coco, {"labels": "s3://plates/run"}, storage=storage)
+    for read in (label_digests, pinned, read_data):
+        with pytest.raises(StorageUnavailable, match=r"127\.0\.0\.1:9"):
+            read(config)
+    plain = config_of(tmp_path, coco, coco)
+    assert plain.fingerprint() == config_of(tmp_path, coco, coco, storage=storage).fingerprint()
 
 
 def test_a_version_or_a_run_that_does_not_exist_is_named_with_those_that_do(

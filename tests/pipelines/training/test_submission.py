@@ -74,6 +74,16 @@ def test_sources_of_a_list_travel_too(here: Path) -> None:
     (here / "train.yaml").write_text(yaml.safe_dump(config))
     bundle = bundle_run("train.yaml", kind=TRAINING)
     assert bundle.fields["train"][1]["annotations"] == "train.1.annotations-more.json"
+    config["output"] = str(here / "out")  # stages need a folder that all workers see
+    config["stages"] = [
+        {"name": "one", "train": {"annotations": "more.json", "images": "images"}},
+        {"name": "two", "train": [{"annotations": "more.json", "images": "images"}]},
+    ]
+    (here / "train.yaml").write_text(yaml.safe_dump(config))
+    one, two = bundle_run("train.yaml", kind=TRAINING).fields["stages"]
+    assert one["train"]["annotations"] == "stages.0.train.annotations-more.json"
+    assert one["train"]["images"] == f"file://{here}/images"
+    assert two["train"][0]["annotations"] == "stages.1.train.0.annotations-more.json"
     (here / "more.json").unlink()
     with pytest.raises(ConfigError, match=r"train\.1\.annotations: there is no file"):
         bundle_run("train.yaml", kind=TRAINING)

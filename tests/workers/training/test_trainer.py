@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-from storage.errors import ConfigError, ModelError
+from storage.errors import ConfigError, ModelError, WorkerError
 from tests.support.samples.training_samples import box, write_coco
 from workers.images.preprocessing import Preprocessing
 from workers.training.batches import BatchSource, TrainingBatch
@@ -211,6 +211,17 @@ def test_another_training_cannot_take_over_a_state_file(tmp_path: Path) -> None:
     trainer(tmp_path / "state.pt", options).save()
     with pytest.raises(ConfigError, match="another config"):
         trainer(tmp_path / "state.pt", options, fingerprint="two")
+
+
+def test_a_worker_with_another_state_than_the_leading_one_does_not_train(tmp_path: Path) -> None:
+    from workers.training.distributed import Team
+
+    class Behind(Team):
+        def agree(self, value: float) -> float:
+            return value + 2
+
+    with pytest.raises(WorkerError, match="step 0, the leading one from step 2"):
+        trainer(tmp_path / "state.pt", FitOptions(steps=3), team=Behind(1, 2))
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(source: BatchSource, tmp_path: Path) -> None:
