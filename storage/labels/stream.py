@@ -104,10 +104,9 @@ class LabelIndex:
         """Return the shards that the images lie in."""
         return set(self._places.column("shard_id").unique().to_pylist())
 
-    @property
-    def objects(self) -> int:
-        """Boxes to learn, over all images."""
-        return int((~self._ignore).sum())
+    def objects(self, learned: NDArray[np.bool_]) -> int:
+        """Count the boxes that are not ignored, of classes [C] that are learned."""
+        return int((~self._ignore & learned[self._category_ids]).sum())
 
     @property
     def images_by_people(self) -> int:

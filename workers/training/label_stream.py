@@ -50,7 +50,7 @@ class LabelStream:
     @property
     def objects(self) -> int:
         """Boxes to learn, over all images."""
-        return self.index.objects
+        return self.index.objects(self.class_index >= 0)
 
     def __len__(self) -> int:
         return len(self.index)
