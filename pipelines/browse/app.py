@@ -141,7 +141,10 @@ class Browser:
         """Put images into the review queue: the one thing that is ever written."""
         if request.headers.get("x-labelfleet") != "browse":  # no form of another page can set it
             return _problem("this is asked for by the page alone", 403)
-        told = await request.json()
+        try:
+            told = await request.json()
+        except ValueError:
+            told = None
         numbers = told.get("images") if isinstance(told, dict) else None
         if not isinstance(numbers, list) or not all(type(n) is int for n in numbers):
             return _problem("images: a list of numbers", 400)

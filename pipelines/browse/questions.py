@@ -173,8 +173,11 @@ class Questions:
             yield cursor
 
     def rows(self, statement: str, parameters: list[Any]) -> list[dict[str, Any]]:
-        """Return a statement's rows as dictionaries."""
-        cursor = self._database.cursor().execute(statement, parameters)
+        """Return a statement's rows as dictionaries. Raises ConfigError: a value is too big."""
+        try:
+            cursor = self._database.cursor().execute(statement, parameters)
+        except duckdb.Error as exc:
+            raise ConfigError(_first_line(exc)) from exc
         names = [column[0] for column in cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 

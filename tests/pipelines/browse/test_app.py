@@ -123,6 +123,10 @@ def test_only_the_page_itself_may_send(page: TestClient, run: Manifest) -> None:
     assert page.post("/api/review", json={"images": [2]}).status_code == 403
     for wrong in ({}, [], {"images": "2"}, {"images": [True]}, {"images": []}, "2"):
         assert page.post("/api/review", json=wrong, headers=SEND).status_code == 400
+    assert page.post("/api/review", content=b"\xff{", headers=SEND).status_code == 400
+    beyond = page.post("/api/review", json={"images": [10**40]}, headers=SEND)
+    assert (beyond.status_code, bool(beyond.json()["error"])) == (400, True)
+    assert page.get(f"/thumb/{10**40}.jpg").status_code == 400
     assert list(read_queue(run.store)) == []
 
 
