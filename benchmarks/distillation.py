@@ -35,7 +35,7 @@ from torch import nn
 
 from benchmarks.rounds import machine, say
 from pipelines.training.config import TrainConfig
-from pipelines.training.distillation.start import taught_by
+from pipelines.training.distillation.start import checked_teacher
 from pipelines.training.run import train
 from pipelines.training.start import Machine
 from pipelines.training.validation import measure
@@ -52,7 +52,13 @@ from workers.spec import ModelRequest, ModelSpec
 from workers.training.augment import SoftTargets, TrainingSample
 from workers.training.batches import BatchSource
 from workers.training.coco_set import TrainingSet, read_training_set
-from workers.training.distillation.knowledge import DistillWeights, Knowledge, StoredKnowledge
+from workers.training.distillation.knowledge import (
+    DistillWeights,
+    Knowledge,
+    StoredKnowledge,
+    TeacherKnowledge,
+)
+from workers.training.distillation.teacher import torch_dtype
 from workers.training.options import FitOptions
 from workers.training.recipe.augmentation import Augmentation
 from workers.training.samples import Samples
@@ -239,9 +245,11 @@ class Bench:
             knowledge = StoredKnowledge(DistillWeights(self.options.weight, final_share=1.0))
         elif arm == "teacher":
             weights = DistillWeights(self.options.weight)
-            knowledge = taught_by(
-                self.teacher, weights, labelled.classes, self.how, network, self.machine
+            teacher = checked_teacher(
+                self.teacher, labelled.classes, self.how, network, StorageOptions()
             )
+            dtype = torch_dtype(self.machine.precision)
+            knowledge = TeacherKnowledge(teacher.to(self.machine.device), weights, dtype)
         trainer = self.trainer(network, f"{arm}_{seed}", knowledge, len(labelled.classes))
         source = BatchSource(
             learned, self.how, Augmentation(**VARIED), self.options.batch_size, seed

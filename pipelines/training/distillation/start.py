@@ -49,33 +49,28 @@ def knowledge_of(
                 hint="add a label version to `train`, or use mode: teacher",
             )
         return StoredKnowledge(weights)
-    return taught_by(
+    teacher = checked_teacher(
         distill.teacher,
-        weights,
         training.classes,
         config.preprocessing,
         student,
-        machine,
         config.storage.options(),
     )
+    return TeacherKnowledge(teacher.to(machine.device), weights, torch_dtype(machine.precision))
 
 
-def taught_by(
+def checked_teacher(
     url: str,
-    weights: DistillWeights,
     classes: tuple[str, ...],
     preprocessing: Preprocessing,
     student: nn.Module,
-    machine: Machine,
-    options: StorageOptions | None = None,
-) -> TeacherKnowledge:
-    """Return the checkpoint at ``url`` as the teacher of ``student``, whose input and classes
-    these are. Raises as ``knowledge_of``."""
-    options = options or StorageOptions()
+    options: StorageOptions,
+) -> nn.Module:
+    """Return the network at ``url`` as a teacher of ``student``, whose input and classes these
+    are. Raises as ``knowledge_of``."""
     spec = resolve_model(ModelRequest(checkpoint=url, precision="fp32"), options, device="cpu")
     check_teacher(spec, classes, preprocessing)
-    network = load_teacher(spec, student, options).to(machine.device)
-    return TeacherKnowledge(network, weights, torch_dtype(machine.precision))
+    return load_teacher(spec, student, options)
 
 
 def _stores(training: Samples) -> bool:
