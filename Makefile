@@ -22,7 +22,7 @@ SPREAD := --dist loadscope --no-loadscope-reorder
 # Several targets at once, each shown when it is done.
 TOGETHER := $(MAKE) --no-print-directory -j4 --output-sync=target
 
-.PHONY: help setup demo check fast lint ruff mypy imports odd docs test chromium label-studio \
+.PHONY: help setup demo check fast lint ruff mypy imports odd docs test chromium label-studio azurite \
 	review-demo review-demo-stop installs lock gpu chaos chaos-review gates fuzz audit clean
 
 help:  ## what there is
@@ -49,6 +49,13 @@ review-demo: $(READY) label-studio  ## the demo run's review queue in a Label St
 
 review-demo-stop:  ## end that Label Studio
 	$(BIN)/python examples/review/demo.py stop runs/demo
+
+azurite: .azurite/.ready  ## Microsoft's emulator of Azure storage, for the az:// tests (needs node)
+
+.azurite/.ready:
+	@command -v npm >/dev/null || { echo "no npm here: the az:// tests will skip"; exit 0; }; \
+		mkdir -p .azurite && cd .azurite && npm install --silent --no-audit --no-fund \
+		azurite@3.37.0 && touch .ready || echo "azurite cannot be had: the az:// tests will skip"
 
 label-studio: .venv-label-studio/.ready  ## Label Studio (1 GB) in an environment of its own, for review
 

@@ -16,6 +16,7 @@ EXTRA_OF: Final = {
     "onnxruntime": "run",
     "openvino": "openvino",
     "nncf": "openvino",
+    "obstore": "clouds",
     "label_studio_sdk": "review",
     "duckdb": "browse",
     "starlette": "browse",

@@ -14,9 +14,16 @@ from storage.errors import ConfigError, StorageError
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _HALF_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 # User and password before an '@'; a secret may hold a '/', while `host:9000/a@b` has a port.
-_CREDENTIALS = re.compile(r"[a-z0-9+.-]+://([^/@]*@|[^/@:]*:(?!\d+(/|$))[^@]*@)", re.IGNORECASE)
+# Azure's container@account.dfs.core.windows.net is neither.
+_AZURE_HOST = r"[a-z0-9$-]+@[a-z0-9]+\.(dfs|blob)\.core\.(windows\.net|usgovcloudapi\.net)(?=/|$)"
+_CREDENTIALS = re.compile(
+    rf"(?!(abfss?|az)://{_AZURE_HOST})"
+    r"[a-z0-9+.-]+://([^/@]*@|[^/@:]*:(?!\d+(/|$))[^@]*@)",
+    re.IGNORECASE,
+)
 _PATH_SAFE = "/~!$&'()*+,;=:@"
 _S3_ALIASES = frozenset({"s3", "s3a", "s3n"})
+_CLOUDS = {"gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,7 @@ class Location:
     """A parsed URL.
 
     Attributes:
-        scheme: ``file``, ``s3``, ``memory``, or one that fsspec serves.
+        scheme: ``file``, ``s3``, ``gs``, ``az``, ``memory``, or one that fsspec serves.
         authority: the bucket, host or name; '' for files.
         path: for files the absolute path (undecodable bytes as surrogates); otherwise what
             follows the authority's '/', without a trailing '/'.
@@ -67,6 +74,8 @@ def parse_url(url: str) -> Location:
         )
     if scheme in _S3_ALIASES:
         return _parse_s3(authority, path)
+    if scheme in _CLOUDS:
+        return Location(_CLOUDS[scheme], authority, path.rstrip("/"))
     return Location(scheme, authority, path if "?" in path else path.rstrip("/"))
 
 
@@ -143,10 +152,22 @@ def overlaps(url_a: str, url_b: str) -> bool:
     else by scheme, bucket and path. Needs neither permissions nor the network.
     """
     a, b = _resolved(parse_url(url_a)), _resolved(parse_url(url_b))
-    if (a.scheme, a.authority) != (b.scheme, b.authority):
+    if a.scheme != b.scheme or not _same_bucket(a, b):
         return False
     inner, outer = sorted((_folder(a.path), _folder(b.path)), key=len, reverse=True)
     return inner.startswith(outer)
+
+
+def _same_bucket(a: Location, b: Location) -> bool:
+    """Return whether two authorities are, or may be, one: Azure's account may be left out, and is
+    then the environment's."""
+    if a.scheme != "az":
+        return a.authority == b.authority
+    (box_a, _, host_a), (box_b, _, host_b) = (
+        place.authority.lower().partition("@") for place in (a, b)
+    )
+    accounts = {host.partition(".")[0] for host in (host_a, host_b)}
+    return box_a == box_b and (len(accounts) == 1 or "" in accounts)
 
 
 def _resolved(place: Location) -> Location:

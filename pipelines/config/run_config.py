@@ -28,7 +28,9 @@ from storage.objects.protocols import StorageOptions
 class SourceConfig(Part):
     """Where the images are."""
 
-    url: Place = Field(description="Folder, file:// or s3:// prefix of tar shards or loose images.")
+    url: Place = Field(
+        description="Folder, or s3://, gs:// or az:// prefix, of tar shards or loose images."
+    )
     kind: Literal["auto", "tar", "images"] = Field(
         "auto", description="What to label there; auto: all tars and loose images."
     )
@@ -303,7 +305,9 @@ class RunConfig(Part):
 
     name: Name = Field(description="Letters, digits, `.`, `_`, `-`.")
     source: SourceConfig = Field(description="Where the images are.")
-    output: Place = Field(description="Folder, file:// or s3:// URL; may not overlap the source.")
+    output: Place = Field(
+        description="Folder, or s3://, gs:// or az:// URL; may not overlap the source."
+    )
     model: ModelConfig = Field(description="The detector.")
     workers: WorkersConfig = Field(WorkersConfig(), description="Actors and their resources.")
     policy: PolicyConfig | Url = Field(

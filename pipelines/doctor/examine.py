@@ -34,6 +34,7 @@ _PACKAGES = (
     ("pyarrow", "pyarrow"),
     ("boto3", "boto3"),
     ("fsspec", "fsspec"),
+    ("obstore", "obstore"),
     ("simplejpeg", "simplejpeg"),
     ("opencv-python-headless", "cv2"),
     ("label-studio-sdk", "label_studio_sdk"),
@@ -42,6 +43,7 @@ _PACKAGES = (
 _NEEDED_BY = {
     "run": "run, gate, compile, demo and train need it",
     "super-gradients": "train needs it",
+    "clouds": "gs:// and az:// URLs need it",
     "review": "pull needs it where reviewers painted brush masks",
 }
 _SPOOL_BYTES = 2 * 1024**3
@@ -202,7 +204,7 @@ def _output(config: RunConfig) -> str:
     if not store.atomic_create:
         raise NotAtomic(
             f"{store.url} cannot hold a run: it has no atomic create",
-            hint="use an output on file:// or s3://",
+            hint="use an output on file://, s3://, gs:// or az://",
         )
     from storage.runs.manifest import RUN_KEY
 

@@ -43,5 +43,5 @@ def check_output(store: ObjectStore) -> None:
 def _refused(store: ObjectStore) -> NotAtomic:
     return NotAtomic(
         f"{store.url} cannot create an object atomically, so it cannot hold a run's output",
-        hint="use AWS S3, a server with conditional writes (If-None-Match), or a folder",
+        hint="use AWS S3, gs://, az://, a server with conditional writes, or a folder",
     )

@@ -21,11 +21,11 @@ Body = bytes | Path  # bytes, or a spool file that is read while sending
 class StorageOptions:
     """How to reach object stores; small and picklable, sent to every worker.
 
-    Never contains credentials: boto3's own chain (environment, profile, instance role) finds
-    them on each machine.
+    Never contains credentials: each cloud's own chain (environment, profile, role of the
+    machine) finds them on each machine.
 
     Attributes:
-        endpoint_url: for S3-compatible servers; None: AWS, or AWS_ENDPOINT_URL(_S3).
+        endpoint_url: for S3-compatible servers and emulators; None: AWS, or AWS_ENDPOINT_URL(_S3).
         path_style: bucket in the path, not the host; None: only when an endpoint is set.
         region: None: boto3's own chain.
         attempts: tries per request, first one included.

@@ -128,7 +128,7 @@ class Manifest:
         if not store.atomic_create:
             raise NotAtomic(
                 f"{store.url} cannot create objects atomically, so two writers could mix labels",
-                hint="use an output on file:// or s3://",
+                hint="use an output on file://, s3://, gs:// or az://",
             )
         try:
             store.create(RUN_KEY, record.to_json())

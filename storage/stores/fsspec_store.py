@@ -1,4 +1,4 @@
-"""FsspecStore: every scheme that is neither s3:// nor a file, through fsspec."""
+"""FsspecStore: every scheme that no store of ours serves, through fsspec."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ class FsspecStore:
     def _not_atomic(self, key: str) -> NotAtomic:
         return NotAtomic(
             f"{self._where(key)}: {self._place.scheme}:// is not known to create atomically",
-            hint="put the output into S3 (or a server that speaks it), or into a folder",
+            hint="put the output into S3 (or a server that speaks it), gs://, az:// or a folder",
         )
 
 

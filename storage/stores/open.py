@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from storage.extras import not_installed
 from storage.objects.protocols import ObjectStore, StorageOptions
-from storage.urls import parse_url, split_url
+from storage.urls import Location, parse_url, split_url
 
 
 def open_store(url: str, options: StorageOptions | None = None) -> ObjectStore:
-    """Return the store for a URL: s3:// by boto3, file:// and plain paths by our own code,
-    memory:// inside one process, every other scheme through fsspec (create only where known to be
-    atomic).
+    """Return the store for a URL: s3:// by boto3, gs:// and az:// by obstore, file:// and plain
+    paths by our own code, memory:// inside one process; every other scheme, read only by a run,
+    through fsspec.
 
     Opening touches nothing: a missing bucket or folder shows at the first verb; ``put`` and
     ``create`` on file:// make the folders they need.
 
     Raises:
         ConfigError: the URL cannot be read, or its scheme is not known here.
+        NotInstalled: gs:// or az:// without the extra ``clouds``.
     """
     place = parse_url(url)
     options = options or StorageOptions()
@@ -28,6 +30,8 @@ def open_store(url: str, options: StorageOptions | None = None) -> ObjectStore:
         from storage.s3.store import S3Store
 
         return S3Store(place.authority, place.path, options)
+    if place.scheme in ("gs", "az"):
+        return _cloud(place, options)
     if place.scheme == "memory":
         from storage.stores.memory import MemoryStore
 
@@ -35,6 +39,17 @@ def open_store(url: str, options: StorageOptions | None = None) -> ObjectStore:
     from storage.stores.fsspec_store import open_fsspec
 
     return open_fsspec(place, options)
+
+
+def _cloud(place: Location, options: StorageOptions) -> ObjectStore:
+    try:
+        from storage.clouds.store import CloudStore
+    except ModuleNotFoundError as exc:
+        lacking = not_installed(exc)
+        if lacking is None:
+            raise
+        raise lacking from exc
+    return CloudStore(place, options)
 
 
 def open_object(url: str, options: StorageOptions | None = None) -> tuple[ObjectStore, str]:

@@ -78,7 +78,9 @@ def test_any_file_name_survives(raw: bytes) -> None:
         ("s3:///a", "bucket"),
         ("s3://UP!/a", "bucket"),
         ("s4://bucket/a", "s3://"),
-        ("gs://bucket/a", "gcsfs"),
+        ("oss://bucket/a", "ossfs"),
+        ("gs://UP!/a", "bucket"),
+        ("az:///a", "container"),
         ("zip://inside::/a.zip", "zip"),
     ],
 )
@@ -95,6 +97,8 @@ def test_what_cannot_be_read_says_why(url: str, match: str) -> None:
         "https://me:hunter2@host/a",
         "ftp://me:hunter2@host",
         "abfs://hunter2@account/x",
+        "abfs://key:hunter2@account.dfs.core.windows.net/x",
+        "gs://hunter2@box/x",
     ],
 )
 def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
@@ -179,6 +183,12 @@ def test_a_file_in_the_root_folder_can_be_read(tmp_path: Path) -> None:
         ("/bucket/a", "s3://bucket/a", False),
         ("memory://x/a", "memory://x", True),
         ("https://h/a", "https://h/b", False),
+        ("az://box/a", "abfs://box/a/b", True),
+        ("az://box/a", "abfs://box@one.dfs.core.windows.net/a", True),
+        ("az://box@one.blob.core.windows.net/a", "abfss://box@one.dfs.core.windows.net/a", True),
+        ("az://box@one.blob.core.windows.net/a", "az://box@two.blob.core.windows.net/a", False),
+        ("gs://box/a", "gcs://box/a", True),
+        ("gs://box/a", "az://box/a", False),
     ],
 )
 def test_overlap(a: str, b: str, expected: bool) -> None:

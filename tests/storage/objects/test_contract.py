@@ -71,6 +71,7 @@ class StoreContract:
 
     rounds = 3
     odd_names: Sequence[str] = ODD_NAMES
+    tree: Sequence[str] = TREE
 
     def test_what_is_written_is_read_back(self, store: ObjectStore, tmp_path: Path) -> None:
         spool = tmp_path / "spool"
@@ -207,12 +208,12 @@ class StoreContract:
         assert keys(store) == ["folder/key"]
 
     def test_listings_are_ordered_by_key(self, store: ObjectStore) -> None:
-        for key in reversed(TREE):
+        for key in reversed(self.tree):
             store.put(key, key.encode())
-        assert keys(store) == TREE
+        assert keys(store) == self.tree
         for prefix in ("a", "a/", "a/c", "a-", "z/", "b", "nothing", "a/b/", "é"):
-            assert keys(store, prefix) == [k for k in TREE if k.startswith(prefix)], prefix
-        assert [o.nbytes for o in store.list()] == [len(k.encode()) for k in TREE]
+            assert keys(store, prefix) == [k for k in self.tree if k.startswith(prefix)], prefix
+        assert [o.nbytes for o in store.list()] == [len(k.encode()) for k in self.tree]
 
     def test_odd_names_are_just_text(self, store: ObjectStore) -> None:
         for name in self.odd_names:
