@@ -43,9 +43,9 @@ def test_a_log_gets_a_plain_line_every_ten_seconds_and_no_control_codes() -> Non
             watcher.update(tally(clock.now_s))
     lines = printed(out).splitlines()
     assert lines == [
-        "4/8 shards, 300 images, 30.0/s, 2 actors, 10 not ok, 4 errors, 1 workers lost, "
+        "4/8 shards, 300 images, 30.0/s, 2 actors, 10 not ok, 4 errors, 1 worker lost, "
         "1 quarantined",
-        "4/8 shards, 300 images, 15.0/s, 2 actors, 10 not ok, 4 errors, 1 workers lost, "
+        "4/8 shards, 300 images, 15.0/s, 2 actors, 10 not ok, 4 errors, 1 worker lost, "
         "1 quarantined",
     ]
     assert "\x1b" not in printed(out)

@@ -25,3 +25,6 @@ def build_with(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
 def hide(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a package unknown to the import system."""
     monkeypatch.setitem(sys.modules, MODULES[package], None)
+    for name in list(sys.modules):  # a loaded submodule is found without its package
+        if name.startswith(f"{MODULES[package]}."):
+            monkeypatch.delitem(sys.modules, name)
