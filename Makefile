@@ -109,10 +109,9 @@ chromium:  ## Debian's Chromium for the browser tests, if it can be had
 		&& apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } \
 		|| echo "no chromium here and no way to install it: the browser tests will skip"
 
-gpu: $(READY)  ## on a machine with an NVIDIA GPU: the tests that need it, and the benchmarks on it
-	$(BIN)/pytest -q -n 0 -m slow -rs tests/workers/runtimes/test_cuda.py tests/workers/runtimes/test_runtime_parity.py
-	for name in efficiency vs_super_gradients; do $(BIN)/python -m benchmarks.$$name \
-		--device cuda --variants torch-fp16 --images 2048 $(BENCH) || exit; done
+# GPU_PYTHON: an environment that is there already (another torch); nothing is installed then.
+gpu: $(if $(GPU_PYTHON),,$(READY))  ## on a machine with an NVIDIA GPU: its tests and figures, 12 minutes; GPU='--dry-run'
+	$(or $(GPU_PYTHON),$(BIN)/python) -m benchmarks.gpu_day $(GPU)
 
 chaos: $(READY)  ## 100 seeded schedules of kills and storage faults over a real small run
 	$(BIN)/python -m tests.chaos.campaign --seeds $(or $(SEEDS),100)

@@ -101,7 +101,7 @@ class Report:
         say(f"{name:58s} {ratio}{aim}")
 
     def write(self, folder: Path) -> None:
-        """``<folder>/<name>.json`` and, where matplotlib is installed, ``<name>.png``."""
+        """``<folder>/<name>.json`` and, where there are ratios and matplotlib, ``<name>.png``."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
         found = {
@@ -121,8 +121,9 @@ class Report:
         }  # fmt: skip
         path.write_text(json.dumps(found, indent=1, default=str) + "\n")
         say(f"{machine()}; {path}")
-        with suppress(ImportError):
-            _plot(self, path.with_suffix(".png"))
+        if self.ratios:
+            with suppress(ImportError):
+                _plot(self, path.with_suffix(".png"))
 
 
 def _plot(report: Report, path: Path) -> None:
@@ -142,7 +143,8 @@ def _plot(report: Report, path: Path) -> None:
         axes.text(ratio.high, at, f"  {ratio.median:.3g}", va="center", fontsize=9)
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set_xlim(
-        0, 1.15 * max([r.high for r in report.ratios.values()] + [*report.wanted.values()])
+        min(0.0, *(r.low for r in report.ratios.values())),
+        1.15 * max(0.01, *(r.high for r in report.ratios.values()), *report.wanted.values()),
     )
     title = f"{report.name}: medians and ranges; red: wanted"
     figure.suptitle(f"{title}\n{machine()}", fontsize=9)
