@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
 
-from storage.errors import StorageError
+from storage.errors import RunLocked, StorageError
 from storage.objects.protocols import ObjectStore
+from storage.runs.lock import run_lock
 from storage.stores.open import open_store
-from tests.storage.objects.test_contract import ODD_NAMES, TREE, StoreContract, keys
+from tests.storage.objects.test_contract import ODD_NAMES, TREE, WRITERS, StoreContract, keys, race
 from tests.support.servers.azurite import PROGRAM, AzuriteServer, azurite_server, credentials_env
 
 
@@ -50,3 +52,29 @@ class TestAzurite(StoreContract):
         with pytest.raises(StorageError, match="rename the object"):
             store.put(key, b"1")
         assert keys(store) == []
+
+    def test_one_process_at_a_time_holds_the_lock(self, store: ObjectStore) -> None:
+        with run_lock(store, "first"):
+
+            def take(number: int) -> str:
+                with run_lock(store, f"other {number}"):
+                    return "held"
+
+            outcomes = race(WRITERS, take)
+            assert [type(outcome) for outcome in outcomes] == [RunLocked] * WRITERS
+        assert keys(store) == []
+        with run_lock(store, "next") as lock:
+            lock.check()
+
+    def test_a_lock_that_another_took_over_is_lost(self, store: ObjectStore) -> None:
+        with run_lock(store, "first", lease_s=3) as lock:
+            etag = store.put("lock.json", b"{}")
+
+            def watch() -> None:
+                for _ in range(600):
+                    time.sleep(0.1)
+                    lock.check()
+
+            with pytest.raises(RunLocked, match="took it over"):
+                watch()
+        assert store.head("lock.json").etag == etag
