@@ -18,6 +18,7 @@ from storage.errors import ConfigError
 
 SQL_LIMIT_S = 20.0
 _TABLE_ROWS = 500
+_MOST_IMAGES = 5_000_000  # rows of SQL that are looked at; a cross join has more
 _KEPT = 16
 _LAYERS = ("model", "label", "person", "other")
 _ORDER = {
@@ -212,10 +213,10 @@ class Questions:
     def _images(self, cursor: duckdb.DuckDBPyConnection, names: list[str]) -> NDArray[np.int32]:
         if "n" in names:
             at = names.index("n")
-            found = [row[at] for row in cursor.fetchall()]
+            found = [row[at] for row in cursor.fetchmany(_MOST_IMAGES)]
         else:
             at = names.index("image_id")
-            ids = [str(row[at]) for row in cursor.fetchall()]
+            ids = [str(row[at]) for row in cursor.fetchmany(_MOST_IMAGES)]
             known = self._database.cursor().execute(
                 "SELECT image_id, n FROM images WHERE image_id IN (SELECT unnest(?))", [ids]
             )
