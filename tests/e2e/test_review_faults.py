@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 IMAGES = 10
 QUICK = SendRules(first=3, most=4, settle_s=0.3)
-SCHEDULES = int(os.environ.get("LABELFLEET_CHAOS", "20"))
+SCHEDULES = int(os.environ.get("LABELFLEET_CHAOS", "12"))
 
 
 class Crash(Exception):
