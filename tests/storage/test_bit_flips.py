@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.policy.policy import Policy
+from pipelines.rounds.state import RoundState, StepRecord
 from pipelines.runs.drift_record import DriftRecord, read_drift, write_drift
 from pipelines.truth.compared import from_jsonl
 from storage.errors import LabelfleetError
@@ -23,6 +24,8 @@ from storage.objects.json_records import read_record
 from storage.parquet.files import METADATA_KEY, opened
 from storage.review.answers import read_answers
 from storage.review.frames import read_frame
+from storage.review.gold import GoldImage, read_gold, write_gold
+from storage.review.not_shown import read_not_shown, write_not_shown
 from storage.review.queue import read_head, read_queue
 from storage.review.refreshed import Refreshed, read_refreshed, write_refreshed
 from storage.review.settings import read_settings
@@ -36,7 +39,10 @@ from tests.support.samples.whole_run import KINDS, whole_run
 
 EVERY = 97
 # Written by the fixture, beside what ``whole_run`` leaves.
-LATER = ("left_out.json", "review/refreshed.json", "report/drift.json")
+LATER = (
+    "left_out.json", "review/refreshed.json", "report/drift.json", "review/gold/",
+    "review/not_shown.json",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,9 @@ def run() -> MemoryStore:
     write_refreshed(store, Refreshed("2026-01-01T00:00:00+00:00", {"accept": 0.5}, {}, {"a": "b"}))
     drift = DriftRecord("2026-01-01T00:00:00+00:00", "The images are as before.", 0, 1, 2)
     write_drift(store, drift)
+    seen = GoldImage("truth", (((1.0, 2.0, 3.0, 4.0), "RBC"),), (((5.0, 6.0, 7.0, 8.0), ""),))
+    write_gold(store, "20260131T120000Z-1f3a9c", {"ab" * 32: seen, "cd" * 32: seen})
+    write_not_shown(store, {"ab" * 32: "its link cannot be made", "cd" * 32: "it is gone"})
     return store
 
 
@@ -80,6 +89,8 @@ READERS: dict[str, Callable[[MemoryStore, str], Any]] = {
     "review/refreshed.json": lambda store, key: read_refreshed(store),
     "left_out.json": lambda store, key: Manifest(store, None).left_out(),  # type: ignore[arg-type]
     "report/drift.json": lambda store, key: read_drift(store),
+    "review/gold/": lambda store, key: read_gold(store),
+    "review/not_shown.json": lambda store, key: read_not_shown(store),
     "review/settings.json": lambda store, key: read_settings(store),
     "labels/v0001/part-": _labels,
     "labels/v0001/lineage.json": lambda store, key: read_lineage(store, "v0001"),
@@ -100,14 +111,39 @@ READERS: dict[str, Callable[[MemoryStore, str], Any]] = {
 }
 
 
+def _moved_run() -> MemoryStore:
+    store = MemoryStore()
+    whole_run(MemoryStore(), store)
+    Listing(store).moved_to({}, "s3://elsewhere/plates")
+    return store
+
+
+def _round() -> MemoryStore:
+    store = MemoryStore()
+    RoundState(store).write(
+        StepRecord("teacher", "done", 1, {"truth": "its sha256"}, {"checkpoint": "teacher.st"})
+    )
+    return store
+
+
+# Objects that a run has only after a move of its source, or that lie at a round's output.
+ELSEWHERE: dict[str, tuple[Callable[[], MemoryStore], Callable[[MemoryStore, str], Any]]] = {
+    "source/moved-1.json": (_moved_run, lambda store, key: Listing(store).place()),
+    "source/moved-1/": (_moved_run, _listing),
+    "state/teacher.json": (_round, lambda store, key: RoundState(store).read("teacher")),
+}
+
+
 def _flipped(raw: bytes, at: int) -> bytes:
     return raw[:at] + bytes([raw[at] ^ (1 << at % 8)]) + raw[at + 1 :]
 
 
-def _read(kind: str, store: MemoryStore, key: str) -> tuple[str | None, Any]:
+def _read(
+    reader: Callable[[MemoryStore, str], Any], store: MemoryStore, key: str
+) -> tuple[str | None, Any]:
     """The error's message, or None and what was read."""
     try:
-        return None, READERS[kind](store, key)
+        return None, reader(store, key)
     except LabelfleetError as exc:
         return exc.message, None
 
@@ -116,15 +152,30 @@ def _read(kind: str, store: MemoryStore, key: str) -> tuple[str | None, Any]:
 def test_a_flip_is_a_named_error_or_changes_nothing(run: MemoryStore, kind: str) -> None:
     keys = [o.key for o in run.list(kind)]
     assert keys
-    for key in keys[:2]:
+    _flip_each(run, keys[:2], READERS[kind])
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_so_it_is_in_a_moved_run_and_at_a_round(kind: str) -> None:
+    made, reader = ELSEWHERE[kind]
+    store = made()
+    keys = [o.key for o in store.list(kind)]
+    assert keys
+    _flip_each(store, keys[:1], reader)
+
+
+def _flip_each(
+    run: MemoryStore, keys: list[str], reader: Callable[[MemoryStore, str], Any]
+) -> None:
+    for key in keys:
         raw = run.get(key)
-        right = READERS[kind](run, key)
+        right = reader(run, key)
         flips = errors = 0
         try:
             for at in range(0, len(raw), EVERY if len(raw) > 10 * EVERY else 7):
                 flips += 1
                 run.put(key, _flipped(raw, at))
-                error, found = _read(kind, run, key)
+                error, found = _read(reader, run, key)
                 if error is None:
                     assert found == right, f"{key} at {at} of {len(raw)}"
                     continue
