@@ -59,8 +59,9 @@ def main() -> None:
     with ray_cluster("local"):
         added = {name: os.environ[name] for name in set(os.environ) - before}
         address = ray.get_runtime_context().gcs_address
+        # The user's own token; where there is none, what is added names this Ray's.
         token = str(Path.home() / ".ray/auth_token")
-        said = {**added, "RAY_ADDRESS": address, "RAY_AUTH_TOKEN_PATH": token}
+        said = {"RAY_AUTH_TOKEN_PATH": token, **added, "RAY_ADDRESS": address}
         print(json.dumps(said), flush=True)
         sys.stdin.read()
 
