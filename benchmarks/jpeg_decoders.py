@@ -25,7 +25,7 @@ Work = Callable[[], object]
 
 
 def on_cpu(photos: Sequence[bytes], threads: int) -> Work:
-    """Return a decoding of all photos by so many threads."""
+    """Return a function that decodes all photos in a number of threads."""
 
     def work() -> None:
         with ThreadPoolExecutor(threads) as pool:

@@ -129,7 +129,7 @@ class Theirs:
 
 
 class _Timed:
-    """A loader of so many batches that times from its first request to the one after its last."""
+    """A loader of a fixed number of batches, timed from its first request until it is exhausted."""
 
     def __init__(self, loader: Any, steps: int) -> None:
         self._loader, self._steps = loader, steps

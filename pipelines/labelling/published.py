@@ -24,7 +24,7 @@ class PublishedSpeed:
     milliseconds: float
 
     def hours(self, images: int) -> float:
-        """Return the hours of one GPU for so many images."""
+        """Return the hours that one GPU needs for a number of images."""
         return images * self.milliseconds / 3_600_000
 
 

@@ -66,7 +66,7 @@ def check_room(nbytes: int) -> None:
 
 
 def first_bands(image: Any, most: int) -> Any:
-    """Return a libvips image of so many of its channels, the first; of one where it has fewer."""
+    """Return a libvips image of its first channels; of one channel where it has fewer."""
     return image.extract_band(0, n=most if image.bands >= most else 1)
 
 

@@ -21,7 +21,9 @@ from tests.support.patience import patient
 
 ROOT = Path(__file__).resolve().parents[3]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PATHS = re.compile(r"(?<![\w.:/])/(?:tmp|home|root|work|usr|var|opt|mnt|private|Users)/|[A-Z]:\\\\")
+PATHS = re.compile(
+    r"(?:file://|(?<![\w.:/]))/(?:tmp|home|root|work|usr|var|opt|mnt|private|Users)/|[A-Z]:\\\\"
+)
 
 
 def _code(notebook: Notebook) -> list[dict[str, Any]]:
@@ -77,8 +79,8 @@ def test_links_between_notebooks_lead_somewhere(path: Path) -> None:
 
 
 def test_paths_of_a_machine_are_found() -> None:
-    for path in ("/tmp/labelfleet-1/run", "'/home/me/x'", "file:///work/x", "at /Users/me/"):
-        assert PATHS.search(path) or path.startswith("file:")
+    for path in ("/tmp/labelfleet-1/run", "'/home/me/x'", "file:///tmp/x", "at /Users/me/"):
+        assert PATHS.search(path), path
     assert not PATHS.search("runs/tmp/x https://example.org/home/x")
 
 
