@@ -22,7 +22,7 @@ SPREAD := --dist loadscope --no-loadscope-reorder
 # Several targets at once, each shown when it is done.
 TOGETHER := $(MAKE) --no-print-directory -j4 --output-sync=target
 
-.PHONY: help setup demo check fast lint ruff mypy imports odd docs test chromium label-studio azurite \
+.PHONY: help setup demo check explore fast lint ruff mypy imports odd docs test chromium label-studio azurite \
 	review-demo review-demo-stop installs lock gpu chaos chaos-review gates fuzz audit clean
 
 help:  ## what there is
@@ -136,6 +136,10 @@ gates: $(READY)  ## the model gate on real sets, each setting broken on purpose 
 
 fuzz: $(READY)  ## 38,000 damaged images, tars, zips, configs, Parquet files, answers and checkpoints
 	$(BIN)/python -m tests.support.fuzz.campaign $(FUZZ)
+
+explore: $(READY)  ## the property tests, with examples drawn anew
+	LABELFLEET_HYPOTHESIS=explore $(BIN)/pytest -q -m "not slow" -n $(CORES) $(SPREAD) \
+		$$(grep -rl --include='test_*.py' '^@given' tests)
 
 audit: .venv-audit/.ready  ## known vulnerabilities of all that is installed; needs PyPI's own service
 	@mkdir -p build

@@ -21,6 +21,7 @@ _KINDS: dict[bytes, MemberKind] = {
 }  # fmt: skip
 _WITHOUT_BODY = frozenset({"hardlink", "symlink", "device", "directory", "fifo"})
 _PAX_USED = frozenset({b"path", b"linkpath", b"size", b"GNU.sparse.name"})
+_PAX_TEXTS = _PAX_USED - {b"size"}
 
 
 _NEWLINE = 10
@@ -93,6 +94,10 @@ def parse_pax(text: bytes) -> dict[bytes, bytes]:
         end = at + (_decimal(text[at:space]) if space > at else 0)
         key, equals, value = text[space + 1 : end - 1].partition(b"=")
         if not space < end <= len(text) or end == at or not equals or text[end - 1] != _NEWLINE:
+            raise Damaged("its extension header is damaged")
+        # Extension headers have no checksum. Neither a keyword nor a name can hold a NUL; with one
+        # in "path", the member would take another name and might count as no image.
+        if b"\0" in key or (key in _PAX_TEXTS and b"\0" in value):
             raise Damaged("its extension header is damaged")
         if key in _PAX_USED:
             found[key] = value[:MAX_NAME]

@@ -120,6 +120,14 @@ def test_a_zeroed_block_or_page_anywhere_costs_what_it_covers_and_is_told(
         check(archive, begin, begin + length)
 
 
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_any_zeroed_byte_of_a_header_is_told(kind: str) -> None:
+    archive = ARCHIVES[kind]
+    headers = [(a, e - len(body)) for _, a, e, body in spans_of(archive)]
+    for begin in [at for start, end in headers for at in range(start, end) if archive[at]]:
+        check(archive, begin, begin + 1)
+
+
 def test_zeros_inside_a_compressed_tar_are_found_too() -> None:
     archive = ARCHIVES["pax"]
     for begin in range(0, len(archive), 512):
@@ -129,6 +137,7 @@ def test_zeros_inside_a_compressed_tar_are_found_too() -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(ARCHIVES)), st.integers(0, 60_000), st.integers(1, 20_000))
 @example("ours", 777, 8968)  # an extension header goes, the member's own stays
+@example("ours", 5124, 1)  # of an extension header, the first letter of "path"
 def test_zeros_of_any_length_at_any_place(kind: str, begin: int, length: int) -> None:
     archive = ARCHIVES[kind]
     check(archive, min(begin, len(archive) - 1), begin + length)
