@@ -46,7 +46,7 @@ from storage.stores.memory import MemoryStore
 from workers.images.decode import decode
 from workers.images.pixels import upright, vips_samples
 from workers.images.signatures import format_of
-from workers.images.tiff import read_pages
+from workers.images.tiff.directories import read_pages
 
 MAX_PIXELS = 178_956_970
 _ABOUT_PIXELS = {"premature end", "corrupt data", "narrow range", "ignored bands"}

@@ -34,12 +34,8 @@ from workers.images.signatures import (
     webp_exif,
     webp_size,
 )
-from workers.images.tiff import (
-    decode_tiff,
-    exif_orientation,
-    is_camera_raw,
-    read_pages,
-)
+from workers.images.tiff.decode import decode_tiff
+from workers.images.tiff.directories import exif_orientation, is_camera_raw, read_pages
 
 # What a decoder needs besides the pixels, generously; and the most pixels that are asked for.
 _ROOM_NBYTES, _MOST_ASKED = 32 * 1024 * 1024, 1 << 28

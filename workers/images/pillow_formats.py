@@ -46,7 +46,7 @@ from workers.images.signatures import (
     gif_warnings,
     webp_size,
 )
-from workers.images.tiff import exif_orientation
+from workers.images.tiff.directories import exif_orientation
 
 # The plugins are called by name: Image.open would try every format it knows, and warns or
 # refuses by a process-wide limit that is not ours.

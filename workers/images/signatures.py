@@ -31,7 +31,7 @@ _STARTS: tuple[tuple[int, bytes, Format], ...] = (
     (0, b"\0MRM", "camera RAW"),  # Minolta MRW
     (0, b"FOVb", "camera RAW"),  # Sigma X3F
     (4, b"ftypcrx ", "camera RAW"),  # Canon CR3
-    (0, b"II*\0", "TIFF"),  # or one of the many camera RAW formats inside TIFF; see tiff.py
+    (0, b"II*\0", "TIFF"),  # or one of the many camera RAW formats inside TIFF; see tiff/
     (0, b"MM\0*", "TIFF"),
     (0, b"II+\0", "TIFF"),  # BigTIFF
     (0, b"MM\0+", "TIFF"),

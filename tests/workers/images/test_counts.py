@@ -16,7 +16,7 @@ from storage.errors import TooLarge, Undecodable
 from tests.support.samples.peak_memory import PeakMemory
 from workers.images.decode import decode, probe
 from workers.images.signatures import jpeg_xl_size
-from workers.images.tiff import exif_orientation, read_pages
+from workers.images.tiff.directories import exif_orientation, read_pages
 
 MIB = 1 << 20
 Tags = dict[int, tuple[str, list[int]]]  # by number: a struct code, and the values

@@ -14,12 +14,12 @@ from PIL import Image
 from storage.errors import Undecodable
 from storage.records import ImageRecord
 from tests.support.samples.peak_memory import PeakMemory
-from workers.images import tiff
 from workers.images.decode import decode
 from workers.images.letterbox import LetterboxTransform
 from workers.images.pixels import in_memory, let_go, lies_on_disk, on_disk, shrunk_from_disk
 from workers.images.prepare import OpenedImage, open_image
 from workers.images.preprocessing import Preprocessing, Tiles, Window
+from workers.images.tiff import decode as tiff
 
 STRIP = 20_000 * 640 * 3  # bytes of a row of tiles of the large picture
 

@@ -1,0 +1,1 @@
+"""TIFF: its tags, its directories and its pixels."""
