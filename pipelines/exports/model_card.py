@@ -14,6 +14,7 @@ import yaml
 
 from storage.errors import CheckpointError
 from storage.objects.protocols import StorageOptions
+from storage.urls import shown_url
 from workers.checkpoints.cache import fetch_checkpoint
 from workers.checkpoints.file import Checkpoint, read_checkpoint
 from workers.checkpoints.lineage import Ancestor, ancestors_in, is_non_commercial
@@ -26,6 +27,9 @@ _SPDX = {
     "cc-by-sa-4.0": "cc-by-sa-4.0", "cc-by-nc-4.0": "cc-by-nc-4.0", "gpl-3.0": "gpl-3.0",
     "agpl-3.0": "agpl-3.0", "lgpl-3.0": "lgpl-3.0", "cc-by-nc-sa-4.0": "cc-by-nc-sa-4.0",
 }  # fmt: skip
+# Fields of a training that name files and folders.
+_PLACES = frozenset({"annotations", "images", "labels", "checkpoint", "arch", "teacher"})
+_IS_LOCAL = re.compile(r"(file:|/|~|\.{1,2}/|[A-Za-z]:[\\/])")
 _METRICS = (("map_", "mAP"), ("map50", "mAP50"), ("map75", "mAP75"), ("ar", "AR"))
 
 
@@ -217,8 +221,21 @@ def _made(facts: CardFacts) -> Iterator[str]:
     if known:
         yield "## Training\n\n" + _table(*((k, f"{v:,}" if _is_number(v) else v) for k, v in known))
     if config := training.get("config"):
-        recipe = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        recipe = yaml.safe_dump(_without_folders(config), sort_keys=False, allow_unicode=True)
         yield f"<details><summary>Recipe</summary>\n\n```yaml\n{recipe}```\n\n</details>"
+
+
+def _without_folders(value: Any, key: str = "") -> Any:
+    """Return a recipe whose paths on the machine that trained are names alone."""
+    if isinstance(value, Mapping):
+        return {name: _without_folders(one, str(name)) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(one, key) for one in value]
+    if not isinstance(value, str) or not (key in _PLACES or _IS_LOCAL.match(value)):
+        return value
+    if "://" in value and not value.startswith("file:"):
+        return shown_url(value)
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
 
 
 def _last(place: str) -> str:

@@ -193,8 +193,7 @@ def _take(work: RoundWork, step: StepName, repeat: Repeat) -> StepRecord | None:
     """Take one step if it is due; return its record, or None where nothing was to be done."""
     old, reason = work.state.read(step), work.config.skips(step)
     if reason:
-        if old is None or old.status != "done":
-            work.state.write(StepRecord(step, "skipped", 1, {}, reason=reason))
+        work.state.skip(step, reason)
         return None
     inputs = _TABLE[step].inputs(work, StepRecord(step, "begun", 1, {}))
     record = work.state.begin(step, inputs, repeat)

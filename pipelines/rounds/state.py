@@ -39,7 +39,8 @@ class StepRecord:
     Attributes:
         status: ``waiting``: for people; the same command looks again.
         attempt: 1, and one more with every ``--again``.
-        inputs: all that decides the result, as plain values.
+        inputs: all that decides the result, as plain values; of a skipped step, those that it had
+            been begun with, if it had.
         result: what it left.
         seconds: over all invocations that ended in an orderly way.
         gpus: that it used; 0: CPU alone.
@@ -111,6 +112,14 @@ class RoundState:
         """Return the records that exist, in the order of the steps."""
         return [record for step in STEPS if (record := self.read(step)) is not None]
 
+    def skip(self, step: StepName, reason: str) -> None:
+        """Record that a step is left out; one that is done stays done, with what it left."""
+        old = self.read(step)
+        if old is None:
+            self.write(StepRecord(step, "skipped", 1, {}, reason=reason))
+        elif old.status != "done":  # its place may hold something: a later attempt must know
+            self.write(replace(old, status="skipped", reason=reason))
+
     def begin(
         self, step: StepName, inputs: Mapping[str, Any], repeat: Repeat = "never"
     ) -> StepRecord:
@@ -127,13 +136,17 @@ class RoundState:
             ConfigError: its inputs changed, and ``repeat`` is ``never``.
         """
         given, old = dict(inputs), self.read(step)
-        if old is None or old.status == "skipped":
+        if old is None or (old.status == "skipped" and not old.inputs):
             attempt = 1 if old is None else old.attempt
         elif repeat == "always":
             attempt = old.attempt + 1
         elif digest_of(old.inputs) == digest_of(given):
-            return old if old.over else replace(old, status="begun")
-        elif repeat == "changed":
+            if old.status == "done":
+                return old
+            resumed = replace(old, status="begun", reason="")
+            self.write(resumed)
+            return resumed
+        elif repeat == "changed" or old.status == "skipped":
             attempt = old.attempt + 1
         else:
             raise _changed(step, old, given)

@@ -349,20 +349,28 @@ class TrainConfig(Part):
         return max(1, round((self.epochs or 0) * images / self.batch_size))
 
     def fingerprint(
-        self, *, data: bool = True, labels: Mapping[str, str] | None = None, **resolved: Any
+        self,
+        *,
+        data: bool = True,
+        labels: Mapping[str, str] | None = None,
+        by_path: bool = False,
+        **resolved: Any,
     ) -> str:
         """16 hex digits of all that decides the weights: config, files, what was resolved.
 
         Args:
             data: the annotations' contents count too.
             labels: digests of the label versions, by source.
+            by_path: first weights count by their path, as in earlier versions, instead of by their
+                bytes.
             resolved: other values by name.
         """
         fields = self.model_dump(mode="json", exclude=set(FREE))
+        options = self.storage.options()
+        if self.model.checkpoint is not None and not by_path:
+            fields["model"]["checkpoint"] = _sha256_at(self.model.checkpoint, options)
         if self.distill is not None and self.distill.teacher is not None:
-            fields["distill"]["teacher"] = _teacher_sha256(
-                self.distill.teacher, self.storage.options()
-            )
+            fields["distill"]["teacher"] = _sha256_at(self.distill.teacher, options)
         _drop_later(fields, type(self))
         for path in self.annotation_files if data else ():
             fields[f"sha256 of {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -372,8 +380,8 @@ class TrainConfig(Part):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _teacher_sha256(url: str, options: StorageOptions) -> str:
-    """Return the digest of a teacher, which counts wherever the file lies."""
+def _sha256_at(url: str, options: StorageOptions) -> str:
+    """Return the digest of a checkpoint, which counts wherever the file lies."""
     return file_sha256(fetch_checkpoint(url, options, sha256=None))
 
 

@@ -2,19 +2,37 @@
 
 A finished training leaves its last state beside its summary. Extending it puts that state back,
 with more steps, and sets the summary aside; from then on the output is that of a stopped training,
-which any ``labelfleet train`` of the same config continues.
+which any ``labelfleet train`` of the same config continues. Lost workers are started again with
+the order of the command that started them, and an order is carried out once.
 """
 
 from __future__ import annotations
 
+import json
+import secrets
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.training.stages import STATE_NAME
 from pipelines.training.summary import FILE_NAME, TrainSummary
 from storage.errors import ConfigError
 from workers.training.trainer import read_length, write_extended
 
-STATE_NAME = "state.pt"
 LAST_STATE_NAME = "last_state.pt"
+_ORDER_NAME = "extension.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """An order to train longer.
+
+    Attributes:
+        steps: more than the training had.
+        order: tells this command's order from that of another command.
+    """
+
+    steps: int
+    order: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 def keep_last_state(output: Path) -> None:
@@ -24,32 +42,56 @@ def keep_last_state(output: Path) -> None:
         state.replace(output / LAST_STATE_NAME)
 
 
-def extend(output: Path, finished: TrainSummary | None, steps: int) -> None:
-    """Turn a finished training into a stopped one with ``steps`` steps more.
+def extend(output: Path, finished: TrainSummary | None, more: Extension) -> bool:
+    """Turn a finished training into a stopped one with more steps.
 
     An extension by as many steps that was stopped is left as it is: it only has to go on.
 
     Args:
         finished: its summary; None: it is not finished.
 
+    Returns:
+        Whether there is something to train; False: this very order was carried out.
+
     Raises:
         ConfigError: it is not finished, was extended by another number of steps, or left no state.
     """
     state = output / STATE_NAME
     if finished is None:
-        _refuse_unfinished(output, steps)
-        return
+        _refuse_unfinished(output, more.steps)
+        _note(output, more)
+        return True
+    if _noted(output) == more.order:
+        return False
     # Killed between the summary and the renaming, a finished training still has its state.pt.
     for candidate in (state, output / LAST_STATE_NAME):
         if candidate.exists() and read_length(candidate).done == finished.steps:
-            write_extended(candidate, state, finished.steps + steps)
+            write_extended(candidate, state, finished.steps + more.steps)
             (output / FILE_NAME).replace(output / f"summary_{finished.steps}_steps.json")
-            return
+            _note(output, more)
+            return True
     raise ConfigError(
         f"{output} has no state of step {finished.steps}, from which the training could go on",
         hint="it was deleted, or the training is of an older version; train with "
         f"`model.checkpoint: {finished.checkpoint}` and another output",
     )
+
+
+def _note(output: Path, more: Extension) -> None:
+    path = output / _ORDER_NAME
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"order": more.order, "steps": more.steps}) + "\n")
+    partial.replace(path)
+
+
+def _noted(output: Path) -> str | None:
+    """Return the last order that was carried out, or is being carried out."""
+    try:
+        found = json.loads((output / _ORDER_NAME).read_text())
+    except (OSError, ValueError):
+        return None
+    order = found.get("order") if isinstance(found, dict) else None
+    return order if isinstance(order, str) else None
 
 
 def _refuse_unfinished(output: Path, steps: int) -> None:

@@ -2,7 +2,7 @@
 
 Everything below ``output``: ``<name>.safetensors`` (the best averaged weights so far, fp16),
 ``summary.json`` (when it is done), ``state.pt`` (while it is not; the same command continues),
-``last_state.pt`` (when it is done; for ``extend``).
+``last_state.pt`` (when it is done; for ``extend``, which leaves ``extension.json``).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch import nn
 from pipelines.dispatch.stopping import Stopper
 from pipelines.training.config import TrainConfig
 from pipelines.training.distillation.start import knowledge_of
-from pipelines.training.extend import STATE_NAME, extend, keep_last_state
+from pipelines.training.extend import Extension, extend, keep_last_state
 from pipelines.training.sources import TrainData, read_data
-from pipelines.training.stages import MarkedStage, marked_stages, stage_record
+from pipelines.training.stages import STATE_NAME, MarkedStage, marked_stages, stage_record
 from pipelines.training.start import (
     Machine,
     arch_params_of,
@@ -86,7 +86,8 @@ def train(
         Interrupted: stopped on request; the same call continues.
         WorkerLost, RayLost: workers died too often, or the cluster; the same call continues.
     """
-    part = partial(_train_part, accept_data=accept_data, more_steps=more_steps)
+    more = None if more_steps is None else Extension(more_steps)
+    part = partial(_train_part, accept_data=accept_data, more=more)
     stopper = stopper or Stopper()
     if not config.workers.most:
         return part(config, console=console, stopper=stopper)
@@ -101,7 +102,7 @@ def _train_part(
     console: Console | None,
     stopper: Stopper,
     accept_data: bool,
-    more_steps: int | None,
+    more: Extension | None,
 ) -> TrainSummary:
     """Train in this process, alone or as one of a team, with the output where it belongs."""
     team = Team.joined()
@@ -116,7 +117,8 @@ def _train_part(
             fields = config.model_dump(mode="json")
             heard = listeners_of(config.report, fields, local.output)
             stack.enter_context(listening(heard))
-        summary = _train_here(local, console, stopper, accept_data, more_steps)
+        shown = _Shown(console, stopper, local.output, url)
+        summary = _train_here(local, shown, more, accept_data=accept_data)
         if url is None:
             return summary
         summary = replace(summary, checkpoint=f"{url}/{Path(summary.checkpoint).name}")
@@ -126,28 +128,23 @@ def _train_part(
 
 
 def _train_here(
-    config: TrainConfig,
-    console: Console | None,
-    stopper: Stopper,
-    accept_data: bool,
-    more_steps: int | None,
+    config: TrainConfig, shown: _Shown, more: Extension | None, *, accept_data: bool
 ) -> TrainSummary:
     """Train with a local output; every process of a team does this at the same time."""
     stages = marked_stages(config)
     with Team.joined().in_turn():
         done = read_finished(config.output, stages[-1].fingerprint)
-        if more_steps is not None:
-            extend(config.output, done, more_steps)
-    if more_steps is None and done is not None:
+        if more is not None and extend(config.output, done, more):
+            done = None
+    if done is not None:
         return done
     *earlier, last = stages
-    shown = _Shown(console, stopper)
     before: list[Mapping[str, Any]] = []
     for stage in earlier:
-        _say_stage(console, stage.name)
+        _say_stage(shown.console, stage.name)
         summary = _train_stage(stage, before, shown, accept_data=accept_data)
         before.append(stage_record(stage.name, summary))
-    _say_stage(console, last.name)
+    _say_stage(shown.console, last.name)
     return _train_stage(last, before, shown, accept_data=accept_data)
 
 
@@ -158,10 +155,25 @@ def _say_stage(console: Console | None, name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """Where a training is shown, and what is asked whether it should stop."""
+    """Where a training is shown, what is asked whether it should stop, and where it will lie.
+
+    Attributes:
+        folder: where it writes; ``url``: where that is copied to, or None.
+    """
 
     console: Console | None
     stopper: Stopper
+    folder: Path
+    url: str | None
+
+    def lasting(self, config: TrainConfig) -> TrainConfig:
+        """Return the config with the place of first weights that outlives this process."""
+        first = config.model.checkpoint
+        if self.url is None or first is None or not Path(first).is_relative_to(self.folder):
+            return config
+        place = f"{self.url}/{Path(first).relative_to(self.folder).as_posix()}"
+        model = config.model.model_copy(update={"checkpoint": place})
+        return config.model_copy(update={"model": model})
 
 
 def _train_stage(
@@ -190,7 +202,7 @@ def _train_stage(
         knowledge=knowledge,
         team=team,
     )
-    run = _Run(config, machine, trainer, data, before)
+    run = _Run(config, machine, trainer, data, before, shown.lasting(config))
     run.fit(shown.console, shown.stopper)
     summary = team.told(run.finish(stage.fingerprint) if team.leads else None)
     assert summary is not None  # noqa: S101 - the leader's
@@ -198,7 +210,12 @@ def _train_stage(
 
 
 class _Run:
-    """A training with its data: fits, validates, keeps and sums up."""
+    """A training with its data: fits, validates, keeps and sums up.
+
+    Args:
+        before: records of earlier stages.
+        described: the config as the checkpoint tells it; None: as it is.
+    """
 
     def __init__(
         self,
@@ -207,8 +224,9 @@ class _Run:
         trainer: Trainer,
         data: TrainData,
         before: Sequence[Mapping[str, Any]] = (),
+        described: TrainConfig | None = None,
     ) -> None:
-        self._config = config
+        self._config, self._described = config, described or config
         self._machine = machine
         self._trainer = trainer
         self._data = data
@@ -221,16 +239,17 @@ class _Run:
         trainer, steps = self._trainer, self._trainer.options.steps
         shown = TrainView(console, trainer.progress.step, steps)
         with shown as view, stopper.heeding():
+            earlier = sum(int(stage["steps"]) for stage in self._before)
 
             def validate(network: nn.Module) -> float:
                 self._scores = measure(self._averaged(network), self._data.sets["val"])
                 view.validated(trainer.progress.step, self._scores)
-                tell_validated(trainer.progress.step, self._scores)
+                tell_validated(earlier + trainer.progress.step, self._scores)
                 return self._scores.map_
 
             def on_step(report: StepReport) -> None:
                 view.step(report)
-                tell_step(report)
+                tell_step(replace(report, step=earlier + report.step))
 
             team = trainer.team
             batches = partial(self._source().stream, rank=team.rank, world=team.size)
@@ -287,7 +306,8 @@ class _Run:
     def _keep(self, network: nn.Module) -> None:
         """Write the checkpoint; its description says how it was made."""
         config, scores = self._config, self._scores
-        provenance = provenance_of(config, self._data.sources)
+        told = self._described
+        provenance = provenance_of(config, self._data.sources, first_weights=told.model.checkpoint)
         save_checkpoint(
             self._best,
             _halved(network),
@@ -299,7 +319,7 @@ class _Run:
             provenance=provenance,
             official_ids=self._data.train.official_ids,
             training={
-                "config": config.model_dump(mode="json", exclude={"output", "cache", "storage"}),
+                "config": told.model_dump(mode="json", exclude={"output", "cache", "storage"}),
                 "step": self._trainer.progress.step,
                 "images": len(self._data.train),
                 "objects": self._data.train.objects,

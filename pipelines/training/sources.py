@@ -12,7 +12,7 @@ from pipelines.policy.policy import Policy
 from pipelines.training.config import CacheConfig, DataConfig, SourceConfig, TrainConfig
 from storage.errors import ConfigError, SourceEmpty
 from storage.labels.images import StreamImages
-from storage.labels.stream import Weigh, read_label_index, version_digest
+from storage.labels.stream import LabelIndex, Weigh, read_label_index, version_digest
 from storage.labels.versions import LabelVersion, read_version, read_version_file
 from storage.runs.manifest import Manifest
 from storage.shards.node_cache import NodeCache
@@ -109,7 +109,8 @@ def read_data(config: TrainConfig, *, stored: bool = False) -> TrainData:
         return TrainData(train, {"train": train, **rest}, (facts,))
     opened = [_opened(source, config) for source in config.train]
     names, ids = _renamed(opened[0])
-    made = [_made(one, opened[0], names, ids, config, stored) for one in opened]
+    reading = _Reading(config, stored, _cache(config.cache))
+    made = [_made(one, opened[0], names, ids, reading) for one in opened]
     sets = {f"train {n}": one for n, one in enumerate(made) if isinstance(one, TrainingSet)}
     for part, found in _held_out(config).items():
         sets[part] = _with_classes(found, part, {}, opened[0], names, ids)
@@ -134,6 +135,29 @@ class _Opened:
     found: TrainingSet | tuple[Manifest, LabelVersion]
 
 
+@dataclass(slots=True)
+class _Reading:
+    """How the images of label versions are read, with one cache for all of them.
+
+    Attributes:
+        stored: the versions bring the class scores and spreads of their run's rows.
+        taken: bytes of the cache that the versions so far need.
+    """
+
+    config: TrainConfig
+    stored: bool
+    cache: NodeCache | None
+    taken: int = 0
+
+    def images(self, manifest: Manifest, labels: LabelIndex) -> StreamImages:
+        """Return the images of one more version. Raises as ``read_data``."""
+        source = open_store(str(manifest.record.source["url"]), self.config.storage.options())
+        found = StreamImages(manifest, source, labels, self.cache, self.taken)
+        found.check()
+        self.taken += found.needs
+        return found
+
+
 def _opened(source: SourceConfig, config: TrainConfig) -> _Opened:
     if source.labels is not None:
         manifest = Manifest.open(source.labels, config.storage.options())
@@ -151,18 +175,15 @@ def _made(
     first: _Opened,
     names: tuple[str, ...],
     ids: tuple[int, ...],
-    config: TrainConfig,
-    stored: bool,
+    reading: _Reading,
 ) -> TrainingSet | LabelStream:
     if isinstance(one.found, TrainingSet):
         return _with_classes(one.found, one.config.shown, one.config.classes, first, names, ids)
     index = class_index(one.classes, one.config.classes, one.config.shown, names, first)
     manifest, version = one.found
     weigh = _weigh(manifest, version) if one.config.weights else None
-    labels = read_label_index(manifest, version, weigh=weigh, stored=stored)
-    source = open_store(str(manifest.record.source["url"]), config.storage.options())
-    images = StreamImages(manifest, source, labels, _cache(config.cache))
-    images.check()
+    labels = read_label_index(manifest, version, weigh=weigh, stored=reading.stored)
+    images = reading.images(manifest, labels)
     return LabelStream(labels, images, names, ids, index, band=one.config.ignore_band)
 
 

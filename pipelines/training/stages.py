@@ -7,17 +7,24 @@ does; the others write to ``output/stages/<name>``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+
+import torch
 
 from pipelines.config.yaml_files import parse_config
 from pipelines.training.config import TRAIN_PAGE, TrainConfig
 from pipelines.training.sources import label_digests, pinned
 from pipelines.training.start import Machine, resolve_machine
-from pipelines.training.summary import TrainSummary
+from pipelines.training.summary import FILE_NAME, TrainSummary
 from storage.errors import ConfigError
 
+STATE_NAME = "state.pt"
 _FOLDER = "stages"
 # A stage is another training of the same model: these are the same in all of them.
 _WHOLE = (
@@ -70,26 +77,46 @@ def marked_stages(config: TrainConfig) -> tuple[MarkedStage, ...]:
     """
     made: list[MarkedStage] = []
     for stage in stages_of(config):
-        machine = resolve_machine(stage.config)
-        marked, read = stage.config, pinned(stage.config)
-        resolved: dict[str, Any] = {"precision": machine.precision}
-        of_config = dict(resolved)
-        if made:
-            # The path of the former's checkpoint moves with the output; what made it does not.
-            model = marked.model.model_copy(update={"checkpoint": None})
-            marked = marked.model_copy(update={"model": model})
-            resolved["after"] = made[-1].fingerprint
-            of_config["after"] = made[-1].config_fingerprint
-        made.append(
-            MarkedStage(
-                stage.name,
-                read,
-                machine,
-                marked.fingerprint(labels=label_digests(read), **resolved),
-                marked.fingerprint(data=False, **of_config),
-            )
-        )
+        made.append(_marked(stage, made[-1] if made else None))
     return tuple(made)
+
+
+def _marked(stage: Stage, former: MarkedStage | None) -> MarkedStage:
+    machine = resolve_machine(stage.config)
+    marked, read = stage.config, pinned(stage.config)
+    resolved: dict[str, Any] = {"precision": machine.precision}
+    of_config = dict(resolved)
+    if former is not None:
+        # The path of the former's checkpoint moves with the output; what made it does not.
+        model = marked.model.model_copy(update={"checkpoint": None})
+        marked = marked.model_copy(update={"model": model})
+        resolved["after"] = former.fingerprint
+        of_config["after"] = former.config_fingerprint
+    labels = label_digests(read)
+
+    def marks(*, by_path: bool) -> tuple[str, str]:
+        return (
+            marked.fingerprint(labels=labels, by_path=by_path, **resolved),
+            marked.fingerprint(data=False, by_path=by_path, **of_config),
+        )
+
+    found = marks(by_path=False)
+    if marked.model.checkpoint is not None:
+        earlier, begun = marks(by_path=True), marks_at(stage.config.output)
+        if not begun.isdisjoint(earlier):
+            found = earlier
+    return MarkedStage(stage.name, read, machine, *found)
+
+
+def marks_at(output: Path) -> set[str]:
+    """Return the fingerprints of the training that an output holds; none: it holds none."""
+    found: set[Any] = set()
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        found.add(json.loads((output / FILE_NAME).read_text()).get("fingerprint"))
+    with suppress(OSError, RuntimeError, ValueError, AttributeError, UnpicklingError):
+        saved = torch.load(output / STATE_NAME, map_location="cpu", weights_only=True, mmap=True)
+        found |= {saved.get("fingerprint"), saved.get("config")}
+    return {one for one in found if isinstance(one, str)}
 
 
 def stage_record(name: str, summary: TrainSummary) -> dict[str, Any]:

@@ -116,20 +116,32 @@ def arch_params_of(config: TrainConfig) -> str | None:
 
 
 def provenance_of(
-    config: TrainConfig, sources: Sequence[Mapping[str, Any]] = ()
+    config: TrainConfig,
+    sources: Sequence[Mapping[str, Any]] = (),
+    *,
+    first_weights: str | None = None,
 ) -> dict[str, Any] | None:
     """Return the models that a training's weights come from, for its checkpoint; None: none.
 
-    ``sources``: what is learned, as ``TrainData`` has it; the model that made a label version is
-    an ancestor too.
+    Args:
+        config: says which they are.
+        sources: what is learned, as ``TrainData`` has it; the model that made a label version is
+            an ancestor too.
+        first_weights: where the checkpoint that it starts from is to be found later; None: where
+            the config says.
     """
     learned_from = {
         "first weights": config.model.checkpoint,
         "teacher": config.distill.teacher if config.distill else None,
     }
+    places = {"first weights": first_weights} if first_weights else {}
     options = config.storage.options()
     found = [
-        ancestor(role, url, read_checkpoint(fetch_checkpoint(url, options, sha256=None)))
+        ancestor(
+            role,
+            places.get(role, url),
+            read_checkpoint(fetch_checkpoint(url, options, sha256=None)),
+        )
         for role, url in learned_from.items()
         if url is not None
     ]

@@ -8,6 +8,7 @@ place. A compressed tar, where offsets do not help, is unpacked into the cache o
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,8 @@ from storage.shards.node_cache import NodeCache
 from storage.shards.reading import read_shard
 from storage.urls import parse_url
 
+log = logging.getLogger("labelfleet")
+
 _PAYS = 0.25  # a tar is copied whole if at least this share of its bytes is used
 _CHECKERS = 16
 _HEADS = 1000  # objects that are looked at one by one; of more, the source is listed
@@ -46,6 +49,10 @@ class StreamImages:
         manifest: the run; ``source``: its images.
         index: the images that are read.
         cache: None: every image is read from the source each time.
+        taken: bytes of the cache that other sources of the same training need.
+
+    Attributes:
+        needs: bytes of the cache that its copies take.
 
     Raises:
         ConfigError: the cache cannot hold the largest shard.
@@ -58,12 +65,14 @@ class StreamImages:
         source: ObjectStore,
         index: LabelIndex,
         cache: NodeCache | None,
+        taken: int = 0,
     ) -> None:
         self._source, self._index, self._run = source, index, manifest.url
         shards = shards_of(manifest, index.shard_ids())
         self._objects, self._packed = _objects(index, shards, manifest.url)
         self._cache = cache
-        self._copied = self._admitted(cache)
+        self.needs = 0
+        self._copied = self._admitted(cache, taken)
         self._fillers: list[threading.Thread] = []
         self._asked: set[str] = set()
         self._orders: SimpleQueue[StoredObject] = SimpleQueue()
@@ -144,7 +153,7 @@ class StreamImages:
         of = "" if packed is None else packed.digest
         return f"{self._source.url}\0{listed.key}\0{listed.etag}\0{listed.nbytes}\0{of}"
 
-    def _admitted(self, cache: NodeCache | None) -> set[str]:
+    def _admitted(self, cache: NodeCache | None, taken: int) -> set[str]:
         """Return the keys whose objects are copied whole: what pays most, up to the cache's size.
 
         The choice is made once: if objects pushed each other out under a full shuffle, each read
@@ -175,11 +184,21 @@ class StreamImages:
                 f"{self._source.url} with {sizes[largest]:,}",
                 hint="raise cache.size, or leave the cache out: `cache: null`",
             )
-        copied, left = set(self._packed), cache.nbytes - sum(sizes[key] for key in self._packed)
+        unpacked = sum(sizes[key] for key in self._packed)
+        if self._packed and unpacked + taken > cache.nbytes:
+            log.warning(
+                "the compressed tars of %s hold %s bytes of images, and cache.size has %s left for "
+                "them: tars will be unpacked again and again, which is slow; raise cache.size, or "
+                "pack the images into tars without compression",
+                self._source.url, f"{unpacked:,}", f"{max(0, cache.nbytes - taken):,}",
+            )  # fmt: skip
+        copied, self.needs = set(self._packed), unpacked
+        left = cache.nbytes - taken - unpacked
         for key in sorted(sizes, key=lambda key: -used[key] / max(1, sizes[key])):
             if key in copied or used[key] < _PAYS * sizes[key] or sizes[key] > left:
                 continue
             copied.add(key)
+            self.needs += sizes[key]
             left -= sizes[key]
         return copied
 

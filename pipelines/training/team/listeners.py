@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,10 @@ log = logging.getLogger("labelfleet")
 
 
 class Listener(Protocol):
-    """Hears of a training, in the process that leads it; an error of its own ends nothing."""
+    """Hears of a training, in the process that leads it; an error of its own ends nothing.
+
+    Steps count through all stages of a training, so that each has one number.
+    """
 
     def step(self, report: StepReport) -> None:
         """One step is done."""
@@ -105,10 +109,14 @@ class TensorBoard:
                 "report: tensorboard needs the package tensorboard",
                 hint="pip install tensorboard, or leave the entry out",
             ) from exc
-        self._writer: Any = SummaryWriter(str(folder))
+        self._open = partial(SummaryWriter, str(folder))
+        self._writer: Any = None
 
     def step(self, report: StepReport) -> None:
         """Write one step's figures."""
+        if self._writer is None:
+            # An earlier process may have written steps that its state did not keep.
+            self._writer = self._open(purge_step=report.step)
         parts = dict(zip(("classification", "iou", "dfl"), report.parts, strict=True))
         for name, value in {"loss/all": report.loss, "lr": report.lr}.items():
             self._writer.add_scalar(name, value, report.step)
@@ -117,6 +125,8 @@ class TensorBoard:
 
     def validated(self, step: int, scores: Scores) -> None:
         """Write one validation's scores."""
+        if self._writer is None:
+            self._writer = self._open()
         shown = {"mAP": scores.map_, "mAP50": scores.map50, "mAP75": scores.map75, "AR": scores.ar}
         for name, value in shown.items():
             self._writer.add_scalar(f"val/{name}", value, step)
@@ -124,4 +134,5 @@ class TensorBoard:
 
     def close(self) -> None:
         """Write what is left."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

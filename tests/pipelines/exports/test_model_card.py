@@ -64,6 +64,28 @@ def test_the_front_matter_has_what_hugging_face_wants(tmp_path: Path) -> None:
     assert "Not for commercial use" not in card
 
 
+def test_the_recipe_names_no_folder_of_the_machine_that_trained(tmp_path: Path) -> None:
+    recipe = {
+        "train": [
+            {"annotations": "/home/ann/secret/truth.json", "images": "../secret/images"},
+            {"labels": "s3://cells/runs/a", "version": "v0001"},
+            {"labels": "file:///home/ann/secret/run"},
+        ],
+        "val": {"annotations": "secret/val.json", "images": "C:\\secret\\pictures"},
+        "model": {"checkpoint": "/secret/first.safetensors", "arch": "secret/arch.yaml"},
+        "distill": {"mode": "teacher", "teacher": "/secret/large.safetensors"},
+        "report": ["tensorboard"],
+        "lr": 0.001,
+    }
+    path = checkpoint(tmp_path / "cells.safetensors", "MIT", config=recipe)
+    card = model_card(read_card_facts(str(path), StorageOptions()))
+    assert "secret" not in card
+    assert "ann" not in card.replace("annotations", "")
+    for name in ("truth.json", "s3://cells/runs/a", "large.safetensors", "arch.yaml", "val.json",
+                 "pictures", "tensorboard", "v0001"):  # fmt: skip
+        assert name in card, name
+
+
 def test_a_non_commercial_licence_is_marked(tmp_path: Path) -> None:
     licence = "MIT; learned from weights under CC-BY-NC-4.0"
     path = checkpoint(tmp_path / "cells.safetensors", licence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -67,6 +68,32 @@ def test_a_step_that_was_skipped_may_be_taken_later(store: MemoryStore) -> None:
     assert state.read("gate") is not None
     record = state.begin("gate", {})
     assert (record.attempt, record.status) == (1, "begun")
+
+
+def test_a_skip_does_not_lose_the_places_that_earlier_attempts_wrote_to(
+    store: MemoryStore,
+) -> None:
+    state = RoundState(store)
+    state.begin("label", {"teacher": "a"})
+    second = state.begin("label", {"teacher": "a"}, "always")
+    state.skip("label", "skip lists label")
+    skipped = state.read("label")
+    assert skipped is not None
+    assert (skipped.status, skipped.over, skipped.reason) == ("skipped", True, "skip lists label")
+    same = state.begin("label", {"teacher": "a"})
+    assert (same.place, same.status, same.reason) == (second.place, "begun", "")
+    kept = state.read("label")
+    assert kept is not None
+    assert not kept.over  # killed now, it is still under way
+    state.skip("label", "skip lists label")
+    assert state.begin("label", {"teacher": "b"}).place == "label-3"
+
+
+def test_a_skip_leaves_a_step_that_is_done(store: MemoryStore) -> None:
+    state = RoundState(store)
+    state.write(replace(state.begin("label", {}), status="done", result={"run": "x"}))
+    state.skip("label", "skip lists label")
+    assert state.result("label") == {"run": "x"}
 
 
 def test_an_unfinished_step_has_no_result(store: MemoryStore) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from pipelines.dispatch.stopping import Stopper
 from pipelines.labels.decide import decide_run
 from pipelines.policy.policy import Policy
 from pipelines.training.config import TrainConfig
+from pipelines.training.team.listeners import listening
 from storage.errors import CheckpointError, ConfigError, Interrupted, SourceError
 from storage.objects.protocols import StorageOptions
 from storage.stores.open import open_store
@@ -131,8 +132,10 @@ def test_a_stop_request_ends_after_the_step_and_the_same_call_continues(
 def test_a_finished_training_is_extended_and_a_stopped_extension_continues(
     config: Callable[..., TrainConfig],
 ) -> None:
-    from pipelines.training.run import train
+    from pipelines.training.extend import Extension
+    from pipelines.training.run import _train_part, train
 
+    quiet: Any = {"console": None, "stopper": Stopper(), "accept_data": False}
     with pytest.raises(ConfigError, match="no finished training"):
         train(config(), more_steps=3)
     first = train(config())
@@ -149,11 +152,14 @@ def test_a_finished_training_is_extended_and_a_stopped_extension_continues(
     assert longer.best_step >= first.best_step
     assert longer.val.map_ >= first.val.map_
     assert train(config()) == longer
+    assert _train_part(config(), more=Extension(3, "other"), **quiet).steps == 10
+    again = _train_part(config(), more=Extension(3, "other"), **quiet)
+    assert again.steps == 10, "a worker that is started again extends nothing twice"
     names = {path.name for path in config().output.iterdir()}
     assert {"summary.json", "summary_4_steps.json", "last_state.pt"} <= names
     assert "state.pt" not in names
     (config().output / "last_state.pt").unlink()
-    with pytest.raises(ConfigError, match="no state of step 7"):
+    with pytest.raises(ConfigError, match="no state of step 10"):
         train(config(), more_steps=1)
 
 
@@ -326,18 +332,34 @@ def test_stages_train_one_after_the_other_and_continue_where_they_stopped(
             stopper.request()
 
     monkeypatch.setattr(TrainView, "step", step)
+
+    class Heard:
+        steps: ClassVar[list[int]] = []
+        validations: ClassVar[list[int]] = []
+
+        def step(self, report: Any) -> None:
+            self.steps.append(report.step)
+
+        def validated(self, step: int, scores: Any) -> None:
+            self.validations.append(step)
+
+        def close(self) -> None:
+            pass
+
     stages = [
         {"name": "pretrain", "steps": 2, "augment": {"mosaic": 1.0}},
         {"name": "finetune", "steps": 3, "lr": 0.0001, "freeze": "backbone"},
     ]
     staged = config(stages=stages, test={}, eval_every=9)
     stopper = Stopper()
-    with pytest.raises(Interrupted, match="step 1 of 3"):
+    with listening([Heard()]), pytest.raises(Interrupted, match="step 1 of 3"):
         run.train(staged, stopper=stopper)
     pretrained = tmp_path / "model/stages/pretrain/tiny.safetensors"
     written = pretrained.stat().st_mtime_ns
-    summary = run.train(staged)
+    with listening([Heard()]):
+        summary = run.train(staged)
     assert seen == [1, 2, 1, 2, 3]
+    assert (Heard.steps, Heard.validations) == ([1, 2, 3, 4, 5], [2, 5])
     assert pretrained.stat().st_mtime_ns == written
     (record,) = summary.stages
     before, after = read_checkpoint(pretrained), read_checkpoint(Path(summary.checkpoint))
@@ -353,6 +375,28 @@ def test_stages_train_one_after_the_other_and_continue_where_they_stopped(
     assert run.train(staged) == summary
     with pytest.raises(ConfigError, match="another config"):
         run.train(config(stages=[{**stages[0], "lr": 0.5}, stages[1]], test={}))
+
+
+def test_a_checkpoint_of_a_later_stage_names_no_folder_that_is_gone(
+    config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    from pipelines.training.run import train
+    from workers.checkpoints.file import read_checkpoint
+
+    stages = [{"name": "pretrain", "steps": 1}, {"name": "finetune", "steps": 1}]
+    url = "memory://stages/models/cells"
+    asked = config(output=url, stages=stages, test={})
+    summary = train(asked)
+    assert summary.checkpoint == f"{url}/tiny.safetensors"
+    kept = open_store(url, StorageOptions()).get("tiny.safetensors")
+    (tmp_path / "kept.safetensors").write_bytes(kept)
+    found = read_checkpoint(tmp_path / "kept.safetensors")
+    first = f"{url}/stages/pretrain/tiny.safetensors"
+    (parent,) = (found.provenance or {})["ancestors"]
+    assert (parent["role"], parent["checkpoint"]) == ("first weights", first)
+    assert parent["sha256"] == summary.stages[0]["sha256"]
+    assert (found.training or {})["config"]["model"]["checkpoint"] == first
+    assert train(asked) == summary
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from pipelines.training.config import TrainConfig
-from pipelines.training.stages import marked_stages, stages_of
+from pipelines.training.config import DataConfig, TrainConfig
+from pipelines.training.stages import marked_stages, marks_at, stages_of
 from storage.errors import ConfigError
 
 
@@ -92,6 +94,66 @@ def test_changed_data_of_a_former_stage_changes_the_mark_of_data_alone(tmp_path:
     after = marked_stages(staged)[-1]
     assert after.fingerprint != before.fingerprint
     assert after.config_fingerprint == before.config_fingerprint
+
+
+def first_weights(path: Path, content: bytes) -> dict[str, str]:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    return {"checkpoint": str(path)}
+
+
+def test_the_bytes_of_the_first_weights_count_and_their_place_does_not(tmp_path: Path) -> None:
+    made = [
+        marked_stages(config(tmp_path, steps=5, stages=stages, model=first_weights(path, content)))
+        for stages in ([], TWO)
+        for path, content in (
+            (tmp_path / "a/x.safetensors", b"one"),
+            (tmp_path / "b/y.safetensors", b"one"),
+            (tmp_path / "a/x.safetensors", b"another"),
+        )
+    ]
+    for here, moved, changed in (made[:3], made[3:]):
+        marks = [(s[-1].fingerprint, s[-1].config_fingerprint) for s in (here, moved, changed)]
+        assert marks[0] == marks[1]
+        assert marks[0][0] != marks[2][0]
+        assert marks[0][1] != marks[2][1]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_training_that_began_when_first_weights_counted_by_path_continues(
+    tmp_path: Path, ended: bool
+) -> None:
+    asked = config(tmp_path, steps=5, model=first_weights(tmp_path / "a/x.safetensors", b"one"))
+    assert isinstance(asked.train, DataConfig)
+    former = asked.fingerprint(precision="fp32", by_path=True)
+    former_config = asked.fingerprint(data=False, precision="fp32", by_path=True)
+    (now,) = marked_stages(asked)
+    assert now.fingerprint != former
+    asked.output.mkdir()
+    if ended:
+        (asked.output / "summary.json").write_text(json.dumps({"fingerprint": former}))
+    else:
+        torch.save({"fingerprint": former, "config": former_config}, asked.output / "state.pt")
+    (continued,) = marked_stages(asked)
+    assert (continued.fingerprint, continued.config_fingerprint) == (former, former_config)
+    # Its later stages follow from it.
+    staged = asked.model_copy(update={"stages": config(tmp_path, stages=TWO).stages})
+    first, second = stages_of(staged)
+    first.config.output.mkdir(parents=True)
+    earlier = first.config.fingerprint(precision="fp32", by_path=True)
+    (first.config.output / "summary.json").write_text(json.dumps({"fingerprint": earlier}))
+    plain = second.config.model_copy(
+        update={"model": second.config.model.model_copy(update={"checkpoint": None})}
+    )
+    assert [s.fingerprint for s in marked_stages(staged)] == [
+        earlier, plain.fingerprint(precision="fp32", after=earlier),
+    ]  # fmt: skip
+
+
+def test_damaged_files_in_an_output_are_no_training_to_continue(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("[1")
+    (tmp_path / "state.pt").write_bytes(b"\0" * 64)
+    assert marks_at(tmp_path) == set()
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,31 @@ def test_without_room_for_all_what_pays_most_is_kept(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.glob("??/*")) <= room
 
 
+def test_what_other_sources_need_of_the_cache_is_left_to_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest, source, index = indexed()
+    room = 1 << 20
+    alone = StreamImages(manifest, source, index, NodeCache(tmp_path, room))
+    numbers = range(len(index))
+    packed = [n for n in numbers if index.place(n).image_id.startswith("tars/1.tar.gz")]
+    unpacked = sum(index.nbytes(n) for n in packed)
+    assert unpacked < alone.needs < room
+    assert not caplog.records
+    counting = FaultyStore(source)
+    beside = StreamImages(manifest, counting, index, NodeCache(tmp_path, room), room - unpacked)
+    assert beside.needs == unpacked  # compressed tars cannot be read in another way
+    assert not caplog.records
+    for _ in range(2):
+        for number in numbers:
+            beside.read(number)
+    assert counting.calls["get_range"] == 2 * (len(numbers) - len(packed))
+    StreamImages(manifest, source, index, NodeCache(tmp_path, room), room - unpacked + 1)
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert f"hold {unpacked:,} bytes of images" in said
+    assert f"cache.size has {unpacked - 1:,} left" in said
+
+
 def test_a_cache_smaller_than_one_shard_and_none_for_a_compressed_tar_are_refused(
     tmp_path: Path,
 ) -> None:
