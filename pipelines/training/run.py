@@ -87,7 +87,7 @@ def train(
         WorkerLost, RayLost: workers died too often, or the cluster; the same call continues.
     """
     more = None if more_steps is None else Extension(more_steps)
-    part = partial(_train_part, accept_data=accept_data, more=more)
+    part = partial(train_part, accept_data=accept_data, more=more)
     stopper = stopper or Stopper()
     if not config.workers.most:
         return part(config, console=console, stopper=stopper)
@@ -96,7 +96,7 @@ def train(
     return train_on_workers(part, config, console=console, stopper=stopper, address=address)
 
 
-def _train_part(
+def train_part(
     config: TrainConfig,
     *,
     console: Console | None,

@@ -133,7 +133,7 @@ def test_a_finished_training_is_extended_and_a_stopped_extension_continues(
     config: Callable[..., TrainConfig],
 ) -> None:
     from pipelines.training.extend import Extension
-    from pipelines.training.run import _train_part, train
+    from pipelines.training.run import train_part, train
 
     quiet: Any = {"console": None, "stopper": Stopper(), "accept_data": False}
     with pytest.raises(ConfigError, match="no finished training"):
@@ -152,8 +152,8 @@ def test_a_finished_training_is_extended_and_a_stopped_extension_continues(
     assert longer.best_step >= first.best_step
     assert longer.val.map_ >= first.val.map_
     assert train(config()) == longer
-    assert _train_part(config(), more=Extension(3, "other"), **quiet).steps == 10
-    again = _train_part(config(), more=Extension(3, "other"), **quiet)
+    assert train_part(config(), more=Extension(3, "other"), **quiet).steps == 10
+    again = train_part(config(), more=Extension(3, "other"), **quiet)
     assert again.steps == 10, "a worker that is started again extends nothing twice"
     names = {path.name for path in config().output.iterdir()}
     assert {"summary.json", "summary_4_steps.json", "last_state.pt"} <= names
