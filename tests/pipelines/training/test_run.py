@@ -133,7 +133,7 @@ def test_a_finished_training_is_extended_and_a_stopped_extension_continues(
     config: Callable[..., TrainConfig],
 ) -> None:
     from pipelines.training.extend import Extension
-    from pipelines.training.run import train_part, train
+    from pipelines.training.run import train, train_part
 
     quiet: Any = {"console": None, "stopper": Stopper(), "accept_data": False}
     with pytest.raises(ConfigError, match="no finished training"):
