@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.config.messages import explain
 from storage.errors import BucketNotFound, ConfigError, ObjectNotFound, StorageError
+from storage.objects.protocols import StorageOptions
 from storage.stores.open import open_object, open_store
 from storage.urls import shown_url
 
@@ -24,12 +25,14 @@ _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionE
 RUN_PAGE = "docs/configuration.md"
 
 
-def read_yaml(path: str, page: str = RUN_PAGE) -> dict[str, Any]:
+def read_yaml(
+    path: str, page: str = RUN_PAGE, *, options: StorageOptions | None = None
+) -> dict[str, Any]:
     """Read a YAML mapping from a path or URL; ``page`` documents its fields.
 
     Raises ConfigError with line and column.
     """
-    store, key = open_object(path)
+    store, key = open_object(path, options)
     try:
         raw = store.get(key)
     except (ObjectNotFound, BucketNotFound) as exc:

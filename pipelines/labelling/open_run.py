@@ -10,6 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from pipelines.config.files import check_files
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_drop, check_places, group_shards, listed_objects
 from pipelines.models.requested import existing_record, requested_by
@@ -50,6 +51,7 @@ def open_run(config: RunConfig, *, cuda: bool, note: Callable[[str], None] = log
         LabelfleetError: the run cannot work; raised before any worker is started.
     """
     check_places(config)
+    check_files(config)
     next(iter(listed_objects(config)))  # create nothing for a missing source
     options = config.storage.options()
     output = open_store(config.output, options)

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.config.files import check_files
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, group_shards, listed_objects
 from pipelines.labelling.published import published_lines
@@ -159,6 +160,7 @@ def plan_run(config: RunConfig, like: Manifest | None = None) -> Plan:
         LabelfleetError: what would stop the run at its start: source, output.
     """
     check_places(config)
+    check_files(config)
     options = config.storage.options()
     manifest = _existing(config)
     survey = _survey(config, manifest)

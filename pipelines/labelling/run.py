@@ -15,6 +15,7 @@ from pipelines.cluster.nodes import cluster_nodes
 from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.cluster.shared_folders import check_shared_folders
 from pipelines.cluster.sizing import Node, Sizing, size_pool, wanted_actors, wants_gpu
+from pipelines.config.files import check_files
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, listed_objects
 from pipelines.dispatch.dispatcher import Dispatcher, DispatchRules
@@ -73,6 +74,7 @@ def label_run(
     """
     began_s, caller = time.monotonic(), caller or Caller()
     check_places(config)
+    check_files(config)
     review = PlannedReview.of(config)
     next(listed_objects(config))  # fail on a missing source before paying for Ray's start
     output = open_store(config.output, config.storage.options())

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from pipelines.display.plural import counted
+from pipelines.display.tables import figures_table
 from pipelines.policy.fit import Fit
 from pipelines.policy.guarantee import ClassProof, Guaranteed
 
 _HEADINGS = (
-    "class", "boxes", "right", "accept from", "reject below", "accepted", "precision", "recall",
+    "boxes", "right", "accept\nfrom", "reject\nbelow", "accepted", "precision,\n%", "recall,\n%",
 )  # fmt: skip
 
 
@@ -23,18 +23,16 @@ def fit_table(found: Fit, written: str | None) -> RenderableType:
         written: None: the policy was refused, and not written.
     """
     title = f"{counted(found.images, 'image')}, by {escape(found.source)}"
-    table = Table(title=title, title_justify="left")
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="left" if heading == "class" else "right")
+    table = figures_table(title, "class", _HEADINGS)
     for c in found.classes:
-        mark = " *" if c.leans else ""
-        limits = (f"{c.accept:.3f}{mark}", f"{c.reject:.3f}{mark}")
-        figures = (f"{c.accepted:,}", _percent(c.precision), _percent(c.recall))
-        table.add_row(escape(c.name), f"{c.boxes:,}", f"{c.right:,}", *limits, *figures)
+        limits = (f"{c.accept:.3f}", f"{c.reject:.3f}")
+        figures = (f"{c.accepted:,}", _figure(c.precision), _figure(c.recall))
+        name = escape(c.name) + " *" * c.leans
+        table.add_row(name, f"{c.boxes:,}", f"{c.right:,}", *limits, *figures)
     table.add_section()
     right = sum(c.right for c in found.classes)
     accepted = sum(c.accepted for c in found.classes)
-    figures = (f"{accepted:,}", _percent(found.precision), _percent(found.recall))
+    figures = (f"{accepted:,}", _figure(found.precision), _figure(found.recall))
     table.add_row("all", f"{found.boxes:,}", f"{right:,}", "", "", *figures, style="bold")
     lines = [
         "thresholds are probabilities; accepted, precision and recall are cross-validated",
@@ -66,9 +64,8 @@ def _refusal(found: Fit, written: str | None) -> list[Text]:
 
 def guarantee_table(found: Guaranteed) -> RenderableType:
     """Render from which raw scores the share asked for was shown, and the statement."""
-    table = Table(title="guarantee", title_justify="left")
-    for heading in ("class", "holds from", "boxes accepted", "audited boxes right"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
+    headings = ("holds from", "boxes accepted", "audited boxes right")
+    table = figures_table("guarantee", "class", headings)
     for proof in (*found.classes, found.all):
         held = "not shown" if proof.threshold is None else f"{proof.threshold:g}"
         table.add_row(escape(proof.name), held, f"{proof.accepted:,}", _percent(proof.right))
@@ -86,3 +83,7 @@ def _more(proof: ClassProof) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import to_jsonable_python
 
+from pipelines.config.files import absent_files
 from pipelines.config.part import Part, Place
 from pipelines.config.run_config import StorageConfig
 from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
@@ -375,7 +376,7 @@ class TrainConfig(Part):
         for path in self.annotation_files if data else ():
             fields[f"sha256 of {path}"] = hashlib.sha256(path.read_bytes()).hexdigest()
         if self.model.arch is not None:
-            fields["arch"] = read_yaml(self.model.arch)
+            fields["arch"] = read_yaml(self.model.arch, options=self.storage.options())
         text = json.dumps({**fields, **(labels or {}), **resolved}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -406,14 +407,39 @@ def load_train_config(path: str, overrides: tuple[str, ...] = ()) -> TrainConfig
     for override in overrides:
         apply_override(fields, override)
     config = parse_config(TrainConfig, fields, where=path, page=TRAIN_PAGE)
-    files = {f"train.{n}": one.annotations for n, one in enumerate(config.sources)}
-    if isinstance(config.train, DataConfig):
-        files = {"train": config.train.annotations}
-    files |= {name: data.annotations for name, data in {"val": config.val, **config.test}.items()}
-    for name, file in files.items():
-        if file is not None and not file.is_file():
-            raise ConfigError(
-                f"{path}: {name}.annotations: {file} is not there",
-                hint="paths are relative to the folder the command is started in",
-            )
+    _check_files(config, path)
     return config
+
+
+def _check_files(config: TrainConfig, where: str) -> None:
+    """Raise ConfigError for the first field whose file or folder is not there."""
+    sets: dict[str, DataConfig | SourceConfig] = {
+        f"train.{n}": one for n, one in enumerate(config.sources)
+    }
+    if isinstance(config.train, DataConfig):
+        sets = {"train": config.train}
+    sets |= {"val": config.val, **{f"test.{name}": one for name, one in config.test.items()}}
+    absent = [
+        f"{name}.{field}: {path} is not there"
+        for name, one in sets.items()
+        for field, path, there in _paths(one)
+        if not there
+    ]
+    teacher = config.distill.teacher if config.distill is not None else None
+    single = {"model.arch": config.model.arch, "model.checkpoint": config.model.checkpoint,
+              "distill.teacher": teacher}  # fmt: skip
+    named = {field: url for field, url in single.items() if url is not None}
+    absent += absent_files(named, config.storage.options())
+    if absent:
+        raise ConfigError(
+            f"{where}: {absent[0]}",
+            hint="paths are relative to the folder the command is started in",
+        )
+
+
+def _paths(one: DataConfig | SourceConfig) -> Iterator[tuple[str, Path, bool]]:
+    """Yield field, path and whether it is there, for a COCO set."""
+    if one.annotations is not None:
+        yield "annotations", one.annotations, one.annotations.is_file()
+    if one.images is not None:
+        yield "images", one.images, one.images.is_dir()

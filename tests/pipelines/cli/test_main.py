@@ -153,6 +153,8 @@ def test_wrong_usage_with_json_is_an_object_too(call: Call) -> None:
         ({"sorce": 1}, "plan", 2, "did you mean `source`?"),
         ({"source": {"url": "none"}}, "run", 1, "does not exist"),
         ({"source": {"url": "none"}}, "plan", 1, "does not exist"),
+        ({"policy": "none.yaml"}, "run", 2, "policy: there is nothing at none.yaml"),
+        ({"policy": "none.yaml"}, "plan", 2, "policy: there is nothing at none.yaml"),
         ({"output": "in/labels"}, "run", 2, "overlap"),
         ({"output": "in/labels"}, "plan", 2, "overlap"),
         ({"output": "s3://me:hunter2@b/x"}, "run", 2, "credentials"),

@@ -43,6 +43,9 @@ def load(folder: Path, **more: Any) -> TrainConfig:
         ({"augment": {"scale": [2, 1]}}, "low ≤ high"),
         ({"lr": 0}, "lr: "),
         ({"val": {"annotations": "nowhere.json", "images": "."}}, r"val\.annotations: nowhere"),
+        ({"model": {"arch": "gone.yaml"}}, r"model\.arch: there is nothing at gone\.yaml"),
+        ({"model": {"checkpoint": "gone.pth"}}, r"model\.checkpoint: there is nothing at gone"),
+        ({"distill": {"mode": "teacher", "teacher": "gone.pth"}}, r"distill\.teacher: there is no"),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path: Path, more: dict[str, Any], message: str) -> None:

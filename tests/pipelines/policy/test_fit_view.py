@@ -1,0 +1,29 @@
+"""The table of ``fit`` on a terminal of 80 columns: no figure and no heading is cut or wrapped."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from pipelines.policy.fit import ClassFit, Fit
+from pipelines.policy.fit_view import fit_table
+from pipelines.policy.policy import Policy
+
+
+def test_every_figure_is_whole_at_80_columns() -> None:
+    classes = (
+        ClassFit("Platelets", 1_234_567, 123_456, 0.5, 0.5, 0.71, 0.123, 99_999, 0.987, 1, True),
+        ClassFit("traffic light, horizontal", 25, 4, 0.5, 0.2, 0.654, 0.321, 3, None, 0.5, False),
+    )
+    found = Fit(Policy(), 363, 1_234_592, 0.1, 0.05, 0.9, 0.5, classes, "truth.json")
+    console = Console(width=80)
+    with console.capture() as written:
+        console.print(fit_table(found, "policy.yaml"))
+    lines = written.get().splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert "…" not in written.get()
+    (first,) = (line.split() for line in lines if "1,234,567" in line)
+    assert first[1:] == ["1,234,567", "123,456", "0.710", "0.123", "99,999", "98.7", "100.0"]
+    (second,) = (line.split() for line in lines if "0.654" in line)
+    assert second[-7:] == ["25", "4", "0.654", "0.321", "3", "–", "50.0"]
+    (headings,) = (line.split() for line in lines if "class  " in line)
+    assert headings == ["class", "boxes", "right", "from", "below", "accepted", "%", "%"]
