@@ -18,6 +18,13 @@ from storage.errors import (
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _NO_BUCKET = ("ContainerNotFound", "NoSuchBucket", "bucket does not exist")
+# How an error of the chain that finds credentials begins. It is not about the object, whatever
+# status it names: a metadata server may well answer 403 or 404.
+_CHAIN = re.compile(
+    r"Generic (\w*CryptoProvider error|\w+ error: (Error performing token request|Error reading "
+    r"(federated token|pem) file|Unable to \w+ service account|Account must be specified|"
+    r"Invalid Access Key|Missing component in SAS))"
+)
 _CREDENTIALS = re.compile(r"token request|credential|metadata|signing key|service account", re.I)
 _TRANSPORT = re.compile(r"error sending request|timed? ?out|connect|error decoding|body", re.I)
 _HINTS = {
@@ -66,6 +73,8 @@ def from_cloud_error(exc: Exception, where: str, scheme: str) -> LabelfleetError
             f"the bucket or container of {where} does not exist",
             hint="check its spelling, the account and the endpoint, or create it",
         )
+    if _CHAIN.match(text):
+        return AccessDenied(f"no usable credentials for {where}", hint=_HINTS[scheme])
     if isinstance(exc, cloud.NotFoundError | FileNotFoundError):
         return ObjectNotFound(f"{where} does not exist")
     if isinstance(exc, cloud.InvalidPathError):
@@ -76,8 +85,6 @@ def from_cloud_error(exc: Exception, where: str, scheme: str) -> LabelfleetError
     if isinstance(exc, denied) or status in (401, 403):
         code = f" (HTTP {status})" if status else ""
         return AccessDenied(f"access to {where} was refused{code}", hint=_HINTS[scheme])
-    if "169.254.169.254" in text or "token" in text[:200].lower():
-        return AccessDenied(f"no usable credentials for {where}", hint=_HINTS[scheme])
     if status == 429 or status >= 500:
         return StorageUnavailable(
             f"{where}: the server still answered {status} after several tries",

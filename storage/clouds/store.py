@@ -331,11 +331,14 @@ def _stored(key: str, found: Any) -> StoredObject:
 
 
 def _just_before(prefix: str) -> str | None:
-    """Return a key that sorts before everything with that prefix; None: begin at the folder."""
+    """Return a key that sorts before everything with that prefix; None: begin at the folder.
+
+    It is one that obstore takes for a key: neither an empty part, nor "." or "..".
+    """
     last = prefix[-1:]
     if not "!" < last <= "~":
         return None
-    return prefix[:-1] + chr(ord(last) - 1)
+    return prefix[:-1] + ("-" if last == "0" else chr(ord(last) - 1))
 
 
 class _Lost(Exception):

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
 import pytest
+from obstore import exceptions as cloud
 
 from storage.clouds.client import CloudPlace, endpoint_of
+from storage.clouds.errors import from_cloud_error
 from storage.clouds.ordered import by_code_point
-from storage.errors import ConfigError, StorageError, StorageUnavailable
-from storage.objects.protocols import StorageOptions
+from storage.errors import (
+    AccessDenied,
+    ConfigError,
+    ObjectNotFound,
+    StorageError,
+    StorageUnavailable,
+)
+from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.stores.open import open_store
 from storage.urls import parse_url
 
@@ -74,6 +89,101 @@ def test_a_server_that_is_not_there_is_unavailable(
     for verb in (lambda: store.head("k"), lambda: store.create("k", b""), lambda: [*store.list()]):
         with pytest.raises(StorageUnavailable, match="could not be reached"):
             verb()
+
+
+# Complete, but its key is none.
+SERVICE_ACCOUNT = json.dumps(
+    {"type": "service_account", "private_key": "hunter2", "private_key_id": "1",
+     "client_email": "a@b", "project_id": "p", "client_id": "c"}
+)  # fmt: skip
+
+
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [n for n in os.environ if n.startswith(("AZURE_", "GOOGLE_", "IDENTITY_", "MSI_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def verbs(store: ObjectStore) -> list[Callable[[], object]]:
+    return [
+        lambda: store.head("k"),
+        lambda: store.get("k"),
+        lambda: store.create("k", b""),
+        lambda: [*store.list()],
+        lambda: store.delete("k"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({}, "AZURE_STORAGE_ACCOUNT_NAME"),
+        ({"AZURE_STORAGE_ACCOUNT_KEY": "not base64"}, "AZURE_STORAGE_ACCOUNT_KEY"),
+        ({"AZURE_STORAGE_SAS_TOKEN": "hunter2"}, "_SAS_TOKEN"),
+        ({"AZURE_FEDERATED_TOKEN_FILE": "/none", "AZURE_CLIENT_ID": "a", "AZURE_TENANT_ID": "b"},
+         "managed identity"),
+    ],
+)  # fmt: skip
+def test_azures_chain_is_named_where_it_ends(
+    variables: dict[str, str], named: str, no_credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if variables:
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    for verb in verbs(open_store("az://box/a", StorageOptions(attempts=1))):
+        with pytest.raises(AccessDenied, match="no usable credentials for az://box/a") as caught:
+            verb()
+        assert named in str(caught.value.hint)
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, "{}", "{damaged", SERVICE_ACCOUNT])
+def test_googles_chain_is_named_where_it_ends(
+    content: str | None,
+    no_credentials: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "key.json"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    for verb in verbs(open_store("gs://bucket/a", StorageOptions(attempts=1))):
+        with pytest.raises(AccessDenied, match="no usable credentials for gs://bucket/a") as caught:
+            verb()
+        assert "GOOGLE_APPLICATION_CREDENTIALS" in str(caught.value.hint)
+
+
+class _Refuses(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(int(self.path.strip("/").partition("?")[0]))
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_what_a_metadata_server_answers_is_not_about_the_object(
+    status: int, no_credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """404 there must not say that there is no such object."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refuses) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+        monkeypatch.setenv("IDENTITY_ENDPOINT", f"http://127.0.0.1:{server.server_port}/{status}")
+        monkeypatch.setenv("IDENTITY_HEADER", "none")
+        for verb in verbs(open_store("az://box/a", StorageOptions(attempts=1))):
+            with pytest.raises(AccessDenied, match="no usable credentials for az://box/a"):
+                verb()
+        server.shutdown()
+
+
+def test_a_key_that_reads_like_an_error_of_the_chain_is_a_key() -> None:
+    for key in ("token request", "service account file", "Generic GCS error: Invalid Access Key"):
+        error = cloud.NotFoundError(f"Object at location {key} not found: 404")
+        assert isinstance(from_cloud_error(error, f"gs://b/{key}", "gs"), ObjectNotFound)
 
 
 def test_listings_by_utf16_are_brought_into_order() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from storage.objects.protocols import ObjectStore, StorageOptions
@@ -27,6 +27,7 @@ class AzuriteServer:
 
     endpoint_url: str
     pid: int
+    scheme: ClassVar[str] = "az"
 
     @property
     def options(self) -> StorageOptions:
