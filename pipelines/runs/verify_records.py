@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.display.plural import counted
+from pipelines.runs.drift_record import DRIFT_KEY, read_drift
 from storage.errors import ArtefactError, ConfigError, ObjectNotFound, StorageError
 from storage.labels.versions import (
     LABELS,
@@ -25,13 +27,20 @@ from storage.parquet.files import read_metadata
 from storage.records import STATUSES
 from storage.review.answers import ANSWERS, read_answers
 from storage.review.frames import read_frame
-from storage.review.gold import GOLD, read_gold
+from storage.review.gold import GOLD, read_gold_record
 from storage.review.not_shown import NOT_SHOWN_KEY, read_not_shown
 from storage.review.queue import QUEUE, read_head, read_queue
 from storage.review.refreshed import REFRESHED_KEY, read_refreshed
 from storage.review.settings import SETTINGS_KEY, read_settings
 from storage.runs.ledger import LEDGER, entries_of, invocations, ledger_parts, part_is_whole
-from storage.runs.manifest import QUARANTINE, RUN_KEY, Manifest, RunRecord, config_hash
+from storage.runs.manifest import (
+    LEFT_OUT_KEY,
+    QUARANTINE,
+    RUN_KEY,
+    Manifest,
+    RunRecord,
+    config_hash,
+)
 from workers.runtimes.artefacts import read_facts
 
 Counts = tuple[int, ...]
@@ -40,12 +49,17 @@ Differs = Callable[[str, str], None]  # (key, what)
 
 @dataclass(slots=True)
 class RecordCheck:
-    """What was found beside the rows; see ``Verification`` for the counts."""
+    """What was found beside the rows; see ``Verification`` for the counts.
+
+    Attributes:
+        gold: sha256 of the queued gold images; none in a quick check.
+    """
 
     manifest: Manifest
     differs: Differs
     quick: bool
     quarantined: set[str] = field(default_factory=set)
+    gold: set[str] = field(default_factory=set)
     label_versions: int = 0
     queue_parts: int = 0
     answer_parts: int = 0
@@ -85,16 +99,8 @@ def check_records(manifest: Manifest, differs: Differs, *, quick: bool) -> Recor
     _check_quarantine(check)
     _check_queue(check)
     _check_answers(check)
-    with check.looking_at(SETTINGS_KEY):
-        if read_settings(manifest.store) is not None:
-            check.note_seal(SETTINGS_KEY)
-    with check.looking_at(REFRESHED_KEY):
-        if read_refreshed(manifest.store) is not None:
-            check.note_seal(REFRESHED_KEY)
-    with check.looking_at(NOT_SHOWN_KEY):
-        read_not_shown(manifest.store)
-    with check.looking_at(GOLD):
-        read_gold(manifest.store)
+    _check_notes(check)
+    _check_gold(check)
     _check_versions(check)
     _check_model(check)
     return check
@@ -174,12 +180,44 @@ def _check_queue(check: RecordCheck) -> None:
             head = read_head(store, key)
             check.note_seal(key)
             if not check.quick:
-                for _ in read_queue(store, [key], hidden=True):
-                    pass
+                queued = read_queue(store, [key], hidden=True)
+                check.gold.update(item.sha256 for item in queued if item.part == "gold")
             if head.frame:
                 with check.looking_at(head.frame):
                     read_frame(store, head.frame)
                     check.note_seal(head.frame)
+
+
+def _check_notes(check: RecordCheck) -> None:
+    """The single records that a run may have, each if it is there."""
+    manifest, store = check.manifest, check.manifest.store
+    readers: dict[str, Callable[[], object]] = {
+        SETTINGS_KEY: lambda: read_settings(store),
+        REFRESHED_KEY: lambda: read_refreshed(store),
+        NOT_SHOWN_KEY: lambda: read_not_shown(store),
+        LEFT_OUT_KEY: manifest.left_out,
+        DRIFT_KEY: lambda: read_drift(store),
+    }
+    for key, read in readers.items():
+        with check.looking_at(key):
+            try:
+                store.head(key)
+            except ObjectNotFound:
+                continue
+            read()
+            check.note_seal(key)
+
+
+def _check_gold(check: RecordCheck) -> None:
+    """Gold records are whole, and say what is true of every gold image in the queue."""
+    known: set[str] = set()
+    for listed in check.manifest.store.list(GOLD):
+        with check.looking_at(listed.key):
+            known |= read_gold_record(check.manifest.store, listed.key).keys()
+            check.note_seal(listed.key)
+    if lacking := check.gold - known:
+        what = f"{counted(len(lacking), 'queued gold image')} without known boxes"
+        check.differs(GOLD, f"{what}, such as {min(lacking)}")
 
 
 def _check_answers(check: RecordCheck) -> None:

@@ -46,18 +46,26 @@ def gold_key(invocation: str) -> str:
 def write_gold(store: SupportsPut, invocation: str, images: Mapping[str, GoldImage]) -> None:
     """Record a routing's gold images, by sha256."""
     fields = {sha256: asdict(image) for sha256, image in images.items()}
-    store.put(gold_key(invocation), json_record({"images": fields}))
+    store.put(gold_key(invocation), json_record({"invocation": invocation, "images": fields}))
 
 
 def read_gold(store: SupportsGold) -> dict[str, GoldImage]:
     """Return all gold images by sha256. Raises StorageError where a record is damaged."""
     found: dict[str, GoldImage] = {}
     for listed in store.list(GOLD):
-        found |= read_record(store, listed.key, _images)
+        found |= read_gold_record(store, listed.key)
     return found
 
 
-def _images(fields: dict[str, Any]) -> dict[str, GoldImage]:
+def read_gold_record(store: SupportsGet, key: str) -> dict[str, GoldImage]:
+    """Return one routing's gold images by sha256. Raises ObjectNotFound, StorageError."""
+    return read_record(store, key, lambda fields: _images(fields, key))
+
+
+def _images(fields: dict[str, Any], key: str) -> dict[str, GoldImage]:
+    # Records of older versions do not name their routing.
+    if gold_key(str(said := fields.get("invocation"))) != key and said is not None:
+        raise ValueError(f"it is that of another routing, {said!r:.40}")
     return {
         sha256: GoldImage(
             source=image["source"],

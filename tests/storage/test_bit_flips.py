@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.policy.policy import Policy
 from pipelines.rounds.state import RoundState, StepRecord
-from pipelines.runs.drift_record import DriftRecord, read_drift, write_drift
+from pipelines.runs.drift_record import read_drift
 from pipelines.truth.compared import from_jsonl
 from storage.errors import LabelfleetError
 from storage.labels.versions import (
@@ -25,9 +25,9 @@ from storage.parquet.files import METADATA_KEY, opened
 from storage.review.answers import read_answers
 from storage.review.frames import read_frame
 from storage.review.gold import GoldImage, read_gold, write_gold
-from storage.review.not_shown import read_not_shown, write_not_shown
+from storage.review.not_shown import read_not_shown
 from storage.review.queue import read_head, read_queue
-from storage.review.refreshed import Refreshed, read_refreshed, write_refreshed
+from storage.review.refreshed import read_refreshed
 from storage.review.settings import read_settings
 from storage.runs.annotation_rows import table_to_rows
 from storage.runs.annotations import read_footer, read_identity, read_tables
@@ -38,24 +38,14 @@ from storage.stores.memory import MemoryStore
 from tests.support.samples.whole_run import KINDS, whole_run
 
 EVERY = 97
-# Written by the fixture, beside what ``whole_run`` leaves.
-LATER = (
-    "left_out.json", "review/refreshed.json", "report/drift.json", "review/gold/",
-    "review/not_shown.json",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run() -> MemoryStore:
     store = MemoryStore()
-    manifest = whole_run(MemoryStore(), store)
-    manifest.note_left_out({".txt": 3, ".json": 1})
-    write_refreshed(store, Refreshed("2026-01-01T00:00:00+00:00", {"accept": 0.5}, {}, {"a": "b"}))
-    drift = DriftRecord("2026-01-01T00:00:00+00:00", "The images are as before.", 0, 1, 2)
-    write_drift(store, drift)
+    whole_run(MemoryStore(), store)
     seen = GoldImage("truth", (((1.0, 2.0, 3.0, 4.0), "RBC"),), (((5.0, 6.0, 7.0, 8.0), ""),))
     write_gold(store, "20260131T120000Z-1f3a9c", {"ab" * 32: seen, "cd" * 32: seen})
-    write_not_shown(store, {"ab" * 32: "its link cannot be made", "cd" * 32: "it is gone"})
     return store
 
 
@@ -206,10 +196,10 @@ def test_a_flip_in_the_ledger_is_never_another_entry(run: MemoryStore) -> None:
 def test_the_kinds_are_all_that_a_run_leaves(run: MemoryStore) -> None:
     of_version_2 = "labels/v0002/"
     keys = [o.key for o in run.list() if not o.key.startswith(of_version_2)]
-    assert [key for key in keys if not key.startswith((*KINDS, *LATER))] == []
+    assert [key for key in keys if not key.startswith(KINDS)] == []
     assert {kind for kind in KINDS if any(key.startswith(kind) for key in keys)} == set(KINDS)
     tested = {*READERS, "ledger/", "model/", "policy.yaml"}  # model: test_artefacts
-    assert tested == {*KINDS, *LATER}
+    assert tested == set(KINDS)
 
 
 @pytest.mark.parametrize("rows", ["annotations/", "labels/v0001/part-", "review/answers/"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +11,14 @@ from pipelines.config.source import group_shards
 from pipelines.labels.decide import decide_run
 from pipelines.policy.policy import POLICY_KEY, Policy
 from pipelines.routing.route import route_run
+from pipelines.runs.drift_record import DriftRecord, write_drift
+from storage.coco.truth import Truth, parse_truth
 from storage.objects.protocols import ObjectStore
 from storage.records import Shard
 from storage.review.answers import Answer, DeletedBox, ReviewedBox, append_answers
+from storage.review.not_shown import write_not_shown
 from storage.review.queue import read_queue
+from storage.review.refreshed import Refreshed, write_refreshed
 from storage.review.settings import ReviewSettings, write_settings
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest, RunRecord
@@ -30,7 +35,8 @@ KINDS = (
     "labels/v0001/lineage.json", "labels/v0001/claim.json", "labels/v0001/policy.yaml",
     "labels/v0001/answered.jsonl", "labels/v0001/alternatives.jsonl",
     "labels/v0001/set_aside.jsonl", "labels/latest.json",
-    "model/", "policy.yaml",
+    "model/", "policy.yaml", "review/gold/", "review/not_shown.json", "review/refreshed.json",
+    "left_out.json", "report/drift.json",
 )  # fmt: skip
 
 
@@ -44,12 +50,36 @@ def whole_run(source: ObjectStore, output: ObjectStore) -> Manifest:
     manifest = label(source, output, record_=record_)
     output.put(POLICY_KEY, POLICY.to_yaml().encode())
     write_settings(output, ReviewSettings(project="cells"))
-    for invocation in ("i1", "i2"):
-        route_run(manifest, budget="4 images", policy=POLICY, invocation=invocation, audit=0.5)
+    for invocation, image in (("i1", "loose/002.png"), ("i2", "loose/003.png")):
+        route_run(
+            manifest, budget="4 images", policy=POLICY, invocation=invocation, audit=0.5,
+            gold=1, gold_truth=_truth(image),
+        )  # fmt: skip
         _answer(manifest, invocation)
         decide_run(manifest, POLICY, rows_per_part=5)
+    _leave_notes(manifest)
     manifest.set_aside(_unlabelled(source, output), ["ShardFailed: poison"], "i")
     return manifest
+
+
+def _truth(name: str) -> Truth:
+    """Return ground truth of one image."""
+    fields = {
+        "images": [{"id": 1, "file_name": name, "width": 64, "height": 48}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 8, 9]}],
+        "categories": [{"id": 1, "name": "bright"}],
+    }
+    return parse_truth(json.dumps(fields).encode(), "truth.json")
+
+
+def _leave_notes(manifest: Manifest) -> None:
+    """Write the single records that a push, a refresh, a listing and a comparison leave."""
+    store = manifest.store
+    write_not_shown(store, {"ab" * 32: "its link cannot be made", "cd" * 32: "it is gone"})
+    write_refreshed(store, Refreshed("2026-01-01T00:00:00+00:00", {"accept": 0.5}, {}, {"a": "b"}))
+    manifest.note_left_out({".txt": 3, ".json": 1})
+    drift = DriftRecord("2026-01-01T00:00:00+00:00", "The images are as before.", 0, 1, 2)
+    write_drift(store, drift)
 
 
 def with_artefact(output: ObjectStore, made: RunRecord) -> RunRecord:
