@@ -211,6 +211,11 @@ def printable(name: str | bytes) -> str:
     Bytes that are not UTF-8 become ``\\xNN``; a backslash that looks like the start of such an
     escape becomes ``\\x5c``.
     """
+    if isinstance(name, bytes):
+        if name.isascii() and b"\\" not in name:  # nearly all names
+            return name.decode("ascii")
+    elif name.isascii() and "\\" not in name:
+        return name
     raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
     return (
         _ESCAPE.sub(r"\\x5c", raw.decode("utf-8", "surrogateescape"))

@@ -133,6 +133,14 @@ def _joined(
     nan_is_null: bool = False,
 ) -> pa.Array:
     """Concatenate the values of some rows' boxes, with nulls for rows without values."""
+    known = [values for values, _ in parts if values is not None]
+    if not known:
+        return pa.nulls(sum(count for _, count in parts), kind)
+    if len(known) == len(parts):
+        whole = np.concatenate(known)
+        if pa.types.is_fixed_size_list(kind):
+            return _fixed4(whole)
+        return pa.array(whole, kind, from_pandas=nan_is_null)
     arrays = []
     for values, count in parts:
         if values is None:
@@ -146,6 +154,8 @@ def _joined(
 
 def _joined_votes(parts: Sequence[tuple[np.ndarray[Any, Any] | None, int]]) -> pa.Array:
     """Return ``run_scores`` of some rows: one list per box, null where a run did not vote."""
+    if all(values is None for values, _ in parts):
+        return pa.nulls(sum(count for _, count in parts), pa.list_(pa.float32()))
     arrays = []
     for values, count in parts:
         if values is None:
@@ -223,24 +233,78 @@ def _matrix(array: pa.Array, n: int, width: int | None = None) -> np.ndarray[Any
     return values.reshape(n, width if width is not None else (len(values) // n if n else 1))
 
 
+def validate_rows(rows: Sequence[AnnotationRow], n_categories: int) -> None:
+    """Do what ``validate_row`` does for each row, with one look at the arrays of all of them.
+
+    Raises:
+        InvalidRow: names the first image with an impossible row, and the problem.
+    """
+    found = [row.detections for row in rows if len(row.detections)]
+    for row in rows:
+        _validate_fields(row)
+    if found and not _plausible(found, n_categories):
+        for row in rows:
+            validate_row(row, n_categories)
+
+
+def _plausible(found: Sequence[Detections], n_categories: int) -> bool:
+    """Return whether all values are possible; if not, some row's are not, or it is unclear."""
+    if not all(_fits(d) for d in found):
+        return False
+    boxes = np.concatenate([d.boxes for d in found])
+    scores = np.concatenate([d.scores for d in found])
+    ids = np.concatenate([d.category_ids for d in found])
+    others = [d.topk_scores.reshape(-1) for d in found]
+    others += [d.box_std.reshape(-1) for d in found if d.box_std is not None]
+    others += [d.box_entropy.reshape(-1) for d in found if d.box_entropy is not None]
+    return (
+        all(d.run_scores is None and d.agreement is None for d in found)
+        and bool(np.isfinite(boxes).all())
+        and bool((boxes[:, :2] <= boxes[:, 2:]).all())
+        and bool(((scores >= 0) & (scores <= 1)).all())
+        and 0 <= int(ids.min()) <= int(ids.max()) < n_categories
+        and bool(np.isfinite(np.concatenate(others)).all())
+    )
+
+
+def _fits(d: Detections) -> bool:
+    n = d.scores.shape
+    four, k = (*n, 4), (*n, d.topk_ids.shape[-1])
+    return (
+        len(n) == 1
+        and d.boxes.shape == four
+        and d.category_ids.shape == n
+        and d.topk_ids.shape == d.topk_scores.shape == k
+        and (d.box_std is None or d.box_std.shape == four)
+        and (d.box_entropy is None or d.box_entropy.shape == n)
+        and (d.anchor is None or d.anchor.shape == n)
+    )
+
+
+def _validate_fields(row: AnnotationRow) -> None:
+    """Refuse a row whose status contradicts its other fields; see ``validate_row``."""
+    boxes = len(row.detections)
+    if row.status not in STATUSES:
+        raise InvalidRow(f"{_where(row)}: unknown status {row.status!r}")
+    if (row.status == "ok") != (row.error is None):
+        raise InvalidRow(f"{_where(row)}: status {row.status} with error {row.error!r}")
+    if row.status == "ok" and (row.width < 1 or row.height < 1):
+        raise InvalidRow(f"{_where(row)}: status ok without a size")
+    if row.status != "ok" and boxes:
+        raise InvalidRow(f"{_where(row)}: {boxes} detections on an image of status {row.status}")
+
+
 def validate_row(row: AnnotationRow, n_categories: int) -> None:
     """Refuse a row with impossible values; the shard's attempt fails with the reason.
 
     Raises:
         InvalidRow: names the image and the problem with its row.
     """
+    _validate_fields(row)
     d = row.detections
-    where = f"{row.image_id!r} in shard {row.shard_id}"
-    if row.status not in STATUSES:
-        raise InvalidRow(f"{where}: unknown status {row.status!r}")
-    if (row.status == "ok") != (row.error is None):
-        raise InvalidRow(f"{where}: status {row.status} with error {row.error!r}")
-    if row.status == "ok" and (row.width < 1 or row.height < 1):
-        raise InvalidRow(f"{where}: status ok without a size")
-    if row.status != "ok" and len(d):
-        raise InvalidRow(f"{where}: {len(d)} detections on an image of status {row.status}")
     if not len(d):
         return
+    where = _where(row)
     _validate_shapes(d, where)
     for name in ("boxes", "box_std", "box_entropy", "topk_scores"):
         values = getattr(d, name)
@@ -256,6 +320,10 @@ def validate_row(row: AnnotationRow, n_categories: int) -> None:
     # A box may reach past the border of its image, as the network drew it; readers clip.
     if (d.category_ids < 0).any() or (d.category_ids >= n_categories).any():
         raise InvalidRow(f"{where}: a category id outside 0..{n_categories - 1}")
+
+
+def _where(row: AnnotationRow) -> str:
+    return f"{row.image_id!r} in shard {row.shard_id}"
 
 
 def _validate_shapes(d: Detections, where: str) -> None:

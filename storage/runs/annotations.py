@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from storage.errors import InvalidRow
 from storage.objects.protocols import SupportsGet, SupportsGetRange
 from storage.parquet.errors import reading_parquet
 from storage.parquet.files import SCHEMA_VERSION, SealedWriter, metadata_of, opened, read_metadata
@@ -33,7 +34,7 @@ from storage.runs.annotation_rows import (
     SCHEMA,
     rows_to_table,
     table_to_rows,
-    validate_row,
+    validate_rows,
     with_missing_columns,
 )
 
@@ -82,25 +83,31 @@ class RowWriter:
     def __init__(self, spool: Path, run: RunIdentity) -> None:
         self._run = run
         self._rows: list[AnnotationRow] = []
-        self._counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        self._counts: Counter[str] = Counter(dict.fromkeys(STATUSES, 0))
         self._warnings: Counter[str] = Counter()
         self._detections = 0
         self._buffered = 0  # detections in the buffered rows
         self._writer = SealedWriter(spool, SCHEMA)
 
     def write(self, row: AnnotationRow) -> None:
-        """Add one row. Raises InvalidRow (see ``validate_row``)."""
-        validate_row(row, len(self._run.categories))
+        """Add one row.
+
+        Raises:
+            InvalidRow: at the latest in ``finish``; this row or one before it has impossible
+                values (see ``validate_row``).
+        """
         self._rows.append(row)
-        self._counts[row.status] += 1
-        self._warnings.update(warning_kinds(row.warning))
-        self._detections += len(row.detections)
         self._buffered += len(row.detections)
         if len(self._rows) >= ROW_GROUP_ROWS or self._buffered >= ROW_GROUP_DETECTIONS:
             self._flush()
 
     def _flush(self) -> None:
         if self._rows:
+            validate_rows(self._rows, len(self._run.categories))
+            self._counts.update(row.status for row in self._rows)
+            for row in self._rows:
+                self._warnings.update(warning_kinds(row.warning))
+            self._detections += self._buffered
             table = rows_to_table(self._rows)
             table.validate(full=True)
             self._writer.write(table)
@@ -117,8 +124,16 @@ class RowWriter:
         seconds: dict[str, float] | None = None,
         fill: dict[str, float] | None = None,
     ) -> ShardFooter:
-        """Write what is buffered and the footer; the spool file is complete afterwards."""
-        self._flush()
+        """Write what is buffered and the footer; the spool file is complete afterwards.
+
+        Raises:
+            InvalidRow: of a buffered row; the file is closed and must not be used.
+        """
+        try:
+            self._flush()
+        except InvalidRow:
+            self.abandon()
+            raise
         footer = ShardFooter(
             shard_id, shard_key, attempt, dict(self._counts), self._detections,
             source_truncated, seconds or {}, fill or {}, dict(self._warnings),

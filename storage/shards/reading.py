@@ -93,12 +93,13 @@ def _read_tar(
     abort: Callable[[], bool] | None,
 ) -> Iterator[ImageRecord]:
     names = _UniqueNames()
+    archive, mark = printable(tar.key), tar_folders(tar.key)
     with store.stream(tar.key, if_match=tar.etag) as stream:
         members = TarStream(stream, name=tar.key, abort=abort)
         for member in members:
             name = printable(member.name)
             if classify(name) == "image" and member.kind != "directory":
-                image_id = f"{printable(tar.key)}/{names.unique(name)}{tar_folders(tar.key)}"
+                image_id = f"{archive}/{names.unique(name)}{mark}"
                 yield _member_record(members, member, image_id, max_image_bytes)
 
 

@@ -130,22 +130,25 @@ def _end_of_scan(data: bytes, at: int) -> int:
     return len(data)
 
 
-def own_bytes(data: bytes) -> tuple[bytes, int, list[str]]:
-    """Return (the image without what follows it, its scans, warnings).
+def own_bytes(data: bytes, end: int | None) -> tuple[bytes, list[str]]:
+    """Return (the image without what follows it, warnings).
+
+    Args:
+        end: from ``find_end``.
 
     Raises:
         Undecodable: no end marker follows the last scan.
     """
-    end, scans = find_end(data)
     if end is None:
         # Damage can lead the walk past the end; the marker must still be there.
         last = data.rfind(b"\xff\xd9")
         if last <= data.rfind(b"\xff\xda"):
             raise Undecodable("truncated JPEG: it ends without its end marker")
-        end, scans = last + 2, data.count(b"\xff\xda")
+        end = last + 2
     behind = len(data) - end
-    warnings = [f"trailing bytes: {behind} after the image's end"] if behind else []
-    return data if not behind else data[:end], scans, warnings
+    if not behind:
+        return data, []
+    return data[:end], [f"trailing bytes: {behind} after the image's end"]
 
 
 def decode_jpeg(
@@ -166,8 +169,9 @@ def decode_jpeg(
         raise Undecodable("damaged JPEG: no frame header")
     _check_kind(header)
     check_pixels(header.width, header.height, max_pixels)
-    _check_scans(data.count(b"\xff\xda"), header, max_pixels, data)
-    data, _, warnings = own_bytes(data)
+    end, scans = find_end(data)
+    _check_scans(scans, header, max_pixels)
+    data, warnings = own_bytes(data, end)
     orientation = orientation_of(data) if header.has_metadata else 1
     height, width = header.height, header.width
     if orientation >= 5:
@@ -193,13 +197,9 @@ def _check_kind(header: JpegHeader) -> None:
         raise Unsupported(f"{name} of {header.precision} bits, {header.components} components")
 
 
-def _check_scans(most: int, header: JpegHeader, max_pixels: int, data: bytes) -> None:
-    """Refuse a JPEG that costs too many passes; ``most`` also counts what is not its own."""
-    pixels = header.width * header.height
-    if most * pixels <= _MAX_SCAN_PASSES * max_pixels:
-        return
-    scans = find_end(data)[1]
-    if scans * pixels > _MAX_SCAN_PASSES * max_pixels:
+def _check_scans(scans: int, header: JpegHeader, max_pixels: int) -> None:
+    """Refuse a JPEG that costs too many passes."""
+    if scans * header.width * header.height > _MAX_SCAN_PASSES * max_pixels:
         raise TooLarge(f"{scans} scans over {header.width}×{header.height} pixels")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -42,19 +43,30 @@ class LetterboxTransform:
         Nothing is clipped, as in ``predict()``: a box at the border may reach past the image by
         some pixels (readers that need it clip to width and height, which are in the row).
         """
-        x, y = 1 / self.scale_x, 1 / self.scale_y
-        scale = np.array([x, y, x, y], np.float32)
-        shift = np.array([self.pad_left, self.pad_top] * 2, np.float32)
+        scale, shift = _way_back(self.scale_x, self.scale_y, self.pad_left, self.pad_top)
         boxes = (detections.boxes - shift) * scale
         spread = None if detections.box_std is None else detections.box_std * scale
         if self.mirrored_width is not None:
             boxes = boxes[:, _MIRRORED]
             boxes[:, [0, 2]] = self.mirrored_width - boxes[:, [0, 2]]
             spread = None if spread is None else spread[:, _MIRRORED]
-        return replace(detections, boxes=boxes, box_std=spread)
+        return Detections(
+            boxes, detections.scores, detections.category_ids, detections.topk_ids,
+            detections.topk_scores, spread, detections.box_entropy, detections.anchor,
+            detections.run_scores, detections.agreement,
+        )  # fmt: skip
 
 
 _MIRRORED = [2, 1, 0, 3]  # left and right change places
+
+
+@lru_cache(maxsize=1024)
+def _way_back(
+    scale_x: float, scale_y: float, left: int, top: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return float32 [4] factors and shifts of xyxy; images of one size share them."""
+    x, y = 1 / scale_x, 1 / scale_y
+    return np.array([x, y, x, y], np.float32), np.array([left, top] * 2, np.float32)
 
 
 def shrink(height: int, width: int, preprocessing: Preprocessing) -> float:

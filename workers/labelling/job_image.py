@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from storage.records import AnnotationRow, Detections, ImageRecord
 from workers.detectors.seams import merged_windows
@@ -42,7 +42,10 @@ class JobImage:
 
     def open(self, preprocessing: Preprocessing, max_pixels: int) -> OpenedImage | AnnotationRow:
         """Decode it, and drop the encoded bytes; see ``open_image``."""
-        record, self.record = self.record, replace(self.record, data=None)
+        record = self.record
+        self.record = ImageRecord(
+            record.image_id, record.offset, record.nbytes, None, record.status, record.error
+        )
         self.opened = open_image(record, self.job.shard.shard_id, preprocessing, max_pixels)
         return self.opened
 

@@ -176,9 +176,21 @@ def changed(**arrays: object) -> Detections:
 )
 def test_untrue_rows_are_refused(bad: AnnotationRow, says: str, tmp_path: Path) -> None:
     writer = RowWriter(tmp_path / "spool", identity())
+    writer.write(row("before", detections=ONE))
+    writer.write(bad)
+    writer.write(row("behind"))
     with pytest.raises(InvalidRow, match=says) as refused:
-        writer.write(bad)
+        writer.finish("a", "a.tar", "attempt-1")
     assert "'x' in shard" in str(refused.value)
+
+
+def test_an_untrue_row_of_a_full_row_group_is_refused_at_once(tmp_path: Path) -> None:
+    writer = RowWriter(tmp_path / "spool", identity())
+    writer.write(row("x", detections=changed(scores=[1.5])))
+    for i in range(ROW_GROUP_ROWS - 2):
+        writer.write(row(f"{i}.jpg", detections=ONE))
+    with pytest.raises(InvalidRow, match="'x' in shard"):
+        writer.write(row("last.jpg", detections=ONE))
     writer.abandon()
 
 
