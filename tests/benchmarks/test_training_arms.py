@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.training_arms import ARMS, main, parsed, split, summary
 from tests.support.samples.training_samples import image_with_patch
 
-ARMS_HERE = ("teacher", "hard", "stored", "taught", "reviewed", "round2")
+ARMS_HERE = ("teacher", "stored", "reviewed", "round2")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_the_arms_run_from_the_teacher_to_a_second_round_and_are_not_repeated(
     assert set(found["arms"]) == {f"{arm}/0" for arm in ARMS_HERE}
     assert all(one["steps"] == 1 for name, one in found["arms"].items() if name != "teacher/0")
     assert found["arms"]["teacher/0"]["images"] == 4
-    assert found["arms"]["hard/0"]["images"] == 12  # those labelled, and the pool
+    assert found["arms"]["stored/0"]["images"] == 12  # those labelled, and the pool
     assert found["arms"]["round2/0"]["after"] in ARMS_HERE
     review = found["notes"]["labels of review/0"]
     assert 1 <= review["answered"] <= 4  # half of a pool of eight, where there is reason to ask
