@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipelines.truth import coco_classes as coco
+from workers.checkpoints.description import Description
 from workers.checkpoints.file import save_checkpoint
 from workers.detectors.nms import PRE_NMS_CANDIDATES, NmsRules, suppress
 from workers.images.decode import decode
@@ -77,12 +78,14 @@ def write_timed_checkpoint(
     save_checkpoint(
         path,
         state,
-        name=name,
-        arch_params=None,
-        classes=coco.CLASSES,
-        preprocessing=preprocessing,
-        licence="random weights",
-        training={"seed": seed, "boxes_per_image": boxes},
+        Description(
+            name=name,
+            arch_params=None,
+            classes=coco.CLASSES,
+            preprocessing=preprocessing,
+            licence="random weights",
+            training={"seed": seed, "boxes_per_image": boxes},
+        ),
     )
     return path
 

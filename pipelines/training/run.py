@@ -42,6 +42,7 @@ from pipelines.training.validation import Scores, measure
 from pipelines.training.view import TrainView
 from storage.errors import Interrupted
 from storage.stores.open import open_store
+from workers.checkpoints.description import Description
 from workers.checkpoints.file import read_checkpoint, save_checkpoint
 from workers.checkpoints.provenance import inherited_licence
 from workers.detectors.protocol import Detector
@@ -311,22 +312,24 @@ class _Run:
         save_checkpoint(
             self._best,
             _halved(network),
-            name=config.model.name,
-            arch_params=arch_params_of(config),
-            classes=self._data.train.classes,
-            preprocessing=config.preprocessing,
-            licence=inherited_licence(config.model.licence, provenance),
-            provenance=provenance,
-            official_ids=self._data.train.official_ids,
-            training={
-                "config": told.model_dump(mode="json", exclude={"output", "cache", "storage"}),
-                "step": self._trainer.progress.step,
-                "images": len(self._data.train),
-                "objects": self._data.train.objects,
-                "val": None if scores is None else asdict(scores),
-                **({"sources": list(self._data.sources)} if self._data.sources else {}),
-                **({"stages": self._before} if self._before else {}),
-            },
+            Description(
+                name=config.model.name,
+                arch_params=arch_params_of(config),
+                classes=self._data.train.classes,
+                preprocessing=config.preprocessing,
+                licence=inherited_licence(config.model.licence, provenance),
+                provenance=provenance,
+                official_ids=self._data.train.official_ids,
+                training={
+                    "config": told.model_dump(mode="json", exclude={"output", "cache", "storage"}),
+                    "step": self._trainer.progress.step,
+                    "images": len(self._data.train),
+                    "objects": self._data.train.objects,
+                    "val": None if scores is None else asdict(scores),
+                    **({"sources": list(self._data.sources)} if self._data.sources else {}),
+                    **({"stages": self._before} if self._before else {}),
+                },
+            ),
         )
 
     def finish(self, fingerprint: str) -> TrainSummary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from storage.errors import CheckpointError
@@ -15,31 +16,46 @@ FORMAT = 1
 _LONGEST_TEXT = 4 << 20
 
 
-def description(
-    *,
-    name: str,
-    arch_params: str | None,
-    classes: tuple[str, ...],
-    preprocessing: Preprocessing,
-    licence: str | None,
-    training: Mapping[str, Any],
-    official_ids: tuple[int, ...] | None = None,
-    provenance: Mapping[str, Any] | None = None,
-) -> str:
-    """Return the JSON text to store under ``METADATA_KEY``."""
-    return json.dumps(
-        {
-            "format": FORMAT,
-            "name": name,
-            "arch_params": None if arch_params is None else json.loads(arch_params),
-            "classes": list(classes),
-            **({} if official_ids is None else {"official_ids": list(official_ids)}),
-            "preprocessing": preprocessing.fields(),
-            "licence": licence,
-            "training": dict(training),
-            **({} if not provenance else {"provenance": dict(provenance)}),
-        }
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a checkpoint of ours says of itself, so that a config needs nothing but its URL.
+
+    Attributes:
+        name: the architecture, such as ``yolo_nas_s``.
+        arch_params: the network's parameters as JSON; None: those of ``name``.
+        classes: by class index.
+        preprocessing: what the network was trained with.
+        licence: of the weights; None: not known.
+        training: JSON values; how it was made.
+        official_ids: the training set's own ids of the classes; None: it has none.
+        provenance: the models it learned from; see ``workers.checkpoints.provenance``.
+    """
+
+    name: str
+    arch_params: str | None
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    licence: str | None
+    training: Mapping[str, Any]
+    official_ids: tuple[int, ...] | None = None
+    provenance: Mapping[str, Any] | None = None
+
+    def to_text(self) -> str:
+        """Return the JSON text to store under ``METADATA_KEY``."""
+        ids, origin = self.official_ids, self.provenance
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "name": self.name,
+                "arch_params": None if self.arch_params is None else json.loads(self.arch_params),
+                "classes": list(self.classes),
+                **({} if ids is None else {"official_ids": list(ids)}),
+                "preprocessing": self.preprocessing.fields(),
+                "licence": self.licence,
+                "training": dict(self.training),
+                **({} if not origin else {"provenance": dict(origin)}),
+            }
+        )
 
 
 def read_description(file_name: str, text: str | None) -> dict[str, Any]:

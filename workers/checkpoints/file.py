@@ -20,7 +20,7 @@ from storage.errors import CheckpointError
 from workers.checkpoints.cache import file_sha256
 from workers.checkpoints.description import (
     METADATA_KEY,
-    description,
+    Description,
     names_of,
     read_description,
 )
@@ -106,39 +106,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def save_checkpoint(
-    path: Path,
-    state_dict: Mapping[str, torch.Tensor],
-    *,
-    name: str,
-    arch_params: str | None,
-    classes: tuple[str, ...],
-    preprocessing: Preprocessing,
-    licence: str | None,
-    training: Mapping[str, Any],
-    official_ids: tuple[int, ...] | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    path: Path, state_dict: Mapping[str, torch.Tensor], description: Description
 ) -> None:
-    """Write a self-describing .safetensors: a config then needs nothing but its URL.
+    """Write a self-describing .safetensors.
 
     Args:
         state_dict: unfused weights, in the dtype to keep (float16 halves the file).
-        training: JSON values; how it was made.
-        official_ids: the training set's own ids of the classes; None: it has none.
-        provenance: the models it learned from; see ``workers.checkpoints.provenance``.
     """
-    text = description(
-        name=name,
-        arch_params=arch_params,
-        classes=classes,
-        preprocessing=preprocessing,
-        licence=licence,
-        training=training,
-        official_ids=official_ids,
-        provenance=provenance,
-    )
     weights = {k: v.detach().cpu().contiguous() for k, v in state_dict.items()}
     temporary = path.with_name(f".{path.name}.part")
-    save_file(weights, temporary, metadata={METADATA_KEY: text})
+    save_file(weights, temporary, metadata={METADATA_KEY: description.to_text()})
     temporary.replace(path)
 
 

@@ -13,6 +13,7 @@ from pipelines.exports.model_card import model_card, read_card_facts
 from storage.errors import CheckpointError
 from storage.objects.protocols import StorageOptions
 from tests.support.samples.checkpoint_samples import saved, weights
+from workers.checkpoints.description import Description
 from workers.checkpoints.file import save_checkpoint
 from workers.images.preprocessing import Preprocessing
 
@@ -23,12 +24,14 @@ def checkpoint(path: Path, licence: str, **training: Any) -> Path:
     save_checkpoint(
         path,
         weights(2),
-        name="yolo_nas_s",
-        arch_params=None,
-        classes=("a|b", "<img src=x>"),
-        preprocessing=Preprocessing(size=(64, 64), resize_to=(60, 60)),
-        licence=licence,
-        training=training,
+        Description(
+            name="yolo_nas_s",
+            arch_params=None,
+            classes=("a|b", "<img src=x>"),
+            preprocessing=Preprocessing(size=(64, 64), resize_to=(60, 60)),
+            licence=licence,
+            training=training,
+        ),
     )
     return path
 

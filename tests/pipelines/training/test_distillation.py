@@ -45,6 +45,7 @@ def config(pages: dict[str, str], tmp_path: Path) -> Callable[..., TrainConfig]:
 
 
 def teacher_file(path: Path, seed: int = 7, classes: tuple[str, ...] = DIGITS) -> Path:
+    from workers.checkpoints.description import Description
     from workers.checkpoints.file import save_checkpoint
     from workers.yolo_nas.network import build_network
 
@@ -52,10 +53,17 @@ def teacher_file(path: Path, seed: int = 7, classes: tuple[str, ...] = DIGITS) -
     text = json.dumps(yaml.safe_load(ARCH.read_text()))
     path.parent.mkdir(exist_ok=True)
     save_checkpoint(
-        path, build_network("yolo_nas_s", text, len(classes)).state_dict(), name="yolo_nas_s",
-        arch_params=text, classes=classes, licence="DECI-NC", training={},
-        preprocessing=Preprocessing(size=(64, 64), resize_to=(60, 60)),
-    )  # fmt: skip
+        path,
+        build_network("yolo_nas_s", text, len(classes)).state_dict(),
+        Description(
+            name="yolo_nas_s",
+            arch_params=text,
+            classes=classes,
+            licence="DECI-NC",
+            training={},
+            preprocessing=Preprocessing(size=(64, 64), resize_to=(60, 60)),
+        ),
+    )
     return path
 
 

@@ -194,6 +194,7 @@ def task(number: int, sha256: str) -> dict[str, Any]:
 def checkpoints() -> dict[str, tuple[bytes, ...]]:
     """Whole checkpoints by suffix: torch's zip and legacy containers, safetensors."""
     from tests.support.samples.checkpoint_samples import NAMES, saved, weights
+    from workers.checkpoints.description import Description
     from workers.checkpoints.file import save_checkpoint
     from workers.images.preprocessing import Preprocessing
 
@@ -203,10 +204,17 @@ def checkpoints() -> dict[str, tuple[bytes, ...]]:
         plain = [saved(path, said, legacy=legacy).read_bytes() for legacy in (False, True)]
         own = Path(folder) / "x.safetensors"
         save_checkpoint(
-            own, weights(), name="yolo_nas_s", arch_params=None, classes=NAMES,
-            preprocessing=Preprocessing(size=(64, 64), resize_to=(64, 64)), licence="MIT",
-            training={"epochs": 1},
-        )  # fmt: skip
+            own,
+            weights(),
+            Description(
+                name="yolo_nas_s",
+                arch_params=None,
+                classes=NAMES,
+                preprocessing=Preprocessing(size=(64, 64), resize_to=(64, 64)),
+                licence="MIT",
+                training={"epochs": 1},
+            ),
+        )
         return {".pth": tuple(plain), ".safetensors": (own.read_bytes(),)}
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from storage.errors import CheckpointError, ConfigError
 from storage.objects.protocols import StorageOptions
 from tests.support.samples.checkpoint_samples import NAMES, saved, weights
-from workers.checkpoints.description import canonical_arch
+from workers.checkpoints.description import Description, canonical_arch
 from workers.checkpoints.file import Checkpoint, read_checkpoint, save_checkpoint
 from workers.checkpoints.processing import preprocessing_of
 from workers.images.preprocessing import Preprocessing
@@ -136,12 +136,14 @@ def test_our_own_checkpoint_describes_itself(tmp_path: Path) -> None:
     save_checkpoint(
         path,
         weights(),
-        name="yolo_nas_m",
-        arch_params=ARCH,
-        classes=NAMES,
-        preprocessing=BOTTOM_RIGHT,
-        licence="CC0-1.0",
-        training={"steps": 1500, "map": 0.5},
+        Description(
+            name="yolo_nas_m",
+            arch_params=ARCH,
+            classes=NAMES,
+            preprocessing=BOTTOM_RIGHT,
+            licence="CC0-1.0",
+            training={"steps": 1500, "map": 0.5},
+        ),
     )
     assert [p.name for p in tmp_path.iterdir()] == ["best.safetensors"]
     found = read_checkpoint(path)
@@ -231,8 +233,10 @@ def plain(tmp_path: Path) -> Path:
 @pytest.fixture
 def arch(tmp_path: Path) -> str:
     path = tmp_path / "arch.yaml"
-    path.write_text("num_classes: 80\nheads: {NDFLHeads: {num_classes: 80, reg_max: 16}}\n"
-                    "backbone: {}\nneck: {}\n")  # fmt: skip
+    path.write_text(
+        "num_classes: 80\nheads: {NDFLHeads: {num_classes: 80, reg_max: 16}}\n"
+        "backbone: {}\nneck: {}\n"
+    )
     return str(path)
 
 
@@ -277,7 +281,9 @@ def test_conflicts_name_both(
 def test_conflicting_architectures(tmp_path: Path, arch: str) -> None:
     path = tmp_path / "own.safetensors"
     said: dict[str, Any] = {"classes": NAMES, "preprocessing": BOTTOM_RIGHT, "licence": None}
-    save_checkpoint(path, weights(), name="yolo_nas_m", arch_params=ARCH, training={}, **said)
+    save_checkpoint(
+        path, weights(), Description(name="yolo_nas_m", arch_params=ARCH, training={}, **said)
+    )
     assert resolved(path, arch=arch, name="yolo_nas_m").arch_params == ARCH
     with pytest.raises(ConfigError, match=r"model\.name: .*yolo_nas_l.*own.*yolo_nas_m"):
         resolved(path, name="yolo_nas_l")
@@ -296,8 +302,10 @@ def test_what_is_missing_in_both(plain: Path, arch: str) -> None:
 
 
 def test_unscaled_weights_are_told_apart(tmp_path: Path) -> None:
-    heads = {f"heads.head{i}.cls_pred.weight": torch.zeros(3, c, 1, 1)
-             for i, c in ((1, 96), (2, 192), (3, 384))}  # fmt: skip
+    heads = {
+        f"heads.head{i}.cls_pred.weight": torch.zeros(3, c, 1, 1)
+        for i, c in ((1, 96), (2, 192), (3, 384))
+    }
     path = saved(tmp_path / "m.pth", heads)
     assert resolved(path, classes=NAMES).name == "yolo_nas_m"
     with pytest.raises(ConfigError, match=r"yolo_nas_s, and the weights in m\.pth are yolo_nas_m"):
@@ -375,7 +383,7 @@ def test_stretching() -> None:
         ([{"a": 1, "b": 2}], "processing_params"),
         ([3], "processing_params"),
     ],
-)  # fmt: skip
+)
 def test_steps_that_cannot_be_kept_are_named(steps: list[Any], named: str) -> None:
     with pytest.raises(CheckpointError, match=named):
         preprocessing_of(steps)
@@ -422,13 +430,22 @@ def test_pickled_processing_objects(tmp_path: Path) -> None:
         lambda w: {"net": {f"module._orig_mod.{k}": v for k, v in w.items()}},
         lambda w: {"net": {k.replace(".", "._orig_mod.", 1): v for k, v in w.items()}},
         lambda w: {"model": w},
-        lambda w: {"pytorch-lightning_version": "2.5.0", "state_dict": {
-            **{f"model.{k}": v for k, v in w.items()}, "loss.proj_conv": torch.ones(3)}},
-        lambda w: {"state_dict": {**{f"model.{k}": v + 1 for k, v in w.items()},
-                                  **{f"model_ema.module.{k}": v for k, v in w.items()}}},
+        lambda w: {
+            "pytorch-lightning_version": "2.5.0",
+            "state_dict": {
+                **{f"model.{k}": v for k, v in w.items()},
+                "loss.proj_conv": torch.ones(3),
+            },
+        },
+        lambda w: {
+            "state_dict": {
+                **{f"model.{k}": v + 1 for k, v in w.items()},
+                **{f"model_ema.module.{k}": v for k, v in w.items()},
+            }
+        },
     ],
     ids=["compiled", "ddp and compiled", "parts compiled", "model", "lightning", "lightning ema"],
-)  # fmt: skip
+)
 def test_wrapped_networks(tmp_path: Path, wrapped: Any, suffix: str) -> None:
     checkpoint = read_checkpoint(saved(tmp_path / f"c{suffix}", wrapped(weights())))
     assert same(checkpoint.load_state_dict(), weights())
@@ -460,7 +477,7 @@ def test_two_networks_in_one_file_are_named(tmp_path: Path) -> None:
         OmegaConf.create({0: "RBC", 1: "WBC", 2: "Platelets"}),
     ],
     ids=["np.str_", "array", "objects", "dict", "np keys", "text keys", "inverse", "omegaconf"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_class_names_of_any_kind(tmp_path: Path, names: Any, legacy: bool) -> None:
     state = trainer_state(class_names=names)
@@ -505,9 +522,16 @@ def test_our_own_checkpoint_at_another_size(tmp_path: Path) -> None:
     trained = coco_preprocessing((320, 384))
     said: dict[str, Any] = {"classes": NAMES, "preprocessing": trained, "licence": None}
     save_checkpoint(
-        path, weights(), name="yolo_nas_s", arch_params=ARCH, training={"step": 3},
-        official_ids=(7, 3, 90), **said,
-    )  # fmt: skip
+        path,
+        weights(),
+        Description(
+            name="yolo_nas_s",
+            arch_params=ARCH,
+            training={"step": 3},
+            official_ids=(7, 3, 90),
+            **said,
+        ),
+    )
     assert resolved(path).preprocessing == trained
     other = resolved(path, image_size=(640, 640))
     assert other.preprocessing == coco_preprocessing((640, 640))

@@ -22,7 +22,7 @@ from storage.errors import ConfigError, NotInstalled
 from storage.extras import not_installed
 from storage.objects.protocols import StorageOptions
 from tests.support.samples.network_package import build_with, hide
-from workers.checkpoints.description import canonical_arch
+from workers.checkpoints.description import Description, canonical_arch
 from workers.checkpoints.file import save_checkpoint
 from workers.images.preprocessing import Preprocessing
 from workers.models.load_torch import load_detector
@@ -102,12 +102,14 @@ def test_labelling_works_where_it_alone_is_installed(
     save_checkpoint(
         path,
         trained(build_network("yolo_nas_s", json.dumps(NANO), 2)).state_dict(),
-        name="yolo_nas_s",
-        arch_params=json.dumps(NANO),
-        classes=("cat", "dog"),
-        preprocessing=how,
-        licence=None,
-        training={},
+        Description(
+            name="yolo_nas_s",
+            arch_params=json.dumps(NANO),
+            classes=("cat", "dog"),
+            preprocessing=how,
+            licence=None,
+            training={},
+        ),
     )
     request = ModelRequest(checkpoint=str(path), score_floor=0.001)
     detector = load_detector(

@@ -22,6 +22,7 @@ from storage.records import Detections
 from tests.support.samples.dense_detections import detections_from_dense
 from tests.support.samples.network_package import PACKAGES, build_with
 from tests.support.samples.parity import CLASSES, Boxes, iou
+from workers.checkpoints.description import Description
 from workers.checkpoints.file import read_checkpoint, save_checkpoint
 from workers.detectors.nms import NmsRules
 from workers.images.decode import decode
@@ -259,12 +260,14 @@ def test_a_saved_checkpoint_describes_itself(
     save_checkpoint(
         path,
         {k: v.half() for k, v in unfused(spec).state_dict().items()},
-        name=spec.name,
-        arch_params=read_arch(str(models_dir / "bccd_nano_arch.yaml"), OPTIONS),
-        classes=CLASSES,
-        preprocessing=spec.preprocessing,
-        licence="CC0-1.0",
-        training={},
+        Description(
+            name=spec.name,
+            arch_params=read_arch(str(models_dir / "bccd_nano_arch.yaml"), OPTIONS),
+            classes=CLASSES,
+            preprocessing=spec.preprocessing,
+            licence="CC0-1.0",
+            training={},
+        ),
     )
     own = resolve_model(ModelRequest(checkpoint=str(path)), OPTIONS, device="cpu")
     for a, b in zip(

@@ -15,6 +15,7 @@ from torch import nn
 
 from storage.errors import ConfigError
 from storage.objects.protocols import StorageOptions
+from workers.checkpoints.description import Description
 from workers.checkpoints.file import read_checkpoint, save_checkpoint
 from workers.images.preprocessing import Preprocessing
 from workers.spec import ModelSpec
@@ -94,9 +95,17 @@ def fitted(
 def saved(path: Path, arch_params: str, how: Preprocessing = HOW) -> ModelSpec:
     """A teacher of random weights, as a file."""
     save_checkpoint(
-        path, network(7, arch_params).state_dict(), name="yolo_nas_s", arch_params=arch_params,
-        classes=CLASSES, preprocessing=how, licence="DECI-NC", training={},
-    )  # fmt: skip
+        path,
+        network(7, arch_params).state_dict(),
+        Description(
+            name="yolo_nas_s",
+            arch_params=arch_params,
+            classes=CLASSES,
+            preprocessing=how,
+            licence="DECI-NC",
+            training={},
+        ),
+    )
     found = read_checkpoint(path)
     return ModelSpec(
         str(path), found.sha256, "yolo_nas_s", arch_params, CLASSES, (0, 1, 2), how,
