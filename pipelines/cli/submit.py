@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def submit(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="Run or training: YAML, any URL.")
+        str, typer.Argument(metavar="CONFIG", help="Run, training or round: YAML, any URL.")
     ],
     set_: Annotated[
         list[str] | None,
@@ -45,22 +45,30 @@ def submit(
         ),
     ] = None,
     strict: Strict = False,
+    only: Annotated[
+        str | None, typer.Option(metavar="STEP", help="Of a round: take this step alone.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="STEP", help="Of a round: the steps up to this one.")
+    ] = None,
+    again: Annotated[
+        list[str] | None, typer.Option(metavar="STEP", help="Of a round: repeat this step.")
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Follow it, and end with its exit code.")
     ] = True,
     json_: Json = False,
 ) -> None:
-    """Run or train a config on a Ray cluster. Submitted again, it attaches until the job ends."""
+    """Run, train or take a round on a Ray cluster. Again, it attaches until the job ends."""
     from pipelines.cluster.bundle import bundle_run
     from pipelines.cluster.submit import JobRequest, Listener, submit_run
-    from pipelines.training.team.submission import kind_of
+    from pipelines.rounds.submission import kind_of
 
     overrides, variables = tuple(set_ or ()), _variables(env or [])
     bundle = bundle_run(config, overrides, variables, kind_of(config, overrides))
-    if bundle.command != "run" and (limit is not None or strict):
-        raise ConfigError("--limit and --strict are of runs, and this is a training's config")
-    further = ["--limit", str(limit)] if limit is not None else []
-    further += ["--strict"] if strict else []
+    of_run, of_round = _of_run(limit, strict), _of_round(only, until, again)
+    refuse_foreign(bundle.command, of_run, of_round)
+    further = of_run + of_round
     if bundle.url is not None:  # else they are in the packed config
         further += [word for override in overrides for word in ("--set", override)]
     listener = Listener(
@@ -68,7 +76,7 @@ def submit(
         # The last line of stdout is for the JSON, if there is one: the job's output goes beside it.
         show=_writer(sys.stderr if json_ else sys.stdout),
         again=shlex.join(
-            ["labelfleet", "submit", config, *given(set_, limit, address, env, strict)]
+            ["labelfleet", "submit", config, *given(set_, address, env), *of_run, *of_round]
         ),
     )
     request = JobRequest(bundle, further, variables)
@@ -79,18 +87,36 @@ def submit(
     raise typer.Exit(submitted.exit_code or 0)
 
 
-def given(
-    set_: list[str] | None,
-    limit: int | None,
-    address: str | None,
-    env: list[str] | None,
-    strict: bool = False,
-) -> list[str]:
+def _of_run(limit: int | None, strict: bool) -> list[str]:
+    """Return the options that only `labelfleet run` has."""
+    return [*(["--limit", str(limit)] if limit is not None else []), *["--strict"] * strict]
+
+
+def _of_round(only: str | None, until: str | None, again: list[str] | None) -> list[str]:
+    """Return the options that only `labelfleet round` has. Raises ConfigError."""
+    from pipelines.rounds.state import refuse_unknown_steps
+
+    refuse_unknown_steps(only, until, again or ())
+    return [
+        *(["--only", only] if only is not None else []),
+        *(["--until", until] if until is not None else []),
+        *(word for step in again or () for word in ("--again", step)),
+    ]
+
+
+def refuse_foreign(command: str, of_run: list[str], of_round: list[str]) -> None:
+    """Raise ConfigError for options that the config's command does not have."""
+    owner = {"run": "a run's", "train": "a training's", "round": "a round's"}[command]
+    if of_run and command != "run":
+        raise ConfigError(f"--limit and --strict are of runs, and this is {owner} config")
+    if of_round and command != "round":
+        raise ConfigError(f"--only, --until and --again are of rounds, and this is {owner} config")
+
+
+def given(set_: list[str] | None, address: str | None, env: list[str] | None) -> list[str]:
     """Repeat the options: another name or output would be another run's job."""
     words = [word for text in set_ or () for word in ("--set", text)]
-    words += ["--limit", str(limit)] if limit is not None else []
     words += ["--address", address] if address else []
-    words += ["--strict"] if strict else []
     return words + [word for text in env or () for word in ("--env", text)]
 
 

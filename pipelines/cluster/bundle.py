@@ -1,4 +1,4 @@
-"""Pack what travels with a submitted run or training: its config and the local files it names."""
+"""Pack what travels with a submitted job: its config and the local files that it names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 
 from pipelines.cluster.secrets import MOUNT_IT, refuse_secrets, secret_in
 from pipelines.config.run_config import RunConfig
-from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
+from pipelines.config.yaml_files import apply_override, overridden_yaml, parse_config
 from storage.errors import ConfigError
 from storage.urls import normalise_url, parse_url, shown_url
 
@@ -25,7 +25,7 @@ MAX_BYTES = 400 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class BundleKind:
-    """What can be submitted: a run, or a training.
+    """What can be submitted: a run, a training or a round.
 
     Attributes:
         command: of labelfleet, which the job starts with the config.
@@ -52,7 +52,7 @@ RUN = BundleKind(
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A run or a training, ready to be submitted.
+    """A run, a training or a round, ready to be submitted.
 
     Attributes:
         config: parsed, as the job will see it.
@@ -106,9 +106,7 @@ def bundle_run(
     secret = secret_in(path) if remote else None
     if secret is not None:  # its URL is in the job's command
         raise ConfigError(f"the config's own URL is {secret}", hint=MOUNT_IT)
-    fields = read_yaml(path)
-    for override in overrides:
-        apply_override(fields, override)
+    fields = overridden_yaml(path, overrides)
     config = kind.parse(fields, path)
     # What the job reads by itself does not travel; what --set adds to it does.
     refuse_secrets(_overridden(overrides) if remote else fields, environment or {})
@@ -203,4 +201,4 @@ def _set(fields: dict[str, Any], key: str, value: str) -> None:
     at: Any = fields
     for part in parents:
         at = at[int(part)] if isinstance(at, list) else at[part]
-    at[last] = value
+    at[int(last) if isinstance(at, list) else last] = value

@@ -1,4 +1,4 @@
-"""Submit a run or a training to a Ray cluster's job server, which starts its command as a job."""
+"""Submit a run, a training or a round to a Ray cluster's job server, which starts its command."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class JobRequest:
 
     Attributes:
         bundle: the run, from ``bundle_run``.
-        command: what follows ``labelfleet run CONFIG`` (or ``train``) there.
+        command: what follows ``labelfleet run CONFIG`` (or ``train``, ``round``) there.
         environment: variables for the job; already checked for secrets.
     """
 

@@ -21,7 +21,7 @@ from pipelines.config.model_sections import (
     network_size,
 )
 from pipelines.config.part import Auto, Digest, Name, Part, Place, Share, Url, Webhook
-from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
+from pipelines.config.yaml_files import overridden_yaml, parse_config
 from storage.objects.protocols import StorageOptions
 
 
@@ -357,7 +357,5 @@ def load_config(path: str, overrides: tuple[str, ...] = ()) -> RunConfig:
     Raises:
         ConfigError: naming the file, the key, what is wrong and the nearest valid key.
     """
-    fields = read_yaml(path)
-    for override in overrides:
-        apply_override(fields, override)
+    fields = overridden_yaml(path, overrides)
     return parse_config(RunConfig, fields, where=path)

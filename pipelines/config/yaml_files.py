@@ -47,6 +47,14 @@ def read_yaml(
     return loaded
 
 
+def overridden_yaml(path: str, overrides: tuple[str, ...], page: str = RUN_PAGE) -> dict[str, Any]:
+    """Read as ``read_yaml`` does, with ``key.sub=value`` texts put over it."""
+    fields = read_yaml(path, page)
+    for override in overrides:
+        apply_override(fields, override)
+    return fields
+
+
 def _no_file(path: str, exc: StorageError, page: str) -> ConfigError:
     """Say what lies there in place of a config: a run's output, a folder, or nothing."""
     where = shown_url(path)

@@ -19,10 +19,11 @@ from rich.console import Console
 
 from pipelines.dispatch.tally import Caller
 from pipelines.models.compile import has_gpu
-from pipelines.rounds import machine_steps, page, people_steps, student_steps
+from pipelines.rounds import page
 from pipelines.rounds.costs import Costs, costs_of
 from pipelines.rounds.round_config import RoundConfig
-from pipelines.rounds.state import STEPS, Repeat, StepName, StepRecord
+from pipelines.rounds.state import STEPS, Repeat, StepName, StepRecord, refuse_unknown_steps
+from pipelines.rounds.steps import machine, people, student
 from pipelines.rounds.work import RoundWork
 from storage.errors import ConfigError, LabelfleetError, WaitingForPeople
 from storage.runs.lock import run_lock
@@ -41,17 +42,17 @@ class Step:
 
 
 _TABLE: dict[StepName, Step] = {
-    "teacher": Step(machine_steps.teacher_inputs, machine_steps.take_or_train),
-    "gate": Step(machine_steps.gate_inputs, machine_steps.check_teacher),
-    "label": Step(machine_steps.label_inputs, machine_steps.label_pool),
-    "fit": Step(machine_steps.fit_inputs, machine_steps.fit_thresholds),
-    "route": Step(people_steps.route_inputs, people_steps.route_pool),
-    "push": Step(people_steps.push_inputs, people_steps.push_queue),
-    "pull": Step(people_steps.pull_inputs, people_steps.pull_answers),
-    "decide": Step(people_steps.decide_inputs, people_steps.decide_labels),
-    "student": Step(student_steps.student_inputs, student_steps.train_student),
-    "evaluate": Step(student_steps.evaluate_inputs, student_steps.evaluate_both),
-    "compile": Step(machine_steps.compile_inputs, machine_steps.compile_student),
+    "teacher": Step(machine.teacher_inputs, machine.take_or_train),
+    "gate": Step(machine.gate_inputs, machine.check_teacher),
+    "label": Step(machine.label_inputs, machine.label_pool),
+    "fit": Step(machine.fit_inputs, machine.fit_thresholds),
+    "route": Step(people.route_inputs, people.route_pool),
+    "push": Step(people.push_inputs, people.push_queue),
+    "pull": Step(people.pull_inputs, people.pull_answers),
+    "decide": Step(people.decide_inputs, people.decide_labels),
+    "student": Step(student.student_inputs, student.train_student),
+    "evaluate": Step(student.evaluate_inputs, student.evaluate_both),
+    "compile": Step(machine.compile_inputs, machine.compile_student),
     "page": Step(page.page_inputs, page.write_page),
 }
 
@@ -125,11 +126,7 @@ class Selection:
 
 def selection_of(only: str | None, until: str | None, again: Sequence[str]) -> Selection:
     """Return the steps that a command names. Raises ConfigError for one that there is not."""
-    names = [one for one in (only, until, *again) if one is not None]
-    if unknown := [name for name in names if name not in STEPS]:
-        raise ConfigError(f"a round has no step {unknown[0]!r}", hint=f"one of {', '.join(STEPS)}")
-    if only is not None and until is not None:
-        raise ConfigError("--only and --until contradict each other", hint="give one of them")
+    refuse_unknown_steps(only, until, again)
     return Selection(
         cast(StepName | None, only),
         cast(StepName | None, until),

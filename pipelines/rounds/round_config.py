@@ -19,9 +19,8 @@ from pipelines.config.run_config import (
     SourceConfig,
     StorageConfig,
 )
-from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
-from pipelines.training.config import DataConfig
-from storage.errors import ConfigError
+from pipelines.config.yaml_files import overridden_yaml, parse_config
+from pipelines.training.config import DataConfig, refuse_absent
 
 ROUND_PAGE = "docs/rounds.md"
 Skippable = Literal["gate", "fit", "review", "evaluate", "compile"]
@@ -145,15 +144,16 @@ def load_round_config(path: str, overrides: tuple[str, ...] = ()) -> RoundConfig
     Raises:
         ConfigError: naming the file, the key, what is wrong and the nearest valid key.
     """
-    fields = read_yaml(path, ROUND_PAGE)
-    for override in overrides:
-        apply_override(fields, override)
+    fields = overridden_yaml(path, overrides, ROUND_PAGE)
     config = parse_config(RoundConfig, fields, where=path, page=ROUND_PAGE)
-    for name in ("truth", "test", "val"):
-        part: DataConfig | None = getattr(config, name)
-        if part is not None and not part.annotations.is_file():
-            raise ConfigError(
-                f"{path}: {name}.annotations: {part.annotations} is not there",
-                hint="paths are relative to the folder the command is started in",
-            )
+    sets = {"truth": config.truth, "test": config.test, "val": config.val}
+    teacher, policy = config.teacher, config.policy
+    files = {
+        "teacher.checkpoint": None if teacher is None else teacher.checkpoint,
+        "teacher.arch": None if teacher is None else teacher.arch,
+        "policy": policy if isinstance(policy, str) else None,
+        "pool.keys": config.pool.keys,
+    }
+    given = {name: part for name, part in sets.items() if part is not None}
+    refuse_absent(path, given, files, config.storage.options())
     return config

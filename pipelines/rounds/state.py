@@ -9,7 +9,7 @@ inputs changed since is neither: it needs ``--again``, and then starts at a plac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args
 
@@ -26,6 +26,15 @@ Status = Literal["begun", "waiting", "done", "skipped"]
 Repeat = Literal["never", "changed", "always"]
 _FOLDER = "state/"
 _SHOWN = 5
+
+
+def refuse_unknown_steps(only: str | None, until: str | None, again: Sequence[str]) -> None:
+    """Raise ConfigError where a command names a step that there is not, or two ends."""
+    names = [one for one in (only, until, *again) if one is not None]
+    if unknown := [name for name in names if name not in STEPS]:
+        raise ConfigError(f"a round has no step {unknown[0]!r}", hint=f"one of {', '.join(STEPS)}")
+    if only is not None and until is not None:
+        raise ConfigError("--only and --until contradict each other", hint="give one of them")
 
 
 class StateStore(SupportsGet, SupportsPut, Protocol):

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.config.part import Name, Part
 from pipelines.config.run_config import RunConfig
-from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
+from pipelines.config.yaml_files import overridden_yaml, parse_config
 from pipelines.suite.splits import SPLITS, Splits, coco_splits, is_export, roboflow_splits
 from pipelines.training.config import TRAIN_PAGE, TrainConfig
 from storage.errors import ConfigError
@@ -175,7 +175,5 @@ def load_suite_config(path: str, overrides: tuple[str, ...] = ()) -> SuiteConfig
     Raises:
         ConfigError: naming the file, the key, what is wrong and the nearest valid key.
     """
-    fields = read_yaml(path, SUITE_PAGE)
-    for override in overrides:
-        apply_override(fields, override)
+    fields = overridden_yaml(path, overrides, SUITE_PAGE)
     return parse_config(SuiteConfig, fields, where=path, page=SUITE_PAGE)

@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 from pipelines.config.files import absent_files
 from pipelines.config.part import Part, Place
 from pipelines.config.run_config import StorageConfig
-from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
+from pipelines.config.yaml_files import overridden_yaml, parse_config, read_yaml
 from pipelines.training.distillation.config import DistillConfig
 from pipelines.training.recipe_config import (
     AugmentConfig,
@@ -403,9 +403,7 @@ def load_train_config(path: str, overrides: tuple[str, ...] = ()) -> TrainConfig
     Raises:
         ConfigError: naming the file, the key, what is wrong and the nearest valid key.
     """
-    fields = read_yaml(path, TRAIN_PAGE)
-    for override in overrides:
-        apply_override(fields, override)
+    fields = overridden_yaml(path, overrides, TRAIN_PAGE)
     config = parse_config(TrainConfig, fields, where=path, page=TRAIN_PAGE)
     _check_files(config, path)
     return config
@@ -419,17 +417,34 @@ def _check_files(config: TrainConfig, where: str) -> None:
     if isinstance(config.train, DataConfig):
         sets = {"train": config.train}
     sets |= {"val": config.val, **{f"test.{name}": one for name, one in config.test.items()}}
+    teacher = config.distill.teacher if config.distill is not None else None
+    single = {"model.arch": config.model.arch, "model.checkpoint": config.model.checkpoint,
+              "distill.teacher": teacher}  # fmt: skip
+    refuse_absent(where, sets, single, config.storage.options())
+
+
+def refuse_absent(
+    where: str,
+    sets: Mapping[str, DataConfig | SourceConfig],
+    files: Mapping[str, str | None],
+    options: StorageOptions,
+) -> None:
+    """Raise ConfigError for the first file or folder that is not there.
+
+    Args:
+        where: name of the config in messages.
+        sets: by their field.
+        files: paths or URLs by their field; None: it has none.
+        options: how URLs are reached.
+    """
     absent = [
         f"{name}.{field}: {path} is not there"
         for name, one in sets.items()
         for field, path, there in _paths(one)
         if not there
     ]
-    teacher = config.distill.teacher if config.distill is not None else None
-    single = {"model.arch": config.model.arch, "model.checkpoint": config.model.checkpoint,
-              "distill.teacher": teacher}  # fmt: skip
-    named = {field: url for field, url in single.items() if url is not None}
-    absent += absent_files(named, config.storage.options())
+    named = {field: url for field, url in files.items() if url is not None}
+    absent += absent_files(named, options)
     if absent:
         raise ConfigError(
             f"{where}: {absent[0]}",

@@ -6,19 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.cluster.bundle import RUN, BundleKind
-from pipelines.config.yaml_files import apply_override, parse_config, read_yaml
+from pipelines.config.yaml_files import parse_config
 from pipelines.training.config import TRAIN_PAGE, TrainConfig
 
 
-def kind_of(path: str, overrides: tuple[str, ...] = ()) -> BundleKind:
-    """Return what the config is of: a training has ``train`` and ``val``, a run has neither.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    fields = read_yaml(path)
-    for override in overrides:
-        apply_override(fields, override)
+def kind_of(fields: Mapping[str, Any]) -> BundleKind:
+    """Return what a config is of: a training has ``train`` and ``val``, a run has neither."""
     return TRAINING if {"train", "val"} <= fields.keys() else RUN
 
 

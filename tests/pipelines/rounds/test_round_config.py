@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from pipelines.rounds.labelled import keys_file, labelled_sets
-from pipelines.rounds.machine_steps import training_inputs
 from pipelines.rounds.round import check_config
 from pipelines.rounds.round_config import RoundConfig, load_round_config
 from pipelines.rounds.state import StepRecord
+from pipelines.rounds.steps.machine import training_inputs
 from pipelines.rounds.work import RoundWork, merged
 from pipelines.training.config import DataConfig
 from storage.errors import ConfigError, SourceEmpty

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pipelines.cluster.bundle import CONFIG_NAME, bundle_run
+from pipelines.config.yaml_files import read_yaml
 from pipelines.training.config import load_train_config
 from pipelines.training.team.submission import TRAINING, kind_of
 from storage.errors import ConfigError
@@ -31,8 +32,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_training_is_told_from_a_run(here: Path) -> None:
     (here / "run.yaml").write_text("name: x\nsource: {url: images}\noutput: out\n")
-    assert kind_of("train.yaml").command == "train"
-    assert kind_of("run.yaml").command == "run"
+    assert kind_of(read_yaml("train.yaml")).command == "train"
+    assert kind_of(read_yaml("run.yaml")).command == "run"
 
 
 def test_annotations_travel_and_images_stay_where_the_cluster_sees_them(here: Path) -> None:

@@ -16,8 +16,8 @@ from pipelines.review.rounds import earlier_runs, join_round, refresh_rounds, ru
 from pipelines.review.settings import choose_settings, may_create
 from pipelines.review.status import review_status
 from pipelines.rounds.costs import human_minutes
-from pipelines.rounds.machine_steps import policy_of
 from pipelines.rounds.state import StepRecord
+from pipelines.rounds.steps.machine import policy_of
 from pipelines.rounds.work import RoundWork
 from storage.errors import ConfigError, WaitingForPeople
 from storage.labels.rows import label_rows

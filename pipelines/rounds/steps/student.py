@@ -8,8 +8,8 @@ from pipelines.evaluation.evaluate import evaluate_run
 from pipelines.rounds.costs import gpu_seconds
 from pipelines.rounds.gain import compare_on
 from pipelines.rounds.labelled import digest
-from pipelines.rounds.machine_steps import labelled_run, trained, training_inputs
 from pipelines.rounds.state import StepName, StepRecord
+from pipelines.rounds.steps.machine import labelled_run, trained, training_inputs
 from pipelines.rounds.work import RoundWork
 from pipelines.training.config import TrainConfig
 from storage.coco.truth import read_truth

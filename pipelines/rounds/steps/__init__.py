@@ -1,0 +1,1 @@
+"""The steps of a round: what decides the result of each, and how it is taken."""
