@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     from pipelines.face.run import Run
     from pipelines.face.steps import decide, export, fit
     from pipelines.labelling.run import label_run
+    from pipelines.rounds.round import run_round
+    from pipelines.rounds.round_config import load_round_config
     from pipelines.training.config import load_train_config
     from pipelines.training.run import train
 
 __all__ = (
-    "Run", "decide", "export", "fit", "label_run", "load_config", "load_train_config", "train",
+    "Run", "decide", "export", "fit", "label_run", "load_config", "load_round_config",
+    "load_train_config", "run_round", "train",
 )  # fmt: skip
 
 _ADDRESSES = {
@@ -24,6 +27,8 @@ _ADDRESSES = {
     "fit": "pipelines.face.steps",
     "label_run": "pipelines.labelling.run",
     "load_config": "pipelines.config.run_config",
+    "load_round_config": "pipelines.rounds.round_config",
+    "run_round": "pipelines.rounds.round",
     "load_train_config": "pipelines.training.config",
     "train": "pipelines.training.run",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipelines.exports.export import ExportFormat, ExportRequest, ExportSummary, export_version
 from pipelines.exports.images import ImageMode
@@ -12,6 +13,7 @@ from pipelines.labels.decide import decide_run
 from pipelines.policy.choose import choose_policy
 from pipelines.policy.curves import Wanted
 from pipelines.policy.fit import Fit, fit_run
+from pipelines.policy.guarantee import Asked, guarantee_run
 from pipelines.policy.policy import POLICY_KEY, Policy
 from pipelines.truth.settle import Settling
 from storage.coco.truth import read_truth
@@ -27,18 +29,24 @@ def fit(
     *,
     precision: float = 0.9,
     lost: float = 0.02,
+    guarantee: float | None = None,
+    confidence: float = 0.9,
     allow_missing: bool = False,
 ) -> Fit:
     """Fit calibration and thresholds, and leave the policy with the run.
 
     A policy whose accepted boxes are right far less often than asked for is not left there; the
-    log says so, and ``refused`` of the result says why.
+    log says so, and ``refused`` of the result says why. With ``guarantee`` the policy accepts
+    exactly the boxes that the share was shown for, and ``policy.guarantee`` of the result says so;
+    it is None where nothing was shown, and the log says how many audit images more would do.
 
     Args:
         run: the run whose scores are calibrated.
         truth: COCO ground truth, any URL; None: the answers to the run's audit.
         precision: wanted share of right boxes among the accepted.
         lost: share of right boxes that may be dropped, at most.
+        guarantee: share of accepted boxes to be proven right; None: nothing is proven.
+        confidence: of the guarantee.
         allow_missing: leave out truth images that the run has no row for.
 
     Raises:
@@ -46,6 +54,19 @@ def fit(
     """
     known = None if truth is None else read_truth(truth, run.options)
     fitted = fit_run(run.manifest, known, Wanted(precision, lost), allow_missing=allow_missing)
+    if guarantee is not None:
+        asked = Asked(guarantee, confidence)
+        proven = guarantee_run(
+            run.manifest, fitted.policy, asked, known, allow_missing=allow_missing
+        )
+        if proven.guarantee is None:
+            more = proven.all.more
+            log.warning(
+                "a share of %g is not shown; %s", guarantee,
+                f"about {more} more audit images would do" if more else "no larger audit would do",
+            )  # fmt: skip
+        else:  # it accepts what was shown, not what was fitted
+            fitted = replace(fitted, policy=proven.policy, refused=None)
     if fitted.refused is None:
         run.manifest.store.put(POLICY_KEY, fitted.policy.to_yaml().encode())
     else:

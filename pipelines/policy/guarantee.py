@@ -361,13 +361,20 @@ def _more(strata: Sequence[AuditedStratum], target: float, risk: float) -> int |
     """Further audit images that would show some threshold, if it is as right as it looks."""
     now = [s.wrong.shape[1] for s in strata]
     images = [int(s.sizes[0].sum()) for s in strata]
-    times = 1.0
-    while times < _MOST_TIMES and any(n < most for n, most in zip(now, images, strict=True)):
+    audits, times = [now], 1.0  # ever larger ones, up to all images
+    while times < _MOST_TIMES and any(n < most for n, most in zip(audits[-1], images, strict=True)):
         times *= 1.25
-        counts = [min(most, int(np.ceil(n * times))) for n, most in zip(now, images, strict=True)]
-        if _would_show(strata, counts, target, risk):
-            return sum(counts) - sum(now)
-    return None
+        audits.append([min(m, int(np.ceil(n * times))) for n, m in zip(now, images, strict=True)])
+    if len(audits) == 1 or not _would_show(strata, audits[-1], target, risk):
+        return None
+    short, long = 0, len(audits) - 1
+    while long - short > 1:
+        middle = (short + long) // 2
+        if _would_show(strata, audits[middle], target, risk):
+            long = middle
+        else:
+            short = middle
+    return sum(audits[long]) - sum(now)
 
 
 def _would_show(

@@ -102,11 +102,15 @@ def start_of(
         draws: images to draw from each stratum instead of those that were.
     """
     counts = list(draws) or [s.wrong.shape[1] for s in strata]
+    hopeful = [
+        g
+        for g in range(len(GRID))
+        if sum(int(s.sizes[g, 1:].sum()) for s in strata)
+        and _Draws(strata, g, counts, target, risk).enough(0.0)
+    ]
     for share in _EXPECTED:
-        for g in range(len(GRID)):
-            if sum(int(s.sizes[g, 1:].sum()) for s in strata) and would_do(
-                strata, g, counts, target, risk, share
-            ):
+        for g in hopeful:
+            if would_do(strata, g, counts, target, risk, share):
                 return g
     return None
 
@@ -123,21 +127,39 @@ def would_do(
 
     Draws have sizes ``counts`` and are simulated from the accepted counts at threshold ``g``.
     """
-    rng = np.random.default_rng(g)
-    needed = -np.log(risk)
-
-    def enough(share: float) -> bool:
-        drawn = []
-        for s, n in zip(strata, counts, strict=True):
-            accepted = rng.choice(len(s.sizes[g]), n, p=s.sizes[g] / s.sizes[g].sum())
-            drawn.append(DrawnStratum(s.sizes[g], rng.binomial(accepted, share * (1 - target))))
-        return bool(log_capital(drawn, target) >= needed)
-
-    if share * (1 - target) >= 1 or not enough(0.0) or not share:
-        return not share and enough(0.0)
+    if share * (1 - target) >= 1:
+        return False
+    draws = _Draws(strata, g, counts, target, risk)
+    if not draws.enough(0.0) or not share:
+        return not share and draws.enough(0.0)
     failed = 0
     for _ in range(_SIMULATED):
-        failed += not enough(share)
+        failed += not draws.enough(share)
         if failed > (1 - _SURE) * _SIMULATED:
             return False
     return True
+
+
+class _Draws:
+    """Simulated draws at one threshold, the same ones every time."""
+
+    def __init__(
+        self,
+        strata: Sequence[AuditedStratum],
+        g: int,
+        counts: Sequence[int],
+        target: float,
+        risk: float,
+    ) -> None:
+        self._strata = [(s.sizes[g], n) for s, n in zip(strata, counts, strict=True)]
+        self._target, self._needed = target, -np.log(risk)
+        self._rng = np.random.default_rng(g)
+
+    def enough(self, share: float) -> bool:
+        """Return whether the next draw, with this share of the permitted errors, would do."""
+        drawn = []
+        for sizes, n in self._strata:
+            accepted = self._rng.choice(len(sizes), n, p=sizes / sizes.sum())
+            wrong = self._rng.binomial(accepted, share * (1 - self._target))
+            drawn.append(DrawnStratum(sizes, wrong))
+        return bool(log_capital(drawn, self._target) >= self._needed)
