@@ -30,7 +30,6 @@ def fit(
     precision: float = 0.9,
     lost: float = 0.02,
     guarantee: float | None = None,
-    confidence: float = 0.9,
     allow_missing: bool = False,
 ) -> Fit:
     """Fit calibration and thresholds, and leave the policy with the run.
@@ -45,8 +44,8 @@ def fit(
         truth: COCO ground truth, any URL; None: the answers to the run's audit.
         precision: wanted share of right boxes among the accepted.
         lost: share of right boxes that may be dropped, at most.
-        guarantee: share of accepted boxes to be proven right; None: nothing is proven.
-        confidence: of the guarantee.
+        guarantee: share of accepted boxes to be proven right, with 90 % confidence; None: nothing
+            is proven.
         allow_missing: leave out truth images that the run has no row for.
 
     Raises:
@@ -55,7 +54,7 @@ def fit(
     known = None if truth is None else read_truth(truth, run.options)
     fitted = fit_run(run.manifest, known, Wanted(precision, lost), allow_missing=allow_missing)
     if guarantee is not None:
-        asked = Asked(guarantee, confidence)
+        asked = Asked(guarantee)
         proven = guarantee_run(
             run.manifest, fitted.policy, asked, known, allow_missing=allow_missing
         )
