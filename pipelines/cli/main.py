@@ -36,6 +36,7 @@ from pipelines.cli.common import (
     show,
     storage_options,
 )
+from pipelines.cli.lazy import built, lazy_group
 from pipelines.display.terminal import harmless
 from storage.errors import Interrupted, LabelfleetError
 from storage.extras import not_installed
@@ -52,7 +53,8 @@ class _Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         self.suggest_commands = False  # Typer's own suggestions are far-fetched
         try:
-            return super().resolve_command(ctx, args)
+            name, command, rest = super().resolve_command(ctx, args)
+            return name, built(command), rest
         except typer.TyperException as exc:
             near = difflib.get_close_matches(args[0], list(self.commands), 3, _NEAR)
             if near:
@@ -394,7 +396,7 @@ def _main(given: list[str]) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same clean-up as Ctrl-C
     try:
         # Not standalone: Typer then returns the code of an Exit, and raises everything else.
-        code = app(given, standalone_mode=False, prog_name="labelfleet")
+        code = lazy_group(app)(given, standalone_mode=False, prog_name="labelfleet")
         _leave(code if isinstance(code, int) else 0)
     except typer.TyperException as exc:
         _usage(exc, given)
