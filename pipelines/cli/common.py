@@ -23,6 +23,22 @@ Endpoint = Annotated[
     str | None,
     typer.Option("--endpoint-url", help="S3-compatible server; default: AWS_ENDPOINT_URL or AWS."),
 ]
+PolicyUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        help="policy.yaml at any URL; default: the fitted one, or that of the last routing.",
+    ),
+]
+Accept = Annotated[
+    float | None, typer.Option(min=0, max=1, help="From this score on, a box is a label.")
+]
+Reject = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Below this score, a box is dropped.")
+]
+Alone = Annotated[
+    bool, typer.Option("--alone", help="Leave out the answers of the project's other runs.")
+]
 
 
 def storage_options(endpoint_url: str | None) -> Any:

@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from pipelines.cli import browse as cli_browse
 from pipelines.cli import combine as cli_combine
 from pipelines.cli import init as cli_init
+from pipelines.cli import labels as cli_labels
 from pipelines.cli import review as cli_review
 from pipelines.cli import round as cli_round
 from pipelines.cli import submit as cli_submit
@@ -370,6 +371,7 @@ def demo(
 cli_init.register(app)
 cli_submit.register(app)
 cli_review.register(app)
+cli_labels.register(app)
 cli_round.register(app)
 cli_combine.register(app)
 cli_browse.register(app)

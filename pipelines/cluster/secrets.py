@@ -21,6 +21,8 @@ _NAME = re.compile(
 _PLACE = re.compile(r"_(FILE|PATH|DIR|ARN|URI)\Z", re.IGNORECASE)
 _VALUES = {
     "an AWS access key": re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"),
+    "an Azure account key": re.compile(r"\bAccountKey=[A-Za-z0-9+/]{40,}"),
+    "a Google API key": re.compile(r"\bAIza[\w-]{35}\b|\bya29\.[\w-]{20,}"),
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
     "a signed token": re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"),
     "an access token": re.compile(
@@ -40,7 +42,9 @@ _PLAIN_NAMES = re.compile(
     r"|AWS_MAX_ATTEMPTS|AWS_CA_BUNDLE|AWS_REQUEST_CHECKSUM_CALCULATION"
     r"|LABELFLEET_(LOG|CACHE)|(OMP|MKL|OPENBLAS)_NUM_THREADS|CUDA_VISIBLE_DEVICES|NCCL_DEBUG"
     r"|(HTTPS?|NO|ALL)_PROXY|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE"
-    r"|TZ|LANG|LC_ALL|TMPDIR|PYTHONPATH|GOOGLE_CLOUD_PROJECT|AZURE_STORAGE_ACCOUNT(_NAME)?"
+    r"|TZ|LANG|LC_ALL|TMPDIR|PYTHONPATH|GOOGLE_CLOUD_PROJECT|GOOGLE_BASE_URL"
+    r"|STORAGE_EMULATOR_HOST|AZURE_STORAGE_ACCOUNT(_NAME)?|AZURE_(STORAGE_)?ENDPOINT"
+    r"|AZURE_(CLIENT|TENANT)_ID"
     r"|RAY_(?!AUTH_TOKEN\Z)[A-Z0-9_]+",
     re.IGNORECASE,
 )
@@ -90,7 +94,7 @@ def _refuse_variable(name: str, text: str) -> None:
     if not _PLAIN_NAMES.fullmatch(name) and not _REFERENCE.fullmatch(text):
         raise ConfigError(
             f"--env {name} is not one of the variables that may travel in plain text",
-            hint="those are settings of AWS, Ray, proxies, threads and locale, see "
+            hint="those are settings of the clouds, Ray, proxies, threads and locale, see "
             "docs/scheduling.md; any other may name a path on the nodes "
             f"(--env {name}=/run/secrets/x), or be set in their own environment",
         )

@@ -31,7 +31,7 @@ def check_places(config: RunConfig) -> None:
         if normalise_url(url).startswith("memory:"):
             raise ConfigError(
                 f"{url} is in the memory of one process, where no worker can read it",
-                hint="use a folder, file:// or s3://",
+                hint="use a folder, s3://, gs:// or az://",
             )
     if overlaps(config.source.url, config.output):
         raise ConfigError(

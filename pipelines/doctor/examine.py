@@ -38,13 +38,17 @@ _PACKAGES = (
     ("simplejpeg", "simplejpeg"),
     ("opencv-python-headless", "cv2"),
     ("label-studio-sdk", "label_studio_sdk"),
+    ("duckdb", "duckdb"),
+    ("starlette", "starlette"),
+    ("uvicorn", "uvicorn"),
 )
 # What an installation without an extra cannot do.
 _NEEDED_BY = {
-    "run": "run, gate, compile, demo and train need it",
-    "super-gradients": "train needs it",
+    "run": "run, plan, gate, compile, demo, train, round, suite and card need it",
+    "super-gradients": "train, round and suite need it",
     "clouds": "gs:// and az:// URLs need it",
     "review": "pull needs it where reviewers painted brush masks",
+    "browse": "browse needs it",
 }
 _SPOOL_BYTES = 2 * 1024**3
 

@@ -89,8 +89,8 @@ class ListSource:
                 return self._from_web(url)
             if place.scheme in ("file", "memory") and place.scheme != self._scheme:
                 raise ConfigError("a list from elsewhere may not name files of this machine")
-            if place.scheme == "s3":  # one client a bucket
-                store, key = self._open(f"s3://{place.authority}"), place.path
+            if place.scheme in ("s3", "gs", "az"):  # one client a bucket
+                store, key = self._open(f"{place.scheme}://{place.authority}"), place.path
             else:
                 root, key = split_url(url)
                 store = self._open(root)

@@ -65,7 +65,9 @@ class RoundConfig(Part):
     """A round."""
 
     name: Name = Field(description="Letters, digits, `.`, `_`, `-`; also the student's file name.")
-    output: Place = Field(description="Folder, file:// or s3:// URL for everything it leaves.")
+    output: Place = Field(
+        description="Folder, or s3://, gs:// or az:// URL for everything it leaves."
+    )
     pool: SourceConfig = Field(description="The unlabelled images, as `source` of a run.")
     truth: DataConfig = Field(description="The labelled images: teacher and student learn them.")
     test: DataConfig = Field(description="Held out: teacher and student are compared on it.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 
@@ -74,13 +76,61 @@ def test_a_wheel_in_an_empty_environment_reads_decides_and_exports(
     ran(command, "decide", "old", "--alone", folder=tmp_path)
     ran(command, "export", "old", "coco", "--format", "coco", folder=tmp_path)
     assert len(json.loads((tmp_path / "coco/annotations.json").read_text())["images"]) == 8
-    found = json.loads(ran(command, "doctor", "--json", folder=tmp_path).splitlines()[-1])
-    advice = {one["subject"]: one["advice"] for one in found["findings"]}
-    assert "labelfleet[run]" in advice["torch"]
-    ended = subprocess.run(
-        [command, "compile", "nothing.yaml"], cwd=tmp_path, capture_output=True, text=True
+    every_command_works_or_names_its_extra(command, tmp_path)
+
+
+# What a command is tried with in an installation without extras: "" needs none, else the package
+# that it lacks first. Those that need a server or another run are as far as they come without.
+TRIED = {
+    "run": ("run.yaml", "ray"), "plan": ("run.yaml", "torch"), "gate": ("run.yaml", "ray"),
+    "compile": ("run.yaml", "torch"), "demo": ("demo", "ray"), "train": ("train.yaml", "torch"),
+    "round": ("run.yaml", "ray"), "suite": ("run.yaml", "ray"), "card": ("old", "torch"),
+    "browse": ("old", "uvicorn"), "status": ("old", ""), "doctor": ("", ""),
+    "report": ("old", ""), "ingest": ("images out", ""), "init": ("images", ""),
+    "schema": ("run", ""), "diff": ("old v0001 latest", ""), "gc": ("old", ""),
+    "evaluate": ("old --truth coco/annotations.json --allow-missing", ""),
+    "fit": ("old --truth coco/annotations.json --allow-missing --force", ""),
+    "decide": ("old --alone", ""), "compare": ("old old", ""),
+    "export": ("old yolo --format yolo", ""), "review": ("status old", ""),
+}  # fmt: skip
+REFUSED = {"verify", "relocate", "fuse", "submit"}  # for reasons of their own, as they are given
+
+
+def every_command_works_or_names_its_extra(command: Path, folder: Path) -> None:
+    """Run each command in ``folder``, and compare what it lacks with what the doctor says."""
+    (folder / "run.yaml").write_text(
+        "{name: x, source: {url: images}, output: o, model: {checkpoint: none.pth}}"
     )
-    assert "bug" not in ended.stderr
+    (folder / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "images/a.png")
+    (folder / "train.yaml").write_text("{name: x, train: {annotations: a.json, images: old}}")
+    told = json.loads(ran(command, "doctor", "--json", folder=folder).splitlines()[-1])
+    findings = {one["subject"]: one for one in told["findings"]}
+    listed = ran(command, "--help", folder=folder).partition("Commands:")[2]
+    commands = set(re.findall(r"^  ([a-z]+)  ", listed, re.MULTILINE))
+    assert commands == TRIED.keys() | REFUSED
+    for name, (arguments, lacking) in TRIED.items():
+        ended = subprocess.run(
+            [str(command), name, *arguments.split()], cwd=folder, capture_output=True, text=True
+        )
+        said = f"{name} {arguments}: {ended.stderr}"
+        if not lacking:
+            assert ended.returncode == 0, said
+            continue
+        assert ended.returncode == 1, said
+        assert f"needs {lacking}, which is not installed" in ended.stderr, said
+        advice = findings[lacking]["advice"]
+        assert advice, lacking
+        assert advice in ended.stderr, said
+        assert re.search(rf"\b{name}\b", findings[lacking]["found"]), findings[lacking]
+    for arguments in (
+        ["status", "gs://bucket/run"],
+        ["export", "old", "az://a", "--format", "hf"],
+    ):
+        ended = subprocess.run(
+            [str(command), *arguments], cwd=folder, capture_output=True, text=True
+        )
+        assert "pip install 'labelfleet[clouds]'" in ended.stderr, ended.stderr
 
 
 @LONG

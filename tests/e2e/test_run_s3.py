@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import pytest
 
 from pipelines.demo.digits import make_pages
 from storage.stores.open import open_store
-from tests.e2e.jobs import Job, wait_until
+from tests.e2e.jobs import Job
+from tests.e2e.killed import killed_and_continued
 from tests.support.samples.same_rows import differing
-from tests.support.samples.tar_samples import tar_of
 from tests.support.servers.s3 import S3Server
 
 pytestmark = pytest.mark.slow
@@ -27,46 +26,20 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes]]:
     return [(path.name, path.read_bytes()) for path in sorted((folder / "images").iterdir())]
 
 
-def fill(server: S3Server, pages: list[tuple[str, bytes]]) -> str:
-    """The pages as tars in a new bucket; returns the bucket."""
-    bucket = server.fresh_bucket()
-    store = open_store(f"s3://{bucket}/shards", server.options)
-    for i in range(SHARDS):
-        store.put(f"pages-{i:06d}.tar", tar_of(*pages[i::SHARDS]))
-    return bucket
-
-
 def test_a_killed_driver_continues_and_every_image_is_there_once(
     weed_s3: S3Server,
     shared_ray: dict[str, str],
     pages: list[tuple[str, bytes]],
     tmp_path: Path,
 ) -> None:
-    bucket = fill(weed_s3, pages)
+    bucket = weed_s3.fresh_bucket()
     job = Job(
         tmp_path, f"s3://{bucket}/shards", f"s3://{bucket}/run", weed_s3.env(),
         options=weed_s3.options,
     )  # fmt: skip
-    store = open_store(job.output, weed_s3.options)
-    with job.started() as driver:
-        wait_until(lambda: sum(1 for _ in store.list("annotations/")) >= 2 or driver.poll() == 0)
-        driver.send_signal(signal.SIGKILL)
-    committed = {o.key: o.etag for o in store.list("annotations/")}
-    assert 0 < len(committed) < SHARDS, "the kill came too late to show anything"
+    rows = killed_and_continued(job, pages, SHARDS, joining=shared_ray)
 
-    joining = replace(job, env={**job.env, **shared_ray})
-    code, summary, err = joining.run()
-    assert code == 0, err
-    assert summary["images"] == len(pages)
-    assert summary["shards"] == SHARDS
-    assert summary["left"] == summary["quarantined"] == 0
-    rows = job.rows()
-    wanted = {f"pages-{i:06d}.tar/{n}" for i in range(SHARDS) for n, _ in pages[i::SHARDS]}
-    assert rows.keys() == wanted
-    after = {o.key: o.etag for o in store.list("annotations/")}
-    assert committed.items() <= after.items(), "what was committed was written again"
-
-    again = replace(joining, output=f"s3://{bucket}/undisturbed")
+    again = replace(job, env={**job.env, **shared_ray}, output=f"s3://{bucket}/undisturbed")
     code, _, err = again.run()
     assert code == 0, err
     undisturbed = again.rows()

@@ -20,6 +20,8 @@ SECRETS = [
     "ghp_" + "a" * 36,
     "hf_" + "a" * 34,
     "xoxb-123456789012",
+    "AccountName=x;AccountKey=" + "b" * 86 + "==",
+    "AIza" + "b" * 35,
     "https://user:word@host/x",
     "https://hooks.slack.com/services/T0/B0/xyz",
     "https://host/img?X-Amz-Signature=abc",
@@ -70,7 +72,8 @@ def test_a_variable_named_like_a_secret_is_one(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["AWS_WEB_IDENTITY_TOKEN_FILE", "RAY_AUTH_TOKEN_PATH", "AWS_SHARED_CREDENTIALS_FILE",
-     "AWS_REGION", "OMP_NUM_THREADS", "HTTPS_PROXY"],
+     "AWS_REGION", "AZURE_STORAGE_ENDPOINT", "AZURE_CLIENT_ID", "STORAGE_EMULATOR_HOST",
+     "OMP_NUM_THREADS", "HTTPS_PROXY"],
 )  # fmt: skip
 def test_the_path_of_a_secret_is_not_a_secret(name: str) -> None:
     refuse_secrets({}, {name: "/var/run/secrets/x"})
