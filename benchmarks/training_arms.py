@@ -4,7 +4,8 @@
 
 A seed draws ``--labelled`` images of train.json; all others (or ``--pool`` of them) are the pool,
 whose labels no arm but ``reviewed`` and ``ceiling`` sees. The teacher learns the labelled images
-from random weights. It labels the pool, and thresholds and calibration are fitted on ``--fit``
+from random weights, or (``--start digits``) from those of the demo's network, which has seen
+rendered digits alone. It labels the pool, and thresholds and calibration are fitted on ``--fit``
 more labelled images, which no arm learns: of ``--fit-from``, else of train.json. Every other arm
 begins with the teacher's weights and takes ``--steps`` steps:
 
@@ -45,6 +46,7 @@ import yaml
 from benchmarks.distillation import ARCH, VARIED, widened
 from benchmarks.rounds import chosen, machine, say, versions
 from pipelines.config.run_config import RunConfig
+from pipelines.demo.run import checkpoint_path
 from pipelines.labelling.open_run import open_run
 from pipelines.labelling.work import find_work
 from pipelines.labels.decide import decide_run
@@ -199,7 +201,8 @@ class Seed:
     def arm(self, name: str) -> dict[str, Any]:
         """Train one arm, or continue it, and return its figures."""
         if name == "teacher":
-            return self.trained(name, self.split.labelled, steps=self.options.teacher_steps)
+            more = {"model": self.begun()} if self.options.start == "digits" else {}
+            return self.trained(name, self.split.labelled, steps=self.options.teacher_steps, **more)
         if name == "labelled":
             return self.student(name, self.split.labelled)
         if name == "ceiling":
@@ -268,6 +271,10 @@ class Seed:
             "cpu_s": round(time.process_time() - cpu_s, 1),
         }  # fmt: skip
 
+    def begun(self) -> dict[str, Any]:
+        """Return the demo's network, which has seen digits alone."""
+        return {"checkpoint": str(checkpoint_path()), "licence": "Apache-2.0"}
+
     def model(self, arm: str) -> dict[str, Any]:
         """Return the weights of another arm to begin with."""
         return {"checkpoint": self.checkpoint(arm), "licence": "MIT"}
@@ -310,11 +317,12 @@ class Seed:
         run = self.run(f"{name}_fit", checkpoint, self.split.fit)
         truth = read_truth(self.split.fit.annotations)
         try:
-            fitted = fit_run(run, truth, allow_missing=True)
+            fitted = fit_run(run, truth, allow_missing=True, ignore_area=self.options.ignore_area)
         except ConfigError as exc:  # hardly a box is right
             self.note(f"fit of {name}", {"refused": exc.message})
             return Policy()
-        kept = ("images", "boxes", "error_before", "error_after", "precision", "recall", "refused")
+        kept = ("images", "boxes", "error_before", "error_after", "precision", "recall", "refused",
+                "ignored_area")  # fmt: skip
         fields = fitted.to_fields()
         self.note(f"fit of {name}", {
             **{key: fields[key] for key in kept}, "warnings": list(fitted.warnings),
@@ -443,6 +451,8 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--fit-from", help="file they are drawn from; default: train.json")
     made.add_argument("--test", default="test.json", help="file that arms are measured on")
     made.add_argument("--ignore", default="", help="categories to ignore, comma-separated")
+    starts = ("random", "digits")
+    made.add_argument("--start", choices=starts, default="random", help="weights of the teacher")
     made.add_argument("--width", type=float, default=0.5, help="times ARCH's channels")
     made.add_argument("--image-size", type=int, default=192)
     made.add_argument("--batch-size", type=int, default=8)
@@ -451,6 +461,7 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--lr", type=float, default=2e-3)
     made.add_argument("--ema-decay", type=float, default=0.99)
     made.add_argument("--truth-share", type=float, default=0.5, help="of a student's images")
+    made.add_argument("--ignore-area", type=float, help="as of fit; default: not bounded")
     made.add_argument("--distill-weight", type=float, default=1.0)
     made.add_argument("--review-share", type=float, default=0.2, help="of the pool")
     made.add_argument("--threads", type=int, default=1)
