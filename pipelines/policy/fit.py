@@ -35,7 +35,7 @@ _ENOUGH_IMAGES = 30  # below, a fit says how thin its evidence is
 _HALF = 0.5  # evidence below which a class leans on the others more than on itself
 _SLACK = 0.02  # of precision, before a missed target is worth a warning
 _MUCH = 0.25  # share of the image area that is worth a warning
-_FOLDS = 5
+FOLDS = 5  # of the cross-validation; fewer images with boxes cannot be fitted on
 _BINS = 15
 
 
@@ -195,7 +195,7 @@ def fit(
         ConfigError: boxes in fewer than five images, or fewer than ten right ones.
     """
     with_boxes = len(np.unique(judged.image))
-    if with_boxes < _FOLDS or judged.right.sum() < ENOUGH_RIGHT:
+    if with_boxes < FOLDS or judged.right.sum() < ENOUGH_RIGHT:
         raise ConfigError(
             f"{int(judged.right.sum())} right boxes in {with_boxes} images with boxes are known, "
             "too few to fit a policy on",
@@ -279,10 +279,10 @@ def _cross_validated(
     """By box: probability and acceptance, from a fit that did not see its image."""
     with_boxes = np.unique(judged.image)
     folds = np.zeros(judged.images, np.int64)
-    folds[np.random.default_rng(0).permutation(with_boxes)] = np.arange(len(with_boxes)) % _FOLDS
+    folds[np.random.default_rng(0).permutation(with_boxes)] = np.arange(len(with_boxes)) % FOLDS
     held_out = np.zeros(len(judged.scores))
     accepted = np.zeros(len(judged.scores), np.bool_)
-    for fold in range(_FOLDS):
+    for fold in range(FOLDS):
         policy = fit_policy(judged, categories, wanted, folds != fold)
         here = (folds == fold)[judged.image]
         thresholds = policy.thresholds(categories)

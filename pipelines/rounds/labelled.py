@@ -24,8 +24,10 @@ class Labelled:
     val: DataConfig
 
 
-def labelled_sets(truth: DataConfig, val: DataConfig | None, work: Path) -> Labelled:
-    """Return both sets; without ``val`` a fifth of the images of ``truth`` is set apart.
+def labelled_sets(
+    truth: DataConfig, val: DataConfig | None, work: Path, *, least: int = 1
+) -> Labelled:
+    """Return both sets; without ``val`` a fifth of the images of ``truth`` is set apart, or more.
 
     The split depends on the file names alone, so every machine makes the same one.
 
@@ -33,6 +35,7 @@ def labelled_sets(truth: DataConfig, val: DataConfig | None, work: Path) -> Labe
         truth: the labelled images.
         val: the set to check on; None: a part of ``truth``.
         work: folder for the files of a split.
+        least: images that are set apart even where a fifth is fewer.
 
     Raises:
         ConfigError: ``truth`` is not a COCO file.
@@ -43,12 +46,13 @@ def labelled_sets(truth: DataConfig, val: DataConfig | None, work: Path) -> Labe
     read_truth(truth.annotations)  # its messages name what is wrong
     fields = json.loads(truth.annotations.read_bytes())
     names = sorted((str(i["file_name"]) for i in fields["images"]), key=_draw)
-    if len(names) < 2:
+    apart = max(least, round(_CHECKED_SHARE * len(names)))
+    if len(names) <= apart:
         raise SourceEmpty(
-            f"{truth.annotations} names {len(names)} images, too few to set some apart",
+            f"{truth.annotations} names {len(names)} images, too few to set {apart} apart",
             hint="give more, or a set of its own as `val`",
         )
-    held = set(names[: max(1, round(_CHECKED_SHARE * len(names)))])
+    held = set(names[:apart])
     work.mkdir(parents=True, exist_ok=True)
     made = []
     for part, kept in (("train", set(names) - held), ("val", held)):

@@ -34,6 +34,11 @@ class FitPart(Part):
 
     precision: Share = Field(0.9, description="Share of accepted boxes that shall be right.")
     lost: Share = Field(0.02, description="Largest share of right boxes that may be dropped.")
+    ignore_area: Share | None = Field(
+        None,
+        description="Largest share of the image area between the thresholds, where the student "
+        "learns nothing; none: not bounded.",
+    )
     guarantee: Share | None = Field(
         None, description="Share of accepted boxes to be proven right; none: no guarantee."
     )

@@ -16,6 +16,7 @@ from pipelines.cluster.ray_cluster import ray_cluster
 from pipelines.config.run_config import RunConfig
 from pipelines.config.yaml_files import parse_config
 from pipelines.dispatch.tally import Caller
+from pipelines.policy.fit import FOLDS
 from pipelines.rounds.labelled import Labelled, keys_file, labelled_sets
 from pipelines.rounds.round_config import ROUND_PAGE, RoundConfig
 from pipelines.rounds.state import RoundState, StepRecord
@@ -85,7 +86,8 @@ class RoundWork:
     @cached_property
     def labelled(self) -> Labelled:
         """The labelled images, split."""
-        return labelled_sets(self.config.truth, self.config.val, self.folder)
+        least = 1 if self.config.skips("fit") else FOLDS
+        return labelled_sets(self.config.truth, self.config.val, self.folder, least=least)
 
     def url(self, place: str) -> str:
         """Return the URL of something below the output."""

@@ -17,6 +17,7 @@ from pipelines.policy.fit import fit_run
 from pipelines.policy.policy import POLICY_KEY, Policy
 from pipelines.rounds.costs import gpu_seconds
 from pipelines.rounds.labelled import digest
+from pipelines.rounds.round_config import FitPart
 from pipelines.rounds.state import StepRecord
 from pipelines.rounds.work import RoundWork, previous_student
 from pipelines.training.config import FREE, DataConfig, TrainConfig
@@ -172,9 +173,17 @@ def fit_inputs(work: RoundWork, record: StepRecord) -> Fields:
     return {
         "teacher": work.state.result("teacher")["sha256"],
         "val": digest(work.labelled.val),
-        "fit": work.config.fit.model_dump(mode="json", exclude={"guarantee", "confidence"}),
+        "fit": _of_thresholds(work.config.fit),
         "label": work.state.result("label")["run"],
     }
+
+
+def _of_thresholds(part: FitPart) -> Fields:
+    """Return what decides thresholds; unset fields of later versions leave older records valid."""
+    fields = part.model_dump(mode="json", exclude={"guarantee", "confidence"})
+    if part.ignore_area is None:
+        del fields["ignore_area"]
+    return fields
 
 
 def fit_thresholds(work: RoundWork, record: StepRecord) -> Fields:
@@ -182,7 +191,8 @@ def fit_thresholds(work: RoundWork, record: StepRecord) -> Fields:
     val, part = work.labelled.val, work.config.fit
     measured = _like_the_pool(work, f"{record.place}/val", val)
     truth = read_truth(val.annotations)
-    found = fit_run(measured, truth, Wanted(part.precision, part.lost), allow_missing=True)
+    wanted = Wanted(part.precision, part.lost)
+    found = fit_run(measured, truth, wanted, allow_missing=True, ignore_area=part.ignore_area)
     if found.refused is not None and not part.force:
         raise ConfigError(
             f"the thresholds that were fitted must not be used: {found.refused}",

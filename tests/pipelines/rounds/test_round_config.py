@@ -13,7 +13,7 @@ from pipelines.rounds.labelled import keys_file, labelled_sets
 from pipelines.rounds.round import check_config
 from pipelines.rounds.round_config import RoundConfig, load_round_config
 from pipelines.rounds.state import StepRecord
-from pipelines.rounds.steps.machine import training_inputs
+from pipelines.rounds.steps.machine import _of_thresholds, training_inputs
 from pipelines.rounds.work import RoundWork, merged
 from pipelines.training.config import DataConfig
 from storage.errors import ConfigError, SourceEmpty
@@ -162,6 +162,36 @@ def test_the_labelled_images_are_split_by_their_names_alone(
     assert len(boxes) == 2
     own = DataConfig(**fields["test"])
     assert labelled_sets(truth, own, tmp_path / "c").val == own
+
+
+def test_a_split_leaves_enough_to_fit_on_unless_fit_is_skipped(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    def sizes(**more: Any) -> list[int]:
+        made = RoundWork.of(load({**fields, **more}, tmp_path)).labelled
+        files = (made.train.annotations, made.val.annotations)
+        return [len(json.loads(file.read_text())["images"]) for file in files]
+
+    assert sizes() == [5, 5]
+    assert sizes(skip=["fit"]) == [8, 2]
+
+
+def test_a_truth_without_enough_to_fit_on_is_refused(tmp_path: Path) -> None:
+    boxes = [box(n, 7, 1, 1, 9, 9) for n in range(1, 6)]
+    path = write_coco(tmp_path / "five", [(32, 32)] * 5, boxes)
+    truth = DataConfig(annotations=path, images=path.parent)
+    with pytest.raises(SourceEmpty, match="names 5 images, too few to set 5 apart"):
+        labelled_sets(truth, None, tmp_path / "w", least=5)
+
+
+def test_a_bound_on_the_ignored_area_changes_the_thresholds_only_where_it_is_given(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    def decided(**fit: Any) -> dict[str, Any]:
+        return _of_thresholds(load({**fields, "fit": fit}, tmp_path).fit)
+
+    assert decided() == {"precision": 0.9, "lost": 0.02, "force": False}  # as older records have it
+    assert decided(ignore_area=0.2) == {**decided(), "ignore_area": 0.2}
 
 
 def test_a_single_image_cannot_be_split(tmp_path: Path) -> None:
