@@ -50,6 +50,7 @@ from pipelines.demo.run import checkpoint_path
 from pipelines.labelling.open_run import open_run
 from pipelines.labelling.work import find_work
 from pipelines.labels.decide import decide_run
+from pipelines.policy.curves import Wanted
 from pipelines.policy.fit import fit_run
 from pipelines.policy.policy import Policy
 from pipelines.rounds.labelled import keys_file
@@ -317,7 +318,8 @@ class Seed:
         run = self.run(f"{name}_fit", checkpoint, self.split.fit)
         truth = read_truth(self.split.fit.annotations)
         try:
-            fitted = fit_run(run, truth, allow_missing=True, ignore_area=self.options.ignore_area)
+            fitted = fit_run(run, truth, Wanted(self.options.precision), allow_missing=True,
+                             ignore_area=self.options.ignore_area)  # fmt: skip
         except ConfigError as exc:  # hardly a box is right
             self.note(f"fit of {name}", {"refused": exc.message})
             return Policy()
@@ -461,6 +463,7 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--lr", type=float, default=2e-3)
     made.add_argument("--ema-decay", type=float, default=0.99)
     made.add_argument("--truth-share", type=float, default=0.5, help="of a student's images")
+    made.add_argument("--precision", type=float, default=0.9, help="of accepted boxes, for fit")
     made.add_argument("--ignore-area", type=float, help="as of fit; default: not bounded")
     made.add_argument("--distill-weight", type=float, default=1.0)
     made.add_argument("--review-share", type=float, default=0.2, help="of the pool")

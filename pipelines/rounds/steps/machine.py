@@ -173,12 +173,12 @@ def fit_inputs(work: RoundWork, record: StepRecord) -> Fields:
     return {
         "teacher": work.state.result("teacher")["sha256"],
         "val": digest(work.labelled.val),
-        "fit": _of_thresholds(work.config.fit),
+        "fit": fit_fields(work.config.fit),
         "label": work.state.result("label")["run"],
     }
 
 
-def _of_thresholds(part: FitPart) -> Fields:
+def fit_fields(part: FitPart) -> Fields:
     """Return what decides thresholds; unset fields of later versions leave older records valid."""
     fields = part.model_dump(mode="json", exclude={"guarantee", "confidence"})
     if part.ignore_area is None:

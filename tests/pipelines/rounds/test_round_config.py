@@ -13,7 +13,7 @@ from pipelines.rounds.labelled import keys_file, labelled_sets
 from pipelines.rounds.round import check_config
 from pipelines.rounds.round_config import RoundConfig, load_round_config
 from pipelines.rounds.state import StepRecord
-from pipelines.rounds.steps.machine import _of_thresholds, training_inputs
+from pipelines.rounds.steps.machine import fit_fields, training_inputs
 from pipelines.rounds.work import RoundWork, merged
 from pipelines.training.config import DataConfig
 from storage.errors import ConfigError, SourceEmpty
@@ -188,7 +188,7 @@ def test_a_bound_on_the_ignored_area_changes_the_thresholds_only_where_it_is_giv
     fields: dict[str, Any], tmp_path: Path
 ) -> None:
     def decided(**fit: Any) -> dict[str, Any]:
-        return _of_thresholds(load({**fields, "fit": fit}, tmp_path).fit)
+        return fit_fields(load({**fields, "fit": fit}, tmp_path).fit)
 
     assert decided() == {"precision": 0.9, "lost": 0.02, "force": False}  # as older records have it
     assert decided(ignore_area=0.2) == {**decided(), "ignore_area": 0.2}
