@@ -155,7 +155,7 @@ _SCANS = {
 }
 
 
-def scan_of(name: str, folder: Path) -> Callable[[], object]:
+def scan_of(name: str, folder: Path) -> Callable[[], list[tuple[Any, ...]]]:
     """Return DuckDB's scan of the columns that a step reads."""
     import duckdb
 

@@ -117,6 +117,12 @@ class Metered:
         os.pwrite(self._file, struct.pack(_METER, self._ready_s, time.process_time(), peak_mb), 0)
 
 
+def read_meter(notes: Path) -> tuple[float, float, float]:
+    """Return the CPU seconds of ``Metered``'s process when ready and at last, and its peak MB."""
+    ready_s, last_s, peak_mb = struct.unpack(_METER, notes.read_bytes())
+    return ready_s, last_s, peak_mb
+
+
 class Sides:
     """The two ways to label the same files with the same detector."""
 
@@ -136,7 +142,6 @@ class Sides:
         self.cpu_s: dict[str, list[float]] = {"ours": [], "daft": []}
         self.peak_mb: dict[str, list[float]] = {
             "ours, worker": [],
-            "ours, with Ray": [],
             "daft": [],
         }
         self.label: Callable[[Callable[[], Detector]], float] = lambda make: ours(
@@ -149,7 +154,7 @@ class Sides:
         before_s = time.process_time()
         rate = self.label(lambda: Metered(make(), notes))
         driver_s = time.process_time() - before_s
-        ready_s, last_s, peak_mb = struct.unpack(_METER, notes.read_bytes())
+        ready_s, last_s, peak_mb = read_meter(notes)
         self.cpu_s["ours"].append(driver_s + last_s - ready_s)
         self.peak_mb["ours, worker"].append(peak_mb)
         return rate
