@@ -2,9 +2,12 @@
 
 Learn then test (Angelopoulos et al. 2021): thresholds are tested in an order fixed beforehand, and
 the first that fails ends the sequence, so no threshold costs the others confidence. Where the
-sequence starts depends on accepted counts alone, never on what people said: at the strictest
-threshold where three of four draws of this size would show that a third of the permitted errors is
-not too many; failing that, that a sixth is not, or none.
+sequence starts depends on accepted counts alone, never on what people said. Errors are expected to
+grow with what is accepted: a third of the permitted ones at least, all of them where two thirds of
+the boxes are accepted that score half of the highest score or more. The start is the strictest
+threshold that nine of ten simulated draws with so many errors would show; failing that, the one
+with the most accepted boxes to be expected; failing that, the strictest that a draw without errors
+would show, or none.
 
 Classes share the risk equally, and a class whose sequence went through to its end passes its share
 on to those that remain (Holm's procedure, extended to sequences by Bretz et al. 2009).
@@ -21,9 +24,11 @@ from numpy.typing import NDArray
 from pipelines.policy.betting import DrawnStratum, log_capital
 
 GRID = np.round(np.arange(0.98, 0.049, -0.02), 2)  # raw scores, the strictest first
-_SIMULATED = 25
-_EXPECTED = (1 / 3, 1 / 6, 0.0)  # shares of the permitted errors
-_SURE = 0.75  # of the simulated draws
+_SIMULATED, _FEW = 30, 6  # draws; fewer where hardly any is enough
+_SURE = 0.9  # of the simulated draws
+_LEAST_SURE = 0.2
+_FEWEST = 1 / 3  # of the permitted errors, expected at any threshold
+_GROWTH = 1.5
 _Ints = NDArray[np.int64]
 
 
@@ -43,7 +48,7 @@ class AuditedStratum:
 
     def at(self, g: int) -> DrawnStratum:
         """Return the stratum at one threshold."""
-        return DrawnStratum(self.sizes[g], self.wrong[g])
+        return DrawnStratum(self.sizes[g], self.accepted[g], self.wrong[g])
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +107,49 @@ def start_of(
         draws: images to draw from each stratum instead of those that were.
     """
     counts = list(draws) or [s.wrong.shape[1] for s in strata]
-    hopeful = [
-        g
-        for g in range(len(GRID))
-        if sum(int(s.sizes[g, 1:].sum()) for s in strata)
-        and _Draws(strata, g, counts, target, risk).enough(0.0)
-    ]
-    for share in _EXPECTED:
-        for g in hopeful:
-            if would_do(strata, g, counts, target, risk, share):
-                return g
-    return None
+    accepted = np.sum([s.sizes @ np.arange(s.sizes.shape[1]) for s in strata], axis=0)  # [G]
+    held = np.flatnonzero(accepted)
+    if not len(held):
+        return None
+    half = int(np.argmin(np.abs(GRID - GRID[held[0]] / 2)))
+    shown: dict[int, float] = {}
+    for g in range(held[0], half):
+        errors = max(_FEWEST, _GROWTH * float(accepted[g] / accepted[half]))
+        shown[g] = _shown(strata, g, counts, target, risk, errors)
+        if shown[g] >= _SURE:
+            return g
+    likely = {g: found * float(accepted[g]) for g, found in shown.items() if found >= _LEAST_SURE}
+    if likely:
+        return max(likely, key=lambda g: likely[g])
+    clean = (g for g in held if _shown(strata, g, counts, target, risk, 0.0) >= 1 / 2)
+    return next(map(int, clean), None)
+
+
+def _shown(
+    strata: Sequence[AuditedStratum],
+    g: int,
+    counts: Sequence[int],
+    target: float,
+    risk: float,
+    share: float,
+) -> float:
+    """Return the share of simulated draws that are enough, with so many of the permitted errors."""
+    if share * (1 - target) >= 1:
+        return 0.0
+    rng = np.random.default_rng(g)
+
+    def enough(share: float) -> bool:
+        drawn = []
+        for s, n in zip(strata, counts, strict=True):
+            accepted = _drawn(s.sizes[g], n, rng)
+            wrong = rng.binomial(accepted, share * (1 - target))
+            drawn.append(DrawnStratum(s.sizes[g], accepted, wrong))
+        return bool(log_capital(drawn, target) >= -np.log(risk))
+
+    few = sum(enough(share) for _ in range(_FEW))
+    if few < _FEW / 5:
+        return few / _FEW
+    return (few + sum(enough(share) for _ in range(_SIMULATED - _FEW))) / _SIMULATED
 
 
 def would_do(
@@ -123,43 +160,14 @@ def would_do(
     risk: float,
     share: float,
 ) -> bool:
-    """Return whether three of four draws with this share of the permitted errors would be enough.
+    """Return whether nine of ten draws with this share of the permitted errors would be enough.
 
     Draws have sizes ``counts`` and are simulated from the accepted counts at threshold ``g``.
     """
-    if share * (1 - target) >= 1:
-        return False
-    draws = _Draws(strata, g, counts, target, risk)
-    if not draws.enough(0.0) or not share:
-        return not share and draws.enough(0.0)
-    failed = 0
-    for _ in range(_SIMULATED):
-        failed += not draws.enough(share)
-        if failed > (1 - _SURE) * _SIMULATED:
-            return False
-    return True
+    return _shown(strata, g, counts, target, risk, share) >= _SURE
 
 
-class _Draws:
-    """Simulated draws at one threshold, the same ones every time."""
-
-    def __init__(
-        self,
-        strata: Sequence[AuditedStratum],
-        g: int,
-        counts: Sequence[int],
-        target: float,
-        risk: float,
-    ) -> None:
-        self._strata = [(s.sizes[g], n) for s, n in zip(strata, counts, strict=True)]
-        self._target, self._needed = target, -np.log(risk)
-        self._rng = np.random.default_rng(g)
-
-    def enough(self, share: float) -> bool:
-        """Return whether the next draw, with this share of the permitted errors, would do."""
-        drawn = []
-        for sizes, n in self._strata:
-            accepted = self._rng.choice(len(sizes), n, p=sizes / sizes.sum())
-            wrong = self._rng.binomial(accepted, share * (1 - self._target))
-            drawn.append(DrawnStratum(sizes, wrong))
-        return bool(log_capital(drawn, self._target) >= self._needed)
+def _drawn(sizes: _Ints, n: int, rng: np.random.Generator) -> _Ints:
+    """Accepted boxes [n] of images drawn without replacement."""
+    counts = rng.multivariate_hypergeometric(sizes, n)
+    return rng.permutation(np.repeat(np.arange(len(sizes)), counts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from dataclasses import replace
@@ -14,8 +15,7 @@ from pipelines.cli.main import main
 from pipelines.evaluation.audit import audit_report
 from pipelines.exports.card import data_card
 from pipelines.labels.decide import decide_run
-from pipelines.policy import betting
-from pipelines.policy.betting import DrawnStratum, log_capital
+from pipelines.policy.betting import DrawnStratum, fewest_too_many, least_capital, log_capital
 from pipelines.policy.guarantee import ALL, Asked, accepted_counts, guarantee_run
 from pipelines.policy.policy import Decision, Policy
 from pipelines.policy.sequence import GRID
@@ -45,37 +45,94 @@ def sizes(accepted: np.ndarray) -> np.ndarray:
     return np.bincount(accepted)
 
 
+def just_false(accepted: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Wrong boxes: whole images in this order, until nine of ten boxes are right no longer."""
+    left = fewest_too_many(int(accepted.sum()), 0.9)
+    before = np.cumsum(accepted[first]) - accepted[first]
+    wrong = np.zeros_like(accepted)
+    wrong[first] = np.clip(left - before, 0, accepted[first])
+    assert 1 - wrong.sum() / accepted.sum() < 0.9
+    return wrong
+
+
 def test_a_false_statement_passes_in_at_most_one_audit_of_ten() -> None:
-    """Populations that are just not right often enough: errors spread, or whole images wrong."""
+    """Populations that miss the target by one box: errors anywhere, or in some images alone."""
     rng = np.random.default_rng(0)
-    accepted = rng.poisson(5, 600)
-    spread = rng.binomial(accepted, 0.1)
-    spread += (rng.permutation(600) < 1 + max(0, int(0.1 * accepted.sum()) - spread.sum())) * (
-        spread < accepted
-    )
-    whole = np.where(np.cumsum(accepted) <= 0.1 * accepted.sum() + 10, accepted, 0)
-    for wrong in (spread, whole):
-        assert wrong.sum() >= 0.1 * accepted.sum()
-        passed = 0
-        for _ in range(400):
-            at = rng.permutation(600)[:200]
-            drawn = [DrawnStratum(sizes(accepted), wrong[at])]
-            passed += log_capital(drawn, 0.9) >= np.log(10)
-        assert passed <= 0.1 * 400 + 2.5 * np.sqrt(400 * 0.09)
+    for accepted in (rng.poisson(5, 600), rng.negative_binomial(1, 1 / 9, 600)):
+        boxes = int(accepted.sum())
+        at = rng.permutation(np.repeat(np.arange(600), accepted))[: fewest_too_many(boxes, 0.9)]
+        anywhere = np.bincount(at, minlength=600)
+        crowded = just_false(accepted, np.argsort(-accepted))
+        any_image = just_false(accepted, rng.permutation(600))
+        for wrong in (anywhere, crowded, any_image):
+            passed = 0
+            for _ in range(200):
+                order = rng.permutation(600)[:200]
+                drawn = [DrawnStratum(sizes(accepted), accepted[order], wrong[order])]
+                passed += log_capital(drawn, 0.9) >= np.log(10)
+            assert passed <= 0.1 * 200 + 2.5 * np.sqrt(200 * 0.09)
+
+
+@pytest.mark.parametrize("wrong", [[0, 0, 1, 2, 3], [0, 1, 1, 2, 2], [0, 0, 1, 0, 5]])
+def test_the_capital_never_grows_on_average_while_the_statement_is_false(wrong: list[int]) -> None:
+    """Over every order in which five images can be drawn, exactly."""
+    accepted = np.array([0, 2, 3, 2, 5])
+    total = fewest_too_many(12, 0.5)
+    assert sum(wrong) == total - 1 or sum(wrong) >= total
+    paths = []
+    for order in itertools.permutations(range(5)):
+        at = np.array(order[:4])
+        drawn = [DrawnStratum(sizes(accepted), accepted[at], np.array(wrong)[at])]
+        paths.append(least_capital(drawn, np.array([[float(sum(wrong))]]), sum(wrong)))
+    mean = np.exp(np.array(paths)).mean(axis=0)
+    assert mean == pytest.approx(1, abs=1e-9)
+
+
+def test_the_capital_never_grows_on_average_with_two_strata() -> None:
+    """At the allocation that is true, over every order in which both can be drawn."""
+    held = (np.array([1, 2, 4]), np.array([0, 3, 3, 2]))
+    wrong = (np.array([0, 1, 4]), np.array([0, 0, 3, 0]))
+    paths = []
+    for one in itertools.permutations(range(3), 2):
+        for two in itertools.permutations(range(4), 3):
+            drawn = [
+                DrawnStratum(sizes(h), h[list(at)], w[list(at)])
+                for h, w, at in zip(held, wrong, (one, two), strict=True)
+            ]
+            paths.append(least_capital(drawn, np.array([[5.0, 3.0]]), 8))
+    mean = np.exp(np.array(paths)).mean(axis=0)
+    assert mean == pytest.approx(1, abs=1e-9)
 
 
 def test_two_strata_are_judged_at_the_worst_allocation() -> None:
     """All errors may lie where hardly anybody looked; equal shares cost nothing."""
     size = np.array([0] * 5 + [400])  # 400 images of five boxes
-    clean = np.zeros(100, np.int64)
-    one = log_capital([DrawnStratum(2 * size, np.zeros(200, np.int64))], 0.9)
-    two = log_capital([DrawnStratum(size, clean), DrawnStratum(size, clean)], 0.9)
-    uneven = log_capital([DrawnStratum(size, clean[:10]), DrawnStratum(size, clean)], 0.9)
+
+    def clean(n: int, sizes: np.ndarray = size) -> DrawnStratum:
+        return DrawnStratum(sizes, np.full(n, 5), np.zeros(n, np.int64))
+
+    one = log_capital([clean(200, 2 * size)], 0.9)
+    two = log_capital([clean(100), clean(100)], 0.9)
+    uneven = log_capital([clean(10), clean(100)], 0.9)
     assert two == pytest.approx(one, rel=0.25)
     assert uneven < 0.3 * two
     # Everything seen: then it is known, and no longer a bet.
-    assert log_capital([DrawnStratum(size, np.zeros(400, np.int64))], 0.9) > np.log(1e6)
-    assert log_capital([DrawnStratum(size, np.ones(400, np.int64))], 0.9) < np.log(10)
+    assert log_capital([clean(400)], 0.9) == np.inf
+    wrong = DrawnStratum(size, np.full(400, 5), np.ones(400, np.int64))
+    assert log_capital([wrong], 0.9) == -np.inf
+
+
+def test_one_box_decides_whether_the_statement_is_true() -> None:
+    """Ten of a hundred boxes may be wrong where nine of ten are to be right; eleven may not."""
+    assert fewest_too_many(100, 0.9) == 11
+    assert fewest_too_many(101, 0.9) == 11
+    assert fewest_too_many(10, 0.95) == 1
+    accepted = np.full(20, 5)
+    for wrong, held in ((10, True), (11, False)):
+        all_seen = DrawnStratum(
+            sizes(accepted), accepted, np.bincount(np.arange(wrong), minlength=20)
+        )
+        assert (log_capital([all_seen], 0.9) >= np.log(10)) == held
 
 
 def test_the_capital_is_the_least_over_all_allocations() -> None:
@@ -84,26 +141,25 @@ def test_the_capital_is_the_least_over_all_allocations() -> None:
     compared = 0
     for _ in range(400):
         held = [rng.integers(1, 3, int(rng.integers(*n))) for n in ((2, 12), (20, 120))]
-        total = sum(int(h.sum()) for h in held)
-        first = min(int(rng.choice([0, 0.3, 0.6, 0.9]) * held[0].sum()), -(-total // 5))
+        boxes = sum(int(h.sum()) for h in held)
+        total = fewest_too_many(boxes, 0.8)
+        first = min(int(rng.choice([0, 0.3, 0.6, 0.9]) * held[0].sum()), total)
         strata = []
-        for h, count in zip(held, (first, -(-total // 5) - first), strict=True):
+        for h, count in zip(held, (first, total - first), strict=True):
             at = rng.permutation(np.repeat(np.arange(len(h)), h))[:count]
             wrong = np.bincount(at, minlength=len(h))
             seen = rng.permutation(len(h))[: int(rng.integers(1, len(h) + 1))]
-            strata.append(DrawnStratum(sizes(h), wrong[seen]))
+            strata.append(DrawnStratum(sizes(h), h[seen], wrong[seen]))
         got = log_capital(strata, 0.8)
-        cap, left = betting._cap(betting._total(strata), 0.8)
-        capped = [np.minimum(s.wrong, cap).astype(float) for s in strata]
-        most = [betting._capped(s.sizes, cap) for s in strata]
-        low = max(capped[0].sum(), left - most[1])
-        high = min(most[0], left - capped[1].sum())
+        found = [float(s.wrong.sum()) for s in strata]
+        most = [float(s.boxes - (s.accepted - s.wrong).sum()) for s in strata]
+        low = max(found[0], total - most[1])
+        high = min(most[0], total - found[1])
         if high < low:
             continue
         share = np.linspace(low, high, 300)
-        every = np.stack([share, left - share], axis=1)
-        level = left / betting._total(strata).sum()
-        assert got <= betting._played(strata, capped, every, cap, level) + 1e-9
+        every = np.stack([share, total - share], axis=1)
+        assert got <= float(least_capital(strata, every, total).max()) + 1e-9
         compared += 1
     assert compared > 200
 
