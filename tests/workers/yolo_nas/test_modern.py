@@ -204,5 +204,5 @@ def test_doctor_says_what_builds_the_network(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("pipelines.doctor.examine.version", of_a_machine_without)
     found = {finding.subject: finding for finding in examine().findings}
     assert found["super-gradients"].level == "note"
-    assert "train needs it" in found["super-gradients"].found
+    assert found["super-gradients"].found == "not installed; train, round and suite need it"
     assert found["runtime torch"].found.startswith("modern-yolonas built a YOLO-NAS S of 19.")
