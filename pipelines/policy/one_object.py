@@ -6,12 +6,15 @@ classes. As two labels that is a contradiction; the other class is an alternativ
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.truth.matching import iou_matrix
+from pipelines.truth.matching import iou_of_pairs
+
+_PAIRS_AT_ONCE = 1 << 16  # bounds memory, and fits a processor's cache
 
 
 def winners(
@@ -38,22 +41,30 @@ def winners(
     """
     out = np.full(len(image), -1, np.int64)
     taking_part = np.flatnonzero(candidates)
-    starts = np.flatnonzero(np.diff(image[taking_part], prepend=-1))
-    for group in np.split(taking_part, starts[1:]):
-        if len(group) > 1:
-            _settle(group[np.argsort(rank[group], kind="stable")], boxes, iou, out)
+    order = taking_part[np.lexsort((rank[taking_part], image[taking_part]))]
+    for likelier, other in _pairs(image[order]):
+        overlap = iou_of_pairs(boxes[order[likelier]], boxes[order[other]]) >= iou
+        for first, second in zip(order[likelier[overlap]], order[other[overlap]], strict=True):
+            if out[first] < 0 and out[second] < 0:
+                out[second] = first
     return out
 
 
-def _settle(
-    order: NDArray[np.int64],
-    boxes: NDArray[np.floating[Any]],
-    iou: float,
-    out: NDArray[np.int64],
-) -> None:
-    overlap = iou_matrix(boxes[order], boxes[order]) >= iou
-    for i in np.flatnonzero(np.triu(overlap, 1).any(axis=1)):
-        if out[order[i]] < 0:
-            beaten = np.flatnonzero(overlap[i, i + 1 :]) + i + 1
-            open_ = order[beaten][out[order[beaten]] < 0]
-            out[open_] = order[i]
+def _pairs(image: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield all pairs of places with the same image, by first and then by second place.
+
+    Args:
+        image: [N], ascending.
+    """
+    places = np.arange(len(image))
+    later = np.searchsorted(image, image, side="right") - places - 1
+    until = np.cumsum(later)
+    start = 0
+    while start < len(image):
+        before = until[start] - later[start]
+        end = max(start + 1, int(np.searchsorted(until, before + _PAIRS_AT_ONCE, side="right")))
+        some = later[start:end]
+        first = np.repeat(places[start:end], some)
+        nth = np.arange(len(first)) - np.repeat(until[start:end] - some - before, some)
+        yield first, first + 1 + nth
+        start = end

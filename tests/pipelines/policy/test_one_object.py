@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.policy import one_object
 from pipelines.policy.one_object import winners
-from pipelines.truth.matching import iou_matrix
+from pipelines.truth.matching import iou_matrix, iou_of_pairs
 
 corner = st.integers(0, 6)
 one = st.tuples(
@@ -37,3 +39,18 @@ def test_winners_are_those_of_the_plain_loop(found: list[tuple[int, ...]], rng: 
             else:
                 standing.append(at)
     assert winners(image, boxes, rank, candidates, 0.5).tolist() == expected.tolist()
+
+
+def test_pairs_taken_a_few_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = np.random.default_rng(0)
+    low = chance.uniform(0, 20, (200, 2))
+    boxes = np.concatenate([low, low + chance.uniform(1, 20, (200, 2))], axis=1)
+    image = np.sort(chance.integers(0, 5, 200))
+    rank, candidates = chance.permutation(200), chance.uniform(size=200) < 0.9
+    at_once = winners(image, boxes, rank, candidates, 0.3)
+    assert (at_once >= 0).sum() > 50
+    monkeypatch.setattr(one_object, "_PAIRS_AT_ONCE", 7)
+    assert winners(image, boxes, rank, candidates, 0.3).tolist() == at_once.tolist()
+    first, second = chance.integers(0, 200, (2, 300))
+    wanted = iou_matrix(boxes, boxes)[first, second]
+    assert (iou_of_pairs(boxes[first], boxes[second]) == wanted).all()
