@@ -9,18 +9,28 @@ polygon: pycocotools and several viewers fail without a ``segmentation``, or wit
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipelines.exports.formats import ExportedImage, IgnoreBoxes, provenance, split_labels
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipelines.exports.formats import ExportedImages, IgnoreBoxes, place_pictures, provenance
 from pipelines.exports.place import ExportPlace
-from storage.labels.rows import Label
+from storage.coco.json_text import floats, rounded, strings, text_of
 from storage.labels.versions import LabelVersion
 
 ANNOTATIONS = "annotations.json"
-IMAGES = "images/"
+
+_COPIED = ("image_id", "sha256", "source", "annotator", "labelled_at", "width", "height")
+_LISTS = ("images", "annotations", "ignore")
+_DIVIDED = ",\n"
+_BOXES_AT_ONCE = 1 << 16
 
 
 class CocoExporter:
@@ -30,13 +40,13 @@ class CocoExporter:
         self, place: ExportPlace, lineage: LabelVersion, ignore_boxes: IgnoreBoxes
     ) -> None:
         self._place, self._lineage, self._ignore_boxes = place, lineage, ignore_boxes
-        self._official = [c.official_id for c in lineage.categories]
-        self._images = self._annotations = self._ignored = 0
+        self._official = np.array([c.official_id for c in lineage.categories], np.int64)
+        self._images = 0
+        self._count = dict.fromkeys(_LISTS, 0)
 
     def __enter__(self) -> CocoExporter:
         self._folder = tempfile.TemporaryDirectory(prefix="labelfleet-")
-        self._lists = {name: (self._path(name)).open("w") for name in ("images", "annotations",
-                                                                       "ignore")}  # fmt: skip
+        self._lists = {name: self._path(name).open("wb") for name in _LISTS}
         return self
 
     def __exit__(
@@ -49,36 +59,26 @@ class CocoExporter:
             file.close()
         self._folder.cleanup()
 
-    def add(self, image: ExportedImage) -> None:
-        """One image with its labels."""
-        row = image.row
-        if image.raw is not None:
-            self._place.write(f"{IMAGES}{image.name}", image.raw)
-        elif image.link is not None:
-            self._place.link(f"{IMAGES}{image.name}", image.link)
-        self._images += 1
-        entry = {
-            "id": self._images,
-            "file_name": image.name,
-            "width": row.width,
-            "height": row.height,
-            "labelfleet": {
-                "image_id": row.image_id,
-                "sha256": row.sha256,
-                "source": row.source,
-                "annotator": row.annotator,
-                "labelled_at": row.labelled_at.isoformat(),
-            },
-        }
-        self._write("images", self._images, entry)
-        kept, ignored = split_labels(row.labels, self._ignore_boxes)
-        for label in kept:
-            self._annotations += 1
-            annotation = self._annotation(label, self._annotations)
-            self._write("annotations", self._annotations, annotation | _outline(annotation))
-        for label in ignored:
-            self._ignored += 1
-            self._write("ignore", self._ignored, self._annotation(label, self._ignored))
+    def add(self, images: ExportedImages) -> None:
+        """Some images with their labels."""
+        place_pictures(self._place, images)
+        n = images.rows.num_rows
+        numbers = np.arange(self._images + 1, self._images + n + 1)
+        self._write("images", _image_lines(images, numbers))
+        labels = images.rows.column("labels").combine_chunks()
+        box = labels.flatten()
+        number = np.repeat(numbers, np.asarray(labels.value_lengths()))
+        ignored = np.asarray(box.field("ignore"))
+        kept = np.ones(len(ignored), np.bool_) if self._ignore_boxes == "in" else ~ignored
+        for name, wanted in (("annotations", kept), ("ignore", ignored)):
+            places = np.flatnonzero(wanted)
+            for first in range(0, len(places), _BOXES_AT_ONCE):
+                some = places[first : first + _BOXES_AT_ONCE]
+                begin = self._count[name] + 1
+                ids = np.arange(begin, begin + len(some))
+                boxes = _Boxes(box.take(pa.array(some)), number[some], ids, self._official)
+                self._write(name, boxes.lines(outlined=name == "annotations"))
+        self._images += n
 
     def close(self) -> None:
         """Put the lists together as annotations.json."""
@@ -87,42 +87,96 @@ class CocoExporter:
             for c in self._lineage.categories
         ]
         whole = self._path("whole")
-        with whole.open("w") as out:
-            out.write('{"info": ' + json.dumps(provenance(self._lineage)))
-            out.write(',\n"categories": ' + json.dumps(categories))
+        with whole.open("wb") as out:
+            out.write(f'{{"info": {json.dumps(provenance(self._lineage))}'.encode())
+            out.write(f',\n"categories": {json.dumps(categories)}'.encode())
             for name, file in self._lists.items():
                 file.close()
-                out.write(f',\n"{name}": [\n')
-                with self._path(name).open() as lines:
-                    for line in lines:
-                        out.write(line)
-                out.write("\n]")
-            out.write("}\n")
+                out.write(f',\n"{name}": [\n'.encode())
+                with self._path(name).open("rb") as lines:
+                    shutil.copyfileobj(lines, out)
+                out.write(b"\n]")
+            out.write(b"}\n")
         self._place.write(ANNOTATIONS, whole)
 
-    def _annotation(self, label: Label, number: int) -> dict[str, Any]:
-        x1, y1, x2, y2 = (round(float(v), 3) for v in label.bbox)
-        width, height = round(x2 - x1, 3), round(y2 - y1, 3)
-        made = {
-            "id": number,
-            "image_id": self._images,
-            "category_id": self._official[label.category_id],
-            "bbox": [x1, y1, width, height],
-            "area": round(width * height, 3),
-            "iscrowd": int(label.ignore),
-            "origin": label.origin,
-        }
-        return made if label.score is None else {**made, "score": round(label.score, 6)}
-
-    def _write(self, name: str, count: int, entry: dict[str, Any]) -> None:
-        self._lists[name].write(("" if count == 1 else ",\n") + json.dumps(entry))
+    def _write(self, name: str, lines: pa.Array) -> None:
+        """Add lines, each of which begins with what divides it from the one before."""
+        text = text_of(lines)
+        first = self._count[name] == 0
+        self._lists[name].write(text[len(_DIVIDED) :] if first else text)
+        self._count[name] += len(lines)
 
     def _path(self, name: str) -> Path:
         return Path(self._folder.name) / f"{name}.json"
 
 
-def _outline(annotation: dict[str, Any]) -> dict[str, Any]:
-    """Return the box as a polygon, clockwise from the top left."""
-    x, y, w, h = annotation["bbox"]
-    right, bottom = round(x + w, 3), round(y + h, 3)
-    return {"segmentation": [[x, y, right, y, right, bottom, x, bottom]]}
+def _image_lines(images: ExportedImages, numbers: NDArray[np.int64]) -> pa.Array:
+    column = {name: images.rows.column(name).combine_chunks() for name in _COPIED}
+    times = column["labelled_at"].dictionary_encode()
+    written = [f'"{time.isoformat()}"' for time in times.dictionary.to_pylist()]
+    return _joined(
+        _DIVIDED + '{"id": ', numbers,
+        ', "file_name": ', strings(pa.array(images.names, pa.string())),
+        ', "width": ', column["width"], ', "height": ', column["height"],
+        ', "labelfleet": {"image_id": ', strings(column["image_id"]),
+        ', "sha256": ', strings(column["sha256"]),
+        ', "source": ', strings(column["source"]),
+        ', "annotator": ', strings(column["annotator"]),
+        ', "labelled_at": ', pa.array(written, pa.string()).take(times.indices), "}}",
+    )  # fmt: skip
+
+
+class _Boxes:
+    """N boxes of a version as annotations.
+
+    Args:
+        box: [N], in ``LABEL_TYPE``.
+        image, ids: [N], the numbers of their images, and their own.
+        official: official category ids by category id.
+    """
+
+    def __init__(
+        self,
+        box: pa.StructArray,
+        image: NDArray[np.int64],
+        ids: NDArray[np.int64],
+        official: NDArray[np.int64],
+    ) -> None:
+        self._box, self._image, self._ids = box, image, ids
+        self._category = official[np.asarray(box.field("category_id"))]
+        corners = rounded(np.asarray(box.field("bbox").flatten()), 3).reshape(-1, 4)
+        self._x1, self._y1, self._x2, self._y2 = corners.T
+
+    def lines(self, *, outlined: bool) -> pa.Array:
+        """Return the JSON of each, [N]; ``outlined``: with the box as a polygon, clockwise from
+        the top left."""
+        width, height = rounded(self._x2 - self._x1, 3), rounded(self._y2 - self._y1, 3)
+        x, y = floats(self._x1), floats(self._y1)
+        box = self._box
+        parts = [
+            _DIVIDED + '{"id": ', self._ids, ', "image_id": ', self._image,
+            ', "category_id": ', self._category, ', "bbox": [', x, ", ", y, ", ", floats(width),
+            ", ", floats(height), '], "area": ', floats(rounded(width * height, 3)),
+            ', "iscrowd": ', np.asarray(box.field("ignore")).astype(np.int8),
+            ', "origin": ', strings(box.field("origin")), self._score(),
+        ]  # fmt: skip
+        if outlined:
+            right = floats(rounded(self._x1 + width, 3))
+            bottom = floats(rounded(self._y1 + height, 3))
+            parts += [
+                ', "segmentation": [[', x, ", ", y, ", ", right, ", ", y, ", ", right, ", ",
+                bottom, ", ", x, ", ", bottom, "]]",
+            ]  # fmt: skip
+        return _joined(*parts, "}")
+
+    def _score(self) -> pa.Array:
+        """[N]; nothing where a person drew the box."""
+        score = self._box.field("score")
+        known = floats(rounded(np.nan_to_num(np.asarray(score, np.float32)), 6))
+        there = score.is_valid()
+        return pc.if_else(there, pc.binary_join_element_wise(', "score": ', known, ""), "")
+
+
+def _joined(*parts: str | pa.Array | NDArray[Any]) -> pa.Array:
+    columns = [part if isinstance(part, str) else pc.cast(part, pa.string()) for part in parts]
+    return pc.binary_join_element_wise(*columns, "")

@@ -7,25 +7,32 @@ what background is. Ignore boxes go where the format has a place for them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+import pyarrow as pa
+
 from pipelines.exports.card import CARD, data_card
-from pipelines.exports.formats import ExportedImage, Exporter, IgnoreBoxes
+from pipelines.exports.formats import ExportedImages, Exporter, IgnoreBoxes
 from pipelines.exports.images import ImageMode, Images, check_images, open_images
 from pipelines.exports.place import ExportPlace, open_place
 from storage.errors import ConfigError
-from storage.labels.rows import LabelRow, label_rows
 from storage.labels.versions import LabelVersion, read_label_tables, read_version
 from storage.objects.protocols import StorageOptions
+from storage.records import ImageRef
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
 from storage.urls import shown_url
 
 ExportFormat = Literal["coco", "yolo", "hf"]
+
+_ROWS_AT_ONCE = 2_000
+_BYTES_AT_ONCE = 16 * 1024 * 1024  # of copied images
+_PLACE = ["image_id", "shard_id", "offset", "nbytes", "sha256"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +130,9 @@ def export_version(
     )
     tally = _Tally([c.name for c in lineage.categories])
     with _exporter(request.format, place, lineage, request.kept_boxes) as exporter:
-        for image in _exported(manifest, lineage, pictures, tally):
-            exporter.add(image)
-            tally.count(image.row)
+        for images in _exported(manifest, lineage, pictures, tally):
+            exporter.add(images)
+            tally.count(images.rows)
         exporter.close()
     summary = _summary(store.url, lineage, request, tally, pictures)
     _write_card(place, manifest, lineage, summary, tally)
@@ -192,32 +199,55 @@ class _Tally:
         """Return the labels by class name."""
         return {name: self.classes[i] for i, name in enumerate(self.names)}
 
-    def count(self, row: LabelRow) -> None:
-        accepted = len(row.accepted)
-        self.classes.update(label.category_id for label in row.accepted)
-        self.images += 1
-        self.empty += accepted == 0
-        self.labels += accepted
-        self.ignored += len(row.labels) - accepted
+    def count(self, rows: pa.Table) -> None:
+        labels = rows.column("labels").combine_chunks()
+        box, ignored = labels.flatten(), np.asarray(labels.flatten().field("ignore"))
+        image = np.repeat(np.arange(len(labels)), np.asarray(labels.value_lengths()))
+        accepted = np.bincount(image[~ignored], minlength=len(labels))
+        by_class = np.bincount(np.asarray(box.field("category_id"))[~ignored])
+        self.classes.update(dict(enumerate(by_class.tolist())))
+        self.images += len(labels)
+        self.empty += int((accepted == 0).sum())
+        self.labels += int(accepted.sum())
+        self.ignored += int(ignored.sum())
 
-    def leave_out(self, row: LabelRow, problem: Exception) -> None:
+    def leave_out(self, row: ImageRef, problem: Exception) -> None:
         self.left_out += 1
         self.first_problem = self.first_problem or f"{row.image_id!r}: {problem}"
 
 
 def _exported(
     manifest: Manifest, lineage: LabelVersion, pictures: Images, tally: _Tally
-) -> Iterator[ExportedImage]:
-    tables = read_label_tables(manifest.store, lineage)
-    rows = (row for table in tables for row in label_rows(table))
-    for _, of_shard in groupby(rows, key=lambda row: row.shard_id):
-        for row, name, found in pictures.of(list(of_shard)):
+) -> Iterator[ExportedImages]:
+    for table in _tables(manifest, lineage):
+        refs = [ImageRef(**row) for row in table.select(_PLACE).to_pylist()]
+        taken: list[tuple[int, str, bytes | Path | None]] = []
+        nbytes = 0
+        for at, name, found in pictures.of(refs):
             if isinstance(found, Exception):
-                tally.leave_out(row, found)
-            elif isinstance(found, bytes):
-                yield ExportedImage(row, name, raw=found)
-            else:
-                yield ExportedImage(row, name, link=found)
+                tally.leave_out(refs[at], found)
+                continue
+            taken.append((at, name, found))
+            nbytes += len(found) if isinstance(found, bytes) else 0
+            if nbytes >= _BYTES_AT_ONCE:
+                yield _images(table, taken)
+                taken, nbytes = [], 0
+        if taken:
+            yield _images(table, taken)
+
+
+def _tables(manifest: Manifest, lineage: LabelVersion) -> Iterator[pa.Table]:
+    """The version's rows, a few thousand at most at a time."""
+    for table in read_label_tables(manifest.store, lineage):
+        for first in range(0, table.num_rows, _ROWS_AT_ONCE):
+            yield table.slice(first, _ROWS_AT_ONCE)
+
+
+def _images(
+    table: pa.Table, taken: Sequence[tuple[int, str, bytes | Path | None]]
+) -> ExportedImages:
+    places, names, pictures = zip(*taken, strict=True)
+    return ExportedImages(table.take(pa.array(places)), names, pictures)
 
 
 def _exporter(

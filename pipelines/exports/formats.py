@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from storage.labels.rows import Label, LabelRow
+import pyarrow as pa
+
+from pipelines.exports.place import ExportPlace
+from storage.labels.rows import Label
 from storage.labels.versions import LabelVersion
 
 IgnoreBoxes = Literal["in", "out"]
 
 
 @dataclass(frozen=True, slots=True)
-class ExportedImage:
-    """One row on its way out.
+class ExportedImages:
+    """Some rows on their way out.
 
     Attributes:
-        row: the image's labels.
-        name: its file name below the format's image folder.
-        raw: its bytes where they are to be copied, else None.
-        link: the file to link to, else None.
+        rows: the images' labels, in ``LABEL_SCHEMA``.
+        names: the images' file names below the format's image folder.
+        pictures: their bytes where they are to be copied, the file to link to, or None.
     """
 
-    row: LabelRow
-    name: str
-    raw: bytes | None = None
-    link: Path | None = None
+    rows: pa.Table
+    names: Sequence[str]
+    pictures: Sequence[bytes | Path | None]
+
+
+def place_pictures(place: ExportPlace, images: ExportedImages, folder: str = "images/") -> None:
+    """Write or link the images of formats that keep them as files."""
+    for name, picture in zip(images.names, images.pictures, strict=True):
+        if isinstance(picture, bytes):
+            place.write(f"{folder}{name}", picture)
+        elif picture is not None:
+            place.link(f"{folder}{name}", picture)
 
 
 def split_labels(
@@ -43,7 +53,7 @@ def split_labels(
 class Exporter(Protocol):
     """One format. ``close`` is called once, after the last image, and only without an error."""
 
-    def add(self, image: ExportedImage) -> None: ...
+    def add(self, images: ExportedImages) -> None: ...
 
     def close(self) -> None: ...
 

@@ -14,17 +14,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.exports.formats import ExportedImage, IgnoreBoxes, provenance, split_labels
+from pipelines.exports.formats import ExportedImages, IgnoreBoxes, provenance
 from pipelines.exports.place import ExportPlace
-from storage.labels.rows import Label
 from storage.labels.versions import LabelVersion
 
 _BUFFERED_BYTES = 64 * 1024 * 1024
 _PART_BYTES = 512 * 1024 * 1024
-_ROW_BYTES = 512  # about what a row takes besides its image
+_COPIED = ("image_id", "width", "height", "source", "annotator", "labelled_at")
 
 _OBJECTS = pa.struct(
     [
@@ -61,7 +62,7 @@ class HfExporter:
                 "labelfleet": json.dumps(provenance(lineage)),
             }
         )
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[pa.Table] = []
         self._buffered = self._in_part = self._parts = 0
         self._writer: pq.ParquetWriter | None = None
 
@@ -80,10 +81,11 @@ class HfExporter:
             self._writer.close()
         self._folder.cleanup()
 
-    def add(self, image: ExportedImage) -> None:
-        """One image with its labels."""
-        self._rows.append(_row(image, self._ignore_boxes))
-        self._buffered += _ROW_BYTES + len(image.raw or b"")
+    def add(self, images: ExportedImages) -> None:
+        """Some images with their labels."""
+        rows = _rows(images, self._ignore_boxes).cast(self._schema)
+        self._rows.append(rows)
+        self._buffered += rows.nbytes
         if self._buffered >= _BUFFERED_BYTES:
             self._flush()
 
@@ -96,7 +98,7 @@ class HfExporter:
     def _flush(self) -> None:
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._spool, self._schema, compression="zstd")
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._writer.write_table(pa.concat_tables(self._rows or [self._schema.empty_table()]))
         self._in_part += self._buffered
         self._rows, self._buffered = [], 0
         if self._in_part >= _PART_BYTES:
@@ -115,34 +117,50 @@ class HfExporter:
         return Path(self._folder.name) / "part.parquet"
 
 
-def _row(image: ExportedImage, ignore_boxes: IgnoreBoxes) -> dict[str, Any]:
-    row = image.row
-    kept, ignored = split_labels(row.labels, ignore_boxes)
-    if image.raw is None and image.link is None:
-        picture = None
-    else:
-        path = image.name if image.link is None else str(image.link)
-        picture = {"bytes": image.raw, "path": path}
-    return {
-        "image": picture,
-        "image_id": row.image_id,
-        "width": row.width,
-        "height": row.height,
-        "source": row.source,
-        "annotator": row.annotator,
-        "labelled_at": row.labelled_at,
-        "objects": _objects(kept),
-        "ignored": _objects(ignored),
+def _rows(images: ExportedImages, ignore_boxes: IgnoreBoxes) -> pa.Table:
+    labels = images.rows.column("labels").combine_chunks()
+    ignored = labels.flatten().field("ignore")
+    every = pa.array(np.ones(len(ignored), np.bool_))
+    kept = every if ignore_boxes == "in" else pc.invert(ignored)
+    columns = {
+        "image": _pictures(images),
+        **{name: images.rows.column(name) for name in _COPIED},
+        "objects": _objects(labels, kept),
+        "ignored": _objects(labels, ignored),
     }
+    return pa.table(columns)
 
 
-def _objects(labels: list[Label]) -> dict[str, Any]:
-    return {
-        "bbox": [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in (x.bbox for x in labels)],
-        "category": [x.category_id for x in labels],
-        "score": [x.score for x in labels],
-        "ignore": [x.ignore for x in labels],
-    }
+def _pictures(images: ExportedImages) -> pa.Array:
+    return pa.array(
+        [
+            None
+            if picture is None
+            else {"bytes": picture, "path": name}
+            if isinstance(picture, bytes)
+            else {"bytes": None, "path": str(picture)}
+            for name, picture in zip(images.names, images.pictures, strict=True)
+        ],
+        _FIELDS[0].type,
+    )
+
+
+def _objects(labels: pa.ListArray, wanted: pa.BooleanArray) -> pa.StructArray:
+    """Return the wanted boxes [N] of M images as the feature has them: a list a field, [M]."""
+    box = labels.flatten()
+    counts = np.asarray(labels.value_lengths())
+    image = np.repeat(np.arange(len(labels)), counts)[np.asarray(wanted)]
+    ends = np.cumsum(np.bincount(image, minlength=len(labels)))
+    starts = pa.array(np.concatenate([[0], ends]), pa.int32())
+    box = box.filter(wanted)
+    corners = np.asarray(box.field("bbox").flatten(), np.float64).reshape(-1, 4)
+    # In double precision, and rounded once, as it is where a box is computed alone.
+    sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    bbox = pa.FixedSizeListArray.from_arrays(pa.array(sides.astype(np.float32).ravel()), 4)
+    fields = (bbox, box.field("category_id").cast(pa.int64()), box.field("score"),
+              box.field("ignore"))  # fmt: skip
+    lists = [pa.ListArray.from_arrays(starts, values) for values in fields]
+    return pa.StructArray.from_arrays(lists, fields=list(_OBJECTS))
 
 
 def _features(names: list[str]) -> dict[str, Any]:

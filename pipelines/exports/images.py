@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal, get_args
 
 from pipelines.exports.file_names import FileNames
 from pipelines.exports.upright import copied_name, upright
 from storage.errors import ConfigError, LabelfleetError, ObjectChanged, ObjectNotFound
-from storage.labels.rows import LabelRow
 from storage.objects.protocols import ObjectStore, StorageOptions
-from storage.records import StoredObject, image_ids_of
+from storage.records import ImageRef, StoredObject, image_ids_of
 from storage.runs.image_bytes import read_images
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
@@ -56,25 +56,33 @@ class Images:
         self._there = there
         self.turned = self.kept = 0
 
-    def of(self, rows: Sequence[LabelRow]) -> Iterator[tuple[LabelRow, str, Found]]:
-        """Yield every row with its name and its image, or with the reason why it cannot be read.
+    def of(self, rows: Sequence[ImageRef]) -> Iterator[tuple[int, str, Found]]:
+        """Yield the place of every row with its image's name, and the image or why it has none.
 
         Names are given in the order of ``rows``; copied images come in no particular order.
         """
         suffixed = copied_name if self._mode == "copy" else str
-        names = {row.image_id: self._names.name(suffixed(row.image_id)) for row in rows}
+        names = [self._names.name(suffixed(row.image_id)) for row in rows]
         if self._mode == "copy" and self._source is not None:
-            copied = [row for row in rows if self._there and self._there(names[row.image_id])]
-            self.kept += len(copied)
-            yield from ((row, names[row.image_id], None) for row in copied)
-            done = {row.image_id for row in copied}
-            left = [row for row in rows if row.image_id not in done]
-            for row, found in read_images(self._manifest, self._source, left):
-                yield row, names[row.image_id], self._upright(found)
+            yield from self._copied(rows, names, self._source)
             return
-        for row in rows:
-            linked = self._link(row) if self._mode == "link" else None
-            yield row, names[row.image_id], linked
+        for at, (row, name) in enumerate(zip(rows, names, strict=True)):
+            yield at, name, self._link(row) if self._mode == "link" else None
+
+    def _copied(
+        self, rows: Sequence[ImageRef], names: Sequence[str], source: ObjectStore
+    ) -> Iterator[tuple[int, str, Found]]:
+        wanted = {row.image_id: at for at, row in enumerate(rows)}
+        for at, (row, name) in enumerate(zip(rows, names, strict=True)):
+            if self._there and self._there(name):
+                self.kept += 1
+                del wanted[row.image_id]
+                yield at, name, None
+        left = [rows[at] for at in wanted.values()]
+        for _, of_shard in groupby(left, key=lambda row: row.shard_id):
+            for row, found in read_images(self._manifest, source, list(of_shard)):
+                at = wanted[row.image_id]
+                yield at, names[at], self._upright(found)
 
     def _upright(self, found: bytes | LabelfleetError) -> bytes | LabelfleetError:
         if not isinstance(found, bytes):
@@ -86,7 +94,7 @@ class Images:
         self.turned += turned is not None
         return found if turned is None else turned
 
-    def _link(self, row: LabelRow) -> Path | Exception:
+    def _link(self, row: ImageRef) -> Path | Exception:
         file = self._files.get(row.image_id)
         # The file or a folder above it may now be a link to anywhere; realpath resolves it.
         if (

@@ -16,14 +16,15 @@ from types import TracebackType
 import yaml
 
 from pipelines.exports.formats import (
-    ExportedImage,
+    ExportedImages,
     IgnoreBoxes,
     json_line,
+    place_pictures,
     provenance,
     split_labels,
 )
 from pipelines.exports.place import ExportPlace
-from storage.labels.rows import Label
+from storage.labels.rows import Label, LabelRow, label_rows
 from storage.labels.versions import LabelVersion
 
 
@@ -49,21 +50,19 @@ class YoloExporter:
         self._names.close()
         self._folder.cleanup()
 
-    def add(self, image: ExportedImage) -> None:
-        """One image with its labels."""
-        row = image.row
-        if image.raw is not None:
-            self._place.write(f"images/{image.name}", image.raw)
-        elif image.link is not None:
-            self._place.link(f"images/{image.name}", image.link)
-        stem = image.name.rsplit(".", 1)[0]
+    def add(self, images: ExportedImages) -> None:
+        """Some images with their labels."""
+        place_pictures(self._place, images)
+        for name, row in zip(images.names, label_rows(images.rows), strict=True):
+            self._add(name, row)
+
+    def _add(self, name: str, row: LabelRow) -> None:
+        stem = name.rsplit(".", 1)[0]
         kept, ignored = split_labels(row.labels, self._ignore_boxes)
         self._place.write(f"labels/{stem}.txt", _lines(kept, row.width, row.height))
         if ignored:
             self._place.write(f"ignore/{stem}.txt", _lines(ignored, row.width, row.height))
-        self._names.write(
-            json_line({"file": image.name, "image_id": row.image_id, "sha256": row.sha256})
-        )
+        self._names.write(json_line({"file": name, "image_id": row.image_id, "sha256": row.sha256}))
 
     def close(self) -> None:
         """data.yaml, last."""

@@ -1,1 +1,1 @@
-"""COCO detection JSON, shared by everything that reads ground truth or a training set."""
+"""COCO detection JSON: reading ground truth and training sets, and columns as JSON text."""
