@@ -12,11 +12,14 @@ begins with the teacher's weights and takes ``--steps`` steps:
 - labelled: the labelled images alone;
 - hard: half of the images from the pool, boxes above the fitted threshold, all else background;
 - band: besides, undecided boxes are regions to ignore;
-- weights: besides, every box weighs its calibrated probability of being right;
+- weights: besides, every box weighs its calibrated probability of being right, and the pool is
+  silent about classes of which the policy knows too little (``absence_from``), unless
+  ``--no-silence``;
 - stored: besides, class scores and spread as the teacher's rows hold them (``distill: stored``);
 - taught: as ``weights``, and the frozen teacher sees every batch (``distill: teacher``);
-- round2: the best of the five above by mAP on the images of ``--fit`` labels the pool again, and
-  its student begins with its weights (so it has had ``--steps`` more);
+- round2: the best of the five above by mAP on the rest of ``--fit-from`` (without it, on the
+  images of ``--fit``) labels the pool again, and its student begins with its weights (so it has
+  had ``--steps`` more);
 - reviewed: as ``weights``, after people (ground truth) answered a fifth of the pool, which
   ``route`` chose;
 - ceiling: all images with their true labels.
@@ -57,15 +60,20 @@ from pipelines.rounds.labelled import keys_file
 from pipelines.routing.route import route_run
 from pipelines.training.config import DataConfig, TrainConfig
 from pipelines.training.run import train
+from pipelines.training.validation import measure
 from storage.coco.truth import Truth, read_truth
 from storage.errors import ConfigError
 from storage.labels.versions import LabelVersion
+from storage.objects.protocols import StorageOptions
 from storage.review.answers import Answer, ReviewedBox, answer_parts, append_answers
 from storage.review.queue import ReviewItem, read_queue
 from storage.runs.ledger import new_invocation
 from storage.runs.manifest import Manifest
 from workers.labelling.assemble import open_labeller
-from workers.spec import WorkerSpec
+from workers.models.load import load_detector
+from workers.models.resolve import resolve_model
+from workers.spec import ModelRequest, WorkerSpec
+from workers.training.coco_set import read_training_set
 
 PSEUDO = ("hard", "band", "weights", "stored", "taught")
 ARMS = ("teacher", "labelled", *PSEUDO, "reviewed", "ceiling", "round2")
@@ -81,6 +89,7 @@ class Split:
     fit: DataConfig
     everything: DataConfig
     test: DataConfig
+    rest: DataConfig | None
 
 
 def split(options: argparse.Namespace, seed: int, folder: Path) -> Split:
@@ -102,7 +111,8 @@ def split(options: argparse.Namespace, seed: int, folder: Path) -> Split:
     else:
         checked = read(options.fit_from)
         others = sorted(str(image["file_name"]) for image in checked["images"])
-        fit = [others[i] for i in rng.permutation(len(others))[: options.fit]]
+        others = [others[i] for i in rng.permutation(len(others))]
+        fit = others[: options.fit]
     pool = rest[: options.pool]
 
     def written(name: str, source: Mapping[str, Any], kept: Sequence[str]) -> DataConfig:
@@ -115,6 +125,7 @@ def split(options: argparse.Namespace, seed: int, folder: Path) -> Split:
         written("fit", checked, fit),
         written("everything", coco, [*labelled, *pool]),
         DataConfig(annotations=_as_json(folder / "test.json", read(options.test)), images=images),
+        None if options.fit_from is None else written("rest", checked, others[options.fit :]),
     )
 
 
@@ -215,7 +226,12 @@ class Seed:
             labels = self.labels(f"student_{best}", self.checkpoint(best))
             more = {"model": self.model(best)}
             return self.student(name, self.mixed(labels.source()), **more) | {"after": best}
-        flags = {"weights": name not in ("hard", "band"), "ignore_band": name != "hard"}
+        flags: dict[str, Any] = {
+            "weights": name not in ("hard", "band"),
+            "ignore_band": name != "hard",
+        }
+        if name in ("hard", "band"):
+            flags["absence_from"] = None  # each class is taught as absent where it is not labelled
         distill: dict[str, Any] | None = None
         if name == "stored":
             distill = {"mode": "stored", "weight": self.options.distill_weight}
@@ -224,12 +240,17 @@ class Seed:
                        "weight": self.options.distill_weight}  # fmt: skip
         return self.student(name, self.mixed(self.first.source(**flags)), distill=distill)
 
+    @property
+    def absence_from(self) -> float | None:
+        """As a source of a training has it."""
+        return None if self.options.no_silence else 0.5
+
     def best(self) -> str:
-        """Return the student that the images of ``--fit`` find best."""
+        """Return the student that is best on the rest of ``--fit-from``, or on ``--fit``."""
         scores = {
-            arm: self.found["arms"][f"{arm}/{self.seed}"]["val"]["map_"]
+            arm: found.get("rest", found["val"])["map_"]
             for arm in PSEUDO
-            if f"{arm}/{self.seed}" in self.found["arms"]
+            if (found := self.found["arms"].get(f"{arm}/{self.seed}")) is not None
         }
         if not scores:
             raise SystemExit(f"round2 needs one of {', '.join(PSEUDO)} first")
@@ -239,6 +260,7 @@ class Seed:
         """Return the labelled images beside labels of the pool, as a round has them."""
         share = self.options.truth_share
         truth = self.split.labelled.model_dump(mode="json")
+        labels = {"absence_from": self.absence_from, **labels}
         return [{**truth, "share": share}, {**labels, "share": 1 - share}]
 
     def student(self, name: str, data: Any, **more: Any) -> dict[str, Any]:
@@ -266,11 +288,22 @@ class Seed:
         cpu_s = time.process_time()
         found = train(TrainConfig.model_validate(fields))
         return {
-            **asdict(found.test["test"]), "val": asdict(found.val), "steps": found.steps,
+            **asdict(found.test["test"]), "val": asdict(found.val), **self.chosen_by(name),
+            "steps": found.steps,
             "images": found.images, "objects": found.objects,
             "loss": found.history[-1][1], "seconds": found.seconds,
             "cpu_s": round(time.process_time() - cpu_s, 1),
         }  # fmt: skip
+
+    def chosen_by(self, name: str) -> dict[str, Any]:
+        """Return an arm's figures on the rest of ``--fit-from``, by which settings are chosen."""
+        rest = self.split.rest
+        if rest is None:
+            return {}
+        request = ModelRequest(checkpoint=self.checkpoint(name), precision="fp32", score_floor=0.01)
+        near = StorageOptions()
+        detector = load_detector(resolve_model(request, near, device="cpu"), near, threads=1)
+        return {"rest": asdict(measure(detector, read_training_set(rest.annotations, rest.images)))}
 
     def begun(self) -> dict[str, Any]:
         """Return the demo's network, which has seen digits alone."""
@@ -465,6 +498,7 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     made.add_argument("--truth-share", type=float, default=0.5, help="of a student's images")
     made.add_argument("--precision", type=float, default=0.9, help="of accepted boxes, for fit")
     made.add_argument("--ignore-area", type=float, help="as of fit; default: not bounded")
+    made.add_argument("--no-silence", action="store_true", help="teach every class's absence")
     made.add_argument("--distill-weight", type=float, default=1.0)
     made.add_argument("--review-share", type=float, default=0.2, help="of the pool")
     made.add_argument("--threads", type=int, default=1)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipelines.policy.curves import ENOUGH_RIGHT, NOTHING, Wanted, evidence, fit_policy
 from pipelines.policy.ignore_band import JudgedImage, bound_band, ignored_share
-from pipelines.policy.policy import Policy
+from pipelines.policy.policy import Decision, Policy
 from pipelines.truth.bulk import accepted_in_bulk
 from pipelines.truth.judge import JudgedBoxes, answered_images, judge, truth_images
 from storage.coco.truth import Truth
@@ -147,7 +147,25 @@ def fit_run(
     found = replace(found, policy=policy)
     images = [JudgedImage(r.detections, r.width, r.height, w) for r, _, w in known]
     bulk = _bulk_warning(manifest, count_bulk) if truth is None else ()
-    return _with_band(found, images, identity.categories, ignore_area, bulk)
+    found = _with_band(found, images, identity.categories, ignore_area, bulk)
+    return replace(found, policy=with_known(found.policy, judged, identity.categories))
+
+
+def with_known(policy: Policy, judged: JudgedBoxes, categories: Sequence[Category]) -> Policy:
+    """Return the policy with the share of each class's objects that it keeps, as label or
+    undecided. Classes without a true object get none."""
+    ids = judged.category_ids.astype(np.int16)
+    decided = policy.thresholds(categories).decide(judged.scores, ids)
+    kept = judged.right & (decided >= Decision.IGNORE)
+    classes = dict(policy.classes)
+    for category in categories:
+        true = float(judged.true_by_image[:, category.id].sum())
+        own = classes.get(category.name)
+        if own is not None and true > 0:
+            found = float(judged.weight[kept & (judged.category_ids == category.id)].sum()) / true
+            known = round(min(found, 1.0), 4)
+            classes[category.name] = own.model_copy(update={"known": known})
+    return policy.model_copy(update={"classes": classes})
 
 
 def _bulk_warning(manifest: Manifest, counted: bool) -> tuple[str, ...]:

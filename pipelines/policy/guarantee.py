@@ -332,9 +332,12 @@ def carry(policy: Policy, guarantee: Guarantee, names: Sequence[str]) -> Policy:
             curve = None if policy.calibration is None else policy.calibration.of(name)
             at = float(curve(np.array([least]))[0]) if curve else least
             accept = max(0.0, round(at - 1e-6, 6))
-        score = 1.0 if least is None else least
+        own = policy.classes.get(name)
         classes[name] = ClassThresholds(
-            accept=accept, reject=min(accept, reject), accept_score=score
+            accept=accept,
+            reject=min(accept, reject),
+            accept_score=1.0 if least is None else least,
+            known=None if own is None else own.known,
         )
     fields = {"classes": classes, "guarantee": guarantee, "model_sha256": guarantee.model_sha256}
     return policy.model_copy(update=fields)

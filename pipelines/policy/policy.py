@@ -95,9 +95,12 @@ class ClassThresholds(Part):
     accept_score: Share | None = Field(
         None, description="Raw score that a label needs besides; a guarantee sets it."
     )
+    known: Share | None = Field(
+        None, description="Share of its objects that labels and undecided boxes cover, by the fit."
+    )
 
 
-_NOTHING_OWN = ClassThresholds(accept=None, reject=None, accept_score=None)
+_NOTHING_OWN = ClassThresholds.model_validate({})
 
 
 class Policy(Part):
@@ -192,7 +195,8 @@ class Policy(Part):
             ConfigError: they contradict each other, or what is left.
         """
         given = {n: v for n, v in (("accept", accept), ("reject", reject)) if v is not None}
-        dropped = {*given, "accept_score"} if "accept" in given else given
+        void = {"accept": "accept_score", "reject": "known"}  # what a threshold takes with it
+        dropped = {*given, *(void[name] for name in given)}
         classes = {
             name: {k: v for k, v in own.model_dump().items() if k not in dropped}
             for name, own in self.classes.items()

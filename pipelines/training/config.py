@@ -83,6 +83,12 @@ class SourceConfig(Part):
     ignore_band: bool = Field(
         True, description="Ignore where the policy was undecided; false: it is background."
     )
+    absence_from: Share | None = Field(
+        0.5,
+        description="Least share of a class's objects that labels and undecided boxes cover, by "
+        "the fit, for the model's images to teach where the class is not. Below, and where the "
+        "policy accepts no box of it, they do not; null: they always do.",
+    )
 
     @field_validator("annotations", "images", mode="before")
     @classmethod
@@ -395,6 +401,9 @@ def _drop_later(fields: dict[str, Any], kind: type[TrainConfig]) -> None:
         default = to_jsonable_python(model.model_fields[name].get_default())
         if found[name] == default:
             del found[name]
+    for source in fields["train"] if isinstance(fields["train"], list) else ():
+        if source["absence_from"] == SourceConfig.model_fields["absence_from"].default:
+            del source["absence_from"]
 
 
 def load_train_config(path: str, overrides: tuple[str, ...] = ()) -> TrainConfig:

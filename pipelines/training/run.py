@@ -24,7 +24,7 @@ from pipelines.dispatch.stopping import Stopper
 from pipelines.training.config import TrainConfig
 from pipelines.training.distillation.start import knowledge_of
 from pipelines.training.extend import Extension, extend, keep_last_state
-from pipelines.training.sources import TrainData, read_data
+from pipelines.training.sources import TrainData, read_data, silent_sources
 from pipelines.training.stages import STATE_NAME, MarkedStage, marked_stages, stage_record
 from pipelines.training.start import (
     Machine,
@@ -360,6 +360,7 @@ class _Run:
             boxes_dropped={
                 part: s.without_area for part, s in self._data.sets.items() if s.without_area
             },
+            silent=silent_sources(self._data),
         )
         (self._config.output / FILE_NAME).write_text(json.dumps(summary.to_fields()) + "\n")
         keep_last_state(self._config.output)

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from pipelines.policy.policy import Policy
 from pipelines.training.config import CacheConfig, DataConfig, SourceConfig, TrainConfig
+from pipelines.training.silence import silent_classes
 from storage.errors import ConfigError, SourceEmpty
 from storage.labels.images import StreamImages
-from storage.labels.stream import LabelIndex, Weigh, read_label_index, version_digest
+from storage.labels.stream import LabelIndex, read_label_index, version_digest
 from storage.labels.versions import LabelVersion, read_version, read_version_file
 from storage.runs.manifest import Manifest
 from storage.shards.node_cache import NodeCache
@@ -181,17 +182,27 @@ def _made(
         return _with_classes(one.found, one.config.shown, one.config.classes, first, names, ids)
     index = class_index(one.classes, one.config.classes, one.config.shown, names, first)
     manifest, version = one.found
-    weigh = _weigh(manifest, version) if one.config.weights else None
+    policy = _policy(manifest, version)
+    weigh = policy.thresholds(version.categories).probability if one.config.weights else None
     labels = read_label_index(manifest, version, weigh=weigh, stored=reading.stored)
     images = reading.images(manifest, labels)
-    return LabelStream(labels, images, names, ids, index, band=one.config.ignore_band)
+    why = _silent(policy, version, one.config)
+    silent = {int(index[number]): said for number, said in why.items() if index[number] >= 0}
+    return LabelStream(labels, images, names, ids, index, one.config.ignore_band, silent)
 
 
-def _weigh(manifest: Manifest, version: LabelVersion) -> Weigh:
-    """Return the calibration of the policy that the version was decided by."""
+def _policy(manifest: Manifest, version: LabelVersion) -> Policy:
+    """Return the policy that the version was decided by."""
     where = f"{manifest.url}/{version.prefix}policy.yaml"
     raw = read_version_file(manifest.store, version, "policy.yaml")
-    return Policy.from_yaml(raw, where=where).thresholds(version.categories).probability
+    return Policy.from_yaml(raw, where=where)
+
+
+def _silent(policy: Policy, version: LabelVersion, config: SourceConfig) -> dict[int, str]:
+    """Return the classes whose absence the version's images do not teach, and why."""
+    if config.absence_from is None:
+        return {}
+    return silent_classes(policy, version.categories, config.absence_from)
 
 
 def _cache(config: CacheConfig | None) -> NodeCache | None:
@@ -282,6 +293,16 @@ def _relabelled(image: TrainingImage, index: NDArray[np.int64]) -> TrainingImage
     )
 
 
+def silent_sources(data: TrainData) -> dict[str, dict[str, str]]:
+    """Return the silent classes of each label version that has any, and why, by its source."""
+    found = {}
+    for source in data.sources:
+        silent = source.get("silent")
+        if isinstance(silent, dict):
+            found[str(source["source"])] = silent
+    return found
+
+
 def _facts(one: _Opened, made: TrainingSet | LabelStream) -> dict[str, object]:
     facts: dict[str, object] = {
         "source": one.config.shown,
@@ -299,6 +320,8 @@ def _facts(one: _Opened, made: TrainingSet | LabelStream) -> dict[str, object]:
             "licence": version.run["licence"],
             "guarantee": version.guarantee,
         }
+        if made.silent:
+            facts["silent"] = {made.classes[number]: why for number, why in made.silent.items()}
     return facts
 
 

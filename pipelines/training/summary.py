@@ -40,6 +40,7 @@ class TrainSummary:
         extended_at: the step at which it was given more steps; 0: it was not.
         left_out: images that could not be used, and why, by the set's name and the image's.
         boxes_dropped: annotations without area in their image, by the set's name.
+        silent: classes whose absence a label version does not teach, and why, by its source.
     """
 
     name: str
@@ -62,6 +63,7 @@ class TrainSummary:
     stages: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
     boxes_dropped: dict[str, int] = field(default_factory=dict)
+    silent: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def to_fields(self) -> dict[str, Any]:
         """Return plain values, under COCO's customary names (mAP, mAP50, mAP75, AR)."""
@@ -121,7 +123,7 @@ def training_table(summary: TrainSummary) -> RenderableType:
     if summary.extended_at:
         kept += f", extended at step {summary.extended_at}"
     last = Text(f"{summary.checkpoint}  ({size:.1f} MB, {kept})")
-    lines = [*_stage_lines(summary), *_dropped_lines(summary)]
+    lines = [*_stage_lines(summary), *_dropped_lines(summary), *_silent_lines(summary)]
     return Group(table, *(Text(line) for line in lines), Text(), last)
 
 
@@ -140,3 +142,10 @@ def _dropped_lines(summary: TrainSummary) -> Iterator[str]:
         yield f"{part}: {counted(len(faults), 'image')} left out, such as {first}"
     for part, count in summary.boxes_dropped.items():
         yield f"{part}: {counted(count, 'box', 'boxes')} left out, without area in their image"
+
+
+def _silent_lines(summary: TrainSummary) -> Iterator[str]:
+    """Yield which classes a label version is silent about, a line a class."""
+    for source, classes in summary.silent.items():
+        for name, why in classes.items():
+            yield f"{source}: images that people did not settle are silent about {name}: {why}"

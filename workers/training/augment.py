@@ -31,6 +31,10 @@ def _no_boxes() -> NDArray[np.float32]:
     return np.zeros((0, 4), np.float32)
 
 
+def _no_silence() -> NDArray[np.float32]:
+    return np.zeros((0, 5), np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class SoftTargets:
     """What a teacher stored about each box of an image.
@@ -60,6 +64,8 @@ class TrainingSample:
         soft: what a teacher stored about the boxes; None: nothing.
         pseudo: a model labelled the image, so that it gets the strong augmentation.
         checked: float32 [K, 4] xyxy, regions that people checked.
+        silent: float32 [S, 5], class and xyxy: regions where "no object of this class" is not
+            taught, since its objects there are not all labelled.
     """
 
     pixels: NDArray[np.uint8]
@@ -70,6 +76,7 @@ class TrainingSample:
     soft: SoftTargets | None = None
     pseudo: bool = False
     checked: NDArray[np.float32] = field(default_factory=_no_boxes)
+    silent: NDArray[np.float32] = field(default_factory=_no_silence)
 
     def __post_init__(self) -> None:
         if self.weights is None:
@@ -93,6 +100,7 @@ def augment(
     boxes, visible = moved(sample.boxes, matrix, size)
     ignore, ignore_visible = moved(sample.ignore, matrix, size, region=True)
     checked, checked_visible = moved(sample.checked, matrix, size, region=True)
+    silent, silent_visible = moved(sample.silent[:, 1:], matrix, size, region=True)
     cut = (visible > 0) & (visible < _MIN_VISIBLE)
     taught = visible >= _MIN_VISIBLE
     pixels = blurred(recoloured(pixels, augmentation, rng), augmentation, rng)
@@ -105,6 +113,7 @@ def augment(
         _moved_soft(sample, matrix, size, taught),
         sample.pseudo,
         checked[checked_visible > 0],
+        np.concatenate([sample.silent[:, :1], silent], axis=1)[silent_visible > 0],
     )
 
 

@@ -38,6 +38,8 @@ class TrainingBatch:
             boxes of people and where none are stored; None: no target has any.
         spread: float32 [N, 4]: standard deviations of left, top, right and bottom in input
             pixels as they would be without augmentation, NaN likewise; None: no target has any.
+        silent: float32 [S, 6]: batch index, class, x1, y1, x2, y2 in input pixels: regions where
+            the absence of the class is not taught; None: nowhere.
     """
 
     images: torch.Tensor
@@ -47,6 +49,7 @@ class TrainingBatch:
     checked: torch.Tensor
     soft_scores: torch.Tensor | None = None
     spread: torch.Tensor | None = None
+    silent: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,7 @@ def collate(samples: list[TrainingSample], preprocessing: Preprocessing) -> Trai
         torch.from_numpy(np.concatenate([s.weights for s in samples])),
         torch.from_numpy(np.concatenate([_regions(i, s.checked) for i, s in enumerate(samples)])),
         *_stored(samples),
+        torch.from_numpy(np.concatenate([_regions(i, s.silent) for i, s in enumerate(samples)])),
     )
 
 

@@ -8,7 +8,8 @@ as checked as a whole. Images without boxes stay: they teach what background is.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ class LabelStream:
         class_index: int64, the training's class of each class of the run; -1: its boxes are
             ignored.
         band: boxes that the policy left undecided become regions to ignore; False: background.
+        silent: classes of the training whose absence the model's images do not teach, since too
+            few of their objects are known there, and why. Images that people settled teach it.
     """
 
     index: LabelIndex
@@ -39,11 +42,14 @@ class LabelStream:
     official_ids: tuple[int, ...]
     class_index: NDArray[np.int64]
     band: bool = True
+    silent: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """16 hex digits of what decides the data."""
-        rest = (self.classes, self.class_index.tolist(), self.band)
+        rest: tuple[object, ...] = (self.classes, self.class_index.tolist(), self.band)
+        if self.silent:  # else the digest is that of earlier versions
+            rest += (sorted(self.silent),)
         text = repr((self.index.digest, rest))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -64,18 +70,24 @@ class LabelStream:
         """Return an image's labels as the targets of a training."""
         learned = self.class_index[labels.category_ids]
         taken = ~labels.ignore & (learned >= 0)
-        silent = ~taken if self.band else labels.human & ~taken | (learned < 0)
+        ignored = ~taken if self.band else labels.human & ~taken | (learned < 0)
         whole = np.array([[0, 0, labels.width, labels.height]], np.float32)
         return TrainingSample(
             pixels,
             labels.boxes[taken],
             learned[taken],
-            labels.boxes[silent],
+            labels.boxes[ignored],
             labels.weights[taken],
             self._soft(labels, taken),
             pseudo=not labels.by_people,
             checked=whole if labels.by_people else whole[:0],
+            silent=self._silent(labels),
         )
+
+    def _silent(self, labels: ImageLabels) -> NDArray[np.float32]:
+        classes = () if labels.by_people else sorted(self.silent)
+        rows = [[number, 0, 0, labels.width, labels.height] for number in classes]
+        return np.array(rows, np.float32).reshape(-1, 5)
 
     def _soft(self, labels: ImageLabels, taken: NDArray[np.bool_]) -> SoftTargets | None:
         stored = labels.stored

@@ -1,7 +1,8 @@
-"""YOLO-NAS's loss, with regions to ignore and a weight for each box."""
+"""YOLO-NAS's loss, with regions to ignore, silent classes and a weight for each box."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +82,10 @@ class RegionLoss(PPYoloELoss):  # type: ignore[misc]  # super_gradients ships no
     """PPYoloELoss with the task-aligned assigner, box weights, and silence in regions to ignore.
 
     An anchor that no object claimed, and whose centre lies in a region, adds nothing to the
-    varifocal classification loss: neither "object" nor "background" is taught there. The weight
+    varifocal classification loss: neither "object" nor "background" is taught there. In a region
+    that is silent about a class only that class is spared, as the federated loss spares the
+    categories that an image was not exhaustively annotated for (LVIS, Gupta et al., arXiv
+    1908.03195; Zhou et al., arXiv 2103.07461). The weight
     of a box scales the target scores of its anchors, and with them its part of every term: an
     anchor of a box of weight 0 teaches nothing about its class and place, and that it is of no
     other class.
@@ -109,6 +113,7 @@ class RegionLoss(PPYoloELoss):  # type: ignore[misc]  # super_gradients ships no
         targets: Tensor,
         ignore: Tensor | None = None,
         weights: Tensor | None = None,
+        silent: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Loss and its parts.
 
@@ -117,15 +122,18 @@ class RegionLoss(PPYoloELoss):  # type: ignore[misc]  # super_gradients ships no
             targets: [N, 6] batch index, class, cx, cy, w, h in input pixels.
             ignore: [M, 5] batch index, x1, y1, x2, y2 in input pixels.
             weights: [N], of the targets; None: all 1.
+            silent: [S, 6] batch index, class, x1, y1, x2, y2: where a class is not told absent.
 
         Returns:
             The scalar loss, and float [4]: classification, IoU, DFL and their sum.
         """
         scores, anchor_points = outputs[0], outputs[3]
-        if ignore is None or len(ignore) == 0:
-            self._silent = None
-        else:
-            self._silent = anchors_inside(anchor_points, ignore, scores.shape[0])
+        self._silent = None
+        if ignore is not None and len(ignore):
+            self._silent = anchors_inside(anchor_points, ignore, scores.shape[0])[..., None]
+        if silent is not None and len(silent):
+            by_class = classes_silent(anchor_points, silent, scores.shape)
+            self._silent = by_class if self._silent is None else self._silent | by_class
         self.assigner.targets, self.assigner.weights = targets, weights
         return self._combined(*self._forward_batched(outputs, targets))
 
@@ -155,7 +163,7 @@ class RegionLoss(PPYoloELoss):  # type: ignore[misc]  # super_gradients ships no
         weight = alpha * pred_logits.sigmoid().pow(gamma) * (1 - label) + gt_score * label
         if self._silent is not None:
             unclaimed = label.sum(dim=-1) == 0
-            weight = weight * (~(self._silent & unclaimed))[..., None]
+            weight = weight * ~(self._silent & unclaimed[..., None])
         entropy = nn.functional.binary_cross_entropy_with_logits(
             pred_logits, gt_score, reduction="none"
         )
@@ -169,3 +177,19 @@ def anchors_inside(anchor_points: Tensor, regions: Tensor, batch_size: int) -> T
     for index, x1, y1, x2, y2 in regions.tolist():
         inside[int(index)] |= (x >= x1) & (x < x2) & (y >= y1) & (y < y2)
     return inside
+
+
+def classes_silent(anchor_points: Tensor, regions: Tensor, shape: Sequence[int]) -> Tensor:
+    """Which classes are silent at which anchors: bool [B, A, C], which is ``shape``.
+
+    Args:
+        anchor_points: [A, 2] centres.
+        regions: [S, 6] batch index, class, x1, y1, x2, y2.
+    """
+    batch, _, classes = shape
+    found = torch.zeros(tuple(shape), dtype=torch.bool, device=anchor_points.device)
+    for number in range(classes):
+        rows = regions[regions[:, 1] == number]
+        if len(rows):
+            found[..., number] = anchors_inside(anchor_points, rows[:, [0, 2, 3, 4, 5]], batch)
+    return found

@@ -269,8 +269,13 @@ class Trainer:
         scores, distances, *anchors = raw
         # The loss in fewer bits would round boxes to several pixels.
         outputs = (scores.float(), distances.float(), *anchors)
+        silent = None if batch.silent is None else batch.silent.to(device)
         loss, parts = self._loss(
-            outputs, batch.targets.to(device), batch.ignore.to(device), batch.weights.to(device)
+            outputs,
+            batch.targets.to(device),
+            batch.ignore.to(device),
+            batch.weights.to(device),
+            silent,
         )
         if knowledge is not None and weight:
             taught = weight * knowledge.loss(outputs, seen, self._loss.assignment, batch)

@@ -12,17 +12,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from pipelines.demo.digits import make_pages
 from pipelines.dispatch.stopping import Stopper
 from pipelines.labels.decide import decide_run
-from pipelines.policy.policy import Policy
+from pipelines.policy.policy import ClassThresholds, Policy
 from pipelines.training.config import TrainConfig
+from pipelines.training.summary import training_table
 from pipelines.training.team.listeners import listening
 from storage.errors import CheckpointError, ConfigError, Interrupted, SourceError
 from storage.objects.protocols import StorageOptions
 from storage.stores.open import open_store
-from tests.support.samples.label_version import labelled
+from tests.support.samples.label_version import CALIBRATED, labelled
 from tests.support.samples.training_samples import box, write_coco
 from workers.spec import ModelRequest
 
@@ -287,7 +289,9 @@ def test_a_label_version_is_trained_on_and_the_checkpoint_labels(
     from workers.models.load_torch import load_detector
     from workers.models.resolve import resolve_model
 
-    run = labelled(open_store(str(tmp_path / "photos")), open_store(str(tmp_path / "run")))
+    faint = {"bright": ClassThresholds.model_validate({"known": 0.1})}
+    policy = CALIBRATED.model_copy(update={"classes": faint})
+    run = labelled(open_store(str(tmp_path / "photos")), open_store(str(tmp_path / "run")), policy)
     categories = [{"id": 1, "name": "dark"}, {"id": 2, "name": "bright"}]
     boxes = [box(1, 1, 4, 4, 20, 20), box(2, 2, 4, 4, 20, 20)]
     path = write_coco(tmp_path / "val", [(40, 40)] * 2, boxes, categories=categories)
@@ -301,6 +305,12 @@ def test_a_label_version_is_trained_on_and_the_checkpoint_labels(
     said = (read_checkpoint(Path(summary.checkpoint)).training or {})["sources"]
     assert [one["images"] for one in said] == [10, 2]
     assert said[0]["version"] == "v0001"
+    (silent,) = summary.silent.values()
+    assert silent.keys() == said[0]["silent"].keys() == {"bright"}
+    console = Console(width=400)
+    with console.capture() as shown:
+        console.print(training_table(summary))
+    assert "images that people did not settle are silent about bright: labels and" in shown.get()
     assert said[0]["model_sha256"] == run.record.identity.model_sha256
     spec = resolve_model(
         ModelRequest(checkpoint=summary.checkpoint), StorageOptions(), device="cpu"

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from pipelines.labels.decide import decide_run
-from pipelines.policy.policy import Policy
+from pipelines.policy.policy import ClassThresholds, Policy
 from pipelines.training.config import TrainConfig, load_train_config
-from pipelines.training.sources import label_digests, pinned, read_data
+from pipelines.training.sources import label_digests, pinned, read_data, silent_sources
 from pipelines.training.stages import marked_stages
 from storage.errors import ConfigError, SourceEmpty, SourceError, StorageUnavailable
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
-from tests.support.samples.label_version import fill_source, labelled
+from tests.support.samples.label_version import CALIBRATED, fill_source, labelled
 from tests.support.samples.labelled_run import label
 from tests.support.samples.training_samples import box, write_coco
 from workers.images.preprocessing import Preprocessing
@@ -71,6 +71,35 @@ def test_sources_are_mixed_by_share_with_the_classes_of_the_first(
     assert (second["images"], second["objects"], second["share"]) == (3, 3, 0.25)
 
 
+def test_a_class_that_the_policy_knows_too_little_of_is_silent_unless_told_otherwise(
+    tmp_path: Path, run: Manifest, coco: dict[str, str]
+) -> None:
+    """Of ``dark`` nothing is accepted; of ``bright`` 40 % of its objects are known."""
+    classes = {"dark": {"accept": 1.0}, "bright": {"accept": 0.2, "known": 0.4}}
+    decide_run(run, Policy.from_config({"reject": 0.1, "classes": classes}))
+
+    def silent(**more: Any) -> tuple[object, list[int], str]:
+        config = config_of(tmp_path, coco, labels(run, **more))
+        data = read_data(config)
+        told = data.train.sample(9).silent[:, 0].astype(int).tolist()
+        assert silent_sources(data).keys() == ({data.sources[0]["source"]} if told else set())
+        return data.sources[0].get("silent"), told, config.fingerprint(data=False)
+
+    why, classes_there, by_default = silent()
+    assert classes_there == [0, 1]
+    assert why == {
+        "dark": "the policy accepts no box of it",
+        "bright": "labels and undecided boxes cover 40% of its objects, less than 50%",
+    }
+    assert silent(absence_from=0.5)[2] == by_default
+    assert silent(absence_from=0.4)[1] == [0]
+    why, classes_there, other = silent(absence_from=None)
+    assert (why, classes_there) == (None, [])
+    assert other != by_default
+    # People's classes: a class that is renamed is silent under its new name.
+    assert silent(classes={"dark": "bright", "bright": "dark"})[1] == [0, 1]
+
+
 def test_one_label_version_alone_may_be_written_as_a_section(
     tmp_path: Path, run: Manifest, coco: dict[str, str]
 ) -> None:
@@ -89,11 +118,13 @@ def batches(config: TrainConfig, first: int, end: int) -> list[TrainingBatch]:
 def test_a_stopped_training_gets_the_batches_that_would_have_followed(
     tmp_path: Path, run: Manifest, coco: dict[str, str]
 ) -> None:
+    bright = ClassThresholds.model_validate({"known": 0.1})
+    decide_run(run, CALIBRATED.model_copy(update={"classes": {"bright": bright}}))
     config = config_of(tmp_path, coco, [labels(run, share=0.5), {**coco, "share": 0.5}])
     whole = batches(config, 0, 9)
     later = batches(config, 5, 9)  # in the middle of a pass, with a cache that is filled now
     for a, b in zip(whole[5:], later, strict=True):
-        for name in ("images", "targets", "ignore", "weights", "checked"):
+        for name in ("images", "targets", "ignore", "weights", "checked", "silent"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
     weights = torch.cat([batch.weights for batch in whole])
     assert ((weights > 0.5) & (weights < 0.9)).any(), "the model's boxes"

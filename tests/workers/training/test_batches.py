@@ -104,6 +104,12 @@ def test_images_are_contiguous_nchw_and_targets_are_in_input_pixels() -> None:
     assert batch.images.unique().tolist() == pytest.approx([0.2])
     assert batch.targets.tolist() == [[0, 2, 20, 40, 20, 40], [1, 2, 20, 40, 20, 40]]
     assert batch.ignore.tolist() == [[0, 1, 2, 3, 4], [1, 1, 2, 3, 4]]
+    assert batch.silent is not None
+    assert batch.silent.shape == (0, 6)
+    silent = replace(sample, silent=np.array([[2, 0, 0, 64, 64]], np.float32))
+    batch = collate([sample, silent], PREPROCESSING)
+    assert batch.silent is not None
+    assert batch.silent.tolist() == [[1, 2, 0, 0, 64, 64]]
 
 
 def test_channels_mean_and_std_are_those_of_the_preprocessing() -> None:

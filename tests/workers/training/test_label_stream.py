@@ -89,6 +89,16 @@ def test_the_models_boxes_weigh_their_probability_and_peoples_one(tmp_path: Path
         assert sample.soft is None
 
 
+def test_a_silent_class_is_so_on_the_models_images_alone(tmp_path: Path) -> None:
+    plain = stream(tmp_path)
+    made = replace(plain, silent={1: "nothing of it is accepted"})
+    assert made.digest != plain.digest == replace(plain, silent={}).digest
+    for image_id, number in ids_of(made).items():
+        people = image_id in ("loose/000.png", "loose/001.png")
+        assert made.sample(number).silent.tolist() == ([] if people else [[1, 0, 0, *SIZE]])
+        assert plain.sample(number).silent.shape == (0, 5)
+
+
 def test_undecided_boxes_are_regions_to_ignore_unless_the_band_is_left_out(
     tmp_path: Path,
 ) -> None:

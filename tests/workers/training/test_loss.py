@@ -109,12 +109,13 @@ class _Doubles(RegionLoss):
 
 @pytest.mark.parametrize("part", [0, 1])
 def test_gradients_agree_with_finite_differences(part: int) -> None:
-    """With weights and a region: ``part`` 0 the class scores, 1 the distances."""
+    """With weights, a region and a silent class: ``part`` 0 the class scores, 1 the distances."""
     outputs = raw_outputs(dtype=torch.float64)
     targets, weights = TARGETS.double(), WEIGHTS.double()
     region = torch.tensor([[0, 0.0, 0, 20, 32], [1, 0, 20, 32, 32]]).double()
+    silent = torch.tensor([[0, 2, 8.0, 0, 32, 32]]).double()
     loss = _Doubles(CLASSES)
-    loss(outputs, targets, region, weights)
+    loss(outputs, targets, region, weights, silent)
     found = loss.assignment
     labels = torch.where(found.positive, targets[found.target, 1].long(), CLASSES)
     loss.assigner = _Fixed(labels, found.boxes, found.scores)  # type: ignore[assignment]
@@ -122,7 +123,7 @@ def test_gradients_agree_with_finite_differences(part: int) -> None:
     def at(values: Tensor) -> Tensor:
         changed = [*outputs]
         changed[part] = values
-        total: Tensor = loss(tuple(changed), targets, region, weights)[0]
+        total: Tensor = loss(tuple(changed), targets, region, weights, silent)[0]
         return total
 
     assert torch.autograd.gradcheck(at, outputs[part].clone().requires_grad_(), atol=1e-7)
@@ -162,3 +163,26 @@ def test_an_ignored_region_a_weight_of_zero_and_an_absent_box_are_told_apart() -
     scores, distances, _ = gradients(none)
     assert (scores > 0).all(), "no box: everything is background"
     assert (distances == 0).all()
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_silent_class_is_not_told_absent_and_all_else_is_as_before(ignored: bool) -> None:
+    targets = TARGETS[TARGETS[:, 0] == 0]
+    region = torch.tensor([[0, 0.0, 0, 9, 9]]) if ignored else None
+    silent = torch.tensor([[0, 2, 0.0, 0, 20, 32], [0, 1, 24, 24, 32, 32], [0, 2, 1, 1, 5, 5]])
+
+    def gradient(silent: Tensor | None) -> tuple[Tensor, Tensor]:
+        scores, *rest = raw_outputs(images=1)
+        loss = RegionLoss(CLASSES)
+        total, _ = loss((scores.requires_grad_(), *rest), targets, region, None, silent)
+        return torch.autograd.grad(total, scores)[0][0], loss.assignment.positive[0]
+
+    before, positive = gradient(None)
+    found, _ = gradient(silent)
+    expected = before.clone()
+    x, y = raw_outputs()[3].T
+    expected[(x < 20) & ~positive, 2] = 0
+    expected[(x >= 24) & (y >= 24) & ~positive, 1] = 0
+    assert torch.equal(found, expected)
+    assert (found[positive] != 0).all(), "an object is of no other class, silent or not"
+    assert not torch.equal(found, before)

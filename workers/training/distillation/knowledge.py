@@ -19,7 +19,7 @@ from workers.training.distillation.losses import (
     soft_cross_entropy,
 )
 from workers.training.distributed import summed
-from workers.training.loss import Assignment, anchors_inside
+from workers.training.loss import Assignment, anchors_inside, classes_silent
 
 Outputs = tuple[Any, ...]
 """What the network returns in training: class logits [B, A, C], DFL logits [B, A, 4 · bins],
@@ -156,7 +156,8 @@ def _distances(boxes: Tensor, points: Tensor, strides: Tensor) -> Tensor:
 class TeacherKnowledge:
     """What a frozen teacher sees on the student's own, augmented images.
 
-    Outside the regions that people checked:
+    Outside the regions that people checked, and without the classes that a region is silent about
+    (what the fit found too little known to teach, the teacher does not know either):
 
     - class scores: quality focal loss towards the teacher's, at all anchors, so that it also
       says what is background and what is doubtful.
@@ -201,14 +202,17 @@ class TeacherKnowledge:
             raise ValueError("look() first")
         logits, raw, points, strides = _of_student(outputs)
         scores: Tensor = seen[0].sigmoid()
-        confidence = scores.amax(-1)
+        said = torch.ones_like(scores, dtype=torch.bool)
+        if batch.silent is not None and len(batch.silent):
+            said = ~classes_silent(points, batch.silent.to(points), scores.shape)
+        confidence = (scores * said).amax(-1)
         heard = ~anchors_inside(points, batch.checked.to(points), len(logits))
         chosen = assignment.positive | most_confident(confidence * heard, self.weights.top_share)
         image, anchor = torch.nonzero(chosen & heard, as_tuple=True)
         weight = confidence[image, anchor]
         own, teachers = _by_side(raw)[image, anchor], _by_side(seen[1])[image, anchor]
         at = points[anchor] / strides[anchor]
-        classes = quality_focal_loss(logits[heard], scores[heard]).sum()
+        classes = (quality_focal_loss(logits[heard], scores[heard]) * said[heard]).sum()
         boxes = giou_loss(decode_boxes(own, at), decode_boxes(teachers, at)) * weight
         sides = soft_cross_entropy(own, teachers.softmax(-1)).mean(-1) * weight
         of = self.weights

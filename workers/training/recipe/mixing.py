@@ -63,7 +63,11 @@ def mixup(
 def _shifted(sample: TrainingSample, x: int, y: int) -> TrainingSample:
     by = np.array([x, y, x, y], np.float32)
     return replace(
-        sample, boxes=sample.boxes + by, ignore=sample.ignore + by, checked=sample.checked + by
+        sample,
+        boxes=sample.boxes + by,
+        ignore=sample.ignore + by,
+        checked=sample.checked + by,
+        silent=sample.silent + np.concatenate([np.zeros(1, np.float32), by]),
     )
 
 
@@ -78,6 +82,7 @@ def _joined(pixels: NDArray[np.uint8], parts: Sequence[TrainingSample]) -> Train
         _joined_soft(parts),
         any(part.pseudo for part in parts),
         np.concatenate([part.checked for part in parts]),
+        np.concatenate([part.silent for part in parts]),
     )
 
 

@@ -81,6 +81,7 @@ def split(batch: TrainingBatch, parts: int) -> Iterator[TrainingBatch]:
             _renumbered(batch.checked, first, size),
             None if batch.soft_scores is None else batch.soft_scores[rows],
             None if batch.spread is None else batch.spread[rows],
+            None if batch.silent is None else _renumbered(batch.silent, first, size),
         )
 
 

@@ -305,3 +305,16 @@ def test_the_teacher_is_frozen_and_looks_in_the_training_s_precision() -> None:
     assert not scores.requires_grad
     assert not any(p.requires_grad for p in network.parameters())
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_a_teacher_says_nothing_about_a_silent_class(case: Case) -> None:
+    logits = case.outputs[0].clone().requires_grad_()
+    seen = raw_outputs(5)
+    batch = replace(case.batch, silent=torch.tensor([[0, 1, 0.0, 0, 32, 32]]))
+    TeacherKnowledge(Fixed(seen), WEIGHTS).loss(
+        case.with_outputs(logits, case.outputs[1]), seen, case.assignment, batch
+    ).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert not logits.grad[0, :, 1].any()
+    assert (logits.grad[0][:, [0, 2]] != 0).all()
+    assert (logits.grad[1] != 0).all()

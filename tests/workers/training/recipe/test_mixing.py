@@ -40,6 +40,7 @@ def painted(
         else None,
         number == 3,
         np.array([[0, 0, *size]], np.float32),
+        np.array([[number, 0, 0, *size]], np.float32),
     )
 
 
@@ -91,6 +92,8 @@ def test_the_checked_regions_of_a_mosaic_are_the_pages_of_its_images() -> None:
     covered = np.zeros(made.pixels.shape[:2], bool)
     for x1, y1, x2, y2 in np.rint(made.checked).astype(int):
         covered[y1:y2, x1:x2] = True
+    assert made.silent[:, 0].tolist() == [0, 1, 2, 3]
+    assert np.array_equal(made.silent[:, 1:], made.checked), "each silence stays over its image"
     page = (made.pixels != PREPROCESSING.pad_value).any(axis=-1)
     assert (covered == page).mean() > 0.98
 
@@ -159,7 +162,7 @@ def test_a_blend_shows_both_images_and_keeps_both_rows() -> None:
         assert made.labels.tolist() == [0, 1]
         assert np.array_equal(made.boxes, np.concatenate([first.boxes, second.boxes]))
         assert made.weights.tolist() == pytest.approx([0.2, 0.3])
-        assert len(made.ignore) == len(made.checked) == 2
+        assert len(made.ignore) == len(made.checked) == len(made.silent) == 2
         share = (made.pixels[30, 30, 0] - 90) / (250 - 90)  # red over grey
         other = (made.pixels[50, 80, 1] - 90) / (250 - 90)
         assert share + other == pytest.approx(1, abs=0.02)

@@ -164,6 +164,7 @@ def test_the_parts_of_a_batch_hold_its_rows_each_once() -> None:
         torch.tensor([[2, 0.0, 0, 8, 8]]),
         torch.arange(12).float().view(4, 3),
         None,
+        torch.tensor([[1, 2, 0.0, 0, 8, 8], [2, 0, 0, 0, 4, 4]]),
     )
     first, second = split(batch, 2)
     assert first.images[:, 0, 0, 0].tolist() == [0, 1]
@@ -176,6 +177,10 @@ def test_the_parts_of_a_batch_hold_its_rows_each_once() -> None:
     assert second.ignore.tolist() == [[1, 1, 1, 2, 2]]
     assert len(first.checked) == 0
     assert second.checked.tolist() == [[0, 0, 0, 8, 8]]
+    assert first.silent is not None
+    assert second.silent is not None
+    assert first.silent.tolist() == [[1, 2, 0, 0, 8, 8]]
+    assert second.silent.tolist() == [[0, 0, 0, 0, 4, 4]]
     assert second.soft_scores is not None
     assert second.soft_scores[:, 0].tolist() == [3, 6]
     assert batch.targets is targets
