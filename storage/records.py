@@ -80,10 +80,11 @@ class ImageRecord:
 
     Attributes:
         image_id: ``<object key>`` or ``<shard key>/<member>``; unique in the run: a repeated
-            member name becomes ``name#2``, and see ``image_id_of``.
+            member name and a further frame become ``name#2``, and see ``image_id_of``.
         offset: where its bytes begin in the object; None inside a compressed tar.
         nbytes: their number (as announced, when they could not be read).
-        data: the bytes; None when the record already failed (see ``status``).
+        data: the bytes, of a further frame as ``shards.frames`` has them; None when the record
+            already failed (see ``status``).
         status: ``ok`` as long as nothing has failed; else the row's final status.
         error: why, when status is not ``ok``.
     """
@@ -156,7 +157,8 @@ class ImageRef:
         shard_id: the shard that holds the image.
         offset: where its bytes begin in the shard's object; None inside a compressed tar.
         nbytes: their count.
-        sha256: of the bytes, in hex; '' where they could not be read.
+        sha256: of the bytes, in hex, of a further frame with its number behind them
+            (``shards.frames``); '' where they could not be read.
     """
 
     image_id: str
@@ -202,6 +204,7 @@ def warning_kinds(warning: str | None) -> list[str]:
 
 
 _ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
+_NUMBERED = re.compile(r"#[0-9]+$")
 _IN_A_TAR = re.compile(r"\.(tar|tar\.gz|tgz)/", re.IGNORECASE)
 
 
@@ -227,9 +230,10 @@ def printable(name: str | bytes) -> str:
 def image_id_of(key: str) -> str:
     """Return the id of a loose image, which no member of a tar has.
 
-    A folder named like a tar may exist beside that tar; see ``tar_folders``.
+    A folder named like a tar may exist beside that tar; see ``tar_folders``. A name that itself
+    ends in ``#`` and digits gets ``#1`` behind it, since ``name#2`` is a frame of ``name``.
     """
-    return printable(key) + tar_folders(key)
+    return printable(key) + tar_folders(key) + "#1" * bool(_NUMBERED.search(key))
 
 
 def tar_folders(key: str) -> str:
@@ -240,9 +244,9 @@ def tar_folders(key: str) -> str:
 
 
 def image_ids_of(key: str) -> tuple[str, ...]:
-    """Return the id of a loose image, and the id an older run may have used, if different."""
+    """Return the id of a loose image, and those that older runs may have used, if different."""
     raw = key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return tuple(dict.fromkeys((image_id_of(key), raw)))
+    return tuple(dict.fromkeys((image_id_of(key), printable(key) + tar_folders(key), raw)))
 
 
 LINK_ETAG = "link"  # a symbolic link to a file: listed, never followed

@@ -167,6 +167,7 @@ class LabellerOptions:
         batch_size_max: up to this many where that is faster, or fewer; None: ``batch_size`` stays.
         max_pixels: larger images become ``too_large`` rows, from their header.
         max_image_bytes: larger objects and members become ``too_large`` rows unread.
+        max_frames: frames of a file that become rows; None: the first, whatever there is.
         queued_bytes: upper bound of encoded bytes that wait for a decoder; decoded images wait in
             the slots of four batches.
         partial_batch_ms: a partial batch goes after this wait, or when nothing is queued.
@@ -178,6 +179,7 @@ class LabellerOptions:
     batch_size_max: int | None = None
     max_pixels: int = 178_956_970
     max_image_bytes: int = 512 * 1024 * 1024
+    max_frames: int | None = None
     queued_bytes: int = 32 * 1024 * 1024
     partial_batch_ms: float = 50.0
 

@@ -47,6 +47,18 @@ class SourceConfig(Part):
         description="Also label files without a suffix whose first bytes are those of an image: "
         "one small read each, at every listing.",
     )
+    frames: Literal["first", "all"] = Field(
+        "first",
+        description="Of files with several pages, animation frames or pictures: label the first, "
+        "or make each a row of its own, `name#2` and so on.",
+    )
+    max_frames: int = Field(
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="Frames of one file that are labelled with `frames: all`; the others are one "
+        "`too_large` row.",
+    )
     shard_size: int = Field(
         256, ge=1, le=100_000, description="Loose images per virtual shard; one commit each."
     )

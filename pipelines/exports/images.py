@@ -17,6 +17,7 @@ from storage.records import ImageRef, StoredObject, image_ids_of
 from storage.runs.image_bytes import read_images
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
+from storage.shards.frames import file_id, frames_labelled, is_numbered
 from storage.stores.open import open_store
 from storage.urls import parse_url
 from workers.images.preprocessing import recorded_range
@@ -54,6 +55,7 @@ class Images:
         self._names = FileNames(flat=flat)
         self._files = _local_files(manifest) if mode == "link" else {}
         self._there = there
+        self._framed = bool(frames_labelled(manifest.record.inference))
         self.turned = self.kept = 0
 
     def of(self, rows: Sequence[ImageRef]) -> Iterator[tuple[int, str, Found]]:
@@ -61,8 +63,7 @@ class Images:
 
         Names are given in the order of ``rows``; copied images come in no particular order.
         """
-        suffixed = copied_name if self._mode == "copy" else str
-        names = [self._names.name(suffixed(row.image_id)) for row in rows]
+        names = [self._names.name(self._suffixed(row.image_id)) for row in rows]
         if self._mode == "copy" and self._source is not None:
             yield from self._copied(rows, names, self._source)
             return
@@ -82,19 +83,29 @@ class Images:
         for _, of_shard in groupby(left, key=lambda row: row.shard_id):
             for row, found in read_images(self._manifest, source, list(of_shard)):
                 at = wanted[row.image_id]
-                yield at, names[at], self._upright(found)
+                yield at, names[at], self._upright(row, found)
 
-    def _upright(self, found: bytes | LabelfleetError) -> bytes | LabelfleetError:
+    def _suffixed(self, image_id: str) -> str:
+        return copied_name(image_id, framed=self._framed) if self._mode == "copy" else image_id
+
+    def _upright(self, row: ImageRef, found: bytes | LabelfleetError) -> bytes | LabelfleetError:
         if not isinstance(found, bytes):
             return found
+        as_png = self._framed and is_numbered(row.image_id)
         try:
-            turned = upright(found, recorded_range(self._manifest.record.inference))
+            value_range = recorded_range(self._manifest.record.inference)
+            turned = upright(found, value_range, as_png=as_png)
         except LabelfleetError as exc:
             return exc
-        self.turned += turned is not None
+        self.turned += turned is not None and not as_png
         return found if turned is None else turned
 
     def _link(self, row: ImageRef) -> Path | Exception:
+        if row.image_id not in self._files and file_id(row.image_id) in self._files:
+            return ObjectNotFound(
+                f"{row.image_id!r} is a frame of a file, which no link can show",
+                hint="export with --images copy",
+            )
         file = self._files.get(row.image_id)
         # The file or a folder above it may now be a link to anywhere; realpath resolves it.
         if (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import cv2
 
 from storage.errors import StorageError
+from storage.shards.frames import is_numbered
 from workers.images.decode import decode, probe
 from workers.images.preprocessing import ValueRange
 from workers.images.signatures import format_of
@@ -25,13 +26,19 @@ _RARE_SUFFIXES = (
 )  # fmt: skip
 
 
-def copied_name(image_id: str) -> str:
-    """Return the id with ``.png`` behind the suffix of a format that becomes PNG."""
+def copied_name(image_id: str, *, framed: bool = False) -> str:
+    """Return the id with ``.png`` behind it, where the image becomes PNG.
+
+    Args:
+        framed: further frames of files are images of their own.
+    """
+    if framed and is_numbered(image_id):
+        return f"{image_id}.png"
     stem = image_id.rsplit("#", 1)[0]  # the second member of one name
     return f"{image_id}.png" if stem.lower().endswith(_RARE_SUFFIXES) else image_id
 
 
-def upright(raw: bytes, value_range: ValueRange = "full") -> bytes | None:
+def upright(raw: bytes, value_range: ValueRange = "full", *, as_png: bool = False) -> bytes | None:
     """Return the image upright, without its metadata, in a format that every reader knows.
 
     JPEGs are encoded again at quality 95, everything else without loss; formats other than JPEG
@@ -39,6 +46,7 @@ def upright(raw: bytes, value_range: ValueRange = "full") -> bytes | None:
 
     Args:
         value_range: as in the run, for samples of more than 8 bits.
+        as_png: whatever it is, as for a frame of a file.
 
     Raises:
         ImageError: it is to be converted and cannot be decoded.
@@ -46,10 +54,10 @@ def upright(raw: bytes, value_range: ValueRange = "full") -> bytes | None:
     """
     kind = format_of(raw) or ""
     size = probe(raw)
-    if kind not in _RARE and (size is None or size[2] == 1):
+    if not as_png and kind not in _RARE and (size is None or size[2] == 1):
         return None
     pixels = decode(raw, max_pixels=_MAX_PIXELS, value_range=value_range).pixels
-    suffix, options = _ENCODERS.get(kind, (".png", []))
+    suffix, options = (".png", []) if as_png else _ENCODERS.get(kind, (".png", []))
     done, encoded = cv2.imencode(suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     if not done:
         raise StorageError(f"a {kind} cannot be encoded as {suffix}")

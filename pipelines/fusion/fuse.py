@@ -35,6 +35,7 @@ from storage.runs.listing import Listing
 from storage.runs.lock import run_lock
 from storage.runs.manifest import RUN_KEY, Manifest, RunRecord, annotation_key, config_hash
 from storage.runs.rows_by_sha import RowsBySha
+from storage.shards.frames import FRAMES_KEY
 
 FUSION_VERSION = 1
 _TOPK = 5
@@ -187,8 +188,9 @@ def _record(inputs: Sequence[FusionInput], options: FuseOptions) -> RunRecord:
         },
         "score_floor": options.score_floor,
     }
-    if "max_image_bytes" in first.inference:
-        settings["max_image_bytes"] = first.inference["max_image_bytes"]
+    for limit in ("max_image_bytes", FRAMES_KEY):
+        if limit in first.inference:
+            settings[limit] = first.inference[limit]
     digest = config_hash(settings)
     identities = [run.manifest.record.identity for run in inputs]
     identity = RunIdentity(

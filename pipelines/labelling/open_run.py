@@ -21,6 +21,7 @@ from storage.objects.protocols import ObjectStore
 from storage.records import RunIdentity, Shard, StoredObject
 from storage.runs.listing import Listing, ListingChange
 from storage.runs.manifest import Manifest, RunRecord, config_hash
+from storage.shards.frames import FRAMES_KEY
 from storage.shards.selecting import LeftOut
 from storage.stores.open import open_store
 from storage.urls import normalise_url, shown_url
@@ -168,6 +169,8 @@ def inference_settings(config: RunConfig, model: ModelSpec) -> dict[str, Any]:
     settings["inference_version"] = INFERENCE_VERSION
     settings["max_pixels"] = config.max_pixels
     settings["max_image_bytes"] = config.max_image_bytes
+    if config.source.frames == "all":
+        settings[FRAMES_KEY] = config.source.max_frames
     return settings
 
 

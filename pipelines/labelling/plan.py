@@ -21,6 +21,7 @@ from storage.records import Shard, StoredObject
 from storage.runs.ledger import invocations, read_ledger
 from storage.runs.listing import Listing, is_same
 from storage.runs.manifest import RUN_KEY, Manifest, RunRecord
+from storage.shards.frames import Frames
 from storage.shards.reading import SupportsShards, read_shard
 from storage.shards.selecting import LeftOut, shown_counts
 from storage.stores.open import open_store
@@ -115,8 +116,8 @@ class _Sample:
         elif (place := self._random.randrange(self._offered)) < _SAMPLED_TARS:
             self.tars[place] = tar
 
-    def count(self, source: SupportsShards, max_image_bytes: int) -> None:
-        self._images = [_count_images(source, tar, max_image_bytes) for tar in self.tars]
+    def count(self, source: SupportsShards, max_image_bytes: int, frames: Frames | None) -> None:
+        self._images = [_count_images(source, tar, max_image_bytes, frames) for tar in self.tars]
 
     def estimate(self, tar_nbytes: int, *, without: Set[str] = frozenset()) -> int:
         """Estimate the images in tars of this size: exact where sampled, by density elsewhere."""
@@ -165,7 +166,8 @@ def plan_run(config: RunConfig, like: Manifest | None = None) -> Plan:
     manifest = _existing(config)
     survey = _survey(config, manifest)
     everything, left, sample = survey.everything, survey.left, survey.sample
-    sample.count(open_store(config.source.url, options), config.max_image_bytes)
+    frames = _frames(config)
+    sample.count(open_store(config.source.url, options), config.max_image_bytes, frames)
     images_left = left.loose + sample.estimate(left.tar_nbytes, without=survey.committed)
     images = everything.loose + sample.estimate(everything.tar_nbytes)
     remarks, exit_code = _model_remarks(config)
@@ -176,7 +178,8 @@ def plan_run(config: RunConfig, like: Manifest | None = None) -> Plan:
         shards=everything.shards,
         images=images,
         gib=everything.nbytes / 2**30,
-        images_exact=everything.tars <= len(sample.tars),
+        images_exact=everything.tars <= len(sample.tars)
+        and (frames is None or not everything.loose),
         shards_left=left.shards,
         images_left=images_left,
         gib_left=left.nbytes / 2**30,
@@ -194,6 +197,14 @@ def plan_run(config: RunConfig, like: Manifest | None = None) -> Plan:
         published=() if pace else _published(config, images_left),
         like=like.url if like is not None and own is None and pace is not None else None,
     )
+
+
+def _frames(config: RunConfig) -> Frames | None:
+    if config.source.frames == "first":
+        return None
+    from workers.images.frames import frames_of  # decoders, which other plans do not need
+
+    return frames_of(config.source.max_frames, config.max_pixels)
 
 
 def _published(config: RunConfig, images: int) -> tuple[str, ...]:
@@ -257,10 +268,12 @@ def _fresh(
             yield new
 
 
-def _count_images(source: SupportsShards, tar: Shard, max_image_bytes: int) -> int:
+def _count_images(
+    source: SupportsShards, tar: Shard, max_image_bytes: int, frames: Frames | None
+) -> int:
     images = 0
     try:
-        for _ in read_shard(source, tar, max_image_bytes=max_image_bytes):
+        for _ in read_shard(source, tar, max_image_bytes=max_image_bytes, frames=frames):
             images += 1
     except SourceTruncated:
         pass  # the run will say so; what is readable counts

@@ -197,6 +197,7 @@ def open_pool(config: RunConfig, run: OpenRun, sizing: Sizing) -> Iterator[Label
         batch_size_max=sizing.batch_size_max,
         max_pixels=config.max_pixels,
         max_image_bytes=config.max_image_bytes,
+        max_frames=config.source.max_frames if config.source.frames == "all" else None,
     )
     spec = WorkerSpec(
         model=run.model,

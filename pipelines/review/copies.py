@@ -18,6 +18,7 @@ from storage.objects.protocols import ObjectStore
 from storage.review.queue import IMAGES, ReviewItem
 from storage.runs.image_bytes import Fetched, read_images
 from storage.runs.manifest import Manifest
+from storage.shards.frames import split_frame
 from workers.images.decode import decode
 from workers.images.preprocessing import ValueRange, recorded_range
 from workers.images.signatures import format_of
@@ -87,12 +88,14 @@ def showable(item: ReviewItem, raw: Fetched, value_range: ValueRange = "full") -
         raise raw
     if hashlib.sha256(raw).hexdigest() != item.sha256:
         raise ImageError("its bytes are not those that were labelled")
-    kind = format_of(raw)
-    if kind == "JPEG":
+    kind, is_frame = format_of(raw), split_frame(raw)[1] > 1
+    if kind == "JPEG" and not is_frame:
         return f"{item.sha256}.jpg", raw
     decoded = decode(raw, max_pixels=_MAX_PIXELS, value_range=value_range)
     # Browsers agree on EXIF in JPEG alone, and show the highest 8 bits of 16.
     as_labelled = kind != "PNG" or value_range == "full" or raw[24] <= 8
+    # An animation would move under its boxes, and a frame is not what its file shows.
+    as_labelled = as_labelled and decoded.frames == 1 and not is_frame
     if kind in _SHOWN and decoded.exif_orientation == 1 and as_labelled:
         return f"{item.sha256}.{_SHOWN[kind]}", raw
     ok, encoded = cv2.imencode(".png", decoded.pixels[:, :, ::-1])

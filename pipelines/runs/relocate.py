@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,11 +13,12 @@ from rich.text import Text
 
 from storage.errors import LabelfleetError, SourceError
 from storage.objects.protocols import ObjectStore, StorageOptions
-from storage.records import Shard, StoredObject, image_ids_of
+from storage.records import ImageRef, Shard, StoredObject, image_ids_of
 from storage.runs.annotations import read_tables
 from storage.runs.listing import Listing, Version
 from storage.runs.lock import run_lock
 from storage.runs.manifest import Manifest, annotation_key
+from storage.shards.frames import Wanted, as_labelled, file_id
 from storage.shards.reading import read_shard
 from storage.stores.open import open_store
 from storage.urls import normalise_url, shown_url
@@ -121,7 +122,7 @@ def _compare_images(
         for image_id, found in _bodies(source, there, rows):
             if (
                 isinstance(found, LabelfleetError)
-                or hashlib.sha256(found).hexdigest() != (rows[image_id]["sha256"])
+                or hashlib.sha256(found).hexdigest() != rows[image_id]["sha256"]
             ):
                 why = found.message if isinstance(found, LabelfleetError) else "other bytes"
                 raise SourceError(
@@ -155,7 +156,9 @@ def _digests(manifest: Manifest, shard: Shard, count: int) -> dict[str, dict[str
         row
         for table in read_tables(manifest.store, annotation_key(shard.shard_id), columns)
         for row in table.to_pylist()
-        if row["sha256"] and row["status"] != "missing" and row["image_id"] not in dropped
+        if row["sha256"]
+        and row["status"] != "missing"
+        and dropped.isdisjoint((row["image_id"], file_id(row["image_id"])))
     ]
     chosen = random.Random(shard.shard_id).sample(rows, min(count, len(rows)))
     return {row["image_id"]: row for row in chosen}
@@ -165,31 +168,29 @@ def _bodies(
     source: ObjectStore, shard: Shard, rows: dict[str, dict[str, Any]]
 ) -> Iterator[tuple[str, bytes | LabelfleetError]]:
     if any(row["offset"] is None for row in rows.values()):  # a compressed tar
-        left = set(rows)
+        left = Wanted(
+            ImageRef(image_id, shard.shard_id, None, row["nbytes"], row["sha256"])
+            for image_id, row in rows.items()
+        )
         for image in read_shard(source, shard, max_image_bytes=_MOST_NBYTES):
-            if image.image_id in left and image.data is not None:
-                left.discard(image.image_id)
-                yield image.image_id, image.data
-        yield from ((image_id, SourceError("it is not in the tar")) for image_id in sorted(left))
+            for place, data in left.of(image):
+                yield place.image_id, data
+        yield from ((one.image_id, SourceError("it is not in the tar")) for one in left.left)
         return
     by_id = {image_id: o for o in shard.objects for image_id in image_ids_of(o.key)}
     for image_id, row in rows.items():
-        listed = shard.objects[0] if shard.kind == "tar" else by_id[image_id]
-        yield (
-            image_id,
-            _read(
-                lambda o=listed, r=row: source.get_range(  # type: ignore[misc]  # bound at once
-                    o.key, r["offset"], r["nbytes"], if_match=o.etag
-                )
-            ),
-        )
+        listed = by_id.get(image_id) or by_id.get(file_id(image_id)) or shard.objects[0]
+        yield image_id, _body(source, listed, image_id, row)
 
 
-def _read(body: Callable[[], bytes]) -> bytes | LabelfleetError:
+def _body(
+    source: ObjectStore, listed: StoredObject, image_id: str, row: dict[str, Any]
+) -> bytes | LabelfleetError:
     try:
-        return body()
+        body = source.get_range(listed.key, row["offset"], row["nbytes"], if_match=listed.etag)
     except LabelfleetError as exc:
         return exc
+    return as_labelled(body, image_id, row["sha256"])
 
 
 def relocated_table(done: Relocation) -> RenderableType:

@@ -14,6 +14,7 @@ from storage.records import STATUSES, Shard, StoredObject, printable, shard_id_o
 from storage.runs.annotation_check import ObjectCheck, check_footer, check_object
 from storage.runs.listing import Listing
 from storage.runs.manifest import QUARANTINE, Manifest, annotation_key
+from storage.shards.frames import frames_labelled
 from storage.shards.reading import SupportsShards
 
 _AHEAD_BYTES = 256 << 20
@@ -96,12 +97,12 @@ class ShardCheck:
             raw = store.get(key)
         except (ObjectNotFound, ObjectChanged):
             return None, nothing
-        found = check_object(raw, key, shard, run)
+        inference = self.manifest.record.inference
+        found = check_object(raw, key, shard, run, framed=bool(frames_labelled(inference)))
         if source is None or not found.readable:
             return found, nothing
-        most = self.manifest.record.inference.get("max_image_bytes")
         dropped = self._tombstoned.get(shard.shard_id, set())
-        return found, check_against_source(raw, key, shard, source, dropped, most)
+        return found, check_against_source(raw, key, shard, source, dropped, inference)
 
     def _note(self, shard: Shard, found: ObjectCheck | None, compared: SourceCheck) -> None:
         key, result = annotation_key(shard.shard_id), self.result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,12 @@ from storage.errors import ObjectChanged, ObjectNotFound, SourceError, SourceTru
 from storage.parquet.files import opened
 from storage.records import ImageRecord, Shard, image_id_of, image_ids_of
 from storage.runs.annotation_check import some
+from storage.shards.frames import file_id, frames_labelled
 from storage.shards.reading import SupportsShards, read_shard
 from workers.images.decode import probe
+from workers.images.frames import frames_of
 
-_MOST_NBYTES = 1 << 31
+_MOST_NBYTES, _MOST_PIXELS = 1 << 31, 1 << 29
 _COLUMNS = ["image_id", "status", "sha256", "nbytes", "offset", "width", "height"]
 Row = dict[str, Any]
 
@@ -44,7 +46,7 @@ def check_against_source(
     shard: Shard,
     source: SupportsShards,
     dropped: Set[str],
-    max_image_bytes: int | None,
+    inference: Mapping[str, Any],
 ) -> SourceCheck:
     """Read a shard's images again.
 
@@ -53,7 +55,7 @@ def check_against_source(
         shard: as it was listed.
         source: where its images lie.
         dropped: keys of its objects that a later listing tombstoned; their images may be others.
-        max_image_bytes: larger ones were not labelled; None: unknown.
+        inference: the run's settings: larger images than ``max_image_bytes`` were not labelled.
 
     Raises:
         StorageError: the source cannot be reached.
@@ -65,15 +67,22 @@ def check_against_source(
         return check
     rows = _as_of_now(rows, shard)
     gone = {image_id_of(object_key) for object_key in dropped}
+    most_nbytes = inference.get("max_image_bytes") or _MOST_NBYTES
+    most_pixels, most = inference.get("max_pixels") or _MOST_PIXELS, frames_labelled(inference)
+    frames = frames_of(most, most_pixels) if most else None
     seen: list[str] = []
+    unread: set[str] = set()
     wrong: dict[str, list[str]] = {}
     try:
-        for image in read_shard(source, shard, max_image_bytes=max_image_bytes or _MOST_NBYTES):
+        for image in read_shard(source, shard, max_image_bytes=most_nbytes, frames=frames):
             seen.append(image.image_id)
+            if image.status == "missing":
+                unread.add(image.image_id)
             row = rows.get(image.image_id)
             if row is None:
                 continue
-            if image.image_id in gone or image.status == "missing" or row["status"] == "missing":
+            file = file_id(image.image_id) if most else image.image_id
+            if file in gone or "missing" in (image.status, row["status"]):
                 check.changed += 1
                 continue
             check.hashed += image.data is not None
@@ -88,9 +97,11 @@ def check_against_source(
     if lacking := [image_id for image_id in seen if image_id not in rows]:
         check.problems.append(f"images of the shard that have no row: {some(lacking)}")
     there = set(seen)
-    if extra := [image_id for image_id in rows if image_id not in there]:
+    # Of a file that is gone now, the further frames cannot be known.
+    names = [i for i in rows if i in there or not (most and file_id(i) in unread)]
+    if extra := [image_id for image_id in names if image_id not in there]:
         check.problems.append(f"images that are not of the shard: {some(extra)}")
-    if not lacking and not extra and seen != list(rows):
+    if not lacking and not extra and seen != names:
         check.problems.append("its rows are not in the order of the shard")
     check.problems += [f"{what}: {some(ids)}" for what, ids in wrong.items()]
     return check
@@ -106,7 +117,8 @@ def _as_of_now(rows: dict[str, Row], shard: Shard) -> dict[str, Row]:
     """Return the rows by the ids that this version gives, where an older one gave others."""
     if shard.kind == "tar":
         return rows
-    now = {ids[-1]: ids[0] for o in shard.objects if len(ids := image_ids_of(o.key)) > 1}
+    several = [ids for o in shard.objects if len(ids := image_ids_of(o.key)) > 1]
+    now = {earlier: ids[0] for ids in several for earlier in ids[1:]}
     return {(image_id if now.get(image_id) in rows else now.get(image_id, image_id)): row
             for image_id, row in rows.items()} if now else rows  # fmt: skip
 
@@ -115,7 +127,7 @@ def _differences(row: Row, image: ImageRecord) -> Iterator[str]:
     """Yield what a row says otherwise than the image."""
     if image.data is None:
         return
-    if row["nbytes"] != len(image.data):
+    if row["nbytes"] != image.nbytes:
         yield "the source has another size in bytes than the row"
     if row["offset"] != image.offset:
         yield "the source has it at another offset than the row"

@@ -28,6 +28,7 @@ from storage.objects.protocols import ObjectStore
 from storage.records import ImageRef, Shard, StoredObject, image_ids_of
 from storage.runs.image_bytes import shards_of
 from storage.runs.manifest import Manifest
+from storage.shards.frames import Wanted, as_labelled, file_id
 from storage.shards.node_cache import NodeCache
 from storage.shards.reading import read_shard
 from storage.urls import parse_url
@@ -109,7 +110,8 @@ class StreamImages:
         place = self._index.place(number)
         listed = self._objects[number]
         try:
-            return self._checked(self._fetched(place, listed), place, listed)
+            body = self._fetched(place, listed)
+            return self._checked(as_labelled(body, place.image_id, place.sha256), place, listed)
         except LabelfleetError as exc:
             raise SourceError(
                 f"{place.image_id} of {self._source.url}: {exc.message}",
@@ -121,8 +123,8 @@ class StreamImages:
             return body
         if self._cache is not None:  # a copy may have been damaged on disk
             self._cache.drop(self._name(listed))
-            again = self._ranged(place, listed)
-            if again is not None and _same(again, place):
+            again = as_labelled(self._ranged(place, listed), place.image_id, place.sha256)
+            if _same(again, place):
                 return again
         raise StorageError("its bytes are not those that were labelled")
 
@@ -142,7 +144,7 @@ class StreamImages:
             self._order(listed)
         return body
 
-    def _ranged(self, place: ImageRef, listed: StoredObject) -> bytes | None:
+    def _ranged(self, place: ImageRef, listed: StoredObject) -> bytes:
         if listed.key in self._packed:
             return self._unpacked(place, listed)
         offset = place.offset or 0
@@ -276,14 +278,14 @@ class _Packed:
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._sizes: dict[str, int] = {}
+        self._places: list[ImageRef] = []
         self.offsets: dict[str, int] = {}
         self.nbytes = 0
 
     def add(self, place: ImageRef) -> None:
         """Give an image its place."""
         self.offsets[place.image_id] = self.nbytes
-        self._sizes[place.image_id] = place.nbytes
+        self._places.append(place)
         self.nbytes += place.nbytes
 
     @property
@@ -293,16 +295,16 @@ class _Packed:
 
     def write(self, source: ObjectStore, file: BinaryIO) -> None:
         """Write all of them. Raises SourceError where one is not in the tar."""
-        left = set(self.offsets)
-        largest = max(self._sizes.values())
+        left = Wanted(self._places)
+        largest = max(place.nbytes for place in self._places)
         for one in read_shard(source, self._shard, max_image_bytes=largest):
-            if one.image_id in left and one.data is not None:
-                file.seek(self.offsets[one.image_id])
-                file.write(one.data)
-                left.remove(one.image_id)
-                if not left:
-                    return
-        raise SourceError(f"{min(left)} is not in {self._shard.key} any more")
+            for place, _ in left.of(one):
+                file.seek(self.offsets[place.image_id])
+                file.write(one.data or b"")
+            if not left:
+                return
+        name = min(place.image_id for place in left.left)
+        raise SourceError(f"{name} is not in {self._shard.key} any more")
 
 
 def _objects(
@@ -323,7 +325,8 @@ def _objects(
         elif shard is not None:
             if shard.shard_id not in loose:
                 loose[shard.shard_id] = {i: o for o in shard.objects for i in image_ids_of(o.key)}
-            found = loose[shard.shard_id].get(place.image_id)
+            by_id = loose[shard.shard_id]
+            found = by_id.get(place.image_id) or by_id.get(file_id(place.image_id))
         if found is None:
             raise SourceError(
                 f"{place.image_id} is in the labels of {run}, but not in its listing",

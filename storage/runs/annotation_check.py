@@ -61,7 +61,9 @@ class ObjectCheck:
         return (*(self.counts.get(status, 0) for status in STATUSES), self.detections)
 
 
-def check_object(raw: bytes, key: str, shard: Shard, run: RunIdentity) -> ObjectCheck:
+def check_object(
+    raw: bytes, key: str, shard: Shard, run: RunIdentity, *, framed: bool = False
+) -> ObjectCheck:
     """Check one annotation object; damage is reported, never raised.
 
     Args:
@@ -69,6 +71,7 @@ def check_object(raw: bytes, key: str, shard: Shard, run: RunIdentity) -> Object
         key: its key, for messages.
         shard: as it was listed.
         run: as run.json has it.
+        framed: whether a file may have a row for each of its frames.
     """
     check = ObjectCheck()
     ids: list[str] = []
@@ -95,7 +98,7 @@ def check_object(raw: bytes, key: str, shard: Shard, run: RunIdentity) -> Object
     check.readable = True
     check.problems += _about_footer(check, check.footer, shard)
     check.problems += _about_counts(check, check.footer)
-    check.problems += _about_rows(ids, shard_ids, check, shard)
+    check.problems += _about_rows(ids, shard_ids, check, shard, framed)
     return check
 
 
@@ -163,17 +166,32 @@ def _about_rows(
     shard_ids: set[str],
     check: ObjectCheck,
     shard: Shard,
+    framed: bool,
 ) -> Iterator[str]:
     if foreign := sorted(shard_ids - {shard.shard_id}):
         yield f"rows of another shard: {some(foreign)}"
     if twice := [i for i, n in Counter(ids).items() if n > 1]:
         yield f"images twice: {some(twice)}"
     if shard.kind == "images":
-        yield from _compared(ids, _expected(ids, shard))
+        files = _without_frames(ids) if framed else ids
+        yield from _compared(files, _expected(files, shard))
     elif not _is_missing_tar(ids, check, shard):
         prefixes = (f"{printable(shard.key)}/", f"{image_ids_of(shard.key)[-1]}/")
         if outside := [i for i in ids if not i.startswith(prefixes)]:
             yield f"images that are not of this tar: {some(outside)}"
+
+
+def _without_frames(ids: Sequence[str]) -> list[str]:
+    """Return the ids of the files: without those of frames 2, 3, … that follow a file in order."""
+    files: list[str] = []
+    number = 1
+    for image_id in ids:
+        if files and image_id == f"{files[-1]}#{number + 1}":
+            number += 1
+        else:
+            files.append(image_id)
+            number = 1
+    return files
 
 
 def _expected(ids: list[str], shard: Shard) -> list[str]:

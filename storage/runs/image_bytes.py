@@ -16,6 +16,7 @@ from storage.objects.protocols import ObjectStore
 from storage.records import ImageRef, Shard, StoredObject, image_ids_of
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
+from storage.shards.frames import Wanted, as_labelled, file_id
 from storage.shards.reading import read_shard
 
 _FETCHERS = 8
@@ -82,7 +83,8 @@ def shards_of(manifest: Manifest, wanted: set[str]) -> dict[str, Shard]:
 def _fetch(source: ObjectStore, shards: dict[str, Shard], place: ImageRef) -> Fetched:
     try:
         listed = _object_of(shards.get(place.shard_id), place)
-        return source.get_range(listed.key, place.offset or 0, place.nbytes, if_match=listed.etag)
+        body = source.get_range(listed.key, place.offset or 0, place.nbytes, if_match=listed.etag)
+        return as_labelled(body, place.image_id, place.sha256)
     except LabelfleetError as exc:
         return exc
 
@@ -90,27 +92,29 @@ def _fetch(source: ObjectStore, shards: dict[str, Shard], place: ImageRef) -> Fe
 def _object_of(shard: Shard | None, place: ImageRef) -> StoredObject:
     if shard is not None and shard.kind == "tar":
         return shard.objects[0]
-    for listed in shard.objects if shard is not None else ():
-        if place.image_id in image_ids_of(listed.key):
-            return listed
+    for name in dict.fromkeys((place.image_id, file_id(place.image_id))):
+        for listed in shard.objects if shard is not None else ():
+            if name in image_ids_of(listed.key):
+                return listed
     raise ObjectNotFound(f"{place.image_id!r} is not listed in shard {place.shard_id}")
 
 
 def _from_compressed(
     source: ObjectStore, shard: Shard | None, wanted: Sequence[P]
 ) -> Iterator[tuple[P, Fetched]]:
-    left = {place.image_id: place for place in wanted}
+    left = Wanted(wanted)
+    places = {place.image_id: place for place in wanted}
     problem: LabelfleetError = StorageError(f"not found in {shard.key if shard else 'it'} again")
     try:
         if shard is None:
             raise ObjectNotFound(f"shard {wanted[0].shard_id} is not listed")
         largest = max(place.nbytes for place in wanted)
         for one in read_shard(source, shard, max_image_bytes=largest):
-            if one.image_id in left and one.data is not None:
-                yield left.pop(one.image_id), one.data
-                if not left:
-                    return
+            for place, data in left.of(one):
+                yield places[place.image_id], data
+            if not left:
+                return
     except LabelfleetError as exc:
         problem = exc
-    for place in left.values():
-        yield place, problem
+    for place in left.left:
+        yield places[place.image_id], problem

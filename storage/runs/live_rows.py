@@ -17,6 +17,7 @@ from storage.runs.annotation_rows import table_to_rows
 from storage.runs.annotations import read_tables
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest, annotation_key
+from storage.shards.frames import file_id, frames_labelled
 
 
 def live_tables(
@@ -36,6 +37,7 @@ def live_tables(
     """
     listing = Listing(manifest.store)
     dropped = listing.dropped()
+    framed = bool(frames_labelled(manifest.record.inference))
     wanted = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
     for shard_id in listing.live_ids():
         if only is not None and shard_id not in only:
@@ -43,7 +45,7 @@ def live_tables(
         gone = dropped.get(shard_id)
         try:
             for table in read_tables(manifest.store, annotation_key(shard_id), wanted):
-                live = table if gone is None else _without(table, gone)
+                live = table if gone is None else _without(table, gone, framed)
                 yield shard_id, live if columns is None else live.select(list(columns))
         except ObjectNotFound:
             continue  # listed, not labelled yet
@@ -55,8 +57,12 @@ def live_rows(manifest: Manifest) -> Iterator[AnnotationRow]:
         yield from table_to_rows(table)
 
 
-def _without(table: pa.Table, gone: set[str]) -> pa.Table:
+def _without(table: pa.Table, gone: set[str], framed: bool) -> pa.Table:
+    """Return the table without the rows of these files; ``framed``: with all of their frames."""
     there = table.column("image_id")
+    if framed:
+        files = [file_id(image_id) for image_id in there.to_pylist()]
+        there = pa.chunked_array([pa.array(files, pa.string())])
     candidates = [image_ids_of(key) for key in gone]
     known = set(there.filter(pc.is_in(there, value_set=_strings(sum(candidates, ())))).to_pylist())
     ids = [next((i for i in several if i in known), "") for several in candidates]

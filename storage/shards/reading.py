@@ -29,6 +29,7 @@ from storage.records import (
     printable,
     tar_folders,
 )
+from storage.shards.frames import Frames
 from storage.shards.selecting import classify
 from storage.shards.tar_header import TarMember
 from storage.shards.tar_stream import TarStream
@@ -54,6 +55,7 @@ def read_shard(
     abort: Callable[[], bool] | None = None,
     readers: int = READERS,
     others_readable: Callable[[], bool] = lambda: False,
+    frames: Frames | None = None,
 ) -> Iterator[ImageRecord]:
     """Yield the images of one shard, in order, in memory that does not grow with the shard.
 
@@ -63,9 +65,9 @@ def read_shard(
         abort: asked between reads; Interrupted when it says yes.
         readers: threads that fetch loose images (object storage is slow per request but
             parallel), at most 64 MiB ahead of the consumer; a tar is one stream.
-
         others_readable: asked where access to an object is denied: whether other objects of the
             source can be read now, so that it is this object's trouble and no outage.
+        frames: makes each page and animation frame a record; None: a file is one record.
 
     Every image is a record: a link or a sparse file in a tar, and a link in a folder, are
     ``unsupported``; a loose image that changed or vanished since the listing is ``missing``,
@@ -80,10 +82,17 @@ def read_shard(
         Interrupted: ``abort`` said yes.
     """
     if shard.kind == "tar":
-        tar = _read_tar(store, shard.objects[0], max_image_bytes, abort)
+        tar = _read_tar(store, shard.objects[0], max_image_bytes, abort, frames)
         return _naming_the_unreadable(tar, others_readable)
     fetch = partial(_image_record, store, max_image_bytes, others_readable)
-    return _read_images(fetch, shard.objects, max_image_bytes, abort, readers)
+    images = _read_images(fetch, shard.objects, max_image_bytes, abort, readers)
+    return images if frames is None else _expanded(images, frames)
+
+
+def _expanded(images: Iterator[ImageRecord], frames: Frames) -> Iterator[ImageRecord]:
+    """Yield loose images with their further frames, as ``name#2`` and so on."""
+    for record in images:
+        yield from frames.expanded(record, partial("{}#{}".format, record.image_id))
 
 
 def _read_tar(
@@ -91,16 +100,24 @@ def _read_tar(
     tar: StoredObject,
     max_image_bytes: int,
     abort: Callable[[], bool] | None,
+    frames: Frames | None,
 ) -> Iterator[ImageRecord]:
     names = _UniqueNames()
     archive, mark = printable(tar.key), tar_folders(tar.key)
+
+    def unique_id(name: str, _number: int = 1) -> str:
+        return f"{archive}/{names.unique(name)}{mark}"
+
     with store.stream(tar.key, if_match=tar.etag) as stream:
         members = TarStream(stream, name=tar.key, abort=abort)
         for member in members:
             name = printable(member.name)
             if classify(name) == "image" and member.kind != "directory":
-                image_id = f"{archive}/{names.unique(name)}{mark}"
-                yield _member_record(members, member, image_id, max_image_bytes)
+                record = _member_record(members, member, unique_id(name), max_image_bytes)
+                if frames is None:
+                    yield record
+                else:
+                    yield from frames.expanded(record, partial(unique_id, name))
 
 
 def _naming_the_unreadable(
@@ -139,7 +156,8 @@ def _too_large(image_id: str, offset: int | None, nbytes: int, limit: int) -> Im
 
 
 class _UniqueNames:
-    """Makes repeated image names unique: the second ``a.jpg`` becomes ``a.jpg#2``.
+    """Makes repeated image names unique: the second ``a.jpg`` becomes ``a.jpg#2``, be it another
+    member or a further frame of the first.
 
     That can't be the name of another image, which ends in an image suffix, nor ``#1``, which is for
     loose images. Keeps 8 bytes of hash

@@ -11,11 +11,15 @@ anyway (see ``decode``); those pixels are not ``predict()``'s, which skips rows 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image
 
 from storage.errors import ImageError, TooLarge, Undecodable, Unsupported
+from storage.shards.frames import split_frame
 from workers.images.extra_formats import decode_extra, probe_extra
+from workers.images.frames import decode_frame, jpeg_frame, mpo_frames
 from workers.images.jpeg import decode_jpeg, read_jpeg_header
 from workers.images.pillow_formats import (
     decode_with_pillow,
@@ -49,7 +53,8 @@ def decode(
     enough: Preprocessing | None = None,
     value_range: ValueRange = "full",
 ) -> DecodedImage:
-    """Decode one image file, whatever its name says; of several frames or pages the first.
+    """Decode one image file, whatever its name says; of several frames or pages the first, unless
+    ``data`` stands for another (``storage.shards.frames``).
 
     JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, JPEG 2000, PNM, Photoshop (its composite) and TGA of any
     colour model that has an agreed RGB; HEIF, JPEG XL, DICOM and camera RAW where their extras are
@@ -71,13 +76,20 @@ def decode(
     """
     if not data:
         raise Undecodable("empty: 0 bytes")
-    kind = format_of(data)
+    data, number = split_frame(data)
+    whole, kind = data, format_of(data)
     if kind is None:
         foreign, what = describe_foreign(data)
         raise (Unsupported if foreign else Undecodable)(what)
     try:
+        if number > 1:
+            frame = decode_frame(data, number, max_pixels, value_range)
+            if isinstance(frame, DecodedImage):
+                return frame
+            data = frame
         if kind == "JPEG":
-            return decode_jpeg(data, max_pixels, enough, _jpeg_orientation, jpeg_pixels)
+            image = decode_jpeg(data, max_pixels, enough, _jpeg_orientation, jpeg_pixels)
+            return replace(image, frames=mpo_frames(whole))
         if kind == "TIFF":
             pages = read_pages(data)
             if not is_camera_raw(data, pages):
@@ -126,17 +138,19 @@ def probe(data: bytes) -> tuple[int, int, int] | None:
 
 
 def _probe(data: bytes) -> tuple[int, int, int]:
+    data, number = split_frame(data)
     kind = format_of(data)
     if kind is None:
         raise Undecodable("not an image")
     if kind == "JPEG":
+        data = data if number == 1 else jpeg_frame(data, number)
         header = read_jpeg_header(data)
         if header is None:
             raise Undecodable("no frame header")
         orientation = _jpeg_orientation(data) if header.has_metadata else 1
         return _upright_size(header.width, header.height, orientation)
     if kind == "TIFF":
-        pages = read_pages(data)
+        pages = read_pages(data, number)
         if not is_camera_raw(data, pages):
             if pages is None:
                 raise Undecodable("no image directory")

@@ -53,11 +53,11 @@ def decode_extra(
         Unsupported: its decoder is not installed; the message says which extra brings it.
     """
     if kind == "HEIF":
-        return _decode_heif(data, max_pixels)
+        return decode_heif_frame(data, 0, max_pixels)
     if kind == "JPEG XL":
         return _decode_jpeg_xl(data, max_pixels)
     if kind == "DICOM":
-        return _decode_dicom(data, max_pixels, value_range)
+        return decode_dicom_frame(data, 0, max_pixels, value_range)
     return _decode_camera_raw(data, max_pixels)
 
 
@@ -77,14 +77,28 @@ def probe_extra(kind: str, data: bytes) -> tuple[int, int, int]:
         return (height, width, orientation) if orientation >= 5 else (width, height, orientation)
 
 
-def _decode_heif(data: bytes, max_pixels: int) -> DecodedImage:
+def heif_frames(data: bytes) -> int:
+    """Return how many pictures a HEIF has, thumbnails and depth maps not counted."""
+    return len(_package("pillow_heif", "heif", "HEIF").open_heif(data))
+
+
+def decode_heif_frame(data: bytes, index: int, max_pixels: int) -> DecodedImage:
+    """Return a picture: 0 is the primary one, then the others in the file's order.
+
+    Raises:
+        Undecodable: there is no such picture, or it is damaged.
+    """
     heif = _package("pillow_heif", "heif", "HEIF")
     silence_pillow()
     try:
         file = heif.open_heif(data, convert_hdr_to_8bit=True)
-        width, height = file.size
+        order = sorted(range(len(file)), key=lambda n: n != file.primary_index)
+        if index >= len(order):
+            raise Undecodable(f"damaged HEIF: no picture {index + 1}")
+        picture = file[order[index]]
+        width, height = picture.size
         check_pixels(width, height, max_pixels)
-        image = file.to_pillow()  # libheif has turned it; the EXIF tag must not turn it again
+        image = picture.to_pillow()  # libheif has turned it; EXIF must not turn it again
     except (ValueError, OSError, RuntimeError, SyntaxError, EOFError) as exc:
         raise Undecodable(f"damaged HEIF: {exc}") from exc
     warnings = profile_warning(image.info.get("icc_profile"))
@@ -179,10 +193,24 @@ def _read_dicom(data: bytes, max_pixels: int | None) -> Any:
         return pydicom.dcmread(io.BytesIO(data))
 
 
-def _decode_dicom(data: bytes, max_pixels: int, value_range: ValueRange) -> DecodedImage:
-    """Return the first frame, windowed as its header says (DICOM PS3.3, C.11.2), else by its
-    range."""
+def dicom_frames(data: bytes) -> int:
+    """Return how many frames the header says there are."""
+    return int(_read_dicom(data, None).get("NumberOfFrames", 1) or 1)
+
+
+def decode_dicom_frame(
+    data: bytes, index: int, max_pixels: int, value_range: ValueRange
+) -> DecodedImage:
+    """Return a frame, windowed as its header says (DICOM PS3.3, C.11.2), else by its range.
+
+    Raises:
+        Unsupported: its decoder is not installed, or its samples have no agreed meaning.
+        Undecodable: there is no such frame.
+    """
     dataset = _read_dicom(data, max_pixels)
+    frames = int(dataset.get("NumberOfFrames", 1) or 1)
+    if index >= max(1, frames):
+        raise Undecodable(f"damaged DICOM: no frame {index + 1}")
     if "PixelData" not in dataset:
         raise Unsupported("DICOM without an image (no PixelData)")
     check_pixels(int(dataset.Columns), int(dataset.Rows), max_pixels)
@@ -190,13 +218,13 @@ def _decode_dicom(data: bytes, max_pixels: int, value_range: ValueRange) -> Deco
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")
         try:
-            samples = np.asarray(pixels.pixel_array(dataset, index=0))
+            samples = np.asarray(pixels.pixel_array(dataset, index=index))
         except (RuntimeError, NotImplementedError, ImportError) as exc:
             syntax = dataset.file_meta.TransferSyntaxUID.name
             raise Unsupported(f"DICOM, {syntax}: {' '.join(str(exc).split())[:150]}") from exc
         warnings: list[str] = []
         rgb = _windowed(pixels, dataset, samples, value_range, warnings)
-    return whole_image(rgb, 1, int(dataset.get("NumberOfFrames", 1) or 1), warnings)
+    return whole_image(rgb, 1, frames, warnings)
 
 
 def _windowed(

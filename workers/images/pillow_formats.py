@@ -100,7 +100,7 @@ def jpeg_pixels(data: bytes) -> NDArray[np.uint8]:
     """Return a JPEG's pixels as Pillow has them, not turned."""
     image = open_with_pillow("JPEG", data)
     image.load()
-    return _to_rgb(image, "full", 8, [])
+    return to_rgb(image, "full", 8, [])
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -123,12 +123,21 @@ def _rgb(
     if kind == "PNM" and image.mode == "I":  # Pillow scales the file's range to 16 bits
         grey = to_8_bits(np.asarray(image), value_range, bits=16, warnings=warnings)
         return as_rgb(grey)
-    return _to_rgb(image, value_range, 16, warnings)
+    return to_rgb(image, value_range, 16, warnings)
 
 
-def _to_rgb(
+def to_rgb(
     image: Image.Image, value_range: ValueRange, bits: int, warnings: list[str]
 ) -> NDArray[np.uint8]:
+    """Return the pixels of a loaded image as RGB, as stored; alpha is dropped.
+
+    Args:
+        bits: of the samples of a 16-bit mode.
+        warnings: gets a remark on samples that use little of their range.
+
+    Raises:
+        Unsupported: samples that have no agreed 8-bit meaning.
+    """
     if image.mode.startswith("I;16"):
         return as_rgb(to_8_bits(np.asarray(image), value_range, bits=bits, warnings=warnings))
     if image.mode in ("I", "F"):

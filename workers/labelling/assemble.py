@@ -20,6 +20,7 @@ from storage.records import ImageRecord, Shard
 from storage.runs.manifest import Manifest
 from storage.shards.reading import read_shard
 from storage.stores.open import open_store
+from workers.images.frames import frames_of
 from workers.labelling.labeller import ShardLabeller
 from workers.models.load import load_detector
 from workers.spec import WorkerSpec
@@ -97,6 +98,7 @@ def open_labeller(spec: WorkerSpec) -> ShardLabeller:
     detector = load_detector(spec.model, spec.storage, threads=spec.torch_threads)
     options = spec.options
     others = _Others(source)
+    frames = frames_of(options.max_frames, options.max_pixels) if options.max_frames else None
 
     def read(shard: Shard, abort: Callable[[], bool]) -> Iterator[ImageRecord]:
         images = read_shard(
@@ -105,6 +107,7 @@ def open_labeller(spec: WorkerSpec) -> ShardLabeller:
             max_image_bytes=options.max_image_bytes,
             abort=abort,
             others_readable=others.readable,
+            frames=frames,
         )
         return _refusing_a_vanished_source(images, source)
 

@@ -82,6 +82,13 @@ def test_a_run_is_created_and_then_continued_untouched(config: Make, tmp_path: P
     assert again.manifest.record.to_json() == first.manifest.record.to_json()
 
 
+def test_frames_are_recorded_where_all_of_them_are_labelled(config: Make, tmp_path: Path) -> None:
+    first = open_run(config(), cuda=False).manifest.record.inference
+    assert "max_frames" not in first
+    labels_all = config(source={"frames": "all", "max_frames": 9}, output=tmp_path / "all")
+    assert open_run(labels_all, cuda=False).manifest.record.inference["max_frames"] == 9
+
+
 def test_what_auto_meant_is_recorded(config: Make, tmp_path: Path) -> None:
     open_run(config(), cuda=False)
     written = json.loads((tmp_path / "out/run.json").read_text())
@@ -255,6 +262,7 @@ def test_credentials_that_are_wrong(
         ({"model": {"nms_iou": 0.5, "max_detections": 9}}, ["nms_iou", "max_detections"]),
         ({"model": {"keep": ["3"]}}, ["keep"]),
         ({"max_pixels": 1000}, ["max_pixels"]),
+        ({"source": {"frames": "all"}}, ["max_frames"]),
     ],
 )
 def test_a_run_with_another_inference_config_is_refused_with_the_keys_named(

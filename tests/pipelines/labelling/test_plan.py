@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from pipelines.config.run_config import RunConfig
@@ -93,6 +95,22 @@ def test_few_tars_are_counted_exactly(bench: Bench) -> None:
     plan = plan_run(bench.config())
     assert counts(plan) == (3, 15, 3, 15)
     assert plan.images_exact
+
+
+def test_frames_of_tars_are_counted_and_of_loose_files_unknown(bench: Bench) -> None:
+    (bench.folder / "in").mkdir()
+    file = io.BytesIO()
+    pages = [Image.new("L", (9, 9), shade) for shade in range(5)]
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    tar = tar_of(("a.tif", file.getvalue()), ("b.png", b"no picture"))
+    (bench.folder / "in/a.tar").write_bytes(tar)
+    config = bench.config(source={"frames": "all"})
+    planned = plan_run(config)
+    assert (planned.images, planned.images_exact) == (6, True)
+    assert plan_run(bench.config()).images == 2
+    (bench.folder / "in/loose.tif").write_bytes(file.getvalue())
+    planned = plan_run(config)
+    assert (planned.images, planned.images_exact) == (7, False)
 
 
 def test_many_tars_are_estimated_from_a_sample_and_said_to_be(bench: Bench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 from PIL import Image
 
@@ -15,12 +16,14 @@ from storage.records import ImageRecord, Shard
 from storage.runs.ledger import LedgerEntry, LedgerWriter, new_invocation
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest, RunRecord
+from storage.shards.frames import frames_labelled
 from storage.shards.reading import read_shard
 from storage.shards.selecting import list_source
 from tests.support.ray.brightness import BrightnessDetector
 from tests.support.samples.image_samples import encode, picture
 from tests.support.samples.synthetic_run import record
 from tests.support.samples.tar_samples import tar_of
+from workers.images.frames import frames_of
 from workers.labelling.labeller import ShardLabeller
 
 CLASSES = ("dark", "bright")
@@ -46,20 +49,25 @@ def label(
     *,
     shard_size: int = 2,
     record_: RunRecord | None = None,
+    only: int | None = None,
 ) -> Manifest:
-    """List the source and label what has no commit yet, as one invocation."""
+    """List the source and label what has no commit yet, as one invocation; of frames what the
+    record says. ``only``: at most so many shards."""
     manifest = Manifest.create_or_continue(output, record_ or record(CLASSES, source.url))
     listing = Listing(output)
     listing.refresh(list_source(source), lambda objects: group_shards(objects, shard_size))
 
     def read(shard: Shard, abort: Callable[[], bool]) -> Iterator[ImageRecord]:
-        return read_shard(source, shard, max_image_bytes=1 << 20, abort=abort)
+        return read_shard(source, shard, max_image_bytes=1 << 20, abort=abort, frames=frames)
 
+    most = frames_labelled(manifest.record.inference)
+    frames = frames_of(most, 1 << 20) if most else None
     invocation = new_invocation()
     ledger = LedgerWriter(output, invocation)
     labeller = ShardLabeller(BrightnessDetector(), read, manifest.commit, manifest.record.identity)
     try:
-        for shard in shards_to_do(listing, manifest.committed(), frozenset()):
+        to_do = shards_to_do(listing, manifest.committed(), frozenset())
+        for shard in islice(to_do, only):
             footer = labeller.label(shard, f"{invocation}-{shard.shard_id}").footer
             ledger.write(
                 LedgerEntry(

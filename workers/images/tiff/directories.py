@@ -101,7 +101,8 @@ class TiffPages:
 
     Attributes:
         leading: the first directories.
-        index, main: the first page that is not a smaller copy of another, else the first of all.
+        index, main: the page that is wanted: the first that is not a smaller copy of another, else
+            the first of all.
         frames: pages that are not smaller copies of others.
     """
 
@@ -157,8 +158,12 @@ class _Reader:
         return TiffPage(self._data, self._order, found), following
 
 
-def read_pages(data: bytes) -> TiffPages | None:
-    """Return the directories of the main chain; None where not even the first can be read."""
+def read_pages(data: bytes, frame: int = 1) -> TiffPages | None:
+    """Return the directories of the main chain; None where not even the first can be read.
+
+    Args:
+        frame: which of the pages that are not smaller copies is wanted.
+    """
     reader = _Reader(data)
     leading: list[TiffPage] = []
     seen: set[int] = set()
@@ -171,8 +176,9 @@ def read_pages(data: bytes) -> TiffPages | None:
             if len(leading) < _MAX_SUBIFDS:
                 leading.append(page)
             if not page.reduced:
-                main = main or (len(seen), page)
                 frames += 1
+                if frames == frame:
+                    main = (len(seen), page)
             seen.add(at)
             at = following
     except struct.error:  # it points outside of the file

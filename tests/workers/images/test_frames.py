@@ -1,0 +1,129 @@
+"""Pages and animation frames: how many there are, and the pixels of each."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from storage.errors import TooLarge, Undecodable
+from storage.shards.frames import frame_bytes
+from workers.images.decode import decode, probe
+from workers.images.frames import count_frames
+
+PIXELS = 1 << 20
+
+
+def pictures(count: int = 4, height: int = 24, width: int = 32) -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(7)
+    coarse = rng.integers(0, 256, (count, height // 8, width // 8, 3), np.uint8)
+    return list(coarse.repeat(8, axis=1).repeat(8, axis=2))
+
+
+def saved(kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    count = 2 if kind == "MPO" else 4  # of more, Pillow writes wrong offsets
+    first, *rest = (Image.fromarray(p) for p in pictures()[:count])
+    first.save(file, kind, save_all=True, append_images=rest, **options)
+    return file.getvalue()
+
+
+def frame(data: bytes, number: int) -> NDArray[np.uint8]:
+    return decode(frame_bytes(data, number), max_pixels=PIXELS).pixels
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "off"),
+    [
+        ("TIFF", {}, 0),
+        ("TIFF", {"compression": "tiff_lzw"}, 0),
+        ("PNG", {}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("WEBP", {"quality": 90}, 12),
+        ("AVIF", {"quality": 95}, 12),
+        ("GIF", {}, 12),
+        ("MPO", {"quality": 95, "subsampling": 0}, 6),
+    ],
+)
+def test_each_frame_has_its_own_pixels(kind: str, options: dict[str, Any], off: float) -> None:
+    data = saved(kind, **options)
+    count = 2 if kind == "MPO" else 4
+    assert count_frames(data, PIXELS, 1000) == count
+    for number in (1, 2, count - 1, count, 2, 1, count):  # in any order
+        right = pictures()[number - 1].astype(np.int16)
+        found = frame(data, number)
+        assert found.shape == right.shape
+        assert np.abs(found - right).mean() <= off, number
+        others = [p for n, p in enumerate(pictures(), 1) if n != number]
+        assert all(np.abs(found.astype(np.int16) - p).mean() > 20 for p in others)
+    whole, last = (decode(frame_bytes(data, n), max_pixels=PIXELS) for n in (1, count))
+    assert whole.frames == count
+    assert last.frames == count
+    with pytest.raises(Undecodable, match=r"no (frame|page|picture) 5"):
+        frame(data, 5)
+
+
+def test_heif_pictures_begin_with_the_primary_one() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    made = heif.HeifFile()
+    for picture in pictures(3, 64, 64):
+        made.add_from_pillow(Image.fromarray(picture))
+    file = io.BytesIO()
+    made.save(file, quality=-1, chroma=444, primary_index=1)
+    data = file.getvalue()
+    assert count_frames(data, PIXELS, 1000) == 3
+    for number, right in enumerate((1, 0, 2), 1):
+        off = np.abs(frame(data, number).astype(np.int16) - pictures(3, 64, 64)[right])
+        assert off.mean() < 6, number
+
+
+def test_dicom_frames() -> None:
+    pytest.importorskip("pydicom")
+    from pydicom.data import get_testdata_file
+    from pydicom.pixels import pixel_array
+
+    path = get_testdata_file("SC_rgb_rle_2frame.dcm", download=False)
+    data = Path(str(path)).read_bytes()
+    right = np.asarray(pixel_array(str(path)))
+    assert count_frames(data, PIXELS, 1000) == len(right) == 2
+    for number in (1, 2):
+        assert np.array_equal(frame(data, number), right[number - 1])
+
+
+def test_pages_of_different_sizes_and_smaller_copies() -> None:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as tiff:
+        tiff.write(np.full((20, 30, 3), 10, np.uint8), photometric="rgb")
+        tiff.write(np.full((5, 8, 3), 10, np.uint8), photometric="rgb", subfiletype=1)
+        tiff.write(np.full((40, 50), 60_000, np.uint16), photometric="minisblack")
+    data = file.getvalue()
+    assert count_frames(data, PIXELS, 1000) == 2
+    assert frame(data, 2).shape == (40, 50, 3)
+    assert set(np.unique(frame(data, 2))) == {60_000 >> 8}
+    assert probe(frame_bytes(data, 2)) == (50, 40, 1)
+    with pytest.raises(TooLarge):
+        decode(frame_bytes(data, 2), max_pixels=1000)
+    assert decode(data, max_pixels=1000).size == (20, 30)
+
+
+def test_counting_stops_beyond_the_cap_and_damage_counts_as_one() -> None:
+    data = saved("GIF")
+    assert count_frames(data, PIXELS, 2) == 3
+    assert count_frames(data[:40], PIXELS, 1000) == 1
+    assert count_frames(b"", PIXELS, 1000) == 1
+
+
+def test_a_gain_map_is_no_picture() -> None:
+    first, second = (Image.fromarray(p) for p in pictures(2))
+    for other in (second.resize((16, 12)), second):
+        file = io.BytesIO()
+        other.encoderinfo = {"xmp": b'<rdf hdrgm:Version="1.0"/>'}
+        first.save(file, "MPO", save_all=True, append_images=[other])
+        assert b"MPF\0" in file.getvalue()
+        assert count_frames(file.getvalue(), PIXELS, 1000) == 1
