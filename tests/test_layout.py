@@ -200,6 +200,7 @@ LONGEST, WIDEST = 60, 6  # lines, parameters besides self and cls
 LARGER = {
     "pipelines.ingest.ingest.ingest": "part of the face: one keyword an option",
     "pipelines.routing.route.route_run": "part of the face: one keyword an option",
+    "storage.shards.reading.read_shard": "how a shard is read: one keyword a question",
     "workers.checkpoints.description.description": "the fields of the description",
     "workers.checkpoints.file.save_checkpoint": "the fields of the file",
     "workers.training.trainer.__init__": "the parts of a trainer, each given by its caller",

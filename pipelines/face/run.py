@@ -82,6 +82,9 @@ class Run:
     def images(self, rows: Sequence[P]) -> Iterator[tuple[P, bytes | LabelfleetError]]:
         """Yield each row with its image file's bytes, or with the reason why it has none.
 
+        Of a further frame, the text that names it stands behind the bytes of its file: ``frames``
+        in docs/images.md.
+
         Args:
             rows: annotation or label rows, read from the source in an order of its own.
         """

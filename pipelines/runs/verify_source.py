@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,21 +67,19 @@ def check_against_source(
         return check
     rows = _as_of_now(rows, shard)
     gone = {image_id_of(object_key) for object_key in dropped}
-    most_nbytes = inference.get("max_image_bytes") or _MOST_NBYTES
-    most_pixels, most = inference.get("max_pixels") or _MOST_PIXELS, frames_labelled(inference)
-    frames = frames_of(most, most_pixels) if most else None
+    framed = bool(frames_labelled(inference))
     seen: list[str] = []
-    unread: set[str] = set()
+    unread: set[str] = set()  # files that are gone now: which further frames they had is unknown
     wrong: dict[str, list[str]] = {}
     try:
-        for image in read_shard(source, shard, max_image_bytes=most_nbytes, frames=frames):
+        for image in _images(source, shard, inference):
             seen.append(image.image_id)
             if image.status == "missing":
                 unread.add(image.image_id)
             row = rows.get(image.image_id)
             if row is None:
                 continue
-            file = file_id(image.image_id) if most else image.image_id
+            file = file_id(image.image_id) if framed else image.image_id
             if file in gone or "missing" in (image.status, row["status"]):
                 check.changed += 1
                 continue
@@ -94,17 +92,32 @@ def check_against_source(
         check.changed += len(rows) - len(seen)
         return check
     check.is_tar_reread = shard.kind == "tar"
-    if lacking := [image_id for image_id in seen if image_id not in rows]:
-        check.problems.append(f"images of the shard that have no row: {some(lacking)}")
     there = set(seen)
-    # Of a file that is gone now, the further frames cannot be known.
-    names = [i for i in rows if i in there or not (most and file_id(i) in unread)]
-    if extra := [image_id for image_id in names if image_id not in there]:
-        check.problems.append(f"images that are not of the shard: {some(extra)}")
-    if not lacking and not extra and seen != names:
-        check.problems.append("its rows are not in the order of the shard")
+    names = [i for i in rows if i in there or not (framed and file_id(i) in unread)]
+    check.problems += _about_ids(seen, names)
     check.problems += [f"{what}: {some(ids)}" for what, ids in wrong.items()]
     return check
+
+
+def _images(
+    source: SupportsShards, shard: Shard, inference: Mapping[str, Any]
+) -> Iterator[ImageRecord]:
+    """Yield the images of a shard as a run with these settings reads them."""
+    nbytes = inference.get("max_image_bytes") or _MOST_NBYTES
+    pixels, most = inference.get("max_pixels") or _MOST_PIXELS, frames_labelled(inference)
+    frames = frames_of(most, pixels) if most else None
+    return read_shard(source, shard, max_image_bytes=nbytes, frames=frames)
+
+
+def _about_ids(seen: Sequence[str], rows: Sequence[str]) -> Iterator[str]:
+    """Yield what differs between the images of the source and the rows, by id and order."""
+    there, known = set(seen), set(rows)
+    if lacking := [image_id for image_id in seen if image_id not in known]:
+        yield f"images of the shard that have no row: {some(lacking)}"
+    if extra := [image_id for image_id in rows if image_id not in there]:
+        yield f"images that are not of the shard: {some(extra)}"
+    if not lacking and not extra and list(seen) != list(rows):
+        yield "its rows are not in the order of the shard"
 
 
 def _rows(raw: bytes, key: str) -> dict[str, Row]:

@@ -77,29 +77,19 @@ def decode(
     if not data:
         raise Undecodable("empty: 0 bytes")
     data, number = split_frame(data)
-    whole, kind = data, format_of(data)
+    kind = format_of(data)
     if kind is None:
         foreign, what = describe_foreign(data)
         raise (Unsupported if foreign else Undecodable)(what)
     try:
-        if number > 1:
-            frame = decode_frame(data, number, max_pixels, value_range)
-            if isinstance(frame, DecodedImage):
-                return frame
-            data = frame
         if kind == "JPEG":
-            image = decode_jpeg(data, max_pixels, enough, _jpeg_orientation, jpeg_pixels)
-            return replace(image, frames=mpo_frames(whole))
-        if kind == "TIFF":
-            pages = read_pages(data)
-            if not is_camera_raw(data, pages):
-                return decode_tiff(data, pages, max_pixels, value_range)
-            kind = "camera RAW"
-        if kind == "PNG":
-            return decode_png(data, max_pixels, value_range, exif_orientation)
-        if kind in _EXTRA:
-            return decode_extra(kind, data, max_pixels, value_range)
-        return decode_with_pillow(kind, data, max_pixels, value_range)
+            jpeg = data if number == 1 else jpeg_frame(data, number)
+            image = decode_jpeg(jpeg, max_pixels, enough, _jpeg_orientation, jpeg_pixels)
+            frames = mpo_frames(data)
+            return image if frames == 1 else replace(image, frames=frames)
+        if number > 1:
+            return decode_frame(kind, data, number, max_pixels, value_range)
+        return _decode_first(kind, data, max_pixels, value_range)
     except ImageError as exc:
         if exc.__cause__ is not None and not isinstance(exc, TooLarge):
             _check_memory(data)  # it is a library that said so
@@ -112,6 +102,20 @@ def decode(
     except Exception as exc:  # a decoder fed hostile bytes raises what it likes
         _check_memory(data)
         raise Undecodable(f"damaged {kind}: {_reason(exc)}") from exc
+
+
+def _decode_first(kind: str, data: bytes, max_pixels: int, value_range: ValueRange) -> DecodedImage:
+    """Decode the first frame of a file that is no JPEG."""
+    if kind == "TIFF":
+        pages = read_pages(data)
+        if not is_camera_raw(data, pages):
+            return decode_tiff(data, pages, max_pixels, value_range)
+        kind = "camera RAW"
+    if kind == "PNG":
+        return decode_png(data, max_pixels, value_range, exif_orientation)
+    if kind in _EXTRA:
+        return decode_extra(kind, data, max_pixels, value_range)
+    return decode_with_pillow(kind, data, max_pixels, value_range)
 
 
 def _check_memory(data: bytes) -> None:
@@ -157,7 +161,7 @@ def _probe(data: bytes) -> tuple[int, int, int]:
             return _upright_size(*pages.main.size, pages.main.orientation)
         kind = "camera RAW"
     if kind in _EXTRA:
-        return probe_extra(kind, data)
+        return probe_extra(kind, data, number)
     if kind == "PNG":
         return _upright_size(*png_size(data, exif_orientation))
     if kind == "WebP":  # its plugin allocates the canvas on opening

@@ -61,11 +61,11 @@ def decode_extra(
     return _decode_camera_raw(data, max_pixels)
 
 
-def probe_extra(kind: str, data: bytes) -> tuple[int, int, int]:
-    """(width, height, orientation) from the header. Raises as ``decode_extra``."""
+def probe_extra(kind: str, data: bytes, number: int = 1) -> tuple[int, int, int]:
+    """(width, height, orientation) of a frame from the header. Raises as ``decode_extra``."""
     if kind == "HEIF":
         heif = _package("pillow_heif", "heif", "HEIF")
-        return (*heif.open_heif(data).size, 1)
+        return (*_heif_picture(heif.open_heif(data), number - 1).size, 1)
     if kind == "JPEG XL":
         return (*_sized_jpeg_xl(data), 1)
     if kind == "DICOM":
@@ -92,10 +92,7 @@ def decode_heif_frame(data: bytes, index: int, max_pixels: int) -> DecodedImage:
     silence_pillow()
     try:
         file = heif.open_heif(data, convert_hdr_to_8bit=True)
-        order = sorted(range(len(file)), key=lambda n: n != file.primary_index)
-        if index >= len(order):
-            raise Undecodable(f"damaged HEIF: no picture {index + 1}")
-        picture = file[order[index]]
+        picture = _heif_picture(file, index)
         width, height = picture.size
         check_pixels(width, height, max_pixels)
         image = picture.to_pillow()  # libheif has turned it; EXIF must not turn it again
@@ -103,6 +100,13 @@ def decode_heif_frame(data: bytes, index: int, max_pixels: int) -> DecodedImage:
         raise Undecodable(f"damaged HEIF: {exc}") from exc
     warnings = profile_warning(image.info.get("icc_profile"))
     return whole_image(np.asarray(image.convert("RGB")), 1, len(file), warnings)
+
+
+def _heif_picture(file: Any, index: int) -> Any:
+    order = sorted(range(len(file)), key=lambda n: n != file.primary_index)
+    if index >= len(order):
+        raise Undecodable(f"damaged HEIF: no picture {index + 1}")
+    return file[order[index]]
 
 
 def _open_jpeg_xl(data: bytes) -> Image.Image:

@@ -54,22 +54,18 @@ def frames_of(most: int, max_pixels: int) -> Frames:
         most: frames of one file that are labelled.
         max_pixels: files of larger frames are not opened to count them.
     """
-    return Frames(lambda data: count_frames(data, max_pixels, most), most)
+    return Frames(lambda data: count_frames(data, max_pixels), most)
 
 
-def count_frames(data: bytes, max_pixels: int, most: int) -> int:
-    """Return how many frames a file has, without decoding one; 1 where it does not say.
-
-    Args:
-        most: counting may stop beyond it.
-    """
+def count_frames(data: bytes, max_pixels: int) -> int:
+    """Return how many frames a file has, without decoding one; 1 where it does not say."""
     try:
-        return max(1, _count(data, max_pixels, most))
+        return max(1, _count(data, max_pixels))
     except Exception:  # noqa: BLE001 - damaged or foreign: the first frame's row says how
         return 1
 
 
-def _count(data: bytes, max_pixels: int, most: int) -> int:
+def _count(data: bytes, max_pixels: int) -> int:
     kind = format_of(data)
     if kind == "TIFF":
         pages = read_pages(data)
@@ -80,7 +76,7 @@ def _count(data: bytes, max_pixels: int, most: int) -> int:
         is_animated = data.find(b"acTL", 0, _HEAD_NBYTES) >= 0
         return read_png(data, max_pixels).frames if is_animated else 1
     if kind == "GIF":
-        return _gif_frames(data, most)
+        return _gif_frames(data)
     if kind == "WebP":
         return _webp_frames(data)
     if kind == "AVIF":
@@ -93,22 +89,19 @@ def _count(data: bytes, max_pixels: int, most: int) -> int:
 
 
 def decode_frame(
-    data: bytes, number: int, max_pixels: int, value_range: ValueRange
-) -> DecodedImage | bytes:
-    """Decode frame 2, 3, … of a file; of an MPO return the bytes of that JPEG.
+    kind: str, data: bytes, number: int, max_pixels: int, value_range: ValueRange
+) -> DecodedImage:
+    """Decode frame 2, 3, … of a file that is no JPEG; for those see ``jpeg_frame``.
 
     Raises:
         Undecodable: there is no such frame, or it is damaged.
         ImageError: as ``decode``; or whatever the decoders raise.
     """
-    kind = format_of(data)
     if kind == "TIFF":
         pages = read_pages(data, frame=number)
         if pages is None or number > pages.frames:
             raise Undecodable(f"damaged TIFF: no page {number}")
         return decode_tiff(data, pages, max_pixels, value_range)
-    if kind == "JPEG":
-        return jpeg_frame(data, number)
     if kind == "HEIF":
         return decode_heif_frame(data, number - 1, max_pixels)
     if kind == "DICOM":
@@ -186,10 +179,14 @@ def _mpo_pictures(data: bytes) -> list[tuple[int, int]]:
         return []
     image: Any = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     entries = image._getmp()[0xB002]  # the plugin's own reader, as MpoImagePlugin uses it
-    found = []
+    found: list[tuple[int, int]] = []
+    end = 0
     for entry in entries[1:]:
         start, nbytes = entry["DataOffset"] + image.info["mpoffset"], entry["Size"]
+        if start < end:
+            continue  # within another: thousands of such entries would each be looked through
         kind, picture = entry["Attribute"]["MPType"], data[start : start + nbytes]
+        end = start + nbytes
         if kind in _PICTURES or (kind == "Undefined" and _is_like_the_first(data, picture)):
             found.append((start, nbytes))
     return found
@@ -203,10 +200,10 @@ def _is_like_the_first(data: bytes, picture: bytes) -> bool:
     return (first.width, first.height) == (other.width, other.height)
 
 
-def _gif_frames(data: bytes, most: int) -> int:
-    """Count image descriptors; one beyond ``most`` is enough."""
+def _gif_frames(data: bytes) -> int:
+    """Count image descriptors."""
     at, frames = 13 + _table_nbytes(data[10]), 0
-    while at < len(data) and frames <= most:
+    while at < len(data):
         block = data[at]
         if block == 0x2C and at + 10 < len(data):
             frames += 1

@@ -14,6 +14,7 @@ from storage.errors import SourceError, SourceTruncated
 from storage.records import ImageRecord
 from storage.shards.tar_writer import TarWriter
 from tests.support.samples.tar_samples import Member, records_of, tar_of, zipped
+from tests.support.samples.zeroed_tars import is_a_shorter_archive, spans_of
 
 NOISE = random.Random(1)
 # Bodies without a zero, so that each zeroed byte of one is a difference.
@@ -54,22 +55,9 @@ def read(archive: bytes) -> tuple[list[ImageRecord], Exception | None]:
         return error.records, error  # type: ignore[attr-defined]
 
 
-def spans_of(archive: bytes) -> list[tuple[str, int, int, bytes]]:
-    """(image id, start of its first header, end of its body, body) by Python's own tarfile."""
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        members = list(tar)
-        bodies = [tar.extractfile(m).read() for m in members]  # type: ignore[union-attr]
-    spans, start = [], 0
-    for member, body in zip(members, bodies, strict=True):
-        end = member.offset_data + member.size
-        spans.append((f"s/x.tar/{member.name}", start, end, body))
-        start = -(-end // 512) * 512
-    return spans
-
-
 def check(archive: bytes, begin: int, end: int, *, compressed: bool = False) -> None:
     """Compare every member before and after bytes [begin, end) are zeroed."""
-    spans = spans_of(archive)
+    spans = [(f"s/x.tar/{name}", *rest) for name, *rest in spans_of(archive)]
     damaged = archive[:begin] + bytes(len(archive[begin:end])) + archive[end:]
     records, error = read(zipped(damaged) if compressed else damaged)
     found = {r.image_id: r.data for r in records}
@@ -83,31 +71,10 @@ def check(archive: bytes, begin: int, end: int, *, compressed: bool = False) -> 
     whole = {name: body for name, _, _, body in spans}
     changed = {name for name in whole if name not in found}
     in_headers = bool(changed) or any(name not in whole for name in found)
-    if in_headers and not _is_a_shorter_archive(damaged, spans, begin):
+    if in_headers and not is_a_shorter_archive(damaged, spans, begin):
         assert isinstance(error, SourceTruncated if records else SourceError)
     if not in_headers and damaged == archive:
         assert error is None
-
-
-def _is_a_shorter_archive(
-    damaged: bytes, spans: list[tuple[str, int, int, bytes]], begin: int
-) -> bool:
-    """Whether the zeroed bytes are what a tar program writes behind the members before them: a
-    record of 10 KiB filled up. No reader can tell that from an archive of these members."""
-    end = max((-(-e // 512) * 512 for _, a, e, _ in spans if a < begin), default=0)
-    zeros = len(damaged[end:]) - len(damaged[end:].lstrip(b"\0"))
-    # Of a member with extension headers, its own header alone may be left.
-    following = end + zeros // 512 * 512
-    fits = following % 10240 == 0 and following - end <= 10752
-    return fits and (following == len(damaged) or _is_header(damaged[following:][:512]))
-
-
-def _is_header(block: bytes) -> bool:
-    try:
-        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("kind", ARCHIVES)
@@ -171,7 +138,7 @@ def test_a_file_of_zeros_is_not_a_tar() -> None:
 def test_a_tar_whose_first_page_is_zeroed_gives_the_rest() -> None:
     archive = ARCHIVES["ours"]
     records, error = read(bytes(4096) + archive[4096:])
-    names = [name for name, start, _, _ in spans_of(archive) if start >= 4096]
+    names = [f"s/x.tar/{name}" for name, start, _, _ in spans_of(archive) if start >= 4096]
     assert [r.image_id for r in records] == names
     assert len(names) > 10
     assert isinstance(error, SourceTruncated)

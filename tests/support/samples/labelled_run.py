@@ -14,7 +14,7 @@ from pipelines.labelling.work import shards_to_do
 from storage.objects.protocols import ObjectStore
 from storage.records import ImageRecord, Shard
 from storage.runs.ledger import LedgerEntry, LedgerWriter, new_invocation
-from storage.runs.listing import Listing
+from storage.runs.listing import Listing, ListingDrop
 from storage.runs.manifest import Manifest, RunRecord
 from storage.shards.frames import frames_labelled
 from storage.shards.reading import read_shard
@@ -50,12 +50,17 @@ def label(
     shard_size: int = 2,
     record_: RunRecord | None = None,
     only: int | None = None,
+    check_drop: Callable[[ListingDrop], None] = lambda drop: None,
 ) -> Manifest:
     """List the source and label what has no commit yet, as one invocation; of frames what the
     record says. ``only``: at most so many shards."""
     manifest = Manifest.create_or_continue(output, record_ or record(CLASSES, source.url))
     listing = Listing(output)
-    listing.refresh(list_source(source), lambda objects: group_shards(objects, shard_size))
+    listing.refresh(
+        list_source(source),
+        lambda objects: group_shards(objects, shard_size),
+        check_drop=check_drop,
+    )
 
     def read(shard: Shard, abort: Callable[[], bool]) -> Iterator[ImageRecord]:
         return read_shard(source, shard, max_image_bytes=1 << 20, abort=abort, frames=frames)
