@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,21 @@ MODULES = {
 }
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file's tree, read once for all tests of this file."""
+    return ast.parse(path.read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_trees() -> Iterator[None]:
+    yield
+    parsed.cache_clear()  # 200 MB
+
+
 def imported(path: Path) -> Iterator[str]:
     """Modules of ours that a file imports anywhere, inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -95,13 +108,13 @@ def borrowed(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def test_every_name_is_imported_from_the_module_that_defines_it() -> None:
-    made = {name: defined(ast.parse(path.read_text())) for name, path in MODULES.items()}
+    made = {name: defined(parsed(path)) for name, path in MODULES.items()}
     made["pipelines"] |= set(pipelines.__all__)  # the face, which alone re-exports
     places = [p for part in (*PACKAGES, "tests", "benchmarks") for p in (ROOT / part).rglob("*.py")]
     elsewhere = {
         f"{path.relative_to(ROOT)}: {name} from {module}"
         for path in places
-        for module, name in borrowed(ast.parse(path.read_text()))
+        for module, name in borrowed(parsed(path))
         if name not in made[module]
     }
     assert elsewhere == set()
@@ -111,8 +124,8 @@ def test_the_face_alone_re_exports() -> None:
     lists = {
         name
         for name, path in MODULES.items()
-        if "__all__" in defined(ast.parse(path.read_text()))
-        or (path.name == "__init__.py" and len(ast.parse(path.read_text()).body) > 1)
+        if "__all__" in defined(parsed(path))
+        or (path.name == "__init__.py" and len(parsed(path).body) > 1)
     }
     assert lists == {"pipelines"}
 
@@ -142,7 +155,7 @@ def speaks(tree: ast.Module) -> bool:
 
 
 def test_no_pipeline_prints() -> None:
-    found = {name for name, path in MODULES.items() if speaks(ast.parse(path.read_text()))}
+    found = {name for name, path in MODULES.items() if speaks(parsed(path))}
     others = {
         name
         for name in found - SPEAKERS
@@ -157,7 +170,7 @@ def test_handlers_of_signals_are_installed_for_the_command_line_alone() -> None:
     installs = {
         name
         for name, path in MODULES.items()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and (node.value.id, node.attr) == ("signal", "signal")
@@ -176,7 +189,7 @@ def test_no_folder_holds_more_than_twelve_modules() -> None:
 
 @pytest.mark.parametrize("name", [n for n, p in MODULES.items() if p.name == "__init__.py"])
 def test_a_room_says_in_one_line_what_it_is(name: str) -> None:
-    docstring = ast.get_docstring(ast.parse(MODULES[name].read_text()))
+    docstring = ast.get_docstring(parsed(MODULES[name]))
     assert docstring
     assert docstring.splitlines()[0].endswith(".")
 
@@ -186,7 +199,7 @@ def test_to_fields_gives_a_dictionary_and_to_json_gives_bytes() -> None:
     others = {
         f"{name}:{node.lineno} {node.name} -> {ast.unparse(node.returns) if node.returns else ''}"
         for name, path in MODULES.items()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.FunctionDef)
         and node.name in promised
         and not (node.returns and ast.unparse(node.returns).startswith(promised[node.name]))
@@ -220,7 +233,7 @@ def test_functions_are_short_and_take_few_parameters() -> None:
     larger = {
         f"{name}.{node.name}": size
         for name, path in MODULES.items()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, Function)
         for size in [size_of(node, command=name.startswith("pipelines.cli."))]
         if size[0] > LONGEST or size[1] > WIDEST
@@ -240,7 +253,7 @@ def test_private_names_stay_in_their_module() -> None:
     private = {
         f"{path.relative_to(ROOT)}: {name} from {module}"
         for path in places
-        for module, name in borrowed(ast.parse(path.read_text()))
+        for module, name in borrowed(parsed(path))
         if name.startswith("_") and not name.startswith("__")
     }
     assert private == set()
@@ -280,7 +293,7 @@ def _registers(decorator: ast.expr) -> bool:
 
 
 def test_what_is_defined_is_used_by_the_product() -> None:
-    trees = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+    trees = {name: parsed(path) for name, path in MODULES.items()}
     used = {name for tree in trees.values() for name in used_names(tree)} | set(pipelines.__all__)
     unused = {
         f"{module}.{name}"
