@@ -86,6 +86,9 @@ def fit(
     from storage.coco.truth import read_truth
     from storage.stores.open import open_object
 
+    asked = None
+    if guarantee is not None:
+        asked = Asked(guarantee, confidence, cast(By, guarantee_by))
     manifest, options = open_manifest(run, endpoint_url), storage_options(endpoint_url)
     known = None if truth is None else read_truth(truth, options)
     fitted = fit_run(
@@ -93,8 +96,7 @@ def fit(
         count_bulk=count_bulk, ignore_area=ignore_area,
     )  # fmt: skip
     proven = None
-    if guarantee is not None:
-        asked = Asked(guarantee, confidence, cast(By, guarantee_by))
+    if asked is not None:
         proven = guarantee_run(
             manifest, fitted.policy, asked, known, allow_missing=allow_missing,
             count_bulk=count_bulk,

@@ -105,6 +105,11 @@ class TilesConfig(Part):
 
     @model_validator(mode="after")
     def _advancing(self) -> TilesConfig:
+        if self.overlap > 1:
+            raise ValueError(
+                f"an overlap of {self.overlap:g} is no share of a tile: {_MOST_OVERLAP} of its "
+                f"{self.size} px is the most, and 0.2 stands for {0.2 * self.size:.0f} px"
+            )
         if self.overlap > _MOST_OVERLAP:
             raise ValueError(
                 f"tiles of {self.size} px that overlap by {self.overlap * self.size:g} px: an "

@@ -172,8 +172,8 @@ class ModelConfig(Part):
         if isinstance(value, tuple):
             if not value or any(not name.strip() for name in value):
                 raise ValueError("an empty list or an empty name")
-            if len(set(value)) != len(value):
-                raise ValueError("a name twice")
+            if twice := [name for name in value if value.count(name) > 1]:
+                raise ValueError(f"a name twice: {twice[0]}")
         return value
 
 

@@ -96,11 +96,21 @@ class Asked:
         target: share of accepted boxes that is right.
         confidence: how often such statements are to hold.
         by: over all accepted boxes, or of every class.
+
+    Raises:
+        ConfigError: the statement makes no sense.
     """
 
     target: float
     confidence: float = 0.9
     by: By = "all"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target < 1 or not 0.5 <= self.confidence < 1:
+            raise ConfigError(
+                f"a guarantee of {self.target} with confidence {self.confidence}",
+                hint="give a share below 1, such as 0.95, and a confidence from 0.5 to below 1",
+            )
 
 
 def guarantee_run(
@@ -123,14 +133,9 @@ def guarantee_run(
         count_bulk: predictions accepted in bulk count as answers.
 
     Raises:
-        ConfigError: the statement makes no sense, or no image was audited.
+        ConfigError: no image was audited.
         TruthMismatch, ReviewError: see ``judge``.
     """
-    if not 0 < asked.target < 1 or not 0.5 <= asked.confidence < 1:
-        raise ConfigError(
-            f"a guarantee of {asked.target} with confidence {asked.confidence}",
-            hint="give a share below 1, such as 0.95, and a confidence from 0.5 to below 1",
-        )
     if truth is None:
         drawn = audit_images(manifest, count_bulk=count_bulk)
     else:

@@ -42,6 +42,8 @@ from storage.objects.protocols import SupportsPut
 from storage.runs.lock import run_lock
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
+from workers.checkpoints.cache import fetch_checkpoint, file_sha256
+from workers.models.resolve import read_arch
 
 Label = Callable[[RunConfig, Caller], None]
 """Labels the whole source of a run, or raises."""
@@ -142,9 +144,10 @@ def _job(config: SuiteConfig, one: SuiteSet) -> _Job:
             training = config.train_config(one, folder / "model", data)
         checkpoint = None if training is None else str(_checkpoint(training))
         run = config.run_config(one, folder / "run", _source(folder, truth["test"]), checkpoint)
+        fingerprint = _fingerprint(truth, training, run)
     except LabelfleetError as exc:
         raise ConfigError(f"data set {one.name}: {exc.message}", hint=exc.hint) from exc
-    return _Job(one, folder, truth, training, run, _fingerprint(truth, training, run))
+    return _Job(one, folder, truth, training, run, fingerprint)
 
 
 def _data(split: Split) -> dict[str, str]:
@@ -165,10 +168,21 @@ def _source(folder: Path, test: Split) -> dict[str, Any]:
 
 
 def _fingerprint(truth: dict[str, Split], training: TrainConfig | None, run: RunConfig) -> str:
-    """16 hex digits of what decides the figures: annotations, settings, version."""
+    """16 hex digits of what decides the figures: annotations, weights, settings, version.
+
+    Weights count by their bytes: a file may get other ones under the same name. Those that a
+    training makes are decided by it, so the ones that it starts from count.
+    """
+    model, storage = run.model, run.storage.options()
+    weights = None
+    if training is None:
+        weights = file_sha256(fetch_checkpoint(model.checkpoint, storage, sha256=model.sha256))
     fields = {
         "training": None if training is None else training.model_dump(mode="json"),
-        "model": run.model.model_dump(mode="json"),
+        "trained from": None if training is None else training.fingerprint(data=False),
+        "weights": weights,
+        "arch": None if model.arch is None else read_arch(model.arch, storage),
+        "model": model.model_dump(mode="json"),
         "max_pixels": run.max_pixels,
         "truth": {
             name: hashlib.sha256(split.annotations.read_bytes()).hexdigest()
@@ -190,8 +204,9 @@ def _measured(job: _Job, label: Label, caller: Caller, console: Console | None) 
     except (Interrupted, RayLost):
         raise  # no data set is to blame
     except LabelfleetError as exc:
-        caller.watcher.note(f"{job.one.name} failed: {exc.message}")
-        return SetResult(job.one.name, job.one.domain, job.fingerprint, error=exc.message)
+        reason = f"{exc.message} ({exc.hint})" if exc.hint else exc.message
+        caller.watcher.note(f"{job.one.name} failed: {reason}")
+        return SetResult(job.one.name, job.one.domain, job.fingerprint, error=reason)
     write_result(_store(job), result)
     return result
 

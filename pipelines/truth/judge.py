@@ -131,7 +131,10 @@ def truth_images(
     """
     join = join_rows(truth, _names(manifest))
     if not allow_missing or not join.image_of_row:
-        refuse_unmatched(truth, join, hint="finish the run, or give --allow-missing")
+        hint = "finish the run, or give --allow-missing"
+        if not join.image_of_row:
+            hint = "none of the names match: is this the ground truth of the run's source?"
+        refuse_unmatched(truth, join, hint=hint)
     names = [c.name for c in manifest.record.identity.categories]
     ids = match_categories(names, truth.categories)
     wanted = pa.array(list(join.image_of_row), pa.string())

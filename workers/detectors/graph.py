@@ -84,10 +84,13 @@ class GraphDetector:
     def _finite(self, selected: Selected) -> Selected:
         bad = np.flatnonzero(~np.isfinite(selected.total)).tolist()
         if bad:
+            full = self._spec.precision == "fp32"
             raise ModelError(
                 f"the network's output is not finite for image(s) {bad} of the batch "
                 f"({self._spec.runtime}, {self._spec.precision} on {self._spec.device})",
-                hint="the weights or the precision overflow: try `precision: fp32`",
+                hint="the graph itself gives NaN or infinity: export it again from sound weights"
+                if full
+                else "the weights or the precision overflow: try `precision: fp32`",
             )
         return selected
 

@@ -107,7 +107,9 @@ def test_an_unknown_key_like_no_other_lists_the_valid_ones() -> None:
         ("model.classes", [1, 2], "put it in quotes"),
         ("model.classes", ["a", False], "put it in quotes"),  # what YAML makes of `no`
         ("model.classes", [], "an empty list"),
-        ("model.classes", ["a", "a"], "a name twice"),
+        ("model.classes", ["a", "a"], "a name twice: a"),
+        ("model.tiles", {"size": 640, "overlap": 700}, "an overlap of 700 is no share of a tile"),
+        ("model.tiles", {"size": 100, "overlap": 0.95}, "tiles of 100 px that overlap by 95 px"),
         ("model.sha256", "abc", "64 hex digits"),
         ("model.range", [600, 100], "the first must be below the second"),
         ("model.decode", "half", "one of `exact`, `fast` is expected"),

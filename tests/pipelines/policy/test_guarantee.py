@@ -325,6 +325,34 @@ def test_the_command_writes_it_and_leaves_with_3_where_nothing_is_shown(
     call("fit", str(run), "--truth", truth, "--guarantee", "1.5", code=2)
 
 
+def test_wrong_use_is_one_line_and_leaves_the_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A share in percent; a truth of other images than the run's."""
+    run = tmp_path / "run"
+    some_run(str(run), 100)
+    (run / "policy.yaml").write_text(Policy(accept=0.9).to_yaml())
+    kept = (run / "policy.yaml").read_bytes()
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({
+        "images": [{"id": 1, "file_name": "elsewhere.png", "width": 80, "height": 80}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}],
+    }))  # fmt: skip
+
+    def said(*arguments: str, code: int) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(["fit", str(run), *arguments])
+        assert left.value.code == code
+        return capsys.readouterr().err
+
+    assert "a guarantee of 95.0 with confidence 0.9" in said("--guarantee", "95", code=2)
+    line = said("--guarantee", "0.9", "--truth", str(other), code=1)
+    assert "1 of 1 images have no row" in line
+    assert "is this the ground truth of the run's source?" in line
+    assert (run / "policy.yaml").read_bytes() == kept
+
+
 def test_a_policy_fitted_on_fp32_is_not_taken_for_int8_silently() -> None:
     manifest, _ = some_run(None)
     identity = manifest.record.identity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from pipelines.config.run_config import RunConfig
 from pipelines.config.yaml_files import parse_config
@@ -129,6 +132,35 @@ def test_other_settings_or_annotations_are_measured_anew(exports: Path, tmp_path
     second = run_suite(suite(tmp_path / "out", sets=sets), label=label)
     assert len(label.runs) == 2
     assert first.sets[0].fingerprint != second.sets[0].fingerprint
+
+
+def test_other_weights_under_the_same_name_are_noticed(tmp_path: Path) -> None:
+    """A result counts for the bytes that it was measured with; the run of those stays theirs."""
+    export = write_export(tmp_path / "made", sizes={"test": 3})
+    weights = tmp_path / "model.safetensors"
+    shutil.copy(checkpoint_path(), weights)
+    config = suite(
+        tmp_path / "out",
+        model={"checkpoint": str(weights)},
+        sets=[{"name": "notes", "export": str(export)}],
+    )
+    label = InProcess()
+    first = run_suite(config, label=label)
+    kept = (tmp_path / "out/notes/result.json").read_bytes()
+    with safe_open(weights, "np") as file:
+        meta = file.metadata()
+    tensors = load_file(weights)
+    tensors[min(tensors)] *= 2
+    save_file(tensors, weights, metadata=meta)
+    (told,) = run_suite(config, label=label).sets
+    assert label.runs == ["notes", "notes"]
+    assert told.fingerprint != first.sets[0].fingerprint
+    assert "holds a run that differs in: " in told.error
+    assert "choose another `output`" in told.error
+    assert (tmp_path / "out/notes/result.json").read_bytes() == kept
+    shutil.copy(checkpoint_path(), weights)
+    assert run_suite(config, label=label).sets == first.sets
+    assert len(label.runs) == 2
 
 
 def test_sets_are_trained_on_their_own_splits(exports: Path, tmp_path: Path) -> None:

@@ -247,8 +247,9 @@ def test_outputs_that_are_not_finite_are_an_error(tmp_path: Path, place: str) ->
     outputs = {"dets": boxes, "labels": logits}
     outputs[place][3, 1] = np.nan
     path = write_graph(tmp_path / "nan.onnx", outputs, size=(H, W))
-    with pytest.raises(ModelError, match=r"not finite for image\(s\) \[0\] of the batch"):
+    with pytest.raises(ModelError, match=r"not finite for image\(s\) \[0\] of the batch") as caught:
         detected(path, resolved(path, family="rf-detr"))
+    assert "the graph itself" in str(caught.value.hint)  # fp32 is what it was loaded in
 
 
 def test_openvino_agrees_with_onnx_runtime(tmp_path: Path) -> None:
