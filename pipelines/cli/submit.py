@@ -61,7 +61,9 @@ def submit(
 ) -> None:
     """Run, train or take a round on a Ray cluster. Again, it attaches until the job ends."""
     from pipelines.cluster.bundle import bundle_run
-    from pipelines.cluster.submit import JobRequest, Listener, submit_run
+    from pipelines.cluster.follow import Listener
+    from pipelines.cluster.submit import JobRequest, submit_run
+    from pipelines.dispatch.stopping import stopping_on_signals
     from pipelines.rounds.submission import kind_of
 
     overrides, variables = tuple(set_ or ()), _variables(env or [])
@@ -71,16 +73,18 @@ def submit(
     further = of_run + of_round
     if bundle.url is not None:  # else they are in the packed config
         further += [word for override in overrides for word in ("--set", override)]
-    listener = Listener(
-        note=lambda line: print(harmless(line), file=sys.stderr, flush=True),
-        # The last line of stdout is for the JSON, if there is one: the job's output goes beside it.
-        show=_writer(sys.stderr if json_ else sys.stdout),
-        again=shlex.join(
-            ["labelfleet", "submit", config, *given(set_, address, env), *of_run, *of_round]
-        ),
-    )
     request = JobRequest(bundle, further, variables)
-    submitted = submit_run(request, listener, address=address, wait=wait)
+    with stopping_on_signals() as stopper:
+        listener = Listener(
+            note=lambda line: print(harmless(line), file=sys.stderr, flush=True),
+            # The last line of stdout is for the JSON, if there is one: the output goes beside it.
+            show=_writer(sys.stderr if json_ else sys.stdout),
+            again=shlex.join(
+                ["labelfleet", "submit", config, *given(set_, address, env), *of_run, *of_round]
+            ),
+            left=stopper.asked,
+        )
+        submitted = submit_run(request, listener, address=address, wait=wait)
     state = submitted.status.lower()
     ended = "" if submitted.exit_code is None else f" with exit code {submitted.exit_code}"
     show(f"{submitted.submission_id} {state}{ended}", submitted.to_fields(), json_)

@@ -23,6 +23,24 @@ _RACES = 10
 
 
 @dataclass(frozen=True, slots=True)
+class Listener:
+    """Who is told of a job.
+
+    Attributes:
+        note: gets lines about the submission, for people.
+        show: gets the job's output, piece by piece.
+        again: the command that attaches again, for messages.
+        left: whether Ctrl-C was pressed; the job goes on. Python drops a KeyboardInterrupt that it
+            raises in a destructor or a callback of an import, so the exception is not enough.
+    """
+
+    note: Callable[[str], None]
+    show: Callable[[str], None]
+    again: str
+    left: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True, slots=True)
 class SubmittedJob:
     """A job as its server describes it.
 
@@ -121,9 +139,8 @@ def _number(job_id: str, base: str) -> int | None:
 def follow(
     server: JobServer,
     job_id: str,
-    show: Callable[[str], None],
+    listener: Listener,
     *,
-    again: str,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> SubmittedJob:
@@ -132,20 +149,22 @@ def follow(
     Args:
         server: where it runs.
         job_id: which.
-        show: gets the output piece by piece, each piece once.
-        again: the command that attaches again, for messages.
+        listener: gets the output piece by piece, each piece once.
 
     Raises:
         ClusterLost: no answer for five minutes; the job may still be running.
+        KeyboardInterrupt: ``listener.left`` says so.
     """
     seen, heard_s = 0, clock()
     while True:
         try:
             for piece in _unseen(server.log(job_id), seen):
+                if listener.left():
+                    raise KeyboardInterrupt
                 if not piece and server.job(job_id).ended:
                     break
                 seen, heard_s = seen + len(piece), clock()
-                show(piece)
+                listener.show(piece)
             job = server.job(job_id)
             if job.ended:
                 return job
@@ -154,8 +173,10 @@ def follow(
             if clock() - heard_s > _SILENCE_S:
                 raise ClusterLost(
                     f"no answer about {job_id} for {_SILENCE_S:.0f} s: {exc.message}",
-                    hint=f"it may still be running; to check: {again}",
+                    hint=f"it may still be running; to check: {listener.again}",
                 ) from exc
+        if listener.left():
+            raise KeyboardInterrupt
         sleep(1.0)
 
 

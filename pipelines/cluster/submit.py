@@ -24,6 +24,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponent
 
 from pipelines.cluster.bundle import CONFIG_NAME, Bundle
 from pipelines.cluster.follow import (
+    Listener,
     Submission,
     SubmittedJob,
     detaching,
@@ -91,21 +92,6 @@ class JobRequest:
         return hashlib.sha256(json.dumps(means).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """Who is told of a job.
-
-    Attributes:
-        note: gets lines about the submission, for people.
-        show: gets the job's output, piece by piece.
-        again: the command that attaches again, for messages.
-    """
-
-    note: Callable[[str], None]
-    show: Callable[[str], None]
-    again: str
-
-
 def submit_run(
     request: JobRequest, listener: Listener, *, address: str | None, wait: bool
 ) -> Submitted:
@@ -130,7 +116,7 @@ def submit_run(
     with detaching(job.job_id, again=listener.again, stop=stop):
         listener.note(_said(found, url))
         if wait:
-            job = follow(server, job.job_id, listener.show, again=listener.again)
+            job = follow(server, job.job_id, listener)
     if wait and job.exit_code is None and job.message:
         listener.note(job.message.strip().splitlines()[-1])
     if job.exit_code == _NO_SUCH_COMMAND:

@@ -21,6 +21,7 @@ from storage.objects.protocols import StorageOptions
 from storage.records import AnnotationRow
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
+from storage.stores.open import open_store
 from tests.support.patience import patient
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -84,9 +85,18 @@ class Job:
     def run(self, *arguments: str, timeout_s: float = 280) -> tuple[int, dict[str, Any], str]:
         """Run to the end: exit code, the JSON object of the last line, stderr."""
         with self.started(*arguments) as process:
-            out, err = process.communicate(timeout=timeout_s)
+            out, err = process.communicate(timeout=patient(timeout_s))
         last = out.strip().splitlines()[-1] if out.strip() else "{}"
         return process.returncode, json.loads(last), err
+
+    def commits(self) -> int:
+        """How many shards are committed."""
+        return sum(1 for _ in open_store(self.output, self.options).list("annotations/"))
+
+    def has_committed(self, driver: subprocess.Popen[str], shards: int) -> None:
+        """Wait until so many shards are committed; fails with its output where a driver gave up."""
+        wait_until(lambda: self.commits() >= shards or driver.poll() is not None)
+        assert not driver.poll(), driver.communicate()
 
     def manifest(self) -> Manifest:
         """The run as it stands."""

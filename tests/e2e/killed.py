@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from storage.records import AnnotationRow
 from storage.stores.open import open_store
-from tests.e2e.jobs import Job, wait_until
+from tests.e2e.jobs import Job
 from tests.support.samples.tar_samples import tar_of
 
 
@@ -28,7 +28,7 @@ def killed_and_continued(
         source.put(f"pages-{i:06d}.tar", tar_of(*pages[i::shards]))
     store = open_store(job.output, job.options)
     with job.started() as driver:
-        wait_until(lambda: sum(1 for _ in store.list("annotations/")) >= 2 or driver.poll() == 0)
+        job.has_committed(driver, 2)
         driver.send_signal(signal.SIGKILL)
     committed = {o.key: o.etag for o in store.list("annotations/")}
     assert 0 < len(committed) < shards, "the kill came too late to show anything"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import patient
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
@@ -16,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def run(name: str, out: Path, *arguments: str) -> dict[str, object]:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(out), *arguments]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=250
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=patient(250)
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((out / f"{name}.json").read_text())

@@ -12,6 +12,7 @@ from pipelines.evaluation.evaluate import evaluate_run
 from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
 from tests.e2e.jobs import LABELFLEET, Job
+from tests.support.patience import patient
 
 pytestmark = pytest.mark.slow
 
@@ -48,5 +49,7 @@ def test_yolox_nano_on_coco_photos(
     code, summary, err = job.run()
     assert (code, summary["images"]) == (0, 61), err  # continued: nothing is left
     for command in (["verify", job.output], ["decide", job.output], ["report", job.output]):
-        done = subprocess.run([LABELFLEET, *command], capture_output=True, text=True, timeout=280)
+        done = subprocess.run(
+            [LABELFLEET, *command], capture_output=True, text=True, timeout=patient(280)
+        )
         assert done.returncode == 0, (command, done.stderr)

@@ -84,7 +84,7 @@ def test_a_wheel_in_an_empty_environment_reads_decides_and_exports(
 TRIED = {
     "run": ("run.yaml", "ray"), "plan": ("run.yaml", "torch"), "gate": ("run.yaml", "ray"),
     "compile": ("run.yaml", "torch"), "demo": ("demo", "ray"), "train": ("train.yaml", "torch"),
-    "round": ("run.yaml", "ray"), "suite": ("run.yaml", "ray"), "card": ("old", "torch"),
+    "round": ("run.yaml", "torch"), "suite": ("run.yaml", "ray"), "card": ("old", "torch"),
     "browse": ("old", "uvicorn"), "status": ("old", ""), "doctor": ("", ""),
     "report": ("old", ""), "ingest": ("images out", ""), "init": ("images", ""),
     "schema": ("run", ""), "diff": ("old v0001 latest", ""), "gc": ("old", ""),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipelines.demo.digits import make_pages
-from tests.e2e.jobs import SLOW_MODEL, SLOW_WORKERS, Job, wait_until
+from tests.e2e.jobs import SLOW_MODEL, SLOW_WORKERS, Job
 from tests.support.patience import patient
 
 pytestmark = pytest.mark.slow
@@ -30,18 +30,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "images"
 
 
-def commits(job: Job) -> int:
-    folder = Path(job.output) / "annotations"
-    return len(list(folder.glob("*.parquet"))) if folder.is_dir() else 0
-
-
 def test_ctrl_c_lets_shards_in_flight_finish_and_the_next_run_continues(
     pages: Path, tmp_path: Path, shared_ray: dict[str, str]
 ) -> None:
     fields = {"model": SLOW_MODEL, "workers": {**SLOW_WORKERS, "depth": 2}}
     job = Job(tmp_path, str(pages), str(tmp_path / "run"), fields=fields)
     with job.started() as driver:
-        wait_until(lambda: commits(job) >= 1 or driver.poll() is not None)
+        job.has_committed(driver, 1)
         assert driver.poll() is None, driver.communicate()
         driver.send_signal(signal.SIGSTOP)  # or it would be done before anybody has looked
         seen = status_from_elsewhere(job, tmp_path)
@@ -53,9 +48,9 @@ def test_ctrl_c_lets_shards_in_flight_finish_and_the_next_run_continues(
     assert driver.returncode == 130, err
     assert "Traceback" not in err
     assert '"outcome": "stopped"' in out
-    assert 1 <= commits(job) < PAGES // 8
+    assert 1 <= job.commits() < PAGES // 8
     # A second driver finds the lock free, and the counts add up.
-    left = PAGES // 8 - commits(job)
+    left = PAGES // 8 - job.commits()
     code, summary, err = replace(job, env={**shared_ray, "LABELFLEET_LOG": "json"}).run()
     assert code == 0, err
     assert summary["images"] == len(job.rows()) == PAGES
@@ -77,7 +72,7 @@ def status_from_elsewhere(job: Job, tmp_path: Path) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-c", code, "status", job.output, "--json"],
         env={**variables, "HOME": str(tmp_path / "other-home")}, cwd=tmp_path,
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=patient(120), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
@@ -90,7 +85,7 @@ def test_ctrl_c_twice_stops_at_once(pages: Path, tmp_path: Path) -> None:
     job = Job(tmp_path, str(pages), str(tmp_path / "run"), fields={"workers": {"depth": 12}})
     with job.started() as driver:
         assert driver.stderr is not None
-        wait_until(lambda: commits(job) >= 1)
+        job.has_committed(driver, 1)
         driver.send_signal(signal.SIGINT)
         said = iter(driver.stderr.readline, "")
         heard = next(line for line in said if "Ctrl-C again stops at once" in line)
@@ -106,7 +101,7 @@ def test_a_second_driver_is_told_who_holds_the_run(
 ) -> None:
     job = Job(tmp_path, str(pages), str(tmp_path / "run"), shared_ray)
     with job.started() as first:
-        wait_until(lambda: commits(job) >= 1)
+        job.has_committed(first, 1)
         first.send_signal(signal.SIGSTOP)  # it still holds the run, and will not end meanwhile
         code, said, _ = job.run()
         assert code == 75

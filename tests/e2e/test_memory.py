@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.jobs import DIGITS
+from tests.support.patience import patient
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +66,7 @@ def peak_mib(folder: Path, nbytes: int) -> int:
     images = write_tar(source / "one.tar", nbytes)
     done = subprocess.run(
         [sys.executable, "-c", WORKER, str(source), str(folder / "run"), str(DIGITS)],
-        capture_output=True, text=True, check=False, timeout=900,
+        capture_output=True, text=True, check=False, timeout=patient(900),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ok, mib = map(int, done.stdout.split()[-2:])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.demo.digits import make_pages
-from tests.e2e.jobs import SLOW_MODEL, SLOW_WORKERS, Job, wait_until
+from tests.e2e.jobs import SLOW_MODEL, SLOW_WORKERS, Job
 from tests.support.patience import patient
 from tests.support.samples.tiny_run import fill_folder, run_fields
 
@@ -67,11 +67,6 @@ def killed(driver: subprocess.Popen[str], part: str) -> Iterator[None]:
             os.kill(worker, signal.SIGKILL)
 
 
-def commits(job: Job) -> int:
-    folder = Path(job.output) / "annotations"
-    return len(list(folder.glob("*.parquet"))) if folder.is_dir() else 0
-
-
 @pytest.mark.timeout(600)
 def test_without_its_raylet_or_its_head_a_run_ends_in_words_and_the_next_one_continues(
     pages: Path, tmp_path: Path
@@ -85,14 +80,14 @@ def test_without_its_raylet_or_its_head_a_run_ends_in_words_and_the_next_one_con
     there = [0]
     for part, says in (("raylet", "raylet"), ("gcs_server", "head has not answered")):
         with job.started() as driver:
-            wait_until(lambda: commits(job) > there[-1] or driver.poll() is not None)
+            job.has_committed(driver, there[-1] + 1)
             assert driver.poll() is None, driver.communicate()
             with killed(driver, part):
                 out, err = driver.communicate(timeout=patient(120))
         assert driver.returncode == 1, err
         assert says in out
         assert "Traceback" not in err
-        there.append(commits(job))
+        there.append(job.commits())
         assert there[-2] < there[-1] < PAGES // 2
     code, summary, err = job.run()
     assert code == 0, err
@@ -141,7 +136,7 @@ def test_the_lock_is_released_before_a_ray_that_hangs_is_ended(
     (tmp_path / "run.yaml").write_text(json.dumps(fields))
     done = subprocess.run(
         [sys.executable, "-c", LOCK_FIRST, tmp_path / "run.yaml"], capture_output=True, text=True,
-        check=False, timeout=560, cwd=Path(__file__).parents[2],
+        check=False, timeout=patient(560), cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     images, code, before_s = json.loads(done.stdout)

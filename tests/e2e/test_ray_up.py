@@ -26,6 +26,7 @@ import yaml
 
 from pipelines.demo.digits import make_pages
 from tests.e2e.jobs import LABELFLEET, Job, wait_until
+from tests.support.patience import patient
 from tests.support.ray.ray_head import quiet_ports
 
 pytestmark = [
@@ -164,7 +165,8 @@ def up(folder: Path) -> tuple[Cluster, subprocess.CompletedProcess[str]]:
     }  # fmt: skip
     done = subprocess.run(
         [BIN / "ray", "up", "--yes", "--no-config-cache", laptop / "cluster.yaml"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+        timeout=patient(250),
     )  # fmt: skip
     client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     return Cluster(folder, f"http://127.0.0.1:{ports[1]}", client), done
@@ -222,7 +224,8 @@ def test_a_submitted_run_brings_a_worker_which_labels_everything(
     )  # fmt: skip
     done = subprocess.run(
         [LABELFLEET, "submit", job.config(), "--address", cluster.jobs, "--json"],
-        env={**os.environ, **cluster.env}, capture_output=True, text=True, timeout=280, check=False,
+        env={**os.environ, **cluster.env}, capture_output=True, text=True, check=False,
+        timeout=patient(280),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["status"] == "SUCCEEDED"

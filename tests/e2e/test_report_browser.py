@@ -21,6 +21,7 @@ from storage.review.answers import Answer, append_answers
 from storage.review.queue import read_queue
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
+from tests.support.patience import patient
 from tests.support.samples.synthetic_run import boxes, make_run, row, tar_shard
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -43,7 +44,7 @@ def browse(page: Path, folder: Path, *options: str) -> str:
         "--disable-sync", "--hide-scrollbars", "--virtual-time-budget=3000",
         f"--user-data-dir={folder / 'profile'}", *options, page.as_uri(),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(120), check=True)
     return done.stdout
 
 

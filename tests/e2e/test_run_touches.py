@@ -18,6 +18,7 @@ import pytest
 from pipelines.demo.digits import make_pages
 from storage.stores.open import open_store
 from tests.e2e.jobs import LABELFLEET, Job
+from tests.support.patience import patient
 from tests.support.servers.s3 import S3Server
 
 pytestmark = pytest.mark.slow
@@ -67,7 +68,7 @@ def watched(folder: Path, command: list[str], env: dict[str, str]) -> Watched:
     wrapped = ["unshare", "--mount", "bash", "-c", IN_OVERLAY, "overlay"]
     places = [str(folder / "mount"), str(folder), str(folder / "caught")]
     ended = subprocess.run(
-        [*wrapped, *places, *command], env=env, capture_output=True, text=True, timeout=280
+        [*wrapped, *places, *command], env=env, capture_output=True, text=True, timeout=patient(280)
     )
     return Watched(ended.returncode, ended.stdout + ended.stderr, dict(_files(folder / "caught")))
 

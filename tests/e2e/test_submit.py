@@ -94,7 +94,7 @@ def test_ctrl_c_detaches_the_job_goes_on_and_submitting_again_attaches(place: Pl
     assert "submitted labelfleet-cells-" in first.stderr.readline()
     first.send_signal(signal.SIGINT)
     _, err = first.communicate(timeout=patient(60))
-    assert first.returncode == 130
+    assert first.returncode == 130, err
     assert "detached from labelfleet-cells-" in err
     assert f"labelfleet submit cells.yaml --address {place.head.jobs}" in err
     assert f"ray job stop --address {place.head.jobs} labelfleet-cells-" in err

@@ -17,6 +17,7 @@ import yaml
 from pipelines.cli.main import main
 from storage.runs.lock import run_lock
 from storage.stores.local import LocalStore
+from tests.support.patience import patient
 from tests.support.samples.synthetic_run import image_shard, make_run, row
 from tests.support.samples.tiny_run import fill_folder, run_fields
 
@@ -63,7 +64,7 @@ def spawn(tmp_path: Path) -> Call:
     def spawned(*arguments: object, **variables: str) -> Ended:
         done = subprocess.run(
             [Path(sys.executable).with_name("labelfleet"), *map(str, arguments)],
-            capture_output=True, text=True, timeout=280, cwd=tmp_path,
+            capture_output=True, text=True, timeout=patient(280), cwd=tmp_path,
             env={**os.environ, "HOME": str(tmp_path / "home"), "COLUMNS": "200", **variables},
         )  # fmt: skip
         return Ended(done.returncode, done.stdout, done.stderr)
@@ -258,7 +259,7 @@ def test_a_reader_that_went_away_causes_no_traceback() -> None:
     read, write = os.pipe()
     os.close(read)
     try:
-        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=100)
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=patient(100))
     finally:
         os.close(write)
     assert b"Traceback" not in done.stderr
@@ -300,7 +301,11 @@ print(",".join(sorted({name.split(".")[0] for name in sys.modules})), file=sys.s
 
 def test_the_command_line_and_its_help_load_nothing_heavy() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _LOADED], capture_output=True, text=True, timeout=100, check=True
+        [sys.executable, "-c", _LOADED],
+        capture_output=True,
+        text=True,
+        timeout=patient(100),
+        check=True,
     )
     loaded = set(done.stderr.splitlines()[-1].split(","))
     heavy = {"torch", "torchvision", "ray", "pandas", "numpy", "pyarrow", "cv2", "PIL", "boto3",

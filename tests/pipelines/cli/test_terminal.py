@@ -17,6 +17,7 @@ from rich.text import Text
 from pipelines.display.console import HarmlessConsole
 from pipelines.display.terminal import harmless
 from storage.logs import JsonLines, TextLines
+from tests.support.patience import patient
 
 HOSTILE = {
     "colour": "\x1b[31mred",
@@ -102,7 +103,9 @@ def test_what_drivers_say_of_urls_is_logged_without_their_secrets(said: str) -> 
 def test_a_hostile_name_in_an_error_of_the_command_line(tmp_path: Path, extra: list[str]) -> None:
     folder = tmp_path / "\x1b]0;owned\x07\x1b[31m"
     command = [sys.executable, "-m", "pipelines.cli.main", "status", str(folder), *extra]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=patient(120)
+    )
     assert done.returncode == 2
     assert "owned" in done.stderr
     assert "\x1b" not in done.stderr + done.stdout

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.cluster.follow import (
+    Listener,
     Status,
     SubmittedJob,
     detaching,
@@ -138,7 +139,7 @@ def followed(server: Server) -> tuple[SubmittedJob, str]:
     heard = Heard()
     with detaching(BASE, again="submit again", stop="stop it"):
         job = follow(
-            server, BASE, heard.show, again="submit again",
+            server, BASE, Listener(heard.show, heard.show, "submit again"),
             sleep=heard.sleep, clock=lambda: heard.now_s,
         )  # fmt: skip
     return job, heard.text
@@ -191,6 +192,16 @@ def test_ctrl_c_detaches_and_says_how_to_come_back_and_how_to_stop_it() -> None:
     assert detached.value.exit_code == 130
     for words in ("goes on", "submit again", "stop it"):
         assert words in str(detached.value)
+
+
+def test_ctrl_c_detaches_even_where_python_dropped_its_exception() -> None:
+    presses = iter([False, True])
+    server = Server({BASE: SubmittedJob(BASE, "RUNNING")}, script=[["a", "b", "never reached"]])
+    shown: list[str] = []
+    to = Listener(shown.append, shown.append, "submit again", left=lambda: next(presses))
+    with pytest.raises(Interrupted), detaching(BASE, again="submit again", stop="stop it"):
+        follow(server, BASE, to)
+    assert shown == ["a"]
 
 
 @pytest.mark.parametrize(

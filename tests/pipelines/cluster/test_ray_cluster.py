@@ -12,6 +12,7 @@ import pytest
 from pipelines.cluster.local_ray import start_patiently
 from pipelines.cluster.ray_cluster import ray_cluster
 from storage.errors import ConfigError, RayLost
+from tests.support.patience import patient
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -68,7 +69,11 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 @pytest.mark.slow
 def test_a_local_ray_listens_on_loopback_only(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LISTENING], capture_output=True, text=True, check=False, timeout=200
+        [sys.executable, "-c", LISTENING],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patient(200),
     )
     assert done.returncode == 0, done.stderr
     bound = done.stdout.split()
@@ -115,7 +120,7 @@ def test_while_a_run_is_going_no_other_user_may_enter_rays_folder(tmp_path: Path
     } | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "none")}
     done = subprocess.run(
         [sys.executable, "-c", MODES], capture_output=True, text=True, check=False,
-        env=environment, timeout=560,
+        env=environment, timeout=patient(560),
     )  # fmt: skip
     assert done.stdout.splitlines() == ["mode 0o700 True", "token 0o600", "gone True"], done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -125,7 +130,7 @@ def test_while_a_run_is_going_no_other_user_may_enter_rays_folder(tmp_path: Path
 def test_a_raylet_that_stands_still_does_not_keep_the_driver(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", STOPPED], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=560,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=patient(560),
     )  # fmt: skip
     assert done.stdout == "ended True\n", done.stderr
     assert done.returncode == 0
@@ -198,7 +203,7 @@ cluster.shutdown()
 def test_a_folder_is_refused_where_a_node_does_not_see_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", TWO_NODES, str(tmp_path)],
-        capture_output=True, text=True, check=False, timeout=250,
+        capture_output=True, text=True, check=False, timeout=patient(250),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "1 cannot see it" in done.stdout  # both nodes have this machine's address

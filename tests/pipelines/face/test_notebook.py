@@ -12,6 +12,7 @@ import pytest
 
 import pipelines
 from pipelines.demo.digits import make_pages
+from tests.support.patience import patient
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -105,7 +106,7 @@ def test_a_notebook_labels_twice_reads_fits_decides_and_exports(
     out = tmp_path / "found.json"
     done = subprocess.run(
         [sys.executable, tmp_path / "notebook.py", tmp_path, tmp_path / "pages", out],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=560, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patient(560), check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

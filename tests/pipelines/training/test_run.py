@@ -24,6 +24,7 @@ from pipelines.training.team.listeners import listening
 from storage.errors import CheckpointError, ConfigError, Interrupted, SourceError
 from storage.objects.protocols import StorageOptions
 from storage.stores.open import open_store
+from tests.support.patience import patient
 from tests.support.samples.label_version import CALIBRATED, labelled
 from tests.support.samples.training_samples import box, write_coco
 from workers.spec import ModelRequest
@@ -273,7 +274,7 @@ def test_the_commands_stdout_holds_the_summary_alone(
     done = subprocess.run(
         [sys.executable, "-c", "from pipelines.cli.main import main; main()", "train",
          str(tmp_path / "train.yaml"), "--json"],
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=patient(280), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
