@@ -45,7 +45,10 @@ class BundleKind:
 RUN = BundleKind(
     command="run",
     parse=lambda fields, where: parse_config(RunConfig, fields, where=where),
-    files=lambda _: ("source.keys", "model.checkpoint", "model.arch", "policy"),
+    files=lambda _: (
+        *("source.keys", "model.checkpoint", "model.arch", "policy"),
+        *("review.gold_truth", "gate.truth"),
+    ),
     folders=lambda _: ("source.url", "output"),
 )
 

@@ -274,7 +274,13 @@ def _audited(
 ) -> list[AuditedStratum]:
     out = []
     for name, images in drawn.items():
-        sizes = population.sizes[name][k]
+        sizes = population.sizes.get(name, np.zeros((population.n_classes + 1, 1, 1), np.int64))[k]
+        if len(images) > (there := int(sizes[0].sum())):
+            raise ConfigError(
+                f"the audit drew {len(images)} images from {name or 'the run'}, which has {there} "
+                "now: its source has changed since",
+                hint="draw a new audit: `labelfleet review route`",
+            )
         own = [
             i.ids == k if k < population.n_classes else np.ones(len(i.ids), bool) for i in images
         ]

@@ -29,6 +29,7 @@ _SURE = 0.9  # of the simulated draws
 _LEAST_SURE = 0.2
 _FEWEST = 1 / 3  # of the permitted errors, expected at any threshold
 _GROWTH = 1.5
+_MOST_WITHOUT_REPLACEMENT = 10**9  # numpy's limit
 _Ints = NDArray[np.int64]
 
 
@@ -168,6 +169,9 @@ def would_do(
 
 
 def _drawn(sizes: _Ints, n: int, rng: np.random.Generator) -> _Ints:
-    """Accepted boxes [n] of images drawn without replacement."""
-    counts = rng.multivariate_hypergeometric(sizes, n)
+    """Return the accepted boxes [n] of n images drawn without replacement."""
+    if sizes.sum() < _MOST_WITHOUT_REPLACEMENT:
+        counts = rng.multivariate_hypergeometric(sizes, n)
+    else:  # of so many, the same image is hardly ever drawn twice
+        counts = rng.multinomial(n, sizes / sizes.sum())
     return rng.permutation(np.repeat(np.arange(len(sizes)), counts))

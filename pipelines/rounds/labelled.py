@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.policy.fit import FOLDS
 from pipelines.training.config import DataConfig
 from storage.coco.truth import read_truth
 from storage.errors import SourceEmpty
@@ -27,15 +28,16 @@ class Labelled:
 def labelled_sets(
     truth: DataConfig, val: DataConfig | None, work: Path, *, least: int = 1
 ) -> Labelled:
-    """Return both sets; without ``val`` a fifth of the images of ``truth`` is set apart, or more.
+    """Return both sets; without ``val`` a part of the images of ``truth`` is set apart.
 
-    The split depends on the file names alone, so every machine makes the same one.
+    That is a fifth of them, and of few images half, but no more than a fit needs. The split depends
+    on the file names alone: every machine makes the same one, whatever the round skips.
 
     Args:
         truth: the labelled images.
         val: the set to check on; None: a part of ``truth``.
         work: folder for the files of a split.
-        least: images that are set apart even where a fifth is fewer.
+        least: fewer set apart than these are an error.
 
     Raises:
         ConfigError: ``truth`` is not a COCO file.
@@ -46,11 +48,12 @@ def labelled_sets(
     read_truth(truth.annotations)  # its messages name what is wrong
     fields = json.loads(truth.annotations.read_bytes())
     names = sorted((str(i["file_name"]) for i in fields["images"]), key=_draw)
-    apart = max(least, round(_CHECKED_SHARE * len(names)))
-    if len(names) <= apart:
+    apart = max(round(_CHECKED_SHARE * len(names)), min(FOLDS, len(names) // 2))
+    if apart < max(1, least):
         raise SourceEmpty(
-            f"{truth.annotations} names {len(names)} images, too few to set {apart} apart",
-            hint="give more, or a set of its own as `val`",
+            f"{truth.annotations} names {len(names)} images, too few to learn from and set "
+            f"{max(1, least)} apart",
+            hint=f"give at least {2 * max(1, least)}, or a set of its own as `val`",
         )
     held = set(names[:apart])
     work.mkdir(parents=True, exist_ok=True)

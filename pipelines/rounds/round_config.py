@@ -7,6 +7,7 @@ step starts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -160,7 +161,21 @@ def load_round_config(path: str, overrides: tuple[str, ...] = ()) -> RoundConfig
         "teacher.arch": None if teacher is None else teacher.arch,
         "policy": policy if isinstance(policy, str) else None,
         "pool.keys": config.pool.keys,
+        "review.gold_truth": None if config.review is None else config.review.gold_truth,
+        "run.model.arch": _text(config.run, "model", "arch"),
+        **{
+            f"{role}.{part}.{key}": _text(section, part, key)
+            for role, section in (("train", config.train), ("student", config.student))
+            for part, key in (("model", "checkpoint"), ("model", "arch"), ("distill", "teacher"))
+        },
     }
     given = {name: part for name, part in sets.items() if part is not None}
     refuse_absent(path, given, files, config.storage.options())
     return config
+
+
+def _text(section: Mapping[str, Any], part: str, key: str) -> str | None:
+    """Return a file's name from fields that are parsed later; None where there is none."""
+    fields = section.get(part)
+    value = fields.get(key) if isinstance(fields, Mapping) else None
+    return value if isinstance(value, str) else None

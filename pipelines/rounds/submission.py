@@ -51,11 +51,11 @@ ROUND = BundleKind(
     files=lambda fields: (
         "pool.keys",
         *(f"{name}.annotations" for name in _SETS),
-        *("teacher.checkpoint", "teacher.arch", "policy"),
+        *("teacher.checkpoint", "teacher.arch", "policy", "run.model.arch", "review.gold_truth"),
         *_of_roles(fields, folders=False),
     ),
     folders=lambda fields: (
-        *("pool.url", "output", "previous"),
+        *("pool.url", "output", "previous", "work"),
         *(f"{name}.images" for name in _SETS),
         *_of_roles(fields, folders=True),
         *_reviews(fields),

@@ -77,7 +77,7 @@ class RoundWork:
     def folder(self) -> Path:
         """A local folder for trainings and small files: below the output where that is local."""
         if self.config.work is not None:
-            return Path(self.config.work)
+            return Path(parse_url(self.config.work).path)
         place = parse_url(self.config.output)
         if place.scheme == "file":
             return Path(place.path) / "work"

@@ -9,6 +9,7 @@ the order of the command that started them, and an order is carried out once.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,16 +60,17 @@ def extend(output: Path, finished: TrainSummary | None, more: Extension) -> bool
     state = output / STATE_NAME
     if finished is None:
         _refuse_unfinished(output, more.steps)
-        _note(output, more)
+        _note(output, more, read_length(state).total)
         return True
-    if _noted(output) == more.order:
+    # A summary of before the extension comes back from a store whose upload was cut off.
+    if finished.steps >= _carried_out(output, more.order):
         return False
     # Killed between the summary and the renaming, a finished training still has its state.pt.
     for candidate in (state, output / LAST_STATE_NAME):
         if candidate.exists() and read_length(candidate).done == finished.steps:
             write_extended(candidate, state, finished.steps + more.steps)
             (output / FILE_NAME).replace(output / f"summary_{finished.steps}_steps.json")
-            _note(output, more)
+            _note(output, more, finished.steps + more.steps)
             return True
     raise ConfigError(
         f"{output} has no state of step {finished.steps}, from which the training could go on",
@@ -77,21 +79,24 @@ def extend(output: Path, finished: TrainSummary | None, more: Extension) -> bool
     )
 
 
-def _note(output: Path, more: Extension) -> None:
+def _note(output: Path, more: Extension, until: int) -> None:
     path = output / _ORDER_NAME
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"order": more.order, "steps": more.steps}) + "\n")
+    noted = {"order": more.order, "steps": more.steps, "until": until}
+    partial.write_text(json.dumps(noted) + "\n")
     partial.replace(path)
 
 
-def _noted(output: Path) -> str | None:
-    """Return the last order that was carried out, or is being carried out."""
+def _carried_out(output: Path, order: str) -> float:
+    """Return the step that this order led to, or leads to; infinity where it was not begun."""
     try:
         found = json.loads((output / _ORDER_NAME).read_text())
     except (OSError, ValueError):
-        return None
-    order = found.get("order") if isinstance(found, dict) else None
-    return order if isinstance(order, str) else None
+        return math.inf
+    if not isinstance(found, dict) or found.get("order") != order:
+        return math.inf
+    until = found.get("until", 0)
+    return until if isinstance(until, int) else math.inf
 
 
 def _refuse_unfinished(output: Path, steps: int) -> None:

@@ -30,7 +30,7 @@ def test_a_round_waits_for_its_reviewers_and_takes_what_they_said(
     monkeypatch.setenv(VARIABLE, label_studio.token)
     place, project = label_studio.folder / uuid4().hex, f"round {uuid4().hex}"
     run = loose_run(open_store(str(place / "source")), open_store(str(place / "out" / "label")), 6)
-    truth = write_coco(tmp_path / "truth", [(32, 32)] * 6, [box(1, 7, 1, 1, 9, 9)])
+    truth = write_coco(tmp_path / "truth", [(32, 32)] * 10, [box(1, 7, 1, 1, 9, 9)])
     data = {"annotations": str(truth), "images": str(truth.parent)}
     fields = {
         "name": "cells",

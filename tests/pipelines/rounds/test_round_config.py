@@ -155,16 +155,16 @@ def test_the_labelled_images_are_split_by_their_names_alone(
         return {i["file_name"] for i in json.loads(part.annotations.read_text())["images"]}
 
     assert names(first.val) == names(second.val)
-    assert len(names(first.val)) == 2
+    assert len(names(first.val)) == 5  # as many as a fit takes
     assert names(first.train) | names(first.val) == {f"{n}.png" for n in range(1, 11)}
     assert not names(first.train) & names(first.val)
     boxes = json.loads(first.val.annotations.read_text())["annotations"]
-    assert len(boxes) == 2
+    assert len(boxes) == 5
     own = DataConfig(**fields["test"])
     assert labelled_sets(truth, own, tmp_path / "c").val == own
 
 
-def test_a_split_leaves_enough_to_fit_on_unless_fit_is_skipped(
+def test_a_split_leaves_enough_to_fit_on_and_is_the_same_where_fit_is_skipped(
     fields: dict[str, Any], tmp_path: Path
 ) -> None:
     def sizes(**more: Any) -> list[int]:
@@ -173,15 +173,17 @@ def test_a_split_leaves_enough_to_fit_on_unless_fit_is_skipped(
         return [len(json.loads(file.read_text())["images"]) for file in files]
 
     assert sizes() == [5, 5]
-    assert sizes(skip=["fit"]) == [8, 2]
+    assert sizes(skip=["fit"]) == [5, 5]
 
 
 def test_a_truth_without_enough_to_fit_on_is_refused(tmp_path: Path) -> None:
     boxes = [box(n, 7, 1, 1, 9, 9) for n in range(1, 6)]
     path = write_coco(tmp_path / "five", [(32, 32)] * 5, boxes)
     truth = DataConfig(annotations=path, images=path.parent)
-    with pytest.raises(SourceEmpty, match="names 5 images, too few to set 5 apart"):
+    with pytest.raises(SourceEmpty, match="names 5 images, too few to learn from and set 5"):
         labelled_sets(truth, None, tmp_path / "w", least=5)
+    made = labelled_sets(truth, None, tmp_path / "w")  # enough where nothing is fitted
+    assert len(json.loads(made.val.annotations.read_text())["images"]) == 2
 
 
 def test_a_bound_on_the_ignored_area_changes_the_thresholds_only_where_it_is_given(

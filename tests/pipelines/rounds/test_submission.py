@@ -14,10 +14,12 @@ from pipelines.cli.submit import refuse_foreign
 from pipelines.cluster.bundle import CONFIG_NAME, bundle_run
 from pipelines.rounds.round_config import load_round_config
 from pipelines.rounds.submission import ROUND, kind_of
+from pipelines.rounds.work import RoundWork
 from storage.errors import ConfigError
 
 FILES = (
     *("truth.json", "test.json", "val.json", "keys.csv", "policy.yaml", "arch.yaml"),
+    *("gold.json", "shape.yaml"),
     *("teacher.safetensors", "large.safetensors", "first.safetensors"),
 )
 
@@ -45,7 +47,9 @@ def write(folder: Path, **more: Any) -> None:
         "train": {"model": {"arch": "arch.yaml", "checkpoint": "first.safetensors"}},
         "student": {"distill": {"mode": "teacher", "teacher": "large.safetensors"}},
         "policy": "policy.yaml",
-        "review": {"url": "http://127.0.0.1:8080", "project": "x", "answers_from": ["more"]},
+        "review": {"url": "http://127.0.0.1:8080", "project": "x", "answers_from": ["more"],
+                   "gold": 2, "gold_truth": "gold.json"},
+        "run": {"model": {"arch": "shape.yaml"}}, "work": "work here",
         **more,
     }  # fmt: skip
     (folder / "round.yaml").write_text(yaml.safe_dump(config))
@@ -78,6 +82,9 @@ def test_in_the_jobs_folder_the_packed_config_means_the_same(
     assert Path(packed.student["distill"]["teacher"]).read_text() == '"large.safetensors"'
     assert packed.review is not None
     assert packed.review.answers_from == (f"file://{here}/more",)
+    assert Path(str(packed.review.gold_truth)).read_text() == '"gold.json"'
+    assert Path(packed.run["model"]["arch"]).read_text() == '"shape.yaml"'
+    assert RoundWork.of(packed).folder == here / "work here"
     assert packed.fit == local.fit
 
 
@@ -92,12 +99,26 @@ def test_the_files_of_stages_and_an_earlier_round_are_found(here: Path) -> None:
 
 
 def test_a_policy_of_fields_and_a_config_of_few_fields_need_no_files(here: Path) -> None:
-    write(here, policy={"accept": 0.5, "reject": 0.2}, train={}, student={}, review=None,
+    write(here, policy={"accept": 0.5, "reject": 0.2}, train={}, student={}, review=None, run={},
           teacher=None, pool={"url": "s3://cells/pool"})  # fmt: skip
     bundle = bundle_run("round.yaml", kind=ROUND)
     assert sorted(path.name for path in bundle.files.values()) == [
         "test.json", "truth.json", "val.json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("gold.json", "review.gold_truth"), ("shape.yaml", "run.model.arch"),
+     ("first.safetensors", "train.model.checkpoint"),
+     ("large.safetensors", "student.distill.teacher")],
+)  # fmt: skip
+def test_a_file_that_a_later_step_reads_is_missed_before_the_first(
+    here: Path, name: str, field: str
+) -> None:
+    (here / name).unlink()
+    with pytest.raises(ConfigError, match=f"{field}: there is nothing at .*{name}"):
+        load_round_config("round.yaml")
 
 
 def test_what_is_absent_is_named_before_anything_is_sent(here: Path) -> None:

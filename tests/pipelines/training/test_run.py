@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -135,13 +136,17 @@ def test_a_stop_request_ends_after_the_step_and_the_same_call_continues(
 def test_a_finished_training_is_extended_and_a_stopped_extension_continues(
     config: Callable[..., TrainConfig],
 ) -> None:
-    from pipelines.training.extend import Extension
+    from pipelines.training.extend import Extension, extend
     from pipelines.training.run import train, train_part
 
     quiet: Any = {"console": None, "stopper": Stopper(), "accept_data": False}
     with pytest.raises(ConfigError, match="no finished training"):
         train(config(), more_steps=3)
     first = train(config())
+    output = config().output
+    assert extend(output, first, Extension(3, "cut off"))
+    shutil.copy(output / "summary_4_steps.json", output / "summary.json")  # an upload cut off
+    assert extend(output, first, Extension(3, "cut off")), "it was begun, and not carried out"
     stopper = Stopper()
     stopper.request()
     with pytest.raises(Interrupted, match="step 5 of 7"):
