@@ -23,7 +23,7 @@ SPREAD := --dist loadscope --no-loadscope-reorder
 TOGETHER := $(MAKE) --no-print-directory -j4 --output-sync=target
 
 .PHONY: help setup demo check explore fast lint ruff mypy imports odd docs test chromium label-studio azurite \
-	review-demo review-demo-stop installs lock gpu chaos chaos-review gates fuzz audit clean
+	review-demo review-demo-stop installs lock gpu chaos chaos-review chaos-train gates fuzz audit clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -118,6 +118,9 @@ chaos: $(READY)  ## 100 seeded schedules of kills and storage faults over a real
 
 chaos-review: $(READY) label-studio  ## 200 seeded schedules of faults between us and Label Studio (half an hour)
 	LABELFLEET_CHAOS=200 $(BIN)/pytest -q tests/e2e/test_review_faults.py
+
+chaos-train: $(READY)  ## 10 seeded schedules of kills over a small training on two workers
+	$(BIN)/python -m tests.chaos.training --seeds $(or $(SEEDS),10)
 
 installs: $(READY)  ## every way to install, each in an empty environment (5 GB of downloads)
 	LABELFLEET_LONG=1 $(BIN)/pytest -q -n 0 -m slow tests/e2e/test_install.py
