@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from rich.console import Console
 
+from pipelines.config.source import check_places, listed_objects
 from pipelines.dispatch.tally import Caller
 from pipelines.models.compile import has_gpu
 from pipelines.rounds import page
@@ -25,11 +26,13 @@ from pipelines.rounds.round_config import RoundConfig
 from pipelines.rounds.state import STEPS, Repeat, StepName, StepRecord, refuse_unknown_steps
 from pipelines.rounds.steps import machine, people, student
 from pipelines.rounds.work import RoundWork
+from pipelines.training.start import check_fits, resolve_machine
 from storage.errors import ConfigError, LabelfleetError, WaitingForPeople
 from storage.runs.lock import run_lock
 
 Fields = dict[str, Any]
 _WITH_RAY = ("label", "fit", "evaluate")
+_STAND_IN = {"checkpoint": "teacher.safetensors"}  # while there is no teacher yet
 _ON_GPUS = ("teacher", "gate", "student", "compile")
 
 
@@ -159,6 +162,8 @@ def run_round(
     work = RoundWork.of(config, caller, address=address, console=console)
     chosen = selection or Selection()
     check_config(work)
+    check_machine(work, chosen.steps())
+    check_pool(work, chosen.steps())
     new: list[StepName] = []
     with run_lock(work.store, f"labelfleet round {config.name}"), work.held:
         changed = False  # a repeated step may change what later ones are given
@@ -179,11 +184,44 @@ def check_config(work: RoundWork) -> None:
             f"fit.guarantee is proven from people's answers, and {config.skips('pull')}",
             hint="add a `review` section, or leave the guarantee out",
         )
-    stand_in = {"checkpoint": "teacher.safetensors"}
-    work.run_config("label", config.pool.model_dump(mode="json"), stand_in)
+    work.run_config("label", config.pool.model_dump(mode="json"), _STAND_IN)
     record = StepRecord("student", "begun", 1, {})
     for role in ("teacher", "student"):
         work.train_config(role, record, train=config.truth.model_dump())
+
+
+def check_machine(work: RoundWork, steps: Sequence[StepName]) -> None:
+    """Look before the first of ``steps`` whether this machine can do the trainings among them.
+
+    Those of `workers` are on machines of their own, and a step may be left to another machine.
+
+    Raises:
+        ConfigError: a network does not fit into memory, or there is no such device.
+    """
+    given = work.config.teacher is not None or work.config.previous is not None
+    roles: tuple[StepName, ...] = ("student",) if given else ("teacher", "student")
+    record = StepRecord("student", "begun", 1, {})
+    for role in roles:
+        old = work.state.read(role)
+        if role not in steps or (old is not None and old.over):
+            continue
+        training = work.train_config(role, record, train=work.config.truth.model_dump())
+        if not training.workers.most:
+            check_fits(training, resolve_machine(training).device)
+
+
+def check_pool(work: RoundWork, steps: Sequence[StepName]) -> None:
+    """Look before the first of ``steps`` whether there is a pool, if it is still to be labelled.
+
+    Raises:
+        SourceEmpty: there is nothing in it.
+        ConfigError, StorageError: it cannot be listed, or the output lies in it.
+    """
+    old = work.state.read("label")
+    if "label" in steps and (old is None or not old.over):
+        pool = work.run_config("label", work.config.pool.model_dump(mode="json"), _STAND_IN)
+        check_places(pool)
+        next(listed_objects(pool))
 
 
 def _take(work: RoundWork, step: StepName, repeat: Repeat) -> StepRecord | None:

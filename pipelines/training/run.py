@@ -30,6 +30,7 @@ from pipelines.training.start import (
     Machine,
     arch_params_of,
     augmentations,
+    check_fits,
     first_network,
     fit_options,
     machine_facts,
@@ -139,6 +140,7 @@ def _train_here(
             done = None
     if done is not None:
         return done
+    check_fits(stages[0].config, stages[0].machine.device)
     *earlier, last = stages
     before: list[Mapping[str, Any]] = []
     for stage in earlier:

@@ -1,11 +1,14 @@
-"""Prepare a training: data with agreeing classes, a network, a device."""
+"""Prepare a training: a network that fits into memory, a device, the options of the loop."""
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,6 +24,13 @@ from workers.training.distributed import Team
 from workers.training.options import FitOptions, LrFactors, TrainPrecision
 from workers.training.recipe.augmentation import Augmentation
 from workers.yolo_nas.network import build_network
+
+# Bytes a weight: the weight and its average, fp32; its gradient and AdamW's two moments.
+_KEPT, _LEARNED = 8, 12
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,3 +218,52 @@ def machine_facts(machine: Machine) -> dict[str, str]:
         "threads": str(machine.threads),
         "torch": torch.__version__,
     }
+
+
+def check_fits(
+    config: TrainConfig, device: Literal["cpu", "cuda"], *, memory: int | None = None
+) -> None:
+    """Refuse a scaled network whose weights alone, as training keeps them, exceed the memory.
+
+    What the images need comes on top and shows at the first step. The plain S, M and L need at
+    most 1.4 GB and are not looked at.
+
+    Args:
+        memory: bytes of the device; None: as it says.
+
+    Raises:
+        ConfigError: it does not fit, or `model.arch` cannot be read or built.
+    """
+    if config.model.arch is None:
+        return
+    weights = _weights_of(config.model.name, read_arch(config.model.arch, config.storage.options()))
+    needed = weights * (_KEPT if config.freeze == "backbone" else _KEPT + _LEARNED)
+    there = memory if memory is not None else _memory_of(device)
+    if needed > there:
+        raise ConfigError(
+            f"model.arch makes a network of {weights:,} weights: to train it takes at least "
+            f"{needed / 1e9:,.1f} GB, and {'the GPU' if device == 'cuda' else 'this machine'} has "
+            f"{there / 1e9:,.1f} GB",
+            hint=f"scale {config.model.arch} down",
+        )
+
+
+@functools.cache
+def _weights_of(name: str, arch_params: str) -> int:
+    with torch.device("meta"):  # shapes without memory
+        network = build_network(name, arch_params, 1)
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def _memory_of(device: Literal["cpu", "cuda"]) -> int:
+    """Return the bytes of memory that this process can have at most."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *_container_limits()])
+
+
+def _container_limits() -> Iterator[int]:
+    for path in _CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # absent, or `max`
+            yield int(path.read_text())

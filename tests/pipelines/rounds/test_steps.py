@@ -14,7 +14,7 @@ from pipelines.rounds.round import Selection, run_round
 from pipelines.rounds.round_config import RoundConfig
 from pipelines.rounds.state import RoundState, StepName, StepRecord
 from pipelines.routing.route import route_run
-from storage.errors import ConfigError
+from storage.errors import ConfigError, SourceEmpty
 from storage.labels.versions import read_version
 from storage.review.answers import append_answers
 from storage.review.queue import read_queue
@@ -81,3 +81,10 @@ def test_an_earlier_round_without_a_student_is_no_teacher(tmp_path: Path) -> Non
     asked = config(tmp_path, previous="memory://rounds/none")
     with pytest.raises(ConfigError, match=r"memory://rounds/none has no student yet"):
         run_round(asked, Selection(only="teacher"))
+
+
+def test_an_empty_pool_is_refused_before_a_teacher_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    with pytest.raises(SourceEmpty, match=r"no images or tar shards at .*/pool; there is nothing"):
+        run_round(config(tmp_path, train={"steps": 2}))
+    assert not (tmp_path / "out" / "state").exists()
