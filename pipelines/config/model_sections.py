@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -69,23 +69,26 @@ class PreprocessingConfig(Part):
             raise ValueError("three numbers above 0 are expected")
         return value
 
-    def preprocessing(self) -> Preprocessing:
-        """Convert to the worker layer's type. Raises ValueError where fields contradict."""
+    def preprocessing(self, base: Preprocessing | None = None) -> Preprocessing:
+        """Convert to the worker layer's type. Raises ValueError where fields contradict.
+
+        Args:
+            base: has the fields that the config does not state; None: they have their defaults.
+        """
         size = _pair(self.size)
-        found = Preprocessing(
-            size=size,
-            resize_to=_pair(self.fit) if self.fit is not None else size,
-            keep_aspect=self.resize == "letterbox",
-            padding="center" if self.place == "center" else "bottom_right",
-            pad_value=self.pad_value,
-            channels=self.channels,
-            scale=self.scale,
-            mean=self.mean,
-            std=self.std,
-            interpolation=self.interpolation,
-            antialias=self.antialias,
-            rounding=self.rounding,
-        )
+        fields: dict[str, dict[str, Any]] = {
+            "size": {"size": size, "resize_to": size},
+            "fit": {"resize_to": size if self.fit is None else _pair(self.fit)},
+            "resize": {"keep_aspect": self.resize == "letterbox"},
+            "place": {"padding": "center" if self.place == "center" else "bottom_right"},
+        }
+        same = ("pad_value", "channels", "scale", "mean", "std", "interpolation", "antialias")
+        fields |= {name: {name: getattr(self, name)} for name in (*same, "rounding")}
+        changes: dict[str, Any] = {}
+        for name, change in fields.items():
+            if base is None or name in self.model_fields_set:
+                changes |= change
+        found = replace(base or Preprocessing(), **changes)
         check_preprocessing(found)
         return found
 
@@ -155,7 +158,7 @@ class FamilyConfig(Part):
         None, description="Begin with this family's convention; none: state all of it."
     )
     input: PreprocessingConfig | None = Field(
-        None, description="What images go through; none: as `base` has it."
+        None, description="What images go through; what it leaves out is as `base` has it."
     )
     layout: Literal["joined", "joined_transposed", "separate", "labelled", "rows"] | None = Field(
         None,

@@ -178,7 +178,9 @@ def _stated(spec: ModelSpec, field: str, value: str) -> str:
     """Return how a field of the preprocessing is written into the config."""
     if spec.convention is None:
         return f"state all of `model.preprocessing`, with `{field}: {value}`"
-    return f"state the family's input, `model.family: {{base: …, input: {{{field}: {value}, …}}}}`"
+    return (
+        f"state it over the family's own, `model.family: {{base: …, input: {{{field}: {value}}}}}`"
+    )
 
 
 def _other_channels(bench: _Bench, say: Say) -> Iterator[Trial]:

@@ -12,6 +12,7 @@ from storage.objects.protocols import ObjectStore
 from storage.runs.manifest import RUN_KEY, RunRecord
 from storage.stores.open import open_store
 from storage.urls import normalise_url
+from workers.images.preprocessing import Preprocessing
 from workers.models.families import FAMILIES
 from workers.models.resolve import resolve_model
 from workers.spec import ArtefactRef, DeviceName, ModelRequest, ModelSpec
@@ -90,12 +91,7 @@ def _of_family(request: ModelRequest, stated: str | FamilyConfig) -> ModelReques
     """Return the request with the convention of another family."""
     part = FamilyConfig(base=stated) if isinstance(stated, str) else stated
     base = None if part.base is None else FAMILIES[part.base]
-    if part.input is not None:
-        preprocessing = part.input.preprocessing()
-    elif base is not None:
-        preprocessing = base.input
-    else:
-        raise ConfigError("model.family: without `base` it needs `input`")
+    preprocessing, size_stated = _input(part, base.input if base else None)
     nms_iou = request.nms_iou
     if nms_iou is None and base is not None:
         nms_iou = base.nms_iou
@@ -104,9 +100,24 @@ def _of_family(request: ModelRequest, stated: str | FamilyConfig) -> ModelReques
         family=part.base or "onnx",
         convention=part.convention(base.convention if base else None),
         preprocessing=preprocessing,
-        size_stated=part.input is not None,
+        size_stated=size_stated,
         nms_iou=nms_iou,
     )
+
+
+def _input(part: FamilyConfig, base: Preprocessing | None) -> tuple[Preprocessing, bool]:
+    """Return what images go through, and whether its size counts: a family's own is open."""
+    if part.input is None:
+        if base is None:
+            raise ConfigError("model.family: without `base` it needs `input`")
+        return base, False
+    given = part.input.model_fields_set
+    if base is not None and "fit" in given and "size" not in given:
+        raise ConfigError("model.family.input: `fit` needs `size` beside it", hint="state both")
+    try:
+        return part.input.preprocessing(base), base is None or "size" in given
+    except ValueError as exc:
+        raise ConfigError(f"model.family.input: {exc}") from None
 
 
 def _request(config: RunConfig, existing: RunRecord | None) -> ModelRequest:

@@ -192,7 +192,7 @@ def _with_band(
     if share > _MUCH:
         warnings += (
             f"boxes between the thresholds cover {share:.0%} of the image area, where training "
-            "learns nothing: bound it with --ignore-area",
+            "learns nothing: bound it with --ignore-area, or `fit.ignore_area` in a round",
         )
     rejects = {c.name: policy.of(c.name)[1] for c in categories}
     classes = tuple(replace(c, reject=rejects[c.name]) for c in found.classes)

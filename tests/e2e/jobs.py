@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from pipelines.runs.verify import verify_run
+from storage.errors import BucketNotFound
 from storage.objects.protocols import StorageOptions
 from storage.records import AnnotationRow
 from storage.runs.live_rows import live_rows
@@ -90,8 +91,11 @@ class Job:
         return process.returncode, json.loads(last), err
 
     def commits(self) -> int:
-        """How many shards are committed."""
-        return sum(1 for _ in open_store(self.output, self.options).list("annotations/"))
+        """How many shards are committed; 0 before there is an output."""
+        try:
+            return sum(1 for _ in open_store(self.output, self.options).list("annotations/"))
+        except BucketNotFound:
+            return 0
 
     def has_committed(self, driver: subprocess.Popen[str], shards: int) -> None:
         """Wait until so many shards are committed; fails with its output where a driver gave up."""

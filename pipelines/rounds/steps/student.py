@@ -46,11 +46,14 @@ def _training(work: RoundWork, record: StepRecord) -> TrainConfig:
         {**work.labelled.train.model_dump(), "share": share},
         {"labels": decided["run"], "version": decided["version"], "share": 1 - share},
     ]
-    return work.train_config("student", record, train=sources, **_start(work))
+    return work.train_config("student", record, train=sources, **first_weights(work))
 
 
-def _start(work: RoundWork) -> Fields:
-    """Start from the teacher's weights, where the config names no others and they can be."""
+def first_weights(work: RoundWork) -> Fields:
+    """Return fields of a training that start it from the teacher, as a run's config describes it.
+
+    There are none where the config names other weights, or the teacher is of another family.
+    """
     stated = {**work.config.train, **work.config.student}
     teacher = work.state.result("teacher")["model"]
     if "model" in stated or teacher.get("family", "yolo_nas") != "yolo_nas":
@@ -58,9 +61,12 @@ def _start(work: RoundWork) -> Fields:
     checkpoint = work.checkpoint(teacher["checkpoint"])
     licence = work.state.result("teacher")["licence"]
     model = {"checkpoint": teacher["checkpoint"], **({"licence": licence} if licence else {})}
-    model |= {"name": checkpoint.name} if checkpoint.name else {}
-    size = checkpoint.image_size
-    return {"model": model, **({"image_size": list(size)} if size else {})}
+    name = teacher.get("name") or checkpoint.name
+    model |= {"name": name} if name else {}
+    model |= {"arch": teacher["arch"]} if teacher.get("arch") else {}
+    # A file of super-gradients says none of it: then it is what the config says of the teacher.
+    size = teacher.get("image_size") or list(checkpoint.image_size or ())
+    return {"model": model, **({"image_size": size} if size else {})}
 
 
 # evaluate

@@ -13,6 +13,8 @@ from pipelines.policy.policy import Policy
 from pipelines.rounds.round import Selection, run_round
 from pipelines.rounds.round_config import RoundConfig
 from pipelines.rounds.state import RoundState, StepName, StepRecord
+from pipelines.rounds.steps.student import first_weights
+from pipelines.rounds.work import RoundWork
 from pipelines.routing.route import route_run
 from storage.errors import ConfigError, SourceEmpty
 from storage.labels.versions import read_version
@@ -75,6 +77,23 @@ def test_the_teacher_of_a_second_round_is_the_student_of_the_first(tmp_path: Pat
     assert (found["model"], found["trained"]) == (student["model"], False)
     assert found["licence"] == "Apache-2.0"  # the checkpoint's own word
     assert run_round(asked, Selection(only="teacher")).new == ()
+
+
+def test_a_student_starts_from_its_teacher_as_the_config_describes_it(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+
+    def start(**model: Any) -> dict[str, Any]:
+        teacher = {"checkpoint": str(checkpoint_path()), **model}
+        left(asked, "teacher", {"model": teacher, "licence": "MIT"})
+        return first_weights(RoundWork.of(asked))
+
+    own = start()
+    assert own["model"]["checkpoint"] == str(checkpoint_path())
+    assert own["image_size"] == [320, 320]  # the file's own word
+    stated = start(arch="small.yaml", name="yolo_nas_m", image_size=256)
+    assert stated["model"] == {**own["model"], "arch": "small.yaml", "name": "yolo_nas_m"}
+    assert stated["image_size"] == 256
+    assert start(family="yolox") == {}
 
 
 def test_an_earlier_round_without_a_student_is_no_teacher(tmp_path: Path) -> None:

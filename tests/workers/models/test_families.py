@@ -22,12 +22,13 @@ from tests.support.samples.family_graphs import write_graph
 from workers.compile.agreement import difference
 from workers.detectors.graph import GraphDetector
 from workers.images.preprocessing import Preprocessing
+from workers.models.families import FAMILIES
 from workers.models.load import session_of
 from workers.models.onnx_family import network_input
 from workers.models.resolve import resolve_model
 from workers.runtimes.artefacts import Artefact
 from workers.runtimes.choose import installed
-from workers.spec import ModelSpec
+from workers.spec import ModelRequest, ModelSpec
 
 H, W = 64, 96
 NAMES = ["cat", "dog", "owl"]
@@ -46,6 +47,28 @@ def resolved(path: Path, **model: Any) -> ModelSpec:
     }  # fmt: skip
     config = parse_config(RunConfig, fields, where="x")
     return resolve_model(model_request(config), StorageOptions(), device="cpu")
+
+
+def asked(**family: Any) -> ModelRequest:
+    model = {"checkpoint": "x.onnx", "classes": NAMES, "family": family}
+    fields = {"name": "x", "source": {"url": "in"}, "output": "out", "model": model}
+    return model_request(parse_config(RunConfig, fields, where="x"))
+
+
+def test_an_input_is_stated_as_the_differences_from_its_familys() -> None:
+    own = FAMILIES["yolox"].input
+    made = asked(base="yolox", input={"channels": "RGB"})
+    assert made.preprocessing == replace(own, channels="RGB")
+    assert not made.size_stated, "the graph's counts"
+    made = asked(base="yolox", input={"size": 416, "place": "center"})
+    assert made.preprocessing == replace(
+        own, size=(416, 416), resize_to=(416, 416), padding="center"
+    )
+    assert made.size_stated
+    made = asked(base="d-fine", input={"resize": "letterbox"})
+    assert made.preprocessing == replace(FAMILIES["d-fine"].input, keep_aspect=True)
+    with pytest.raises(ConfigError, match="`fit` needs `size`"):
+        asked(base="yolox", input={"fit": 400})
 
 
 def detected(path: Path, spec: ModelSpec, images: int = 1) -> list[Detections]:
