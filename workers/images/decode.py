@@ -169,6 +169,8 @@ def _probe(data: bytes) -> tuple[int, int, int]:
         if size is None:
             raise Undecodable("no header")
         return _upright_size(*size, exif_orientation(webp_exif(data)) or 1)
+    if kind == "GIF" and number > 1:
+        raise Unsupported("a later frame may be larger than the first")
     image = open_with_pillow(kind, data)
     return _upright_size(*image.size, orientation_of(image))
 

@@ -156,9 +156,18 @@ def _of_a_sequence(
     warnings: list[str] = []
     pixels = to_rgb(image.copy(), value_range, 16, warnings)
     orientation = orientation_of(image)
-    if len(data) <= _KEPT_NBYTES:
+    if len(data) <= _KEPT_NBYTES and not _reverts(image):
         _open_here.file = kept
     return whole_image(upright(pixels, orientation), orientation, frames, warnings)
+
+
+def _reverts(image: Image.Image) -> bool:
+    """Return whether an APNG goes back to the picture before this frame, once it was shown.
+
+    Pillow (13.0) goes back to this frame instead where it was loaded, and is right where it was
+    only passed on the way to another: the file is opened again for the next one.
+    """
+    return getattr(image, "dispose_op", None) == PngImagePlugin.Disposal.OP_PREVIOUS
 
 
 def _opened(kind: str, data: bytes, max_pixels: int) -> Image.Image:

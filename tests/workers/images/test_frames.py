@@ -70,6 +70,21 @@ def test_each_frame_has_its_own_pixels(kind: str, options: dict[str, Any], off: 
         frame(data, 5)
 
 
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1), (2, 3, 2, 3), (3,)])
+def test_a_frame_that_is_taken_back_is_not_below_the_next_one(order: tuple[int, ...]) -> None:
+    """As the specification has it: APNG, dispose_op 2 (APNG_DISPOSE_OP_PREVIOUS)."""
+    red, blue = (Image.new("RGBA", (32, 24), c) for c in ((255, 0, 0, 255), (0, 0, 255, 255)))
+    dot = Image.new("RGBA", (32, 24), (0, 0, 0, 0))
+    dot.putpixel((5, 5), (0, 255, 0, 255))
+    file = io.BytesIO()
+    red.save(file, "PNG", save_all=True, append_images=[blue, dot], disposal=[0, 2, 0], blend=1)
+    right = {1: (255, 0, 0), 2: (0, 0, 255), 3: (255, 0, 0)}
+    for number in order:
+        pixels = frame(file.getvalue(), number)
+        assert tuple(pixels[20, 20]) == right[number], number
+    assert tuple(frame(file.getvalue(), 3)[5, 5]) == (0, 255, 0)
+
+
 def test_heif_pictures_of_other_sizes_are_probed_as_they_are_decoded() -> None:
     heif = pytest.importorskip("pillow_heif")
     made = heif.HeifFile()
@@ -132,6 +147,17 @@ def test_a_hundred_thousand_frames_are_counted_and_read_as_far_as_they_are_wante
     bomb = data[:-1] + last * 100_000 + b";"
     assert count_frames(bomb, PIXELS) == 100_004
     assert frame(bomb, 6).shape == (24, 32, 3)
+
+
+def test_a_gif_that_grows_is_not_said_to_be_as_large_as_its_first_frame() -> None:
+    data = bytearray(saved("GIF"))
+    second = data.index(b"\x2c", data.index(b"\x2c\0\0\0\0") + 10)
+    second = data.index(b"\x2c\0\0\0\0", second - 1)
+    data[second + 1 : second + 3] = b"\x08\0"  # 8 pixels to the right
+    assert decode(bytes(data), max_pixels=PIXELS).size == (24, 32)
+    grown = frame_bytes(bytes(data), 2)
+    assert decode(grown, max_pixels=PIXELS).size == (24, 40)
+    assert probe(grown) is None
 
 
 def test_damage_counts_as_one() -> None:
