@@ -48,6 +48,7 @@ Label Studio runs at {server["url"]}
   password  {server["password"]}
 
 Open the project `labelfleet demo`, press `Label All Tasks`, correct a few pages, then:
+  export PATH={LABELFLEET.absolute().parent}:$PATH
   export LABEL_STUDIO_API_KEY={server["token"]}
   labelfleet review pull {run}
   labelfleet decide {run}
