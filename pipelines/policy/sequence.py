@@ -172,6 +172,6 @@ def _drawn(sizes: _Ints, n: int, rng: np.random.Generator) -> _Ints:
     """Return the accepted boxes [n] of n images drawn without replacement."""
     if sizes.sum() < _MOST_WITHOUT_REPLACEMENT:
         counts = rng.multivariate_hypergeometric(sizes, n)
-    else:  # of so many, the same image is hardly ever drawn twice
+    else:  # drawing the same image twice is negligible in a population of this size
         counts = rng.multinomial(n, sizes / sizes.sum())
     return rng.permutation(np.repeat(np.arange(len(sizes)), counts))

@@ -1,8 +1,8 @@
 """Pages and animation frames as images of their own.
 
-A further frame travels as the bytes of its whole file and a trailer that says which one it is. So
-its sha256 is its own, and whoever has the file's bytes and a row's sha256 knows the frame: digests
-tell frames apart wherever they tell images apart, and a row needs no further column.
+A further frame is represented by the bytes of its whole file, followed by a trailer with the
+frame's number. Each frame therefore has a sha256 of its own, and the frame of a row can be found
+from the file's bytes and that sha256: no further column is needed.
 """
 
 from __future__ import annotations

@@ -282,7 +282,7 @@ class Nights:
             yield f"{count} images in the list, {packed.total()} packed, {len(packed)} of them once"
 
     def label(self, *, only: int | None = None, accept: bool = False) -> Manifest:
-        """One driver's night. ``only``: it stops after so many shards."""
+        """Label as one driver does in one night; ``only``: stop after this many shards."""
         allowed = (lambda drop: None) if accept else partial(check_drop, self._config)
         return label(
             self.source, self.output, shard_size=4, only=only, check_drop=allowed,

@@ -98,7 +98,7 @@ class Job:
             return 0
 
     def has_committed(self, driver: subprocess.Popen[str], shards: int) -> None:
-        """Wait until so many shards are committed; fails with its output where a driver gave up."""
+        """Wait for this many committed shards; fail with the driver's output if it gives up."""
         wait_until(lambda: self.commits() >= shards or driver.poll() is not None)
         assert not driver.poll(), driver.communicate()
 

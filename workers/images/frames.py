@@ -27,6 +27,7 @@ from workers.images.pillow_formats import open_with_pillow, orientation_of, to_r
 from workers.images.pixels import (
     DecodedImage,
     check_pixels,
+    check_room,
     silence_pillow,
     upright,
     whole_image,
@@ -58,10 +59,15 @@ def frames_of(most: int, max_pixels: int) -> Frames:
 
 
 def count_frames(data: bytes, max_pixels: int) -> int:
-    """Return how many frames a file has, without decoding one; 1 where it does not say."""
+    """Return how many frames a file has, without decoding one; 1 where it does not say.
+
+    Raises:
+        MemoryError: this process is short of memory, which says nothing about the file.
+    """
     try:
         return max(1, _count(data, max_pixels))
     except Exception:  # noqa: BLE001 - damaged or foreign: the first frame's row says how
+        check_room(_KEPT_NBYTES)
         return 1
 
 

@@ -38,8 +38,8 @@ class TrainingBatch:
             boxes of people and where none are stored; None: no target has any.
         spread: float32 [N, 4]: standard deviations of left, top, right and bottom in input
             pixels as they would be without augmentation, NaN likewise; None: no target has any.
-        silent: float32 [S, 6]: batch index, class, x1, y1, x2, y2 in input pixels: regions where
-            the absence of the class is not taught; None: nowhere.
+        silent: float32 [S, 6]: batch index, class, x1, y1, x2, y2 in input pixels: regions in
+            which background does not count as a negative example of the class; None: no regions.
     """
 
     images: torch.Tensor

@@ -52,8 +52,12 @@ def label(
     only: int | None = None,
     check_drop: Callable[[ListingDrop], None] = lambda drop: None,
 ) -> Manifest:
-    """List the source and label what has no commit yet, as one invocation; of frames what the
-    record says. ``only``: at most so many shards."""
+    """List the source and label what has no commit yet, as one invocation.
+
+    Args:
+        record_: settings of the run; they also say how many frames of a file are labelled.
+        only: label at most this many shards.
+    """
     manifest = Manifest.create_or_continue(output, record_ or record(CLASSES, source.url))
     listing = Listing(output)
     listing.refresh(

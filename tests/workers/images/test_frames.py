@@ -160,6 +160,17 @@ def test_a_gif_that_grows_is_not_said_to_be_as_large_as_its_first_frame() -> Non
     assert probe(grown) is None
 
 
+def test_a_process_short_of_memory_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*_: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr("workers.images.frames._gif_frames", without)
+    assert count_frames(saved("GIF"), PIXELS) == 1, "there is memory: the file is to blame"
+    monkeypatch.setattr("workers.images.frames.check_room", without)
+    with pytest.raises(MemoryError):
+        count_frames(saved("GIF"), PIXELS)
+
+
 def test_damage_counts_as_one() -> None:
     data = saved("GIF")
     assert count_frames(data[:40], PIXELS) == 1
