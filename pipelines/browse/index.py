@@ -12,7 +12,7 @@ page can change even this copy; nothing is written to the run.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def build_index(sources: Sources, folder: Path) -> Path:
                 "the run has no row yet", hint="`labelfleet status` says how far it is"
             )
         if sources.version is not None:
-            for table in read_label_tables(sources.run.store, sources.version):
+            for table in _grouped(read_label_tables(sources.run.store, sources.version)):
                 _insert(database, table, (_INSERT_LABELS, _INSERT_DECIDED))
         _people(database, list(standing(read_answers(sources.run.store))))
         if sources.other is not None:
@@ -207,14 +207,25 @@ def _other(database: duckdb.DuckDBPyConnection, other: Manifest) -> None:
 
 
 def _batches(run: Manifest, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Live rows in tables of some size: one insert a shard of 40 images would take minutes."""
-    waiting: list[pa.Table] = []
-    for _, table in live_tables(run, columns):
+    """Live rows in tables of some size, with what the page shows of their boxes."""
+
+    def plain(table: pa.Table) -> pa.Table:
         at = table.column_names.index("detections")
-        waiting.append(table.set_column(at, "detections", _plain_boxes(table.column(at))))
-        if sum(map(len, waiting)) >= _BATCH_ROWS:
+        return table.set_column(at, "detections", _plain_boxes(table.column(at)))
+
+    return _grouped(plain(table) for _, table in live_tables(run, columns))
+
+
+def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of some size: one insert a shard of 40 images, each with its join, takes minutes."""
+    waiting: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        waiting.append(table)
+        rows += len(table)
+        if rows >= _BATCH_ROWS:
             yield pa.concat_tables(waiting, promote_options="permissive")
-            waiting = []
+            waiting, rows = [], 0
     if waiting:
         yield pa.concat_tables(waiting, promote_options="permissive")
 
