@@ -78,6 +78,7 @@ def import_graph() -> dict[str, set[str]]:
     }
 
 
+@pytest.mark.slow
 def test_imports_form_no_circle_even_if_lazy() -> None:
     assert circles(import_graph()) == []
 
@@ -107,6 +108,7 @@ def borrowed(tree: ast.Module) -> Iterator[tuple[str, str]]:
                     yield str(node.module), alias.name
 
 
+@pytest.mark.slow
 def test_every_name_is_imported_from_the_module_that_defines_it() -> None:
     made = {name: defined(parsed(path)) for name, path in MODULES.items()}
     made["pipelines"] |= set(pipelines.__all__)  # the face, which alone re-exports

@@ -51,6 +51,7 @@ def test_an_unknown_step_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "no step nvjpeg; there are cuda-tests, " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_without_a_gpu_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
@@ -63,6 +64,7 @@ def test_without_a_gpu_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     ]
 
 
+@pytest.mark.slow
 def test_carried_wheels_are_installed_beside_the_steps(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "carried-1.0-py3-none-any.whl", "w") as wheel:
         info = "carried-1.0.dist-info"

@@ -52,6 +52,7 @@ def test_rows_of_daft_are_counted_over_its_readable_files(tmp_path: Path) -> Non
     assert vs_daft.daft_rows(tmp_path / "none") == Counter()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["free", "lock", "500"])
 def test_each_measurement_of_cores(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import cv2
@@ -66,6 +67,7 @@ def test_each_measurement_of_cores(kind: str, monkeypatch: pytest.MonkeyPatch) -
         assert found["images_per_s"] < 510
 
 
+@pytest.mark.slow
 def test_pixels_are_left_out_and_everything_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     import cv2
     import simplejpeg
@@ -88,6 +90,7 @@ def test_the_timed_device_takes_images_of_the_usual_size() -> None:
     assert Timed(0.001).preprocessing == FreeDetector().preprocessing
 
 
+@pytest.mark.slow
 def test_every_step_of_labels_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labels, "PER_SHARD", 30)
     labels.synthetic(tmp_path, 90, 6)

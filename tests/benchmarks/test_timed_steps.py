@@ -83,6 +83,7 @@ def test_a_failed_step_is_told_and_the_next_one_runs(tmp_path: Path) -> None:
     assert "the \\| reason" in (tmp_path / "day.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     hang = (
@@ -112,6 +113,7 @@ def test_a_step_leaves_no_process_behind(tmp_path: Path) -> None:
     assert gone(int(step["output"][-1]))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_the_budget_is_named_and_is_no_success(tmp_path: Path) -> None:
     code, (first, second) = run(
         tmp_path, python("first", "import time; time.sleep(600)"), python("second", "print(1)"),

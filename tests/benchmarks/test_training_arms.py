@@ -51,6 +51,7 @@ def options(data: Path, out: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_the_arms_run_from_the_teacher_to_a_second_round_and_are_not_repeated(
     data: Path, tmp_path: Path
 ) -> None:

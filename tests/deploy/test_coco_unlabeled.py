@@ -67,6 +67,7 @@ def label(config: RunConfig) -> Manifest:
     return run.manifest
 
 
+@pytest.mark.slow
 def test_a_zip_of_the_official_layout_goes_from_ingest_to_labels(
     archive: Path, tmp_path: Path
 ) -> None:

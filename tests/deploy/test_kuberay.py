@@ -60,6 +60,7 @@ BREAKS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", BREAKS)
 def test_a_mistake_in_a_rayjob_is_found(said: str) -> None:
     broken = rayjob()

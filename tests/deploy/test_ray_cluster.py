@@ -22,6 +22,7 @@ def config() -> dict[str, Any]:
     return prepared
 
 
+@pytest.mark.slow
 def test_ray_accepts_it(config: dict[str, Any]) -> None:
     validate_config(config)
 

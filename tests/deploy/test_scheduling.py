@@ -70,6 +70,7 @@ def commands() -> list[list[str]]:
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_every_command_is_one_that_labelfleet_has(words: list[str]) -> None:
     name, command, *arguments = words

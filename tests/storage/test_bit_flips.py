@@ -138,6 +138,7 @@ def _read(
         return exc.message, None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", READERS)
 def test_a_flip_is_a_named_error_or_changes_nothing(run: MemoryStore, kind: str) -> None:
     keys = [o.key for o in run.list(kind)]
@@ -145,6 +146,7 @@ def test_a_flip_is_a_named_error_or_changes_nothing(run: MemoryStore, kind: str)
     _flip_each(run, keys[:2], READERS[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ELSEWHERE)
 def test_so_it_is_in_a_moved_run_and_at_a_round(kind: str) -> None:
     made, reader = ELSEWHERE[kind]

@@ -36,6 +36,7 @@ assert not loaded, loaded
 """
 
 
+@pytest.mark.slow
 def test_reading_deciding_evaluating_and_exporting_need_no_extra(tmp_path: Path) -> None:
     with tarfile.open(OLD) as archive:
         archive.extractall(tmp_path, filter="data")

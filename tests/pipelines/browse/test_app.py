@@ -22,6 +22,7 @@ PATHS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_nothing_without_the_token(path: str, stranger: TestClient) -> None:
     for told in ({}, {"token": "guessed"}, {"token": "ü"}):
@@ -30,12 +31,14 @@ def test_nothing_without_the_token(path: str, stranger: TestClient) -> None:
         assert "labelfleet browse" in reply.json()["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_nothing_under_another_name(path: str, page: TestClient) -> None:
     reply = page.get(path, headers={"host": "evil.example:8080"})
     assert reply.status_code == 403
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_everything_with_it_and_no_word_to_anywhere_else(path: str, page: TestClient) -> None:
     reply = page.get(path)
@@ -92,6 +95,7 @@ def test_all_that_is_known_of_one_image(page: TestClient, run: Manifest) -> None
     assert page.get("/api/image/999").status_code == 404
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "query",
     ["limit=x", "offset=-1&limit=99999999", "view=none", "sql=DROP TABLE images", "low=nan"],

@@ -47,6 +47,7 @@ FILTERS: dict[str, tuple[Filter, Callable[[Any], bool]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILTERS)
 def test_a_filter_finds_what_a_look_at_every_row_finds(
     name: str, run: Manifest, questions: Questions
@@ -96,6 +97,7 @@ def test_a_box_that_the_other_run_lacks_is_a_disagreement(tmp_path: Path) -> Non
     assert ids(Questions(database), Filter(view="disagreement")) == ["b.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_view_and_order_can_be_asked_for(view: str, questions: Questions) -> None:
     for order in ("", "best", "worst", "boxes", "disagreement", "agreement", "twins"):
@@ -144,6 +146,7 @@ def test_a_tables_values_are_what_json_can_hold(questions: Questions) -> None:
     assert questions.ask(Filter(sql=sql)).rows == (("inf", "nan", 0.5, 2, None),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sql",
     [

@@ -31,6 +31,7 @@ def help_of(group: Any, *path: str) -> str:
     return str(group.get_help(context))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [(), *EVERY], ids=" ".join)
 def test_each_help_is_that_of_the_command_built_at_once(path: tuple[str, ...]) -> None:
     assert help_of(lazy_group(app), *path) == help_of(typer.main.get_command(app), *path)

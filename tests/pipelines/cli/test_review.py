@@ -77,6 +77,7 @@ def test_an_export_that_leaves_images_out_exits_with_3(
     assert gone.name in said["first_problem"]
 
 
+@pytest.mark.slow
 def test_people_see_tables(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (
         ("review", "route", run, "--budget", "5 minutes"),
@@ -99,6 +100,7 @@ def test_without_a_token_nothing_is_done(
     assert not (Path(run) / "review").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -135,6 +137,7 @@ def test_the_commands_load_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_route_and_decide_take_the_projects_other_runs_and_say_so(
     run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,6 +110,7 @@ def test_the_digest_tells_versions_apart(here: Path) -> None:
     assert before != bundle_run(path).digest
 
 
+@pytest.mark.slow
 def test_a_config_at_a_url_is_read_there_and_may_hold_what_must_not_travel(
     here: Path, moto_s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,7 @@ def test_a_refusal_is_not_asked_again() -> None:
     assert asked == [1]
 
 
+@pytest.mark.slow
 def test_a_job_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     config = tmp_path / "cells.yaml"
     (tmp_path / "cells.pth").write_text("weights")

@@ -68,6 +68,7 @@ with private_folder(Path(sys.argv[1])) as folder:
 """
 
 
+@pytest.mark.slow
 def test_folders_of_killed_runs_are_swept_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
     started = [
         subprocess.Popen([sys.executable, "-c", HOLDS, tmp_path], stdout=subprocess.PIPE, text=True)

@@ -29,6 +29,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
     return make_pages(tmp_path_factory.mktemp("pages"), **HOW)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(
     pages: Pages, tmp_path: Path
 ) -> None:
@@ -39,6 +40,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(
     assert digest(pages.images) != digest(other.images)
 
 
+@pytest.mark.slow
 def test_making_them_again_leaves_the_files_as_they_are(pages: Pages) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in pages.images.iterdir()}
     make_pages(pages.images.parent, **HOW)
@@ -117,6 +119,7 @@ def test_plain_and_hard_truth_split_the_whole(pages: Pages) -> None:
     assert {image["hard"] for image in parts[0]} == {False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(ODD))
 def test_odd_files_show_the_page_upright(kind: str) -> None:
     rng = np.random.default_rng(3)

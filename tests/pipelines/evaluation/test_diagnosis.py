@@ -114,6 +114,7 @@ SETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_figures_equal_pycocotools_on_real_truth(name: str, data_dir: Path, tmp_path: Path) -> None:
     file, without = SETS[name]

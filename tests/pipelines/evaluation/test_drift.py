@@ -17,6 +17,7 @@ def images(rng: np.random.Generator, n: int, *, shift: float = 0.0, spread: floa
     return np.column_stack([boxes, others]).astype(np.float64)
 
 
+@pytest.mark.slow
 def test_two_halves_of_one_set_give_no_alarm_at_any_of_ten_looks() -> None:
     rng = np.random.default_rng(5)
     one_set = images(rng, 400)
@@ -43,6 +44,7 @@ def test_another_distribution_gives_an_alarm_within_200_images(change: dict[str,
     assert test.alarm_after is not None
 
 
+@pytest.mark.slow
 def test_capital_grows_beyond_its_mark_no_more_often_than_the_risk_says() -> None:
     rng = np.random.default_rng(2)
     beyond = 0

@@ -110,6 +110,7 @@ def coco_figures(manifest: Manifest, truth: Path) -> list[float]:
     return [float(v) for v in run.all_stats[:9]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 7, 60, 512])
 def test_figures_are_cocos_whatever_the_chunk(
     chunk: int, example: tuple[Manifest, Path], monkeypatch: pytest.MonkeyPatch

@@ -95,6 +95,7 @@ def _coverage(truth: float, k: int, seed: int) -> float:
     return hits / 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truth", [0.3, 0.8, 0.97])
 def test_the_truth_is_covered_as_often_as_promised(truth: float) -> None:
     # 0.93 promised; three standard deviations of 300 draws below it is 0.886.

@@ -172,6 +172,7 @@ def _hf(labelled: Labelled, tmp_path: Path) -> Path:
     return tmp_path / "hf" / "data"
 
 
+@pytest.mark.slow
 def test_pycocotools_and_supervision_read_every_box(loose: Labelled, tmp_path: Path) -> None:
     import matplotlib
 

@@ -27,6 +27,7 @@ from tests.support.samples.image_samples import picture
 from workers.images.decode import decode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_copied_images_are_the_same_bytes_and_nothing_leaves_the_folder(
     hostile: Labelled, tmp_path: Path, format: ExportFormat

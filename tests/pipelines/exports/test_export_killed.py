@@ -23,6 +23,7 @@ class Killed(BaseException):
     """The process ends here."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("mode", ["none", "copy", "link"])
 def test_a_killed_export_continues_and_ends_as_if_it_had_not_been(

@@ -25,6 +25,7 @@ def audited(folder: Path, answers: int) -> Run:
     return Run(manifest.url)
 
 
+@pytest.mark.slow
 def test_fit_leaves_a_policy_with_a_guarantee_and_decide_says_it(tmp_path: Path) -> None:
     run = audited(tmp_path, 60)
     fitted = fit(run, guarantee=0.9)
@@ -37,6 +38,7 @@ def test_fit_leaves_a_policy_with_a_guarantee_and_decide_says_it(tmp_path: Path)
     assert "At least 90% of all accepted boxes" in read_version(run.manifest.store).guarantee
 
 
+@pytest.mark.slow
 def test_fit_says_when_the_share_is_not_shown(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

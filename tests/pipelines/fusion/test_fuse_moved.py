@@ -78,6 +78,7 @@ def test_a_relocated_run_is_fused_whole(place: Place) -> None:
     assert verify_run(Manifest.open(place.output.url), source=there, complete=True).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_fusion_that_was_made_empty_of_a_relocated_run_is_filled(place: Place) -> None:
     place.relocate(place.move())
     place.fuse()
@@ -89,6 +90,7 @@ def test_a_fusion_that_was_made_empty_of_a_relocated_run_is_filled(place: Place)
     assert place.fused_ids() == TEN
 
 
+@pytest.mark.slow
 def test_an_existing_fusion_is_relocated_first_and_goes_on(place: Place) -> None:
     place.fuse()
     there = place.move()
@@ -107,6 +109,7 @@ def test_an_existing_fusion_is_relocated_first_and_goes_on(place: Place) -> None
     assert place.fused_ids() == [*TEN, "zz.jpg"]
 
 
+@pytest.mark.slow
 def test_the_runs_need_not_have_moved_as_often(place: Place) -> None:
     place.fuse()
     place.relocate(place.move("first"))
@@ -128,6 +131,7 @@ def test_a_listing_of_other_objects_is_refused() -> None:
         copy_listing(first, other, "memory://images")
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_call_does_not_grow_with_the_listing() -> None:
     """200,000 listed objects, which as Python objects take about 50 MB; ids alone are held."""
     labelled = image_shard("a.jpg")

@@ -87,6 +87,7 @@ def rows(manifest: Manifest) -> Iterator[AnnotationRow]:
     return iter(sorted(live_rows(manifest), key=lambda row: row.image_id))
 
 
+@pytest.mark.slow
 def test_a_mirrored_view_has_the_boxes_of_the_mirrored_image(runs: dict[str, Manifest]) -> None:
     """Same pixels into the network, so the same anchors and scores; boxes and spread turned."""
     boxes = 0

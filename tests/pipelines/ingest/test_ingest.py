@@ -128,6 +128,7 @@ def test_a_second_invocation_keeps_everything(tmp_path: Path) -> None:
     assert (second.images, second.nbytes) == (first.images, first.nbytes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", [fail, drop_reply])
 def test_an_ingest_that_fails_anywhere_continues_to_the_same_end(
     tmp_path: Path, trouble: Any

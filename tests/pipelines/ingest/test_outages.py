@@ -86,6 +86,7 @@ def bodies(tmp_path: Path) -> Counter[bytes | None]:
     )
 
 
+@pytest.mark.slow
 def test_an_outage_in_the_middle_of_a_list_loses_nothing(address: str, tmp_path: Path) -> None:
     urls = [f"{address}/{n}.jpg" for n in range(100)]
     Server.down = set(range(20, 100))
@@ -144,6 +145,7 @@ def test_a_url_that_never_answers_or_never_ends_is_given_up(address: str) -> Non
         WebGet(1, total_s=0.001).get(f"{address}/endless.jpg", 1 << 40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_an_ingest_whose_server_never_answers(
     address: str, tmp_path: Path, number: signal.Signals
@@ -175,6 +177,7 @@ def test_a_signal_ends_an_ingest_whose_server_never_answers(
     assert "run the same command to continue" in " ".join(err.split())
 
 
+@pytest.mark.slow
 def test_a_server_that_stumbles_once_is_asked_again(address: str) -> None:
     Server.down = {8}
     timer = threading.Timer(0.3, Server.down.clear)

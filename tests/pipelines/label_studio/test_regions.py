@@ -90,6 +90,7 @@ def test_other_shapes_become_their_upright_hulls() -> None:
     assert only(turned).bbox == pytest.approx((40, 30, 60, 70))
 
 
+@pytest.mark.slow
 def test_masks_become_their_upright_hulls() -> None:
     from label_studio_sdk.converter.brush import mask2rle
 

@@ -102,6 +102,7 @@ def test_with_every_image_once_it_is_cocos_map(seed: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_upper_end_holds_the_true_loss() -> None:
     """The promise is 95 %; of 60 draws of 40 images at most 8 may break it (p < 0.01 at 95 %)."""
     everything = _models(2400, 5, worse=0.2)
@@ -115,6 +116,7 @@ def test_the_upper_end_holds_the_true_loss() -> None:
     assert held >= 52
 
 
+@pytest.mark.slow
 def test_a_loss_that_67_images_hide_does_not_pass() -> None:
     """As found: no loss on 67 images, 1.7 points on all, and a third of the sure boxes gone."""
     everything = _models(363, 11, worse=0.035, lowered=1 / 3)
@@ -136,6 +138,7 @@ def test_a_loss_that_67_images_hide_does_not_pass() -> None:
     assert sum(one.high > 0.5 for one in lucky) >= 0.7 * len(lucky)
 
 
+@pytest.mark.slow
 def test_a_third_of_the_sure_boxes_is_missed_whatever_map_says() -> None:
     models = _models(200, 3, lowered=1 / 3)
     found = _verdict(models, Limits(20.0, 0.9))

@@ -183,6 +183,7 @@ def test_few_boxes_are_accepted_one_by_one_where_each_reaches_the_floor() -> Non
     assert (decided == Decision.ACCEPT).tolist() == right[own].tolist()  # six, fewer than ten
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_a_higher_precision_never_accepts_more_and_no_class_falls_below_the_floor(
     seed: int,
@@ -359,6 +360,7 @@ def answer(item: object, at: list[list[float]], category: str) -> Answer:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_policy_that_decide_and_route_take_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -397,6 +399,7 @@ def test_the_command_leaves_a_policy_that_decide_and_route_take_up(
     call("fit", str(run), code=2)  # without any answer
 
 
+@pytest.mark.slow
 def test_the_command_leaves_the_policy_in_use_where_it_refuses_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

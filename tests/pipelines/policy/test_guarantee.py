@@ -55,6 +55,7 @@ def just_false(accepted: np.ndarray, first: np.ndarray) -> np.ndarray:
     return wrong
 
 
+@pytest.mark.slow
 def test_a_false_statement_passes_in_at_most_one_audit_of_ten() -> None:
     """Populations that miss the target by one box: errors anywhere, or in some images alone."""
     rng = np.random.default_rng(0)
@@ -135,6 +136,7 @@ def test_one_box_decides_whether_the_statement_is_true() -> None:
         assert (log_capital([all_seen], 0.9) >= np.log(10)) == held
 
 
+@pytest.mark.slow
 def test_the_capital_is_the_least_over_all_allocations() -> None:
     """Small strata seen in part: a corner that became impossible says nothing of its neighbours."""
     rng = np.random.default_rng(1)
@@ -183,6 +185,7 @@ def audited_run(n: int = 120) -> tuple[Manifest, Policy]:
     return manifest, Policy(accept=0.9, reject=0.1)
 
 
+@pytest.mark.slow
 def test_the_audit_shows_a_threshold_and_the_policy_carries_it() -> None:
     manifest, policy = audited_run()
     drawn = audit_images(manifest)["one"]
@@ -208,6 +211,7 @@ def test_the_audit_shows_a_threshold_and_the_policy_carries_it() -> None:
     assert f"## Guarantee\n\n{said}\n" in data_card(lineage, "coco", "", {}, {})
 
 
+@pytest.mark.slow
 def test_a_guarantee_is_void_elsewhere_and_decide_says_so() -> None:
     manifest, policy = audited_run()
     found = guarantee_run(manifest, policy, Asked(0.9)).policy
@@ -221,6 +225,7 @@ def test_a_guarantee_is_void_elsewhere_and_decide_says_so() -> None:
     assert "is void: it was shown for model" in decide_run(other, freed).guarantee
 
 
+@pytest.mark.slow
 def test_too_little_is_said_with_how_much_more_would_do() -> None:
     manifest, true = some_run(None, 400)
     route_run(manifest, budget="400 images", policy=Policy(), invocation="one", audit=1.0)
@@ -365,6 +370,7 @@ def test_a_policy_fitted_on_fp32_is_not_taken_for_int8_silently() -> None:
     assert Policy().for_run(replace(identity, precision="int8")).accept[0] == np.float32(0.7)
 
 
+@pytest.mark.slow
 def test_a_class_without_a_proof_accepts_no_box_at_all() -> None:
     manifest, policy = audited_run()
     found = guarantee_run(manifest, policy, Asked(0.9, by="class"))
@@ -379,6 +385,7 @@ def test_a_class_without_a_proof_accepts_no_box_at_all() -> None:
     assert accepted == ["RBC"]
 
 
+@pytest.mark.slow
 def test_images_outside_the_audited_draw_are_counted_in_the_sentence() -> None:
     manifest, policy = audited_run()
     whole = guarantee_run(manifest, policy, Asked(0.9)).guarantee

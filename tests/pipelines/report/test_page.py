@@ -170,6 +170,7 @@ def test_nothing_is_loaded_and_nothing_runs(manifest: Manifest) -> None:
     assert "@import" not in html
 
 
+@pytest.mark.slow
 def test_the_page_is_the_same_for_the_same_seed(manifest: Manifest) -> None:
     def written(seed: int) -> bytes:
         write_report(manifest, seed=seed, now=0.0)

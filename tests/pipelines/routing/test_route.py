@@ -127,6 +127,7 @@ def test_an_image_whose_pixels_changed_may_be_routed_again() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_audit_is_uniform_over_all_live_ok_images() -> None:
     shard = tar_shard("a.tar")
     confident = [distinct_row(f"a.tar/c{i}.jpg", shard, one_box(0.99)) for i in range(20)]

@@ -105,6 +105,7 @@ def dead_ids(manifest: Manifest) -> set[str]:
     return manifest.committed() - set(Listing(manifest.store).live_ids())
 
 
+@pytest.mark.slow
 def test_it_removes_what_no_reader_counts_and_nothing_else(run: Run) -> None:
     dead = dead_tar(run)
     garbage = litter(run) | {dead}
@@ -132,6 +133,7 @@ def test_what_is_younger_than_a_day_stays(run: Run) -> None:
     assert set(whys(collect_garbage(run.manifest, older_than_s=3600))) > garbage
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_shard_that_was_dropped_stay_for_a_day_after_the_drop(run: Run) -> None:
     run.age()
     dropped = LocalStore(str(run.folder)).head("source/1.parquet").key

@@ -114,6 +114,7 @@ def test_a_run_goes_on_where_its_source_was_copied(run: Manifest, tmp_path: Path
     assert [[o.key for o in s.objects] for s in refresh(manifest, there)] == [["a.jpg"]]
 
 
+@pytest.mark.slow
 def test_to_s3_and_back(run: Manifest, tmp_path: Path, moto_s3: S3Server) -> None:
     before = facts(run)
     bucket = moto_s3.fresh_store("images")
@@ -127,6 +128,7 @@ def test_to_s3_and_back(run: Manifest, tmp_path: Path, moto_s3: S3Server) -> Non
     assert len(again(run).record.source["moved_from"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [

@@ -270,6 +270,7 @@ def test_before_any_edit_only_the_quarantined_tar_differs(world: World) -> None:
     assert "quarantined: tars/poison.tar" in left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_promise_is_kept_and_nothing_ends_it(world: World, kind: str) -> None:
     rng = random.Random(zlib.crc32(kind.encode()))

@@ -73,6 +73,7 @@ class InProcess:
             labeller.close()
 
 
+@pytest.mark.slow
 def test_exports_are_measured_as_they_are_and_averaged_by_domain(
     exports: Path, tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def _manifest(url: Path) -> Any:
     return Manifest.open(str(url))
 
 
+@pytest.mark.slow
 def test_a_set_that_fails_is_told_and_taken_up_again(exports: Path, tmp_path: Path) -> None:
     config = suite(tmp_path, exports=str(exports))
     done = run_suite(config, label=InProcess(failing="notes"))
@@ -120,6 +122,7 @@ def test_a_set_that_fails_is_told_and_taken_up_again(exports: Path, tmp_path: Pa
     assert label.runs == ["notes"]
 
 
+@pytest.mark.slow
 def test_other_settings_or_annotations_are_measured_anew(exports: Path, tmp_path: Path) -> None:
     export = write_export(tmp_path / "made", sizes={"test": 3})
     sets = [{"name": "notes", "export": str(export)}]
@@ -134,6 +137,7 @@ def test_other_settings_or_annotations_are_measured_anew(exports: Path, tmp_path
     assert first.sets[0].fingerprint != second.sets[0].fingerprint
 
 
+@pytest.mark.slow
 def test_other_weights_under_the_same_name_are_noticed(tmp_path: Path) -> None:
     """A result counts for the bytes that it was measured with; the run of those stays theirs."""
     export = write_export(tmp_path / "made", sizes={"test": 3})
@@ -163,6 +167,7 @@ def test_other_weights_under_the_same_name_are_noticed(tmp_path: Path) -> None:
     assert len(label.runs) == 2
 
 
+@pytest.mark.slow
 def test_sets_are_trained_on_their_own_splits(exports: Path, tmp_path: Path) -> None:
     training = {
         "model": {"checkpoint": str(checkpoint_path())}, "image_size": 64, "batch_size": 2,
@@ -234,6 +239,7 @@ def test_training_needs_its_splits(exports: Path, tmp_path: Path) -> None:
         run_suite(parse_config(SuiteConfig, fields, where="suite"), label=InProcess())
 
 
+@pytest.mark.slow
 def test_a_stop_is_not_a_failure_of_a_set(exports: Path, tmp_path: Path) -> None:
     def stopped(config: RunConfig, caller: Caller) -> None:
         raise Interrupted("stopped")

@@ -205,6 +205,7 @@ def test_classes_that_differ_name_both_sources_and_can_be_mapped(
     assert sample.ignore.tolist() == [[1, 1, 10, 10]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("train", "said"),
     [

@@ -44,6 +44,7 @@ def in_parts() -> MemoryStore:
     return store
 
 
+@pytest.mark.slow
 def test_a_listing_in_parts_reads_like_one_object(in_parts: MemoryStore) -> None:
     whole = MemoryStore()
     Listing(whole).refresh(objects(), tars)

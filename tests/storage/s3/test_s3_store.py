@@ -65,6 +65,7 @@ def store(bucket: str, options: StorageOptions) -> ObjectStore:
 
 
 class TestLostReplies:
+    @pytest.mark.slow
     def test_a_creator_finds_its_own_object(
         self, store: ObjectStore, direct: ObjectStore, proxy: FaultyProxy
     ) -> None:
@@ -73,6 +74,7 @@ class TestLostReplies:
             store.create("part", b"attempt 7")
         assert direct.get("part") == b"attempt 7"
 
+    @pytest.mark.slow
     def test_a_put_is_sent_again(
         self, store: ObjectStore, direct: ObjectStore, proxy: FaultyProxy, tmp_path: Path
     ) -> None:
@@ -162,6 +164,7 @@ class TestBrokenBodies:
 
 
 class TestErrorAnswers:
+    @pytest.mark.slow
     def test_slow_down_is_waited_out(
         self, store: ObjectStore, direct: ObjectStore, proxy: FaultyProxy
     ) -> None:
@@ -173,6 +176,7 @@ class TestErrorAnswers:
         assert store.get("part") == b"1"
         assert len(proxy.requests) == 6
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("status", "code", "error"),
         [
@@ -271,6 +275,7 @@ class TestWhoMayDoWhat:
 
 
 class TestWhereItIs:
+    @pytest.mark.slow
     @pytest.mark.parametrize("verb", ["list", "get", "create", "put", "check_output"])
     def test_no_such_bucket(self, moto_s3: S3Server, verb: str) -> None:
         store = open_store("s3://no-such-bucket/run", moto_s3.options)
@@ -299,6 +304,7 @@ class TestWhereItIs:
         with pytest.raises(ConfigError, match="http://127"):
             open_store("s3://bucket", StorageOptions(endpoint_url=endpoint)).head("key")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
     def test_the_endpoint_may_come_from_the_environment(
         self, moto_s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch, variable: str
@@ -341,6 +347,7 @@ class TestMemory:
         path.write_bytes(os.urandom(MIB) * 64)
         return path
 
+    @pytest.mark.slow
     def test_reading_and_writing_hold_a_piece(
         self, moto_s3: S3Server, direct: ObjectStore, large: Path
     ) -> None:

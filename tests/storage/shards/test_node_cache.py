@@ -106,6 +106,7 @@ def test_partial_files_of_dead_writers_are_removed_and_live_ones_kept(tmp_path: 
     assert cache.has("b")
 
 
+@pytest.mark.slow
 def test_many_small_copies_are_kept_without_looking_at_the_folder_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

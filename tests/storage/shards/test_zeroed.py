@@ -77,6 +77,7 @@ def check(archive: bytes, begin: int, end: int, *, compressed: bool = False) -> 
         assert error is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ARCHIVES)
 @pytest.mark.parametrize("length", [512, 4096])
 def test_a_zeroed_block_or_page_anywhere_costs_what_it_covers_and_is_told(
@@ -87,6 +88,7 @@ def test_a_zeroed_block_or_page_anywhere_costs_what_it_covers_and_is_told(
         check(archive, begin, begin + length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ARCHIVES)
 def test_any_zeroed_byte_of_a_header_is_told(kind: str) -> None:
     archive = ARCHIVES[kind]

@@ -85,6 +85,7 @@ def test_exif_that_points_at_its_values_many_times_costs_no_memory(kind: str) ->
     assert (found.exif_orientation, found.pixels.shape) == (6, (64, 32, 3))
 
 
+@pytest.mark.slow
 def test_pages_that_share_their_values_cost_no_memory() -> None:
     data = directories(60_000, 400_000)
     memory = PeakMemory()
@@ -144,6 +145,7 @@ def test_the_limit_of_samples_is_exact() -> None:
         decode(data, max_pixels=1023)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", [0, -20, None], ids=["right", "wrong", "absent"])
 def test_a_deflated_dicom_is_not_inflated_beyond_the_limit(said: int | None) -> None:
     pytest.importorskip("pydicom")
@@ -199,6 +201,7 @@ def test_a_deflated_dicom_within_the_limit_is_read(conformant: bool) -> None:
     assert probe(data) == (1600, 1200, 1)
 
 
+@pytest.mark.slow
 def test_a_deflated_dicom_is_inflated_as_far_as_its_header_asks() -> None:
     """200 MiB behind a small image, with a limit of pixels that would allow 2.7 GiB."""
     pytest.importorskip("pydicom")

@@ -141,6 +141,7 @@ def test_pages_of_different_sizes_and_smaller_copies() -> None:
     assert decode(data, max_pixels=1000).size == (20, 30)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_frames_are_counted_and_read_as_far_as_they_are_wanted() -> None:
     data = saved("GIF")
     last = data[data.rindex(b"\x2c\0\0\0\0") : -1]

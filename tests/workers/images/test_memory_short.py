@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 KINDS = ("PNG", "TIFF", "JPEG", "WEBP", "BMP", "GIF")
 
 SHORT = """
@@ -45,6 +47,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_an_image_is_never_blamed_for_a_lack_of_memory() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", SHORT, *KINDS], capture_output=True, text=True, timeout=300

@@ -35,6 +35,7 @@ def placed(image: DecodedImage, how: Preprocessing) -> tuple[NDArray[np.uint8], 
     return letterbox(image.pixels, how, size=image.size, factor=image.factor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "height", "how", "factor"),
     [
@@ -96,6 +97,7 @@ def test_pixels_are_those_of_the_whole_image_averaged() -> None:
     assert np.quantile(apart, 0.999) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("sides", [(1600, 1280), (1601, 1283)])
 def test_turned_images_are_the_same_scaled_or_whole(

@@ -141,6 +141,7 @@ class MeanBrightness:
             plain[:] = means.reshape(-1, *[1] * (plain.ndim - 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_every_batch_gets_its_own_outputs(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(seed)

@@ -76,6 +76,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_a_worker_without_torch_imports_none_of_it(tmp_path: Path) -> None:
     """Start-up stays short, and OpenVINO loads without its usage statistics."""
     done = subprocess.run(

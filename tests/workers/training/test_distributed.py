@@ -6,6 +6,7 @@ import copy
 import socket
 from pathlib import Path
 
+import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
@@ -67,6 +68,7 @@ def free_address() -> str:
         return f"tcp://127.0.0.1:{taken.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Even and uneven parts: statistics, gradients and decisions are of all ranks."""
     alone = take_steps(small_network(), Team(), list(range(BATCH)))

@@ -45,6 +45,7 @@ def raw_outputs(images: int = 2, dtype: torch.dtype = torch.float32) -> tuple[An
     return scores, distances, anchors, anchor_points, counts, stride
 
 
+@pytest.mark.slow
 def test_weights_of_one_change_no_bit() -> None:
     outputs = raw_outputs()
     region = torch.tensor([[0, 0.0, 0, 12, 32]])
@@ -107,6 +108,7 @@ class _Doubles(RegionLoss):
         return made.double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [0, 1])
 def test_gradients_agree_with_finite_differences(part: int) -> None:
     """With weights, a region and a silent class: ``part`` 0 the class scores, 1 the distances."""

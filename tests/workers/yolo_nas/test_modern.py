@@ -135,6 +135,7 @@ assert not left, left
 """
 
 
+@pytest.mark.slow
 def test_only_the_modules_of_the_network_are_imported() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _ALONE],
@@ -144,6 +145,7 @@ def test_only_the_modules_of_the_network_are_imported() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "what"),
     [

@@ -138,6 +138,7 @@ def test_stored_knowledge_is_what_its_docstring_says(case: Case) -> None:
     assert found.item() > 0.1
 
 
+@pytest.mark.slow
 def test_the_gradients_of_stored_knowledge_are_finite_differences(case: Case) -> None:
     logits, sides = case.outputs[:2]
     knowledge = StoredKnowledge(WEIGHTS)
@@ -243,6 +244,7 @@ def test_a_teacher_adds_what_its_docstring_says(case: Case, people: bool) -> Non
     assert found.item() == pytest.approx(teacher_loss(case, seen, silent), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_gradients_of_a_teachers_loss_are_finite_differences(case: Case) -> None:
     logits, sides = case.outputs[:2]
     seen = raw_outputs(5)

@@ -128,6 +128,7 @@ def knowledge(kind: str, teacher: nn.Module, weight: float = 1.0) -> Knowledge:
     return StoredKnowledge(weights) if kind == "stored" else TeacherKnowledge(teacher, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stored", "teacher"])
 def test_distillation_changes_what_is_learned_and_continues_exactly(
     kind: str, teacher: nn.Module, tmp_path: Path
@@ -147,6 +148,7 @@ def test_distillation_changes_what_is_learned_and_continues_exactly(
     assert same(parts, whole)
 
 
+@pytest.mark.slow
 def test_the_fused_teacher_says_what_its_network_says(tmp_path: Path) -> None:
     """On inputs of another size than it was fused for, too, as multi-scale training has them."""
     spec = saved(tmp_path / "teacher.safetensors", arch())
@@ -188,6 +190,7 @@ def test_a_teacher_of_other_classes_or_another_input_is_one_line(
     assert "teacher.pth" in caught.value.message
 
 
+@pytest.mark.slow
 def test_a_teacher_with_other_bins_is_one_line(tmp_path: Path) -> None:
     spec = saved(tmp_path / "teacher.safetensors", arch(reg_max=12))
     with pytest.raises(ConfigError, match="reg_max 12; the student has 16") as caught:
@@ -195,6 +198,7 @@ def test_a_teacher_with_other_bins_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.slow
 def test_a_teacher_with_other_strides_is_one_line(tmp_path: Path) -> None:
     params = json.loads(arch())
     heads = params["heads"]["NDFLHeads"]["heads_list"]
