@@ -20,7 +20,10 @@ def register(app: typer.Typer) -> None:
 def init(
     source: Annotated[str, typer.Argument(help="Folder or URL of images or tar shards.")],
     checkpoint: Annotated[
-        str | None, typer.Option(help="YOLO-NAS weights: .pth, .pt or .safetensors, any URL.")
+        str | None,
+        typer.Option(
+            help="YOLO-NAS weights (.pth, .pt, .safetensors) or another family's .onnx, any URL."
+        ),
     ] = None,
     truth: Annotated[str | None, typer.Option(help="COCO ground truth, any URL.")] = None,
     out: Annotated[
@@ -48,7 +51,10 @@ def init(
             f"{path} is there already", hint="name another file: --out NAME.yaml"
         ) from None
     except OSError as exc:
-        raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+        raise ConfigError(
+            f"{path} cannot be written: {exc.strerror}",
+            hint="name a file in a folder that is there and yours to write: --out NAME.yaml",
+        ) from exc
     told = [f"found: {made.found}", f"written: {path}", *(f"fill in {m}" for m in made.missing)]
     told.append(f"next: labelfleet plan {path}")
     fields = {"config": str(path), "found": made.found, "missing": list(made.missing)}

@@ -92,6 +92,8 @@ def _expected(annotation: Any, limits: Sequence[Any] = ()) -> str:
 def _several(annotation: Any) -> str:
     """Return the plural of what is expected: ``whole numbers from 1 to 8,192``."""
     one = _expected(annotation).removeprefix("a ")
+    if one.startswith("one of "):
+        return f"any {one.removeprefix('one ')}"
     noun = next((n for n in ("whole number", "number", "text") if one.startswith(n)), one)
     return f"{noun}s{one[len(noun) :]}"
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -52,12 +52,21 @@ def page() -> str:
     return "\n".join([_INTRODUCTION, *sections(RunConfig, "## The run")])
 
 
-def sections(model: type[BaseModel], heading: str) -> Iterator[str]:
-    """Yield lines of Markdown: a table of the model's fields, and one for each section in it."""
-    yield from _section(model, "", heading, "")
+def sections(
+    model: type[BaseModel], heading: str, elsewhere: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Yield lines of Markdown: a table of the model's fields, and one for each section in it.
+
+    Args:
+        elsewhere: links to the tables of sections that another page has, by dotted name.
+    """
+    yield from _section(model, "", (heading, ""), elsewhere or {})
 
 
-def _section(model: type[BaseModel], prefix: str, heading: str, about: str) -> Iterator[str]:
+def _section(
+    model: type[BaseModel], prefix: str, titled: tuple[str, str], elsewhere: Mapping[str, str]
+) -> Iterator[str]:
+    heading, about = titled
     yield f"{heading}\n"
     if about:
         yield f"{about}\n"
@@ -65,21 +74,21 @@ def _section(model: type[BaseModel], prefix: str, heading: str, about: str) -> I
     yield "|---|---|---|---|"
     inner = []
     for name, field in model.model_fields.items():
-        section = section_in(field.annotation)
-        yield _row(name, field, section, f"{prefix}{name}")
-        if section is not None:
+        section, path = section_in(field.annotation), f"{prefix}{name}"
+        yield _row(name, field, section, elsewhere.get(path, f"#{path.replace('.', '')}"))
+        if section is not None and path not in elsewhere:
             inner.append((name, section))
     yield ""
     for name, section in inner:
         about = (section.__doc__ or "").strip()
-        yield from _section(section, f"{prefix}{name}.", f"## `{prefix}{name}`", about)
+        yield from _section(section, f"{prefix}{name}.", (f"## `{prefix}{name}`", about), elsewhere)
 
 
-def _row(name: str, field: FieldInfo, section: type[BaseModel] | None, path: str) -> str:
+def _row(name: str, field: FieldInfo, section: type[BaseModel] | None, link: str) -> str:
     takes = expected(field)
     if section is not None:
         whole = expected(FieldInfo(annotation=section))
-        takes = takes.replace(whole, f"[a section](#{path.replace('.', '')})")
+        takes = takes.replace(whole, f"[a section]({link})")
     cells = [f"`{name}`", takes, _default(field, section), field.description or ""]
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -359,7 +360,7 @@ class RunConfig(Part):
         return self
 
 
-def load_config(path: str, overrides: tuple[str, ...] = ()) -> RunConfig:
+def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run config from a path or URL.
 
     Args:
@@ -369,5 +370,5 @@ def load_config(path: str, overrides: tuple[str, ...] = ()) -> RunConfig:
     Raises:
         ConfigError: naming the file, the key, what is wrong and the nearest valid key.
     """
-    fields = overridden_yaml(path, overrides)
+    fields = overridden_yaml(path, overrides, command="run")
     return parse_config(RunConfig, fields, where=path)

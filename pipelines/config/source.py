@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import partial
 
+from pipelines.config.files import refuse_below_a_file
 from pipelines.config.keys import read_keys
 from pipelines.config.run_config import RunConfig, SourceConfig
 from storage.errors import ConfigError, SourceEmpty, SourceError, StorageError
@@ -26,7 +27,11 @@ _HEAD_NBYTES = 256  # of a file without a suffix
 
 
 def check_places(config: RunConfig) -> None:
-    """Refuse an output inside the source or around it, or in memory. Raises ConfigError."""
+    """Refuse an output inside the source, around it, below a file, or in memory.
+
+    Raises:
+        ConfigError: naming both places.
+    """
     for url in (config.source.url, config.output):
         if normalise_url(url).startswith("memory:"):
             raise ConfigError(
@@ -38,6 +43,7 @@ def check_places(config: RunConfig) -> None:
             f"output {config.output} and source {config.source.url} overlap",
             hint="results below the source would be listed as images: choose an output beside it",
         )
+    refuse_below_a_file("output", config.output)
 
 
 def listed_objects(config: RunConfig, left_out: LeftOut | None = None) -> Iterator[StoredObject]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,14 @@ from storage.urls import shown_url
 M = TypeVar("M", bound=BaseModel)
 _SECRETS = ("notify",)
 _DEEPEST = 100
+Command = Literal["run", "train", "round", "suite"]
+# Keys that the config of a command has, and that tell it from the others.
+_TOLD_BY: dict[Command, frozenset[str]] = {
+    "round": frozenset({"pool", "truth"}),
+    "run": frozenset({"source", "model"}),
+    "train": frozenset({"train", "val"}),
+    "suite": frozenset({"sets"}),
+}
 # What PyYAML raises besides its own errors: invalid dates, invalid numbers, a thousand
 # brackets.
 _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
@@ -47,12 +56,38 @@ def read_yaml(
     return loaded
 
 
-def overridden_yaml(path: str, overrides: tuple[str, ...], page: str = RUN_PAGE) -> dict[str, Any]:
-    """Read as ``read_yaml`` does, with ``key.sub=value`` texts put over it."""
+def overridden_yaml(
+    path: str,
+    overrides: Sequence[str],
+    page: str = RUN_PAGE,
+    *,
+    command: Command | None = None,
+) -> dict[str, Any]:
+    """Read as ``read_yaml`` does, with ``key.sub=value`` texts put over it, or a single such text.
+
+    Args:
+        command: whose config is wanted; None: any.
+
+    Raises:
+        ConfigError: as ``read_yaml``, or the file is of another command.
+    """
     fields = read_yaml(path, page)
-    for override in overrides:
+    for override in (overrides,) if isinstance(overrides, str) else overrides:
         apply_override(fields, override)
+    if command is not None:
+        _refuse_other_command(fields, command, path)
     return fields
+
+
+def _refuse_other_command(fields: Mapping[str, Any], wanted: Command, path: str) -> None:
+    found = next((name for name, told in _TOLD_BY.items() if told <= fields.keys()), None)
+    if found is not None and found != wanted and not _TOLD_BY[wanted] <= fields.keys():
+        keys = ", ".join(f"`{key}`" for key in sorted(_TOLD_BY[found]))
+        raise ConfigError(
+            f"{shown_url(path)} is a config of `labelfleet {found}`, by its {keys}; a config of "
+            f"`labelfleet {wanted}` is expected",
+            hint=f"labelfleet {found} {shown_url(path)}",
+        )
 
 
 def _no_file(path: str, exc: StorageError, page: str) -> ConfigError:

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from pipelines.config.run_config import RunConfig
 from pipelines.config.yaml_files import load_yaml, parse_config
 from pipelines.display.plural import counted
+from pipelines.labelling.first_model import FirstModel, as_given, first_model
 from storage.coco.truth import read_truth
 from storage.errors import ConfigError, SourceEmpty
 from storage.objects.protocols import ObjectStore, StorageOptions
@@ -22,16 +23,8 @@ from storage.records import printable
 from storage.shards.selecting import classify
 from storage.stores.open import open_store
 from storage.urls import normalise_url, parse_url
-from workers.images.preprocessing import Preprocessing, as_yaml
-from workers.spec import ModelRequest
-
-if TYPE_CHECKING:
-    from workers.checkpoints.file import Checkpoint  # torch
 
 SCHEMA_NAME = "labelfleet-run.schema.json"
-FILL_IN = "FILL-IN.pth"
-FILL_IN_ARCH = "FILL-IN-arch.yaml"
-_COCO_INPUT = Preprocessing(size=(640, 640), resize_to=(636, 636))
 _AT_MOST = 100_000  # objects that are looked at
 _COCO = re.compile(r"(.*/)?(_annotations\.coco|instances[^/]*)\.json|(.*/)?annotations/[^/]+\.json")
 _YOLO = re.compile(r"(.*/)?(data|dataset)\.ya?ml")
@@ -96,7 +89,8 @@ def first_config(
 
     Args:
         source: a folder or a URL prefix.
-        checkpoint: of the model, any URL; None: the config names a file that is to be filled in.
+        checkpoint: weights or an ONNX graph, any URL; None: the config names a file that is to be
+            filled in.
         truth: COCO ground truth, any URL, for class names and a command that measures the run.
         options: how S3 is reached.
 
@@ -108,23 +102,21 @@ def first_config(
     store = open_store(source, options)
     next(iter(store.list()), None)  # fail on a missing source before truth and weights are read
     categories = read_truth(truth, options).categories if truth is not None else {}
-    known = None if checkpoint is None else _read_checkpoint(checkpoint, options)
     survey = survey_source(source, options)
     if categories:
         survey.classes = tuple(categories[key] for key in sorted(categories))
-    model, missing = _model(checkpoint, known, survey)
-    name = name_of(source)
+    model, name = first_model(checkpoint, options, survey.classes), name_of(source)
     fields: dict[str, Any] = {
         "name": name,
-        "source": {"url": _written(source, survey.url)},
+        "source": {"url": as_given(source, survey.url)},
         "output": _output(survey.url, name),
-        "model": model,
+        "model": model.fields,
     }
     if options.endpoint_url is not None:
         fields["storage"] = {"endpoint_url": options.endpoint_url}
-    text = "\n".join(_lines(fields, survey, missing, truth)) + "\n"
+    text = "\n".join(_lines(fields, survey, model, truth)) + "\n"
     parse_config(RunConfig, load_yaml(text.encode(), name), where="the config that was written")
-    return FirstConfig(name, text, survey.sentence(), tuple(missing))
+    return FirstConfig(name, text, survey.sentence(), model.missing)
 
 
 def survey_source(source: str, options: StorageOptions) -> Survey:
@@ -172,42 +164,6 @@ def _position(key: object) -> int:
     return int(str(key)) if str(key).isdigit() else 0
 
 
-def _read_checkpoint(url: str, options: StorageOptions) -> Checkpoint:
-    from workers.checkpoints.cache import fetch_checkpoint  # torch
-    from workers.checkpoints.file import read_checkpoint
-
-    return read_checkpoint(fetch_checkpoint(url, options))
-
-
-def _model(
-    checkpoint: str | None, known: Checkpoint | None, survey: Survey
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the model's section, and what has to be filled in by hand."""
-    if checkpoint is None or known is None:
-        return {"checkpoint": FILL_IN}, ["model.checkpoint: your YOLO-NAS weights, a path or URL"]
-    from workers.models.resolve import network_name
-
-    model: dict[str, Any] = {"checkpoint": _written(checkpoint, normalise_url(checkpoint))}
-    missing: list[str] = []
-    try:
-        network_name(ModelRequest(checkpoint=checkpoint), known)
-    except ConfigError:
-        model["arch"] = FILL_IN_ARCH
-        missing.append(
-            "model.arch: the arch_params yaml that these weights were trained with; they are of a "
-            "scaled variant"
-        )
-    count, named = known.num_classes, len(survey.classes)
-    if known.classes is None and named == count:
-        model["classes"] = list(survey.classes)
-    elif known.classes is None and count == 80:
-        model["classes"] = "coco"
-    elif known.classes is None:
-        differs = f" (the data set names {named})" if named else ""
-        missing.append(f"model.classes: its {count} class names, in the order of training{differs}")
-    return model, missing
-
-
 def name_of(source: str) -> str:
     """Return a run's name for a source: the last part of its path."""
     url = normalise_url(source)
@@ -226,19 +182,14 @@ def _output(url: str, name: str) -> str:
     return str(source.parent / f"{source.name or name}-labels") if inside else f"runs/{name}"
 
 
-def _written(given: str, url: str) -> str:
-    """As it was given, but absolute for a path that is only right from this folder."""
-    return parse_url(url).path if given.startswith(".") and "://" not in given else given
-
-
 def _lines(
-    fields: dict[str, Any], survey: Survey, missing: Sequence[str], truth: str | None
+    fields: dict[str, Any], survey: Survey, model: FirstModel, truth: str | None
 ) -> Iterator[str]:
     name = fields["name"]
     yield f"# yaml-language-server: $schema={SCHEMA_NAME}"
     yield "# Written by `labelfleet init`. Next: `labelfleet plan FILE`, then `labelfleet run`."
     yield "# Every field is described in docs/configuration.md."
-    yield from (f"# TO DO: {what}" for what in missing)
+    yield from (f"# TO DO: {what}" for what in model.missing)
     yield from ("", *_entry("name", name), "", f"# {survey.sentence()}")
     yield from ("source:", *_entry("url", fields["source"]["url"], 1))
     yield from ("", "# Parquet annotations and label versions; may not lie inside the source.")
@@ -246,12 +197,7 @@ def _lines(
     yield from ("", "model:")
     for key, value in fields["model"].items():
         yield from _entry(key, value, 1)
-    if "arch" not in fields["model"]:
-        yield "  # arch: arch_params.yaml    # of a scaled variant, where the checkpoint lacks it"
-    yield "  # image_size: 640           # input in pixels, or [h, w]; default: the checkpoint's"
-    yield "  # How training images were prepared, where the checkpoint does not say (see `plan`):"
-    yield f"  # {as_yaml(_COCO_INPUT)}"
-    yield "  # licence: proprietary      # recorded on the run and in every file it writes"
+    yield from (f"  # {comment}" for comment in model.comments)
     if survey.classes and "classes" not in fields["model"]:  # those of the checkpoint count
         yield f"  # the data set names {len(survey.classes)} classes: " + _flow(survey.classes[:20])
     if "storage" in fields:

@@ -13,14 +13,14 @@ from typing import Any
 from pipelines.config.files import check_files
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_drop, check_places, group_shards, listed_objects
-from pipelines.models.requested import existing_record, requested_by
+from pipelines.models.requested import existing_record, recorded_model, requested_by
 from pipelines.truth import coco_classes as coco
 from storage.errors import BelowTheMark, ConfigError, ModelError, StorageError
 from storage.objects.preflight import check_output
 from storage.objects.protocols import ObjectStore
 from storage.records import RunIdentity, Shard, StoredObject
 from storage.runs.listing import Listing, ListingChange
-from storage.runs.manifest import Manifest, RunRecord, config_hash
+from storage.runs.manifest import Manifest, RunRecord, config_hash, refuse_mismatch
 from storage.shards.frames import FRAMES_KEY
 from storage.shards.selecting import LeftOut
 from storage.stores.open import open_store
@@ -67,13 +67,29 @@ def open_run(config: RunConfig, *, cuda: bool, note: Callable[[str], None] = log
     for remark in model.remarks:
         note(f"note: {remark}")
     manifest = Manifest.create_or_continue(output, _record(config, model))
-    place = Listing(output).place()
+    _refuse_half_moved(manifest)
+    return OpenRun(manifest, open_store(config.source.url, options), model)
+
+
+def refuse_other_run(config: RunConfig, manifest: Manifest) -> None:
+    """Refuse what ``open_run`` refuses of a run that exists, and write nothing.
+
+    Raises:
+        RunMismatch: the output holds a run of another source, model or setting.
+        LabelfleetError: the model cannot be used, or the run's source is half moved.
+    """
+    model = recorded_model(config, manifest.record, manifest.store)
+    refuse_mismatch(manifest.url, manifest.record, _record(config, model))
+    _refuse_half_moved(manifest)
+
+
+def _refuse_half_moved(manifest: Manifest) -> None:
+    place = Listing(manifest.store).place()
     if place is not None and place != manifest.record.source["url"]:
         raise ConfigError(
             f"the move of the source to {shown_url(place)} was interrupted",
-            hint=f"finish it: labelfleet relocate {shown_url(output.url)} {shown_url(place)}",
+            hint=f"finish it: labelfleet relocate {shown_url(manifest.url)} {shown_url(place)}",
         )
-    return OpenRun(manifest, open_store(config.source.url, options), model)
 
 
 def _check_output(output: ObjectStore) -> None:

@@ -158,19 +158,22 @@ def plan_run(config: RunConfig, like: Manifest | None = None) -> Plan:
         like: a measured run whose pace counts while this one has none of its own.
 
     Raises:
-        LabelfleetError: what would stop the run at its start: source, output.
+        RunMismatch: the output holds a run of another source, model or setting.
+        LabelfleetError: what else would stop the run at its start: source, output.
     """
     check_places(config)
     check_files(config)
     options = config.storage.options()
     manifest = _existing(config)
+    remarks, exit_code = _model_remarks(config)
+    if manifest is not None and not exit_code:
+        _refuse_other_run(config, manifest)
     survey = _survey(config, manifest)
     everything, left, sample = survey.everything, survey.left, survey.sample
     frames = _frames(config)
     sample.count(open_store(config.source.url, options), config.max_image_bytes, frames)
     images_left = left.loose + sample.estimate(left.tar_nbytes, without=survey.committed)
     images = everything.loose + sample.estimate(everything.tar_nbytes)
-    remarks, exit_code = _model_remarks(config)
     own = _measured_pace(manifest) if manifest else None
     pace = own or (_measured_pace(like) if like else None)
     hours, second = _hours(images_left, pace), _hours(images, pace)
@@ -228,6 +231,12 @@ def _model_remarks(config: RunConfig) -> tuple[tuple[str, ...], int]:
     except LabelfleetError as exc:
         hint = f"; {exc.hint}" if exc.hint else ""
         return (f"the model cannot be used: {exc.message}{hint}",), exc.exit_code
+
+
+def _refuse_other_run(config: RunConfig, manifest: Manifest) -> None:
+    from pipelines.labelling.open_run import refuse_other_run  # torch, as above
+
+    refuse_other_run(config, manifest)
 
 
 def _cost(hours: float | None, pace: _Pace | None, price: float | None) -> float | None:

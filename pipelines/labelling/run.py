@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -90,7 +90,7 @@ def label_run(
             return cluster_nodes()
 
         run = open_run(config, cuda=_on_gpus(config, output, nodes), note=caller.watcher.note)
-        side = Side(caller, lock.check, partial(lock.needing_progress, STALL_S))
+        side = Side(caller, lock.check, partial(lock.needing_progress, STALL_S), began_s)
         tally, outcome = label_what_is_left(config, run, nodes, limit, side)
         # From here on no GPU is held.
         release_quarantine(run.manifest)
@@ -143,11 +143,13 @@ class Side:
         guard: raises when the lock is not held any more; called every turn of the loop.
         turning: entered while the loop turns; the lock is then renewed only while ``guard`` is
             called, so that a loop that hangs gives the run to the next one.
+        began_s: when the command began, on the monotonic clock.
     """
 
     caller: Caller
     guard: Callable[[], None]
     turning: Callable[[], AbstractContextManager[None]] = nullcontext
+    began_s: float = field(default_factory=time.monotonic)
 
 
 def label_what_is_left(
@@ -232,7 +234,8 @@ def drive(
     caller = Caller(watcher, side.caller.stopper)
     terms = Terms(limits(config, sizing), side.guard)
     wanted = partial(wanted_actors, config.workers, sizing)
-    _tell(journal.ledger, "start", _pool_facts(sizing, work))  # at once: `status` elsewhere sees it
+    # At once: `status` elsewhere sees it.
+    _tell(journal.ledger, "start", _pool_facts(sizing, work, side))
     ended = "failed"
     with (
         about(run=config.name, invocation=journal.invocation),
@@ -258,7 +261,7 @@ def _ledger(manifest: Manifest) -> tuple[LedgerWriter, str]:
     return LedgerWriter(manifest.store, invocation), invocation
 
 
-def _pool_facts(sizing: Sizing, work: Work) -> dict[str, Any]:
+def _pool_facts(sizing: Sizing, work: Work, side: Side) -> dict[str, Any]:
     workers = min(sizing.count, work.total)
     return {
         "workers": workers,
@@ -266,6 +269,7 @@ def _pool_facts(sizing: Sizing, work: Work) -> dict[str, Any]:
         "decoders": sizing.decode_threads,
         "nms_threads": sizing.nms_threads,
         "shards": work.total,
+        "before_s": round(time.monotonic() - side.began_s, 3),  # listing, and Ray's start
     }
 
 

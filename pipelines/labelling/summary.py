@@ -106,18 +106,13 @@ def summarise(
 
 
 def _pace(status: RunStatus, tally: Tally, seconds: float) -> tuple[float, float]:
-    """Return images/s and the seconds before it, by the ledger, or by the loop where that failed.
-
-    The ledger begins when Ray runs; the seconds before it are start-up too.
-    """
+    """Return images/s and the seconds before it: the ledger's, or the loop's where that failed."""
     if not tally.images:
         return 0.0, 0.0
     ledger = status.invocation
     if ledger is None or ledger.images != tally.images or not ledger.images_per_s:
         return tally.images_per_s, max(0.0, seconds - tally.working_s)
-    began_at = time.time() - seconds
-    startup_s = ledger.started_at + ledger.startup_s - began_at
-    return ledger.images_per_s, min(seconds, max(0.0, startup_s))
+    return ledger.images_per_s, min(seconds, ledger.startup_s)
 
 
 def notify(config: RunConfig, summary: RunSummary) -> None:

@@ -38,6 +38,24 @@ def requested_by(
     return replace(model, artefact=_recorded_artefact(existing, output))
 
 
+def recorded_model(config: RunConfig, existing: RunRecord, output: ObjectStore) -> ModelSpec:
+    """Return what an existing run would load for this config, whatever this machine could run.
+
+    Raises:
+        LabelfleetError: config and checkpoint disagree, or cannot be used.
+    """
+    asked = _request(config, existing)
+    anywhere = replace(asked, runtime="auto", precision="auto")
+    found = resolve_model(anywhere, config.storage.options(), device="cpu")
+    return replace(
+        found,
+        runtime=found.runtime if asked.runtime == "auto" else asked.runtime,
+        precision=found.precision if asked.precision == "auto" else asked.precision,
+        device=existing.inference.get("device", found.device),
+        artefact=_recorded_artefact(existing, output),
+    )
+
+
 def existing_record(output: ObjectStore) -> RunRecord | None:
     try:
         return RunRecord.from_json(output.get(RUN_KEY))

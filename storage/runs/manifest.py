@@ -135,7 +135,7 @@ class Manifest:
             return Manifest(store, record)
         except AlreadyExists:
             existing = RunRecord.from_json(store.get(RUN_KEY))
-        _refuse_mismatch(store.url, existing, record)
+        refuse_mismatch(store.url, existing, record)
         return Manifest(store, existing)
 
     def committed(self) -> set[str]:
@@ -262,7 +262,8 @@ def _classes(record: RunRecord) -> dict[str, Any]:
     return {"classes": [c.name for c in record.identity.categories]}
 
 
-def _refuse_mismatch(url: str, existing: RunRecord, wanted: RunRecord) -> None:
+def refuse_mismatch(url: str, existing: RunRecord, wanted: RunRecord) -> None:
+    """Raise RunMismatch where a run may not go on as ``wanted``; the message names the keys."""
     differing = [
         *_differing({"source.url": existing.source["url"]}, {"source.url": wanted.source["url"]}),
         *_differing(_classes(existing), _classes(wanted)),

@@ -95,6 +95,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: not a checkpoint, damaged, not YOLO-NAS, or inconsistent.
     """
+    if path.suffix == ".onnx":
+        raise CheckpointError(
+            f"{path.name} is an ONNX graph, and weights of a YOLO-NAS are asked for here",
+            hint="give a .pth, .pt, .ckpt or .safetensors; only a run's `model` takes an .onnx, "
+            "with `family`",
+        )
     digest = file_sha256(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path, digest)

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,7 +18,9 @@ import yaml
 from pipelines.cli.init import schema_of
 from pipelines.cli.main import main
 from pipelines.config.run_config import RunConfig, load_config
-from pipelines.labelling.first_config import FILL_IN, FILL_IN_ARCH, SCHEMA_NAME
+from pipelines.labelling.first_config import SCHEMA_NAME
+from pipelines.labelling.first_model import FILL_IN_ARCH, FILL_IN_CHECKPOINT
+from tests.support.samples.family_graphs import write_graph
 from tests.support.samples.tiny_run import fill_folder
 from workers.checkpoints.file import read_checkpoint
 from workers.images.preprocessing import Preprocessing
@@ -84,7 +87,11 @@ def test_without_a_checkpoint_it_says_what_to_fill_in(
     said = json.loads(out)
     assert code == 0
     assert said["missing"] == ["model.checkpoint: your YOLO-NAS weights, a path or URL"]
-    assert load_config(said["config"]).model.checkpoint == FILL_IN
+    assert load_config(said["config"]).model.checkpoint == FILL_IN_CHECKPOINT
+    code, _, err = call(capsys, "plan", said["config"])
+    assert code == 2
+    assert "still to be filled in: model.checkpoint, now FILL-IN.pth\n" in err
+    assert "name your weights" in err
 
 
 def test_classes_come_from_a_roboflow_export_and_truth_is_pointed_at(
@@ -139,6 +146,9 @@ def test_a_checkpoint_without_its_arch_and_classes_is_said_at_once(
     text = (here / "my-photos.yaml").read_text()
     assert text.count("# TO DO") == 2
     assert load_config("my-photos.yaml").model.arch == FILL_IN_ARCH
+    code, _, err = call(capsys, "plan", "my-photos.yaml")
+    assert "still to be filled in: model.arch, now FILL-IN-arch.yaml\n" in err
+    assert "recipes/arch_params" in err
     stated = text.replace(f"arch: {FILL_IN_ARCH}", "licence: x").replace("  # licence", "  # was")
     (here / "my-photos.yaml").write_text(stated)
     code, out, _ = call(capsys, "plan", "my-photos.yaml")
@@ -165,6 +175,38 @@ def test_what_init_comments_can_be_uncommented(
     found = load_config(str(path)).model.preprocessing
     assert found is not None
     assert found.preprocessing() == Preprocessing(size=(640, 640), resize_to=(636, 636))
+
+
+@pytest.mark.parametrize("family", ["yolox", None])
+def test_an_onnx_graph_gives_its_family_or_a_line_to_fill_in(
+    here: Path, capsys: pytest.CaptureFixture[str], family: str | None
+) -> None:
+    rows = np.zeros((126 if family else 100, 5 + 80), np.float32)  # 8 × 12 + 4 × 6 + 2 × 3 cells
+    graph = write_graph(here / "graph.onnx", {"output": rows})
+    code, out, _ = call(capsys, "init", "../my photos", "--checkpoint", graph, "--json")
+    missing = json.loads(out)["missing"]
+    text = (here / "my-photos.yaml").read_text()
+    assert code == 0
+    assert "images tensor(float) [?, 3, 64, 96] → output tensor(float) [?, " in text
+    code, out, _ = call(capsys, "plan", "my-photos.yaml")
+    if family is None:
+        assert missing[0].startswith("model.family: yolox, d-fine, rt-detr, rf-detr, or the graph")
+        assert "\n  # family: FILL-IN " in text
+        assert code == 2
+        assert "model.family does not say of which family" in " ".join(out.split())
+    else:
+        assert (missing, code) == ([], 0)
+        model = load_config("my-photos.yaml").model
+        assert (model.family, model.classes) == ("yolox", "coco")
+
+
+def test_a_config_that_cannot_be_written_says_what_to_do(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(capsys, "init", "../my photos", "--out", "nowhere/c.yaml")
+    assert code == 2
+    assert "nowhere/c.yaml cannot be written: No such file" in err
+    assert "in a folder that is there and yours to write" in err
 
 
 def test_an_existing_file_is_said_before_anything_is_read(

@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.config.files import check_files
 from pipelines.config.run_config import RunConfig
+from pipelines.config.source import check_places
 from storage.errors import ConfigError
 
 
@@ -52,3 +53,14 @@ def test_files_that_are_there_pass(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("{}")
     check_files(config(tmp_path, model={"arch": str(tmp_path / "a.yaml")}))
     check_files(config(tmp_path))
+
+
+@pytest.mark.parametrize("below", ["", "/deeper/out"])
+def test_an_output_below_a_file_is_refused_by_name(tmp_path: Path, below: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "file").write_text("")
+    wrong = config(tmp_path / "in", output=f"{tmp_path}/file{below}")
+    with pytest.raises(ConfigError, match=rf"needs a folder where {tmp_path}/file is a file") as no:
+        check_places(wrong)
+    assert no.value.hint == "choose a place that is not below a file"
+    check_places(config(tmp_path / "in", output=f"{tmp_path}/new{below}"))

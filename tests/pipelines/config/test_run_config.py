@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from pipelines.config.messages import section_in
 from pipelines.config.part import Part
 from pipelines.config.run_config import RunConfig, load_config
 from pipelines.config.yaml_files import parse_config
+from pipelines.rounds.round_config import load_round_config
+from pipelines.suite.config import load_suite_config
+from pipelines.training.config import load_train_config
 from storage.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -262,6 +267,42 @@ def test_set_overrides_fields_and_makes_sections(tmp_path: Path) -> None:
     assert config.workers.batch_size == 4
     assert config.storage.endpoint_url == "http://127.0.0.1:9000/?a=b"
     assert config.model.classes == ("RBC", "WBC")
+
+
+def test_a_single_override_is_one_text_and_not_its_letters(tmp_path: Path) -> None:
+    path = written(tmp_path, MINIMAL)
+    assert load_config(path, "model.score_floor=0.2").model.score_floor == 0.2
+    assert load_config(path, ["model.score_floor=0.2"]).model.score_floor == 0.2
+
+
+_FIELDS = {
+    "run": MINIMAL,
+    "train": "name: a\noutput: b\ntrain: {}\nval: {}\nmodel: {}\n",
+    "round": "name: a\noutput: b\npool: {}\ntruth: {}\ntest: {}\ntrain: {}\n",
+    "suite": "output: b\nsets: []\ntraining: {}\nmodel: {}\n",
+}
+_LOADERS: dict[str, Callable[[str], object]] = {
+    "run": load_config,
+    "train": load_train_config,
+    "round": load_round_config,
+    "suite": load_suite_config,
+}
+
+
+@pytest.mark.parametrize("wanted", list(_LOADERS))
+@pytest.mark.parametrize("given", list(_FIELDS))
+def test_a_config_of_another_command_is_told_with_the_command(
+    tmp_path: Path, given: str, wanted: str
+) -> None:
+    path = written(tmp_path, _FIELDS[given])
+    if given == wanted:
+        with contextlib.suppress(ConfigError):  # too little is in it, but it is of that command
+            _LOADERS[wanted](path)
+        return
+    with pytest.raises(ConfigError, match=f"is a config of `labelfleet {given}`") as refused:
+        _LOADERS[wanted](path)
+    assert f"a config of `labelfleet {wanted}` is expected" in refused.value.message
+    assert str(refused.value.hint).startswith(f"labelfleet {given} ")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from rich.console import Console
 from pipelines.config.run_config import RunConfig
 from pipelines.labelling.open_run import open_run, refresh_listing
 from pipelines.labelling.plan import Plan, plan_run, plan_table
-from storage.errors import ConfigError, SourceEmpty
+from storage.errors import ConfigError, RunMismatch, SourceEmpty
 from storage.records import Shard
 from storage.runs.ledger import LedgerEntry, LedgerWriter
-from storage.runs.manifest import Manifest
+from storage.runs.manifest import RUN_KEY, Manifest
 from tests.support.samples.synthetic_run import commit_rows, row
 from tests.support.samples.tar_samples import tar_of, zipped
 from tests.support.samples.tiny_run import fill_folder, run_config
@@ -244,6 +245,39 @@ def test_an_invocation_that_labelled_nothing_is_not_measured(bench: Bench) -> No
     later.write(LedgerEntry("start", 0.0, note={"workers": 1}))
     later.flush()
     assert plan_run(bench.config()).images_per_s == pytest.approx(2.0)
+
+
+def test_an_output_of_another_run_is_refused_as_the_run_refuses_it(bench: Bench) -> None:
+    fill_folder(bench.folder / "in", 3)
+    bench.listed()
+    before = bench.snapshot()
+    fill_folder(bench.folder / "other", 3)
+    for sections, named in (
+        ({"source": {"url": str(bench.folder / "other")}}, "source.url"),
+        ({"model": {"score_floor": 0.2}}, r"score_floor \(0\.05 there, 0\.2 now\)"),
+        ({"model": {"precision": "bf16"}}, "precision"),
+        ({"source": {"frames": "all"}}, "frames"),
+    ):
+        config = bench.config(**sections)
+        with pytest.raises(RunMismatch, match=named) as planned:
+            plan_run(config)
+        with pytest.raises(RunMismatch) as run:
+            open_run(config, cuda=False)
+        assert planned.value.message == run.value.message
+    assert {p: s for p, s in bench.snapshot().items() if p in before} == before
+
+
+def test_a_run_of_another_machines_runtime_is_planned_here(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan needs neither the GPU nor the runtime that the run was created with."""
+    fill_folder(bench.folder / "in", 3)
+    manifest, _ = bench.listed()
+    there = {**manifest.record.inference, "device": "cuda", "runtime": "tensorrt"}
+    there["precision"] = "fp16"
+    manifest.store.put(RUN_KEY, replace(manifest.record, inference=there).to_json())
+    config = bench.config(model={"runtime": "auto", "precision": "auto"})
+    assert plan_run(config).output_exists
 
 
 def test_what_would_stop_the_run_stops_the_plan(bench: Bench) -> None:
