@@ -136,6 +136,7 @@ def test_the_face_alone_re_exports() -> None:
 SPEAKERS = {
     "pipelines.config.reference",
     "pipelines.training.reference",
+    "pipelines.rounds.reference",
     "pipelines.demo.digits",
     "pipelines.dispatch.progress",
 }

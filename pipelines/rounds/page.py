@@ -85,6 +85,7 @@ def render_page(work: RoundWork, records: Sequence[StepRecord], now: float) -> s
         rows=_rows(found),
         classes_chart=_chart(found),
         curves=_curves(results),
+        teacher_trained="summary" in results.get("teacher", {}),
         labels=_labels(results),
         better=better,
         worse=worse,

@@ -22,9 +22,10 @@ from pipelines.dispatch.tally import Caller
 from pipelines.models.compile import has_gpu
 from pipelines.rounds import page
 from pipelines.rounds.costs import Costs, costs_of
+from pipelines.rounds.models import check_models, is_due
 from pipelines.rounds.round_config import RoundConfig
 from pipelines.rounds.state import STEPS, Repeat, StepName, StepRecord, refuse_unknown_steps
-from pipelines.rounds.steps import machine, people, student
+from pipelines.rounds.steps import machine, people, student, teacher
 from pipelines.rounds.work import RoundWork
 from pipelines.training.start import check_fits, resolve_machine
 from storage.errors import ConfigError, LabelfleetError, WaitingForPeople
@@ -45,7 +46,7 @@ class Step:
 
 
 _TABLE: dict[StepName, Step] = {
-    "teacher": Step(machine.teacher_inputs, machine.take_or_train),
+    "teacher": Step(teacher.teacher_inputs, teacher.take_or_train),
     "gate": Step(machine.gate_inputs, machine.check_teacher),
     "label": Step(machine.label_inputs, machine.label_pool),
     "fit": Step(machine.fit_inputs, machine.fit_thresholds),
@@ -164,6 +165,7 @@ def run_round(
     check_config(work)
     check_machine(work, chosen.steps())
     check_pool(work, chosen.steps())
+    check_models(work, chosen.steps())
     new: list[StepName] = []
     with run_lock(work.store, f"labelfleet round {config.name}"), work.held:
         changed = False  # a repeated step may change what later ones are given
@@ -202,8 +204,7 @@ def check_machine(work: RoundWork, steps: Sequence[StepName]) -> None:
     roles: tuple[StepName, ...] = ("student",) if given else ("teacher", "student")
     record = StepRecord("student", "begun", 1, {})
     for role in roles:
-        old = work.state.read(role)
-        if role not in steps or (old is not None and old.over):
+        if not is_due(work, role, steps):
             continue
         training = work.train_config(role, record, train=work.config.truth.model_dump())
         if not training.workers.most:
@@ -217,8 +218,7 @@ def check_pool(work: RoundWork, steps: Sequence[StepName]) -> None:
         SourceEmpty: there is nothing in it.
         ConfigError, StorageError: it cannot be listed, or the output lies in it.
     """
-    old = work.state.read("label")
-    if "label" in steps and (old is None or not old.over):
+    if is_due(work, "label", steps):
         pool = work.run_config("label", work.config.pool.model_dump(mode="json"), _STAND_IN)
         check_places(pool)
         next(listed_objects(pool))

@@ -7,11 +7,12 @@ step starts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipelines.config.files import refuse_below_a_file
 from pipelines.config.part import Name, Part, Place, Share, Url
 from pipelines.config.run_config import (
     ModelConfig,
@@ -23,7 +24,7 @@ from pipelines.config.run_config import (
 from pipelines.config.yaml_files import overridden_yaml, parse_config
 from pipelines.training.config import DataConfig, refuse_absent
 
-ROUND_PAGE = "docs/rounds.md"
+ROUND_PAGE = "docs/round_configuration.md"
 Skippable = Literal["gate", "fit", "review", "evaluate", "compile"]
 # What the round itself decides about a run and about a training.
 _OF_RUN = ("name", "source", "output", "review", "gate", "policy")
@@ -146,13 +147,13 @@ class RoundConfig(Part):
         return f"the config has no `{part}`" if absent.get(part) else ""
 
 
-def load_round_config(path: str, overrides: tuple[str, ...] = ()) -> RoundConfig:
+def load_round_config(path: str, overrides: Sequence[str] = ()) -> RoundConfig:
     """Read a round's config; ``overrides`` are ``key.sub=value`` texts.
 
     Raises:
         ConfigError: naming the file, the key, what is wrong and the nearest valid key.
     """
-    fields = overridden_yaml(path, overrides, ROUND_PAGE)
+    fields = overridden_yaml(path, overrides, ROUND_PAGE, command="round")
     config = parse_config(RoundConfig, fields, where=path, page=ROUND_PAGE)
     sets = {"truth": config.truth, "test": config.test, "val": config.val}
     teacher, policy = config.teacher, config.policy
@@ -171,6 +172,7 @@ def load_round_config(path: str, overrides: tuple[str, ...] = ()) -> RoundConfig
     }
     given = {name: part for name, part in sets.items() if part is not None}
     refuse_absent(path, given, files, config.storage.options())
+    refuse_below_a_file("output", config.output)
     return config
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core import to_jsonable_python
 
-from pipelines.config.files import absent_files
+from pipelines.config.files import absent_files, refuse_below_a_file
 from pipelines.config.part import Part, Place
 from pipelines.config.run_config import StorageConfig
 from pipelines.config.yaml_files import overridden_yaml, parse_config, read_yaml
@@ -406,13 +406,13 @@ def _drop_later(fields: dict[str, Any], kind: type[TrainConfig]) -> None:
             del source["absence_from"]
 
 
-def load_train_config(path: str, overrides: tuple[str, ...] = ()) -> TrainConfig:
+def load_train_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a training config; ``overrides`` are ``key.sub=value`` texts.
 
     Raises:
         ConfigError: naming the file, the key, what is wrong and the nearest valid key.
     """
-    fields = overridden_yaml(path, overrides, TRAIN_PAGE)
+    fields = overridden_yaml(path, overrides, TRAIN_PAGE, command="train")
     config = parse_config(TrainConfig, fields, where=path, page=TRAIN_PAGE)
     _check_files(config, path)
     return config
@@ -430,6 +430,8 @@ def _check_files(config: TrainConfig, where: str) -> None:
     single = {"model.arch": config.model.arch, "model.checkpoint": config.model.checkpoint,
               "distill.teacher": teacher}  # fmt: skip
     refuse_absent(where, sets, single, config.storage.options())
+    if config.remote is None:
+        refuse_below_a_file("output", str(config.output))
 
 
 def refuse_absent(

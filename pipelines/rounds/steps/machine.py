@@ -1,4 +1,4 @@
-"""The steps that machines take: teacher, gate, label, fit, student, compile."""
+"""The steps that machines take: gate, label, fit, compile; and trainings for the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.rounds.costs import gpu_seconds
 from pipelines.rounds.labelled import digest
 from pipelines.rounds.round_config import FitPart
 from pipelines.rounds.state import StepRecord
-from pipelines.rounds.work import RoundWork, previous_student
+from pipelines.rounds.work import RoundWork
 from pipelines.training.config import FREE, DataConfig, TrainConfig
 from pipelines.training.run import train
 from pipelines.training.summary import TrainSummary
@@ -30,44 +30,7 @@ from storage.runs.manifest import Manifest
 Fields = dict[str, Any]
 
 
-# teacher
-
-
-def teacher_inputs(work: RoundWork, record: StepRecord) -> Fields:
-    """Return the checkpoint that is taken, or all that decides the training."""
-    taken = _taken(work)
-    if taken is not None:
-        return {"model": taken, "sha256": work.checkpoint(taken["checkpoint"]).sha256}
-    return training_inputs(work, _teacher_training(work, record))
-
-
-def take_or_train(work: RoundWork, record: StepRecord) -> Fields:
-    """Take the teacher that the config names, or train it on the labelled images."""
-    taken = _taken(work)
-    if taken is None:
-        return trained(work, record, _teacher_training(work, record))
-    checkpoint = work.checkpoint(taken["checkpoint"])
-    licence = taken.get("licence") or checkpoint.licence
-    return {
-        "model": taken,
-        "sha256": checkpoint.sha256,
-        "licence": licence,
-        "provenance": checkpoint.provenance,
-        "trained": False,
-    }
-
-
-def _taken(work: RoundWork) -> Fields | None:
-    config = work.config
-    if config.previous is not None:
-        return dict(previous_student(config.previous, work.options)["model"])
-    if config.teacher is not None:
-        return config.teacher.model_dump(mode="json", exclude_unset=True)
-    return None
-
-
-def _teacher_training(work: RoundWork, record: StepRecord) -> TrainConfig:
-    return work.train_config("teacher", record, train=work.labelled.train.model_dump())
+# trainings
 
 
 def training_inputs(work: RoundWork, config: TrainConfig) -> Fields:

@@ -54,12 +54,16 @@ def first_weights(work: RoundWork) -> Fields:
 
     There are none where the config names other weights, or the teacher is of another family.
     """
+    teacher = work.state.result("teacher")
+    return started_from(work, teacher["model"], teacher["licence"])
+
+
+def started_from(work: RoundWork, teacher: Fields, licence: str | None = None) -> Fields:
+    """Return ``first_weights`` of a teacher, described as ``model`` of a run."""
     stated = {**work.config.train, **work.config.student}
-    teacher = work.state.result("teacher")["model"]
     if "model" in stated or teacher.get("family", "yolo_nas") != "yolo_nas":
         return {}
     checkpoint = work.checkpoint(teacher["checkpoint"])
-    licence = work.state.result("teacher")["licence"]
     model = {"checkpoint": teacher["checkpoint"], **({"licence": licence} if licence else {})}
     name = teacher.get("name") or checkpoint.name
     model |= {"name": name} if name else {}

@@ -6,7 +6,7 @@ from torch import nn
 
 from pipelines.training.config import TrainConfig
 from pipelines.training.distillation.config import DistillConfig
-from pipelines.training.start import Machine
+from pipelines.training.start import Machine, first_network
 from storage.errors import ConfigError
 from storage.objects.protocols import StorageOptions
 from workers.images.preprocessing import Preprocessing
@@ -71,6 +71,23 @@ def checked_teacher(
     spec = resolve_model(ModelRequest(checkpoint=url, precision="fp32"), options, device="cpu")
     check_teacher(spec, classes, preprocessing)
     return load_teacher(spec, student, options)
+
+
+def check_models_given(config: TrainConfig, classes: tuple[str, ...]) -> None:
+    """Load the first weights and the teacher of a training and drop them again.
+
+    Args:
+        classes: those that it will learn.
+
+    Raises:
+        ConfigError, CheckpointError: as ``knowledge_of``, or the first weights do not fit.
+    """
+    teacher = None if config.distill is None else config.distill.teacher
+    if teacher is None and config.model.checkpoint is None:
+        return
+    student = first_network(config, classes)
+    if teacher is not None:
+        checked_teacher(teacher, classes, config.preprocessing, student, config.storage.options())
 
 
 def _stores(training: Samples) -> bool:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.rounds import reference
 from pipelines.rounds.labelled import keys_file, labelled_sets
 from pipelines.rounds.round import check_config
-from pipelines.rounds.round_config import RoundConfig, load_round_config
+from pipelines.rounds.round_config import ROUND_PAGE, RoundConfig, load_round_config
 from pipelines.rounds.state import StepRecord
 from pipelines.rounds.steps.machine import fit_fields, training_inputs
 from pipelines.rounds.work import RoundWork, merged
@@ -19,6 +20,7 @@ from pipelines.training.config import DataConfig
 from storage.errors import ConfigError, SourceEmpty
 from tests.support.samples.training_samples import box, write_coco
 
+ROOT = Path(__file__).resolve().parents[3]
 STUDENT = StepRecord("student", "begun", 1, {})
 
 
@@ -215,3 +217,17 @@ def test_values_go_over_others_at_any_depth() -> None:
         "a": {"b": 1, "c": 4},
         "d": {"e": 5},
     }
+
+
+def test_the_reference_page_lists_every_field_and_hints_lead_to_it(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    page = (ROOT / ROUND_PAGE).read_text()
+    assert page == reference.page(), f"run `python -m pipelines.rounds.reference > {ROUND_PAGE}`"
+    for name, field in RoundConfig.model_fields.items():
+        assert f"| `{name}` |" in page
+        assert field.description, name
+    assert "[a section](configuration.md#model)" in page
+    with pytest.raises(ConfigError) as refused:
+        load({**fields, "teachr": {}}, tmp_path)
+    assert ROUND_PAGE in str(refused.value.hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,17 @@ from storage.review.queue import read_queue
 from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
 from tests.pipelines.policy.test_fit import answer, some_run
-from tests.support.samples.training_samples import box, write_coco
+from tests.support.samples.training_samples import CATEGORIES, box, write_coco
+
+DIGITS = tuple({"id": digit, "name": str(digit)} for digit in range(10))
 
 
-def config(folder: Path, **more: Any) -> RoundConfig:
-    truth = write_coco(folder / "truth", [(32, 32)] * 2, [box(1, 7, 1, 1, 9, 9)])
+def config(
+    folder: Path, categories: Sequence[dict[str, Any]] = CATEGORIES, **more: Any
+) -> RoundConfig:
+    sizes = [(32, 32)] * 2
+    boxes = [box(1, 7, 1, 1, 9, 9)]
+    truth = write_coco(folder / "truth", sizes, boxes, categories=list(categories))
     data = {"annotations": str(truth), "images": str(truth.parent)}
     fields = {
         "name": "cells", "output": str(folder / "out"), "pool": {"url": str(folder / "pool")},
@@ -71,7 +78,7 @@ def test_the_teacher_of_a_second_round_is_the_student_of_the_first(tmp_path: Pat
     student = {"model": {"checkpoint": str(checkpoint_path())}, "licence": "MIT"}
     first = MemoryStore("rounds", "first")
     RoundState(first).write(StepRecord("student", "done", 1, {}, student))
-    asked = config(tmp_path, previous="memory://rounds/first")
+    asked = config(tmp_path, DIGITS, previous="memory://rounds/first")
     run_round(asked, Selection(only="teacher"))
     found = RoundState(open_store(asked.output)).result("teacher")
     assert (found["model"], found["trained"]) == (student["model"], False)
