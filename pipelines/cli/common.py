@@ -60,12 +60,45 @@ def open_manifest(run: str, endpoint_url: str | None) -> Any:
     from storage.errors import ConfigError
     from storage.runs.manifest import Manifest
 
+    options = storage_options(endpoint_url)
     try:
-        return Manifest.open(run, storage_options(endpoint_url))
+        return Manifest.open(run, options)
     except ConfigError as exc:
-        if not run.lower().endswith((".yaml", ".yml")) or "no run at" not in exc.message:
+        if "no run at" not in exc.message:
             raise
-        raise _not_a_run(run) from exc
+        if run.lower().endswith((".yaml", ".yml")):
+            raise _not_a_run(run) from exc
+        raise _of_another_command(run, options) or exc from exc
+
+
+# What another command leaves, by an object of it: what it is, and where to look instead.
+_OTHER_OUTPUTS = (
+    ("state/teacher.json", "the output of a round",
+     "its page is {0}/round.html, and its run over the pool is {0}/label"),
+    ("run/run.json", "the folder of a demo", "give its run: {0}/run"),
+    ("summary.json", "the output of a training", "its figures are in {0}/summary.json"),
+    ("suite.json", "the output of a suite", "its figures are in {0}/suite.json"),
+)  # fmt: skip
+
+
+def _of_another_command(url: str, options: Any) -> Exception | None:
+    """Return the error for the output of another command given in place of a run's; None: it is
+    none that is known."""
+    from storage.errors import ConfigError, StorageError
+    from storage.stores.open import open_store
+
+    store = open_store(url, options)
+    for key, what, instead in _OTHER_OUTPUTS:
+        try:
+            store.head(key)
+        except StorageError:
+            continue
+        place = url.rstrip("/")
+        return ConfigError(
+            f"{place} is {what}, and this command takes a run's output",
+            hint=instead.format(place),
+        )
+    return None
 
 
 def _not_a_run(config: str) -> Exception:

@@ -75,11 +75,9 @@ def fit(
     from dataclasses import replace
     from typing import cast
 
-    from rich.console import Group
-
     from pipelines.policy.curves import Wanted
     from pipelines.policy.fit import fit_run
-    from pipelines.policy.fit_view import fit_table, guarantee_table
+    from pipelines.policy.fit_view import fit_table
     from pipelines.policy.guarantee import Asked, guarantee_run
     from pipelines.policy.policy import POLICY_KEY
     from pipelines.policy.statement import By
@@ -110,10 +108,10 @@ def fit(
         store.put(key, fitted.policy.to_yaml().encode())
         written = out or f"{manifest.url}/{POLICY_KEY}"
     fields = {**fitted.to_fields(), "written": written}
+    told = fit_table(fitted, written, proven)
     if proven is None:
-        show(fit_table(fitted, written), fields, json_)
+        show(told, fields, json_)
         raise typer.Exit(0 if written is not None else 3)
-    told = Group(fit_table(fitted, written), guarantee_table(proven))
     show(told, {**fields, "guarantee": proven.to_fields()}, json_)
     raise typer.Exit(0 if proven.guarantee is not None else 3)
 

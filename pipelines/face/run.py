@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
@@ -25,16 +26,16 @@ class Run:
     """A run at its output URL. Everything streams: nothing is read before it is asked for.
 
     Args:
-        url: the run's output.
+        url: the run's output, a URL or path.
         endpoint_url: S3-compatible server; None: AWS_ENDPOINT_URL or AWS.
 
     Raises:
         ConfigError: the URL holds no run.
     """
 
-    def __init__(self, url: str, *, endpoint_url: str | None = None) -> None:
+    def __init__(self, url: str | Path, *, endpoint_url: str | None = None) -> None:
         self.options = StorageOptions(endpoint_url=endpoint_url)
-        self.manifest = Manifest.open(url, self.options)
+        self.manifest = Manifest.open(str(url), self.options)
 
     @property
     def url(self) -> str:
@@ -67,17 +68,17 @@ class Run:
         return versions(self.manifest.store)
 
     def labels(self, version: str | None = None) -> Iterator[LabelRow]:
-        """Yield the labels of each image.
+        """Return the labels of each image, one after the other.
 
         Args:
             version: a name; None: the latest.
 
         Raises:
-            LabelfleetError: the version does not exist.
+            ConfigError: the version does not exist; the message lists those that do.
         """
-        lineage = read_version(self.manifest.store, version)
-        for table in read_label_tables(self.manifest.store, lineage):
-            yield from label_rows(table)
+        lineage = read_version(self.manifest.store, version)  # at once, not at the first row
+        tables = read_label_tables(self.manifest.store, lineage)
+        return (row for table in tables for row in label_rows(table))
 
     def images(self, rows: Sequence[P]) -> Iterator[tuple[P, bytes | LabelfleetError]]:
         """Yield each row with its image file's bytes, or with the reason why it has none.
@@ -90,3 +91,12 @@ class Run:
         """
         source = open_store(self.manifest.record.source["url"], self.options)
         return read_images(self.manifest, source, rows)
+
+
+def opened(run: Run | str | Path) -> Run:
+    """Return a run as it is, or the run at a URL or path.
+
+    Raises:
+        ConfigError: the URL holds no run.
+    """
+    return run if isinstance(run, Run) else Run(run)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from pipelines.exports.export import ExportFormat, ExportRequest, ExportSummary, export_version
 from pipelines.exports.images import ImageMode
-from pipelines.face.run import Run
+from pipelines.face.run import Run, opened
 from pipelines.labels.decide import decide_run
 from pipelines.policy.choose import choose_policy
 from pipelines.policy.curves import Wanted
@@ -24,7 +25,7 @@ log = logging.getLogger("labelfleet.fit")
 
 
 def fit(
-    run: Run,
+    run: Run | str | Path,
     truth: str | None = None,
     *,
     precision: float = 0.9,
@@ -40,7 +41,7 @@ def fit(
     it is None where nothing was shown, and the log says how many audit images more would do.
 
     Args:
-        run: the run whose scores are calibrated.
+        run: the run whose scores are calibrated, or its URL.
         truth: COCO ground truth, any URL; None: the answers to the run's audit.
         precision: wanted share of right boxes among the accepted.
         lost: share of right boxes that may be dropped, at most.
@@ -51,6 +52,7 @@ def fit(
     Raises:
         LabelfleetError: as ``pipelines.policy.fit.fit_run``.
     """
+    run = opened(run)
     known = None if truth is None else read_truth(truth, run.options)
     fitted = fit_run(run.manifest, known, Wanted(precision, lost), allow_missing=allow_missing)
     if guarantee is not None:
@@ -74,32 +76,38 @@ def fit(
 
 
 def decide(
-    run: Run,
+    run: Run | str | Path,
     policy: Policy | None = None,
     *,
-    answers_from: Sequence[Run] = (),
+    answers_from: Sequence[Run | str | Path] = (),
     settling: Settling = "latest",
 ) -> LabelVersion:
     """Merge model, policy and answers into a new label version. Takes the run's lock.
 
     Args:
-        run: the run whose live rows become labels.
+        run: the run whose live rows become labels, or its URL.
         policy: None: what ``fit`` left with the run, else the last routing's, else the default.
-        answers_from: other runs whose answers count too.
+        answers_from: other runs whose answers count too, or their URLs.
         settling: how several answers to one image become one.
 
     Raises:
         RunLocked: another process writes to the run.
     """
+    run = opened(run)
     chosen = policy or choose_policy(run.manifest, None, None, None, run.options)
-    others = [other.manifest for other in answers_from]
+    others = [opened(other).manifest for other in _several(answers_from)]
     with run_lock(run.manifest.store, "labelfleet decide"):
         return decide_run(run.manifest, chosen, answers_from=others, settling=settling)
 
 
+def _several(runs: Sequence[Run | str | Path]) -> Sequence[Run | str | Path]:
+    """Return the runs; a single URL is one of them, not its letters."""
+    return (runs,) if isinstance(runs, str) else runs
+
+
 def export(
-    run: Run,
-    dest: str,
+    run: Run | str | Path,
+    dest: str | Path,
     format: ExportFormat,
     *,
     version: str | None = None,
@@ -108,7 +116,7 @@ def export(
     """Write a label version as a data set that trainers read.
 
     Args:
-        run: the run.
+        run: the run, or its URL.
         dest: an empty folder or URL.
         format: ``coco``, ``yolo`` or ``hf``.
         version: a label version; None: the latest.
@@ -117,5 +125,6 @@ def export(
     Raises:
         LabelfleetError: as ``pipelines.exports.export.export_version``.
     """
+    run = opened(run)
     request = ExportRequest(format, version, images)
-    return export_version(run.manifest, dest, request, run.options)
+    return export_version(run.manifest, str(dest), request, run.options)

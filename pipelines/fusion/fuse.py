@@ -36,6 +36,7 @@ from storage.runs.lock import run_lock
 from storage.runs.manifest import RUN_KEY, Manifest, RunRecord, annotation_key, config_hash
 from storage.runs.rows_by_sha import RowsBySha
 from storage.shards.frames import FRAMES_KEY
+from storage.urls import shown_url
 
 FUSION_VERSION = 1
 _TOPK = 5
@@ -164,12 +165,15 @@ def _inputs(runs: Sequence[Manifest], options: FuseOptions) -> list[FusionInput]
             hint=f"they have {', '.join(sorted(every))}",
         )
     weights = options.weights or (1.0,) * len(runs)
+    names = Counter(run.record.identity.name for run in runs)
     inputs = []
     for run, weight in zip(runs, weights, strict=True):
         to_fused = class_map(run, classes, {} if run is runs[0] else options.renamed)
         knows = np.isin(np.arange(len(classes)), to_fused)
         calibration = calibration_of(run) if options.calibrated else None
-        inputs.append(FusionInput(run, to_fused, knows, calibration, weight))
+        name = run.record.identity.name
+        shown = name if names[name] == 1 else f"{name} at {shown_url(run.url)}"
+        inputs.append(FusionInput(run, to_fused, knows, calibration, weight, shown))
     return inputs
 
 
@@ -213,7 +217,7 @@ def _joined(values: Sequence[str]) -> str:
 
 def _remarks(inputs: Sequence[FusionInput]) -> Iterator[str]:
     yield "fused from " + ", ".join(run.manifest.url for run in inputs)
-    raw = [run.name for run in inputs if run.calibration is None]
+    raw = [run.shown for run in inputs if run.calibration is None]
     if raw:
         yield (
             f"scores that count as they are, not calibrated: {', '.join(raw)} "
@@ -223,7 +227,7 @@ def _remarks(inputs: Sequence[FusionInput]) -> Iterator[str]:
     for run in inputs[1:]:
         lacking = [name for name, known in zip(classes, run.knows, strict=True) if not known]
         if lacking:
-            yield f"{run.name} does not know, and does not vote on: {', '.join(lacking)}"
+            yield f"{run.shown} does not know, and does not vote on: {', '.join(lacking)}"
 
 
 def output_has_run(output: ObjectStore) -> bool:
@@ -354,7 +358,7 @@ class _Fusion:
                 raise _Waits
             rows.append(other)
             if other is None and row.status == "ok":
-                alone[run.name] += 1
+                alone[run.shown] += 1
         seen = next((one for one in rows if one is not None and one.status == "ok"), None)
         if seen is None:
             return replace(row, detections=Detections.empty())

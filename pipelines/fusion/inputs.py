@@ -27,6 +27,7 @@ class FusionInput:
         knows: bool [fused classes], whether the run's model has the class.
         calibration: what makes its scores probabilities; None: they count as they are.
         weight: how much the run counts.
+        shown: its name for people, with its place where another run has the same name.
     """
 
     manifest: Manifest
@@ -34,10 +35,11 @@ class FusionInput:
     knows: NDArray[np.bool_]
     calibration: Thresholds | None
     weight: float
+    shown: str
 
     @property
     def name(self) -> str:
-        """The run's name, for people."""
+        """The run's name; two runs may have the same."""
         return self.manifest.record.identity.name
 
     def settings(self) -> dict[str, Any]:

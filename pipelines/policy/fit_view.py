@@ -16,13 +16,17 @@ _HEADINGS = (
 )  # fmt: skip
 
 
-def fit_table(found: Fit, written: str | None) -> RenderableType:
+def fit_table(found: Fit, written: str | None, proven: Guaranteed | None = None) -> RenderableType:
     """Render thresholds by class, what to expect of them, and where the policy is stored.
 
     Args:
         written: None: the policy was refused, and not written.
+        proven: the guarantee that was asked for; what it showed is accepted in place of the fit's.
     """
     title = f"{counted(found.images, 'image')}, by {escape(found.source)}"
+    shown = proven is not None and proven.guarantee is not None
+    if proven is not None:
+        title = f"1. fit of {title}" + (": `accept from` does not count, see 2" * shown)
     table = figures_table(title, "class", _HEADINGS)
     for c in found.classes:
         limits = (f"{c.accept:.3f}", f"{c.reject:.3f}")
@@ -45,7 +49,10 @@ def fit_table(found: Fit, written: str | None) -> RenderableType:
     if any(c.leans for c in found.classes):
         lines.insert(0, "* few boxes: leans on the curve of all classes")
     warnings = (Text(f"note: {warning}", style="yellow") for warning in found.warnings)
-    return Group(table, *(Text(line) for line in lines), *warnings, *_refusal(found, written))
+    below = () if proven is None else (Text(), _guarantee_table(proven))
+    return Group(
+        table, *(Text(line) for line in lines), *warnings, *_refusal(found, written), *below
+    )
 
 
 def _refusal(found: Fit, written: str | None) -> list[Text]:
@@ -62,16 +69,29 @@ def _refusal(found: Fit, written: str | None) -> list[Text]:
     return [Text(line, style="red") for line in lines]
 
 
-def guarantee_table(found: Guaranteed) -> RenderableType:
-    """Render from which raw scores the share asked for was shown, and the statement."""
-    headings = ("holds from", "boxes accepted", "audited boxes right")
-    table = figures_table("guarantee", "class", headings)
+def _guarantee_table(found: Guaranteed) -> RenderableType:
+    """Render from which raw scores the share asked for was shown, the statement, and what
+    `decide` makes of it."""
+    headings = ("holds from\nraw score", "boxes accepted", "audited boxes right")
+    table = figures_table("2. guarantee", "class", headings)
     for proof in (*found.classes, found.all):
         held = "not shown" if proof.threshold is None else f"{proof.threshold:g}"
         table.add_row(escape(proof.name), held, f"{proof.accepted:,}", _percent(proof.right))
     said = "Nothing is guaranteed." if found.guarantee is None else found.guarantee.sentence
     more = [_more(proof) for proof in (*found.classes, found.all) if proof.threshold is None]
-    return Group(table, Text(said), *(Text(line, style="yellow") for line in more))
+    lines = (Text(line, style="yellow") for line in more)
+    return Group(table, Text(said), Text(_what_counts(found)), *lines)
+
+
+def _what_counts(found: Guaranteed) -> str:
+    """Say which table the policy follows."""
+    if found.guarantee is None:
+        return "What counts is table 1: no threshold of table 2 was written."
+    row = "its row `all`" if found.guarantee.by == "all" else "the rows of the classes"
+    return (
+        f"What counts is table 2: `decide` accepts boxes from {row} on, and nothing of a class "
+        "that is not shown; of table 1 only `reject below` stays."
+    )
 
 
 def _more(proof: ClassProof) -> str:

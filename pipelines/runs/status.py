@@ -24,7 +24,7 @@ from pipelines.display.plural import counted
 from pipelines.runs.bottleneck import WorkerTime
 from pipelines.runs.drift_record import DriftRecord, known_drift
 from pipelines.runs.pace import PaceCount
-from storage.records import STATUSES, warning_kinds
+from storage.records import STATUSES, Status, warning_kinds
 from storage.runs.ledger import LedgerEntry, invocations, read_ledger
 from storage.runs.listing import Listing
 from storage.runs.live_rows import live_tables
@@ -35,6 +35,14 @@ from storage.shards.selecting import shown_counts
 SILENT_AFTER_S = 60.0
 _FOOTER_READERS = 16
 
+# What the statuses other than ok mean, for people.
+_NOT_OK: dict[Status, str] = {
+    "undecodable": "damaged, or not an image",
+    "too_large": "beyond max_pixels or max_image_bytes",
+    "unsupported": "a kind of image that is not read",
+    "missing": "could not be read from the source, such as a link or a file that is gone; the next "
+    "`labelfleet run` looks again",
+}
 State = Literal["running", "silent", "ended"]
 
 
@@ -46,12 +54,13 @@ class InvocationStatus:
         invocation: its id.
         state: ``silent``: neither ended nor heard of for SILENT_AFTER_S; it has most likely died.
         outcome: done, quarantined, interrupted, failed; None while it has not ended.
-        started_at: seconds since the epoch, on the driver's clock.
+        started_at: when its ledger began, seconds since the epoch, on the driver's clock.
         silent_s: since its last entry.
         workers: alive, as last reported; None where never reported.
         shards, images: done by this invocation.
-        seconds: from its start to its last entry.
-        startup_s: from its start until a worker was ready; part of ``seconds``.
+        seconds: from the command's start to its last entry; of an older ledger, which does not say
+            when that was, from the ledger's start.
+        startup_s: the part of ``seconds`` before a worker was ready.
         images_per_s: from then to its last commit, see ``pipelines.runs.pace``.
         eta_s: until the last shard at the pace so far; only while it runs.
         stages: seconds by stage, over its workers and their threads; ``wait`` is the model's.
@@ -194,6 +203,7 @@ class _Invocation:
         if state == "running" and silent_s > SILENT_AFTER_S:
             state = "silent"
         pace = self.pace
+        before_s = float(self.first.note.get("before_s", 0.0))  # such as Ray's own start
         return InvocationStatus(
             invocation=self.name,
             state=state,
@@ -203,8 +213,8 @@ class _Invocation:
             workers=self.workers,
             shards=pace.shards,
             images=pace.images,
-            seconds=seconds,
-            startup_s=pace.startup_s,
+            seconds=before_s + seconds,
+            startup_s=before_s + pace.startup_s,
             images_per_s=pace.images_per_s,
             eta_s=pace.seconds_left(left, self.last.at, now) if state == "running" else None,
             stages={stage: round(s, 1) for stage, s in self.time.seconds.items()},
@@ -263,6 +273,11 @@ def status_table(status: RunStatus) -> RenderableType:
     table.add_row("shards", _shares(s))
     images = ", ".join(f"{n:,} {name}" for name, n in s.images.items() if n)
     table.add_row("images", images or "none yet")
+    for name, why in _NOT_OK.items():
+        if s.images.get(name):
+            table.add_row("", Text(f"{name}: {why}", style="yellow"))
+    if any(s.images.get(name) for name in _NOT_OK):
+        table.add_row("", escape(f"`labelfleet report {s.url}` names them, each with its reason"))
     if s.warnings:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in s.warnings.items())
         table.add_row("warnings", escape(kinds))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,10 @@ class SuiteConfig(Part):
         found = [*self.sets]
         if self.exports is not None:
             if not self.exports.is_dir():
-                raise ConfigError(f"exports: there is no folder {self.exports}")
+                raise ConfigError(
+                    f"exports: there is no folder {self.exports}",
+                    hint="paths are relative to the folder the command is started in",
+                )
             folders = sorted(f for f in self.exports.iterdir() if is_export(f))
             if not folders:
                 raise ConfigError(
@@ -169,11 +173,11 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def load_suite_config(path: str, overrides: tuple[str, ...] = ()) -> SuiteConfig:
+def load_suite_config(path: str, overrides: Sequence[str] = ()) -> SuiteConfig:
     """Read a suite's config; ``overrides`` are ``key.sub=value`` texts.
 
     Raises:
         ConfigError: naming the file, the key, what is wrong and the nearest valid key.
     """
-    fields = overridden_yaml(path, overrides, SUITE_PAGE)
+    fields = overridden_yaml(path, overrides, SUITE_PAGE, command="suite")
     return parse_config(SuiteConfig, fields, where=path, page=SUITE_PAGE)

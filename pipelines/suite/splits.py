@@ -12,6 +12,7 @@ from storage.errors import ConfigError
 
 SPLITS = ("train", "valid", "test")
 ANNOTATIONS = "_annotations.coco.json"
+_FROM_HERE = "paths are relative to the folder the command is started in"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,10 @@ def roboflow_splits(folder: Path) -> Splits:
 def coco_splits(images: Path, files: Mapping[str, Path]) -> Splits:
     """Return parts given as COCO files. Raises ConfigError when one is not there."""
     if not images.is_dir():
-        raise ConfigError(f"images: there is no folder {images}")
+        raise ConfigError(f"images: there is no folder {images}", hint=_FROM_HERE)
     for name, path in files.items():
         if not path.is_file():
-            raise ConfigError(f"{name}: {path} is not there")
+            raise ConfigError(f"{name}: {path} is not there", hint=_FROM_HERE)
     return Splits({name: Split(path, images) for name, path in files.items()})
 
 

@@ -6,6 +6,8 @@ listed twice); anything ambiguous is refused with a message that names the entry
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +18,7 @@ from typing import Any, TypeVar
 from storage.coco import fields
 from storage.coco.categories import Categories, read_categories
 from storage.coco.fields import Xywh
-from storage.errors import ConfigError
+from storage.errors import BucketNotFound, ConfigError, ObjectNotFound, StorageError
 from storage.objects.protocols import StorageOptions
 from storage.stores.open import open_store
 from storage.urls import shown_url
@@ -25,6 +27,7 @@ T = TypeVar("T")
 
 _BEYOND = 0.05  # of the side: more than annotators overshoot a border
 _TELLING = 0.1  # share of boxes that far outside above which the format is questioned
+_LOOKED_AT = 1000  # objects of a folder that was given in place of a file
 _TO_GIVE = (
     "it needs images (id, file_name), annotations (image_id, category_id, bbox as "
     "[x, y, width, height] in pixels) and categories (id, name)"
@@ -91,8 +94,30 @@ def read_truth(location: str | Path, options: StorageOptions | None = None) -> T
     """
     url = str(location)
     folder, _, name = url.rpartition("/")
-    raw = open_store(folder or ("/" if url.startswith("/") else "."), options).get(name)
+    store = open_store(folder or ("/" if url.startswith("/") else "."), options)
+    try:
+        raw = store.get(name)
+    except (ObjectNotFound, BucketNotFound) as exc:
+        raise _no_file(url, exc, options) from exc
     return parse_truth(raw, shown_url(url))
+
+
+def _no_file(url: str, exc: StorageError, options: StorageOptions | None) -> StorageError:
+    """Say what lies there in place of the file: a folder with or without COCO files, or nothing."""
+    found: list[str] = []
+    with contextlib.suppress(StorageError):
+        listed = open_store(url, options).list()
+        found = [o.key for o in itertools.islice(listed, _LOOKED_AT) if o.key.endswith(".json")]
+        shown = f", such as {shown_url(url)}/{found[0]}" if found else ""
+        return ObjectNotFound(
+            f"{shown_url(url)} is a folder, and ground truth is one COCO file",
+            hint=f"name the .json file{shown}",
+        )
+    return ObjectNotFound(
+        exc.message,
+        hint="ground truth is a COCO .json file, at a path from the folder the command is started "
+        "in, or at a URL",
+    )
 
 
 def parse_truth(raw: bytes, where: str) -> Truth:

@@ -201,7 +201,8 @@ class LocalStore:
                 raise ObjectChanged(f"{self._where(key)} does not exist any more") from exc
             raise StorageError(
                 f"{self._where(key)} cannot be written: a file stands where a folder is needed, "
-                "or a folder where the file belongs"
+                "or a folder where the file belongs",
+                hint="choose a place that is not below a file",
             ) from exc
         except OSError as exc:
             raise from_os_error(exc, self._where(key)) from exc

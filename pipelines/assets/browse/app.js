@@ -72,6 +72,8 @@ async function load(open = null) {
     $("scroll").hidden = Boolean(found.columns);
     if (found.columns) return showTable(found);
     state.total = found.total;
+    $("legend").textContent = `drawn and counted: all boxes of ${LAYER_NAMES[told.get("shown")]}`
+      + "; thin: score below 0.5; dashed: ignored; best: the model's highest score";
     const took = performance.now() - began;
     $("count").textContent = `${found.total.toLocaleString("en")} images (${took.toFixed(0)} ms)`;
     grid.reset(found.total, found.images);

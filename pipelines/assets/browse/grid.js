@@ -100,7 +100,7 @@ export class Grid {
     const words = element("div", "words");
     words.append(element("div", "", row.image_id));
     const best = row.best === null ? "" : `, best ${row.best.toFixed(2)}`;
-    words.append(element("div", "small", row.warning ?? `${row.boxes} boxes${best}`));
+    words.append(element("div", "small", row.warning ?? `${row.drawn.length} boxes${best}`));
     tile.title = row.image_id;
     tile.append(box, picture, words);
     tile.addEventListener("click", () => this.open(number));

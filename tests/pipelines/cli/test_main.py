@@ -199,6 +199,26 @@ def test_a_folder_without_a_run_is_reported_as_such(
     assert is_one_readable_error(ended)
 
 
+@pytest.mark.parametrize(
+    ("key", "said", "hint"),
+    [
+        ("state/teacher.json", "is the output of a round", "its page is {0}/round.html"),
+        ("run/run.json", "is the folder of a demo", "give its run: {0}/run"),
+        ("summary.json", "is the output of a training", "{0}/summary.json"),
+    ],
+)
+@pytest.mark.parametrize("command", ["status", "report"])
+def test_what_another_command_left_is_named_with_the_place_to_look(
+    call: Call, tmp_path: Path, command: str, key: str, said: str, hint: str
+) -> None:
+    LocalStore(str(tmp_path)).put(key, b"{}")
+    ended = call(command, tmp_path)
+    assert ended.code == 2
+    assert said in ended.err
+    assert hint.format(tmp_path) in ended.err
+    assert is_one_readable_error(ended)
+
+
 def test_brackets_in_names_are_not_markup(call: Call, tmp_path: Path) -> None:
     place = tmp_path / "[red]a[1][/]"
     ended = call("status", place)

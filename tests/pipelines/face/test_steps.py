@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import Run, decide, fit
+from pipelines import Run, decide, export, fit
 from pipelines.policy.policy import Policy
 from pipelines.routing.route import route_run
+from storage.errors import ConfigError
 from storage.labels.versions import read_version
 from storage.review.answers import append_answers
 from storage.review.queue import read_queue
@@ -48,3 +49,25 @@ def test_fit_says_when_the_share_is_not_shown(
     assert fitted.policy.guarantee is None
     assert "a share of 0.999 is not shown" in caplog.text
     assert fitted == fit(run)
+
+
+def test_a_step_takes_a_run_by_its_url_or_path(tmp_path: Path) -> None:
+    url = audited(tmp_path, 30).url
+    path = tmp_path / "run"
+    assert fit(url) == fit(path) == fit(Run(path))
+    made = decide(path)
+    assert decide(url).version == "v0002"
+    assert export(path, tmp_path / "coco", "coco", version=made.version).images == 120
+    with pytest.raises(ConfigError, match=r"no run at .*/none"):
+        export(tmp_path / "none", "out", "coco")
+    with pytest.raises(ConfigError, match=r"no run at .*/none"):  # one URL, not its letters
+        decide(path, answers_from=str(tmp_path / "none"))
+
+
+def test_an_absent_label_version_is_refused_at_once_with_those_there_are(tmp_path: Path) -> None:
+    run = audited(tmp_path, 30)
+    decide(run)
+    assert len(list(run.labels("v0001"))) == 120
+    with pytest.raises(ConfigError, match="no label version 'v9'") as refused:
+        run.labels("v9")  # not asked for a row
+    assert refused.value.hint == "there are v0001"

@@ -139,13 +139,22 @@ def test_an_image_that_a_run_lacks_is_fused_from_the_rest_and_says_so() -> None:
     other = run_of([image_shard("c.jpg")], {})
     output = MemoryStore()
     done = fuse_runs([first, other], output)
-    assert done.alone == {"cells": 3}
+    assert done.alone == {f"cells at {other.url}": 3}  # both runs are named cells
     a = fused_rows(opened(output))["a.jpg"]
     assert a.warning == "no vote: cells"
     assert_allclose(a.detections.scores, [0.9], rtol=1e-6)
     assert a.detections.agreement is not None
     assert np.isnan(a.detections.agreement).all()
     assert_allclose(a.detections.run_scores, [[0.9, np.nan]], rtol=1e-6)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_places() -> None:
+    first, other = two_runs()
+    done = fuse_runs([first, other], MemoryStore())
+    assert f"cells at {first.url}, cells at {other.url}" in done.remarks[1]
+    renamed = replace(other.record, identity=replace(other.record.identity, name="june"))
+    done = fuse_runs([first, Manifest(other.store, renamed)], MemoryStore())
+    assert ": cells, june (" in done.remarks[1]
 
 
 def test_shards_wait_for_a_run_that_is_not_finished_and_are_fused_later() -> None:

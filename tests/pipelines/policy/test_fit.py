@@ -326,12 +326,17 @@ def test_value_answers_fit_nothing_and_those_with_unknown_classes_neither(
     route_run(manifest, budget="20 images", policy=Policy(), invocation="one", audit=0.0)
     items = list(read_queue(manifest.store))
     append_answers(manifest.store, [answer(i, true[i.image_id], "RBC") for i in items])
-    with pytest.raises(ConfigError, match="too few"):
+    with pytest.raises(ConfigError) as refused:
         fit_run(manifest, None)
+    assert refused.value.message == (
+        "no audit was drawn for this run (20 answers are there, 0 of them in bulk), and no ground "
+        "truth is given: there is nothing to fit on"
+    )
+    assert str(refused.value.hint).endswith("or give --truth COCO.json")
     route_run(manifest, budget="20 images", policy=Policy(), invocation="two", audit=1.0)
     audit = [i for i in read_queue(manifest.store, hidden=True) if i.part == "audit"]
     append_answers(manifest.store, [answer(i, true[i.image_id], "fly") for i in audit])
-    with pytest.raises(ConfigError, match="too few"):
+    with pytest.raises(ConfigError, match="no image of this run's audit has an answer that counts"):
         fit_run(manifest, None)
     assert "unknown class fly" in caplog.text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -132,6 +133,25 @@ def test_the_pace_is_counted_from_the_first_worker_on(manifest: Manifest) -> Non
     assert (found.seconds, found.startup_s) == (70, 60)
     assert found.images_per_s == pytest.approx(3 / 10)
     assert found.eta_s == pytest.approx(20)
+
+
+def test_the_time_begins_with_the_command_where_the_ledger_says_when(manifest: Manifest) -> None:
+    began = LedgerEntry("start", 100, note={"workers": 1, "before_s": 25.0})
+    write_ledger(manifest, "1", began, beat(130, 0), beat(160, 1), shard(170, TARS[0]))
+    found = run_status(manifest, now=170).invocation
+    assert found is not None
+    assert (found.seconds, found.startup_s) == (25 + 70, 25 + 30)
+    assert found.images_per_s == pytest.approx(3 / 40)
+
+
+def test_images_that_are_not_ok_are_explained(manifest: Manifest) -> None:
+    found = run_status(manifest, now=2)
+    counts = dict.fromkeys(found.images, 0) | {"ok": 3, "missing": 1}
+    text = " ".join(text_of(replace(found, images=counts)).split())
+    assert "3 ok, 1 missing missing: could not be read from the source" in text
+    assert "the next `labelfleet run` looks again" in text
+    assert "labelfleet report" in text
+    assert "too_large" not in text
 
 
 def test_a_copy_that_lost_the_race_is_not_counted(manifest: Manifest) -> None:

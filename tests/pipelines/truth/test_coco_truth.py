@@ -193,9 +193,21 @@ def test_a_damaged_file_is_named_with_the_offence(
     assert says in str(refused.value)
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ObjectNotFound, match=r"t\.json"):
-        read_truth(tmp_path / "t.json")
+def test_a_missing_file_and_a_folder_say_what_to_give(tmp_path: Path) -> None:
+    for gone in (tmp_path / "t.json", tmp_path / "none" / "t.json"):
+        with pytest.raises(ObjectNotFound, match=r"none|t\.json") as refused:
+            read_truth(gone)
+        assert str(refused.value.hint).startswith("ground truth is a COCO .json file")
+    (tmp_path / "photo.jpg").write_text("")
+    with pytest.raises(
+        ObjectNotFound, match="is a folder, and ground truth is one COCO file"
+    ) as no:
+        read_truth(tmp_path)
+    assert no.value.hint == "name the .json file"
+    (tmp_path / "t.json").write_text("{}")
+    with pytest.raises(ObjectNotFound) as named:
+        read_truth(str(tmp_path))
+    assert named.value.hint == f"name the .json file, such as {tmp_path}/t.json"
 
 
 def test_read_from_any_store_and_from_the_working_folder(
