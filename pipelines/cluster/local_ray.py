@@ -164,13 +164,19 @@ def private_folder(parent: Path = Path("/tmp")) -> Iterator[Path]:  # noqa: S108
     """
     sweep(parent)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    owner = os.open(folder / _OWNER, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    owner = _new_file(folder / _OWNER)
     try:
         fcntl.flock(owner, fcntl.LOCK_EX)
         yield folder
     finally:
         os.close(owner)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_file(path: Path) -> int:
+    """Return a descriptor of a file that was not there, for this user alone; a link is refused."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR | os.O_CLOEXEC
+    return os.open(path, flags, 0o600)
 
 
 def sweep(parent: Path) -> None:
@@ -199,8 +205,8 @@ def private_token(folder: Path) -> Iterator[None]:
         yield
         return
     path = folder / "token"
-    path.touch(mode=0o600)
-    path.write_text(_token)
+    with os.fdopen(_new_file(path), "w") as file:
+        file.write(_token)
     os.environ[_TOKEN_PATH] = str(path)
     try:
         yield

@@ -58,6 +58,26 @@ def test_a_token_that_was_given_is_left_alone(
         assert not (folder / "token").exists()
 
 
+def test_a_link_that_was_planted_is_neither_written_through_nor_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    for name in ("owner", "kept"):
+        (victim / name).write_text("theirs")
+    with private_folder(tmp_path) as folder:
+        (folder / "token").symlink_to(victim / "kept")
+        with pytest.raises(FileExistsError), private_token(folder):
+            pass
+    (tmp_path / "lf-link").symlink_to(victim)  # as a folder of ours
+    trap = tmp_path / "lf-trap"
+    trap.mkdir()
+    (trap / "owner").symlink_to(victim / "owner")  # as its lock
+    sweep(tmp_path)
+    assert {path.name: path.read_text() for path in victim.iterdir()} == {
+        "owner": "theirs", "kept": "theirs",
+    }  # fmt: skip
+    assert (trap / "owner").is_symlink()
+
+
 HOLDS = """
 import sys, time
 from pathlib import Path

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from pipelines.cluster.local_ray import start_patiently
 from pipelines.cluster.ray_cluster import ray_cluster
-from storage.errors import ConfigError, RayLost
+from storage.errors import ConfigError, RayLost, WorkerLost
 from tests.support.patience import patient
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -156,6 +158,28 @@ def test_a_ray_that_does_not_start_is_tried_again_and_the_last_error_is_told() -
 
     with pytest.raises(RayLost, match=r"machine: The current node timed out during startup\."):
         start_patiently(never, sleep=pauses.append, within_s=0)
+
+
+def test_ray_prints_no_page_of_traceback_for_a_call_that_nobody_waits_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A dead worker fails every call that it had; the pool hears of each, and says it in a line."""
+    from ray._private.worker import Worker
+
+    class Failed(Worker):
+        def deserialize_objects(self, *_: object) -> list[Exception]:
+            return [RayTaskError("label", "Traceback: …", WorkerLost("a.tar"))]
+
+    monkeypatch.delenv("RAY_IGNORE_UNHANDLED_ERRORS", raising=False)
+    failed = object.__new__(Failed)
+    with caplog.at_level("ERROR"):
+        failed.raise_errors([], [])
+        assert "Unhandled error" in caplog.text  # what Ray does by itself
+        caplog.clear()
+        monkeypatch.setattr("pipelines.cluster.ray_cluster.local_ray", nullcontext)
+        with ray_cluster(None):
+            failed.raise_errors([], [])
+    assert caplog.text == ""
 
 
 def test_what_time_does_not_change_is_told_at_once() -> None:

@@ -285,3 +285,14 @@ def test_the_real_images_pass_through(data_dir: Path, tmp_path: Path) -> None:
     summary = ingest(str(folder), str(tmp_path), images_per_shard=25)
     assert summary.images == 61
     assert digests_of_shards(tmp_path) == digests_of_files(folder)
+
+
+def test_a_source_of_which_nothing_could_be_packed_is_no_success(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (folder / name).write_bytes(b"too large")
+    summary = ingest(str(folder), str(tmp_path / "out"), max_image_bytes=4)
+    assert (summary.images, summary.errors, summary.shards, summary.exit_code) == (0, 2, 0, 3)
+    assert summary.to_fields()["exit_code"] == 3
+    assert shards_of(tmp_path / "out") == {}

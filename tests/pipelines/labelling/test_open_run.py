@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import group_shards
+from pipelines.exports.export import ExportRequest, export_version
 from pipelines.labelling.open_run import open_run, refresh_listing
 from pipelines.labelling.plan import plan_run
 from pipelines.labelling.work import find_work
+from pipelines.labels.decide import decide_run
+from pipelines.policy.policy import Policy
 from pipelines.runs.status import run_status
 from storage.errors import (
     AccessDenied,
@@ -31,13 +35,16 @@ from storage.errors import (
 from storage.objects.json_records import json_record
 from storage.records import StoredObject
 from storage.shards.selecting import classify
-from tests.support.samples.synthetic_run import commit_rows, row
+from tests.support.samples.synthetic_run import boxes, commit_rows, row
 from tests.support.samples.tiny_run import fill_folder, run_config
 from tests.support.servers.s3 import S3Server
-from workers.checkpoints.file import read_checkpoint
+from workers.checkpoints.description import Description
+from workers.checkpoints.file import read_checkpoint, save_checkpoint
 from workers.images.preprocessing import Preprocessing
+from workers.yolo_nas.network import build_network
 
 Make = Callable[..., RunConfig]
+NANO_ARCH = Path(__file__).resolve().parents[3] / "pipelines/assets/digits_nano_arch.yaml"
 
 
 @pytest.fixture
@@ -417,3 +424,27 @@ def test_a_run_of_a_version_without_remarks_continues(config: Make, tmp_path: Pa
     del fields["remarks"], fields["digest"]  # nor did that version write one
     record.write_text(json.dumps(fields))
     assert open_run(config(), cuda=False).manifest.record.remarks == ()
+
+
+def test_the_category_ids_of_the_training_set_travel_to_the_export(
+    config: Make, tmp_path: Path
+) -> None:
+    """COCO's ids are no positions: 7 and 90 are what a person finds in the file again."""
+    arch = json.dumps(yaml.safe_load(NANO_ARCH.read_text()))
+    path = tmp_path / "trained.safetensors"
+    said = Description(
+        name="yolo_nas_s", arch_params=arch, classes=("train", "toothbrush"), official_ids=(7, 90),
+        licence=None, preprocessing=Preprocessing(size=(64, 64), resize_to=(60, 60)), training={},
+    )  # fmt: skip
+    save_checkpoint(path, build_network("yolo_nas_s", arch, 2).state_dict(), said)
+    asked = config(model={"checkpoint": str(path)})
+    run = open_run(asked, cuda=False)
+    listing, _ = refresh_listing(run, asked)
+    for shard in listing.live_shards():
+        found = boxes([(1, 1, 9, 9), (20, 20, 40, 40)], [0.9, 0.8], [0, 1])
+        commit_rows(run.manifest, shard, [row(o.key, shard.shard_id, found) for o in shard.objects])
+    decide_run(run.manifest, Policy(accept=0.5))
+    export_version(run.manifest, str(tmp_path / "coco"), ExportRequest("coco"))
+    coco = json.loads((tmp_path / "coco" / "annotations.json").read_text())
+    assert {c["id"]: c["name"] for c in coco["categories"]} == {7: "train", 90: "toothbrush"}
+    assert {a["category_id"] for a in coco["annotations"]} == {7, 90}

@@ -192,6 +192,7 @@ def test_training_starts_from_a_checkpoint_of_another_number_of_classes(
     assert state["heads.head1.cls_pred.weight"].shape[0] == 3
     three = train(other)
     assert three.classes == ("ring", "bar", "blur")
+    assert read_checkpoint(Path(three.checkpoint)).official_ids == (7, 3, 90)  # as in the truth
     plain = tmp_path / "arch.yaml"
     arch = yaml.safe_load((ASSETS / "digits_nano_arch.yaml").read_text())
     arch["backbone"]["NStageBackbone"]["stem"]["YoloNASStem"]["out_channels"] = 24
