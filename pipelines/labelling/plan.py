@@ -307,10 +307,33 @@ def _second(plan: Plan) -> str:
     """Say what a second opinion costs; a view's cost grows with the pixels of its input."""
     cost = "" if plan.cost_second is None else f" and costs {plan.cost_second:.2f}"
     return (
-        f"a second run over all images, as a second opinion for `fuse`, takes "
-        f"{plan.hours_second:.2f} hours{cost} at this pace; a `model.view` with a scale of 0.75 "
-        "about half of it where the network is what takes time"
+        f"a second run over all images takes {plan.hours_second:.2f} hours{cost} at this pace; a "
+        "`model.view` with a scale of 0.75 about half of it where the network is what takes time"
     )
+
+
+def _remarks(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yield what is to be known beside the figures: a word on what it is about, and a sentence."""
+    yield "output", f"{plan.output} ({'exists' if plan.output_exists else 'new'})"
+    if plan.hours_left is None:
+        yield from (("at least", line) for line in plan.published)
+        yield (
+            "hours",
+            "unknown until this run was measured; try `run --limit 2`, then plan, or "
+            "`plan --like RUN` with a run that was",
+        )
+    else:
+        whose = "" if plan.like is None else f" in {shown_url(plan.like)}"
+        yield (
+            "pace",
+            f"{plan.images_per_s:.1f} images/s, as measured{whose} with "
+            f"{plan.measured_workers} worker{'s' * (plan.measured_workers != 1)} once ready; more "
+            "of them take less time",
+        )
+        yield "for `fuse`", _second(plan)
+    if plan.left_out:
+        yield "left out", f"of the source: {shown_counts(plan.left_out)}"
+    yield from (("model", remark) for remark in plan.model_remarks)
 
 
 def plan_table(plan: Plan) -> RenderableType:
@@ -324,22 +347,11 @@ def plan_table(plan: Plan) -> RenderableType:
     table.add_row("GiB", f"{plan.gib:.2f}", f"{plan.gib_left:.2f}")
     table.add_row("hours", "", "?" if plan.hours_left is None else f"{plan.hours_left:.2f}")
     table.add_row("cost", "", "?" if plan.cost_left is None else f"{plan.cost_left:.2f}")
-    remarks = [f"output: {plan.output} ({'exists' if plan.output_exists else 'new'})"]
-    if plan.hours_left is None:
-        remarks += plan.published
-        remarks.append(
-            "hours: unknown until this run was measured; try `run --limit 2`, then plan, or "
-            "`plan --like RUN` with a run that was"
-        )
-    else:
-        whose = "" if plan.like is None else f" in {shown_url(plan.like)}"
-        remarks.append(
-            f"at {plan.images_per_s:.1f} images/s, as measured{whose} with "
-            f"{plan.measured_workers} worker{'s' * (plan.measured_workers != 1)} once ready; more "
-            "of them take less time"
-        )
-        remarks.append(_second(plan))
-    if plan.left_out:
-        remarks.append(f"left out of the source: {shown_counts(plan.left_out)}")
-    remarks += [f"model: {remark}" for remark in plan.model_remarks]
-    return Group(table, *(Text(remark) for remark in remarks))
+    beside = Table(show_header=False, box=None, pad_edge=False)
+    beside.add_column(style="bold", no_wrap=True, vertical="top")
+    beside.add_column(overflow="fold")
+    before = ""
+    for about_what, said in _remarks(plan):
+        beside.add_row("" if about_what == before else about_what, Text(said))
+        before = about_what
+    return Group(table, beside)
