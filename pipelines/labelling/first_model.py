@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.config.files import FILL_IN
+from pipelines.truth import coco_classes as coco
 from storage.errors import ConfigError
 from storage.objects.protocols import StorageOptions
 from storage.records import printable
@@ -18,7 +19,6 @@ FILL_IN_CHECKPOINT = f"{FILL_IN}.pth"
 FILL_IN_ARCH = f"{FILL_IN}-arch.yaml"
 _FAMILIES = "yolox, d-fine, rt-detr, rf-detr, or the graph's convention (docs/families.md)"
 _COCO_INPUT = Preprocessing(size=(640, 640), resize_to=(636, 636))
-_COCO_CLASSES = 80
 _COCO_SLOTS = (90, 91)  # columns of exports that count by COCO's official ids
 
 
@@ -117,9 +117,9 @@ def _of_graph(fields: dict[str, Any], path: Any, named: Sequence[str]) -> FirstM
 def _classes(fields: dict[str, Any], columns: int | None, named: Sequence[str]) -> list[str]:
     """State the classes where they are known; return what is missing."""
     if named and columns in (None, len(named)):
-        fields["classes"] = list(named)
+        fields["classes"] = "coco" if tuple(named) == coco.CLASSES else list(named)
         return []
-    if columns == _COCO_CLASSES:
+    if columns == len(coco.CLASSES):
         fields["classes"] = "coco"
         return []
     differs = f" (the data set names {len(named)})" if named else ""

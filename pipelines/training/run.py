@@ -22,7 +22,7 @@ from torch import nn
 
 from pipelines.dispatch.stopping import Stopper
 from pipelines.training.config import TrainConfig
-from pipelines.training.distillation.start import knowledge_of
+from pipelines.training.distillation.start import check_later_teachers, knowledge_of
 from pipelines.training.extend import Extension, extend, keep_last_state
 from pipelines.training.sources import TrainData, read_data, silent_sources
 from pipelines.training.stages import STATE_NAME, MarkedStage, marked_stages, stage_record
@@ -141,6 +141,7 @@ def _train_here(
     if done is not None:
         return done
     check_fits(stages[0].config, stages[0].machine.device)
+    check_later_teachers([stage.config for stage in stages])
     *earlier, last = stages
     before: list[Mapping[str, Any]] = []
     for stage in earlier:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from pipelines.training.config import TrainConfig
@@ -21,6 +23,7 @@ from workers.training.distillation.knowledge import (
 )
 from workers.training.distillation.teacher import check_teacher, load_teacher, torch_dtype
 from workers.training.samples import Mixture, Samples
+from workers.yolo_nas.network import load_dense
 
 
 def knowledge_of(
@@ -88,6 +91,19 @@ def check_models_given(config: TrainConfig, classes: tuple[str, ...]) -> None:
     student = first_network(config, classes)
     if teacher is not None:
         checked_teacher(teacher, classes, config.preprocessing, student, config.storage.options())
+
+
+def check_later_teachers(stages: Sequence[TrainConfig]) -> None:
+    """Load the teachers of all stages but the first, which is checked when it begins.
+
+    Raises:
+        ConfigError, CheckpointError: one of them cannot be used; nothing was trained yet.
+    """
+    for config in stages[1:]:
+        if config.distill is not None and config.distill.teacher is not None:
+            options = config.storage.options()
+            asked = ModelRequest(checkpoint=config.distill.teacher, precision="fp32")
+            load_dense(resolve_model(asked, options, device="cpu"), options)
 
 
 def _stores(training: Samples) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
 
 from pipelines.rounds.models import check_models
 from pipelines.rounds.round import Selection, run_round
@@ -18,7 +17,7 @@ from pipelines.rounds.work import RoundWork
 from storage.errors import ConfigError, LabelfleetError
 from storage.stores.open import open_store
 from tests.pipelines.rounds.test_steps import config
-from tests.pipelines.training.test_distillation import ARCH, teacher_file
+from tests.pipelines.training.test_distillation import ARCH, teacher_file, with_nan
 from tests.support.samples.family_graphs import write_graph
 from tests.support.samples.tiny_run import fill_folder
 from tests.support.samples.training_samples import CATEGORIES
@@ -42,18 +41,6 @@ def asked(good: Path, tmp_path: Path) -> Callable[..., RoundConfig]:
     return make
 
 
-def with_nan(good: Path, path: Path) -> Path:
-    """A copy whose first weight is not a number."""
-    from safetensors import safe_open
-
-    with safe_open(good, framework="pt") as file:
-        said = file.metadata()
-    state = load_file(good)
-    next(value for value in state.values() if value.is_floating_point()).view(-1)[0] = float("nan")
-    save_file(state, path, metadata=said)
-    return path
-
-
 def refused(config: RoundConfig, until: StepName | None = None) -> LabelfleetError:
     with pytest.raises(LabelfleetError) as error:
         run_round(config, Selection(until=until))
@@ -62,6 +49,7 @@ def refused(config: RoundConfig, until: StepName | None = None) -> LabelfleetErr
     return error.value
 
 
+@pytest.mark.slow
 def test_a_good_teacher_passes(asked: Callable[..., RoundConfig], good: Path) -> None:
     student = {"distill": {"mode": "teacher", "teacher": str(good)}}
     check_models(RoundWork.of(asked(student=student)), STEPS)
@@ -93,6 +81,7 @@ def test_a_teacher_that_is_not_there_or_of_other_classes_is_refused(
     assert isinstance(found, ConfigError)
 
 
+@pytest.mark.slow
 def test_first_weights_and_a_students_teacher_are_looked_at_too(
     asked: Callable[..., RoundConfig], good: Path, tmp_path: Path
 ) -> None:

@@ -12,10 +12,12 @@ import pytest
 import torch
 import yaml
 from pydantic import ValidationError
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from pipelines.demo.digits import make_pages
 from pipelines.training.config import TrainConfig
-from storage.errors import ConfigError
+from storage.errors import CheckpointError, ConfigError
 from storage.stores.open import open_store
 from tests.support.samples.label_version import labelled
 from tests.support.samples.training_samples import box, write_coco
@@ -64,6 +66,16 @@ def teacher_file(path: Path, seed: int = 7, classes: tuple[str, ...] = DIGITS) -
             preprocessing=Preprocessing(size=(64, 64), resize_to=(60, 60)),
         ),
     )
+    return path
+
+
+def with_nan(good: Path, path: Path) -> Path:
+    """A copy whose first weight is not a number."""
+    with safe_open(good, framework="pt") as file:
+        said = file.metadata()
+    state = load_file(good)
+    next(value for value in state.values() if value.is_floating_point()).view(-1)[0] = float("nan")
+    save_file(state, path, metadata=said)
     return path
 
 
@@ -124,6 +136,22 @@ def test_a_teacher_of_other_classes_is_refused_before_the_first_step(
     made = config(**taught(teacher_file(tmp_path / "t.safetensors", classes=("cat", "dog"))))
     with pytest.raises(ConfigError, match=r"the teacher t.safetensors knows .*cat, dog"):
         train(made)
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_teacher_of_nan_weights_is_one_line_before_anything_is_trained(
+    config: Callable[..., TrainConfig], tmp_path: Path, staged: bool
+) -> None:
+    from pipelines.training.run import train
+
+    bad = taught(with_nan(teacher_file(tmp_path / "t.safetensors"), tmp_path / "bad.safetensors"))
+    second = {"stages": [{"name": "first", "steps": 1}, {"name": "second", "steps": 1, **bad}]}
+    made = config(**(second if staged else bad))
+    with pytest.raises(CheckpointError) as refused:
+        train(made)
+    assert refused.value.message.startswith("bad.safetensors: ")
+    assert refused.value.message.endswith(" holds values that are not finite")
+    assert not [*made.output.rglob("*.safetensors"), *made.output.rglob("state.pt")]
 
 
 @pytest.mark.slow
