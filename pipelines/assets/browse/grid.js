@@ -100,7 +100,8 @@ export class Grid {
     const words = element("div", "words");
     words.append(element("div", "", row.image_id));
     const best = row.best === null ? "" : `, best ${row.best.toFixed(2)}`;
-    words.append(element("div", "small", row.warning ?? `${row.drawn.length} boxes${best}`));
+    const many = row.drawn.length === 1 ? "1 box" : `${row.drawn.length} boxes`;
+    words.append(element("div", "small", row.warning ?? `${many}${best}`));
     tile.title = row.image_id;
     tile.append(box, picture, words);
     tile.addEventListener("click", () => this.open(number));
