@@ -14,8 +14,10 @@ from rich.text import Text
 from pipelines.config.files import check_files
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, group_shards, listed_objects
+from pipelines.display.plural import counted
 from pipelines.labelling.published import published_lines
 from pipelines.runs.pace import PaceCount
+from pipelines.runs.status import run_status
 from storage.errors import LabelfleetError, ObjectNotFound, SourceTruncated
 from storage.records import Shard, StoredObject
 from storage.runs.ledger import invocations, read_ledger
@@ -45,6 +47,7 @@ class Plan:
             as a second opinion for `labelfleet fuse`.
         like: URL of the run whose pace counts, where it is not this one.
         published: what speeds published for this network say, where the run was not measured.
+        missing: images that could not be read when they were labelled; the next run looks again.
         model_remarks: for people, about the model, or why it cannot be used.
         exit_code: of the process; not 0 where the model cannot be used, and a run would end so.
     """
@@ -69,6 +72,7 @@ class Plan:
     cost_second: float | None = None
     like: str | None = None
     published: tuple[str, ...] = ()
+    missing: int = 0
 
     def to_fields(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -198,6 +202,7 @@ def plan_run(config: RunConfig, like: Manifest | None = None) -> Plan:
         hours_second=second,
         cost_second=_cost(second, pace, config.price_per_gpu_hour),
         published=() if pace else _published(config, images_left),
+        missing=run_status(manifest).images["missing"] if manifest else 0,
         like=like.url if like is not None and own is None and pace is not None else None,
     )
 
@@ -331,6 +336,12 @@ def _remarks(plan: Plan) -> Iterator[tuple[str, str]]:
             "of them take less time",
         )
         yield "for `fuse`", _second(plan)
+    if plan.missing:
+        yield (
+            "missing",
+            f"{counted(plan.missing, 'image')} that could not be read before; `run` looks again, "
+            "and labels what can be read by then",
+        )
     if plan.left_out:
         yield "left out", f"of the source: {shown_counts(plan.left_out)}"
     yield from (("model", remark) for remark in plan.model_remarks)

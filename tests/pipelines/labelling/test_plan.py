@@ -158,6 +158,18 @@ def test_what_is_committed_is_not_left_to_do(bench: Bench) -> None:
     assert plan.gib_left == 0
 
 
+def test_images_that_were_missing_are_told_apart_from_what_is_left(bench: Bench) -> None:
+    fill_folder(bench.folder / "in", 4)
+    manifest, (shard,) = bench.listed()
+    assert plan_run(bench.config()).missing == 0
+    rows = [row(o.key, shard.shard_id) for o in shard.objects]
+    rows[0] = replace(rows[0], status="missing", error="it is gone")
+    commit_rows(manifest, shard, rows)
+    plan = plan_run(bench.config())
+    assert (plan.images_left, plan.missing) == (0, 1)
+    assert "1 image that could not be read before; `run` looks again" in shown(plan)
+
+
 def test_new_changed_and_deleted_images_count_as_the_next_run_would_see_them(bench: Bench) -> None:
     keys = fill_folder(bench.folder / "in", 8)
     manifest, shards = bench.listed()
