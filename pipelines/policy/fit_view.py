@@ -49,7 +49,7 @@ def fit_table(found: Fit, written: str | None, proven: Guaranteed | None = None)
     if any(c.leans for c in found.classes):
         lines.insert(0, "* few boxes: leans on the curve of all classes")
     warnings = (Text(f"note: {warning}", style="yellow") for warning in found.warnings)
-    below = () if proven is None else (Text(), _guarantee_table(proven))
+    below = () if proven is None else (Text(), _guarantee_table(proven, written))
     return Group(
         table, *(Text(line) for line in lines), *warnings, *_refusal(found, written), *below
     )
@@ -69,7 +69,7 @@ def _refusal(found: Fit, written: str | None) -> list[Text]:
     return [Text(line, style="red") for line in lines]
 
 
-def _guarantee_table(found: Guaranteed) -> RenderableType:
+def _guarantee_table(found: Guaranteed, written: str | None) -> RenderableType:
     """Render from which raw scores the share asked for was shown, the statement, and what
     `decide` makes of it."""
     headings = ("holds from\nraw score", "boxes accepted", "audited boxes right")
@@ -80,11 +80,13 @@ def _guarantee_table(found: Guaranteed) -> RenderableType:
     said = "Nothing is guaranteed." if found.guarantee is None else found.guarantee.sentence
     more = [_more(proof) for proof in (*found.classes, found.all) if proof.threshold is None]
     lines = (Text(line, style="yellow") for line in more)
-    return Group(table, Text(said), Text(_what_counts(found)), *lines)
+    return Group(table, Text(said), Text(_what_counts(found, written)), *lines)
 
 
-def _what_counts(found: Guaranteed) -> str:
+def _what_counts(found: Guaranteed, written: str | None) -> str:
     """Say which table the policy follows."""
+    if written is None:
+        return "Neither table counts: no policy was written."
     if found.guarantee is None:
         return "What counts is table 1: no threshold of table 2 was written."
     row = "its row `all`" if found.guarantee.by == "all" else "the rows of the classes"

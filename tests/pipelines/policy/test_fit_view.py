@@ -46,10 +46,10 @@ def test_a_guarantee_says_which_of_the_two_tables_counts() -> None:
     classes = (ClassFit("ring", 100, 90, 95.0, 0.9, 0.71, 0.12, 80, 0.95, 0.9, True),)
     found = Fit(Policy(), 50, 100, 0.1, 0.05, 0.95, 0.9, classes, "audit answers")
 
-    def shown(guaranteed: Guaranteed) -> str:
+    def shown(guaranteed: Guaranteed, written_to: str | None = "policy.yaml") -> str:
         console = Console(width=80)
         with console.capture() as written:
-            console.print(fit_table(found, "policy.yaml", guaranteed))
+            console.print(fit_table(found, written_to, guaranteed))
         return " ".join(written.get().split())
 
     said = shown(proven(held=0.6))
@@ -59,3 +59,4 @@ def test_a_guarantee_says_which_of_the_two_tables_counts() -> None:
     said = shown(proven(held=None))
     assert "does not count" not in said
     assert "What counts is table 1: no threshold of table 2 was written." in said
+    assert "Neither table counts: no policy was written." in shown(proven(held=None), None)
