@@ -36,7 +36,7 @@ from workers.images.png import read_png
 from workers.images.preprocessing import ValueRange
 from workers.images.signatures import format_of, webp_size
 from workers.images.tiff.decode import decode_tiff
-from workers.images.tiff.directories import is_camera_raw, read_pages
+from workers.images.tiff.directories import alone, is_camera_raw, read_pages
 
 _HEAD_NBYTES = 1 << 18  # in which a JPEG or PNG says that there is more than one picture
 _KEPT_NBYTES = 64 << 20  # of a file that stays open for its next frame
@@ -107,7 +107,7 @@ def decode_frame(
         pages = read_pages(data, frame=number)
         if pages is None or number > pages.frames:
             raise Undecodable(f"damaged TIFF: no page {number}")
-        return decode_tiff(data, pages, max_pixels, value_range)
+        return decode_tiff(*alone(data, pages), max_pixels, value_range)
     if kind == "HEIF":
         return decode_heif_frame(data, number - 1, max_pixels)
     if kind == "DICOM":

@@ -17,6 +17,8 @@ from storage.errors import TooLarge, Undecodable
 from storage.shards.frames import frame_bytes
 from workers.images.decode import decode, probe
 from workers.images.frames import count_frames
+from workers.images.pixels import libvips
+from workers.images.tiff.directories import DirectoryReader, TiffPage, alone, read_pages
 
 PIXELS = 1 << 20
 
@@ -139,6 +141,55 @@ def test_pages_of_different_sizes_and_smaller_copies() -> None:
     with pytest.raises(TooLarge):
         decode(frame_bytes(data, 2), max_pixels=1000)
     assert decode(data, max_pixels=1000).size == (20, 30)
+
+
+def many_pages(count: int, **options: Any) -> bytes:
+    """Page k is k modulo 251 all over; every third has a smaller copy behind it."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file, **options) as tiff:
+        for number in range(count):
+            tiff.write(np.full((16, 16), number % 251, np.uint8), compression="zlib")
+            if number % 3 == 0:
+                tiff.write(np.zeros((8, 8), np.uint8), compression="zlib", subfiletype=1)
+    return file.getvalue()
+
+
+def test_a_chain_of_pages_is_not_walked_again_for_each_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: list[int] = []
+    read_one = DirectoryReader.page
+
+    def counted(reader: DirectoryReader, at: int) -> tuple[TiffPage, int]:
+        reads.append(at)
+        return read_one(reader, at)
+
+    monkeypatch.setattr(DirectoryReader, "page", counted)
+    for pages in (30, 300):
+        data = many_pages(pages)
+        reads.clear()
+        total = count_frames(data, PIXELS)
+        found = [frame(data, number) for number in range(1, total + 1)]
+        assert [int(pixels[0, 0, 0]) for pixels in found] == [k % 251 for k in range(pages)]
+        # Three walks over pages and copies, the first directories, and two reads for each page.
+        assert len(reads) <= 3 * (pages + pages // 3) + 3 * 64 + 2 * pages
+
+
+@pytest.mark.parametrize("big", [False, True], ids=["classic", "big"])
+@pytest.mark.parametrize("order", "<>")
+def test_decoders_are_given_a_page_as_the_only_one(order: str, big: bool) -> None:
+    data = many_pages(7, byteorder=order, bigtiff=big)
+    for number in (1, 5, 7):
+        pages = read_pages(data, number)
+        assert pages is not None
+        single, of_one = alone(data, pages)
+        assert (of_one.index, of_one.frames) == (0, 7)
+        assert (seen := read_pages(single)) is not None
+        assert seen.frames == 1
+        image = libvips().Image.tiffload_buffer(single)
+        assert image.get_n_pages() == 1
+        assert image.numpy().tolist() == np.full((16, 16), number - 1).tolist()
+        assert int(frame(data, number)[0, 0, 0]) == number - 1
 
 
 @pytest.mark.slow

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
-from dataclasses import dataclass
+import threading
+from array import array
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -100,19 +103,20 @@ class TiffPages:
     """The main chain of directories; its length costs no memory.
 
     Attributes:
-        leading: the first directories.
-        index, main: the page that is wanted: the first that is not a smaller copy of another, else
-            the first of all.
+        leading: the first directories; the first alone where a further page is wanted.
+        index, main, at: the page that is wanted: the first that is not a smaller copy of another,
+            else the first of all; its place in the chain, its directory and that one's offset.
         frames: pages that are not smaller copies of others.
     """
 
     leading: tuple[TiffPage, ...]
     index: int
     main: TiffPage
+    at: int
     frames: int
 
 
-class _Reader:
+class DirectoryReader:
     """Directories of a classic TIFF or a BigTIFF, in either byte order.
 
     Directories that do not overlap have as many entries as the file has room for. A reader reads
@@ -131,13 +135,19 @@ class _Reader:
     def _int(self, code: str, at: int) -> int:
         return int(struct.unpack_from(self._order + code, self._data, at)[0])
 
+    def link(self, at: int) -> tuple[int, str]:
+        """(where a directory says which is the next, as an integer of which struct code)."""
+        if self._big:
+            return at + 8 + 20 * self._int("Q", at), "Q"
+        return at + 2 + 12 * self._int("H", at), "I"
+
     def page(self, at: int) -> tuple[TiffPage, int]:
         """(the directory at this offset, the offset of the next; 0: it is the last)."""
         count_code, entry, inline = ("Q", 20, 8) if self._big else ("H", 12, 4)
-        wide = "Q" if self._big else "I"
         start = at + struct.calcsize(f"={count_code}")
         found: dict[int, tuple[int, int, int]] = {}
         stored = self._int(count_code, at)
+        end, wide = self.link(at)
         room = max(0, len(self._data) - start) // entry
         read = min(stored, room, _MAX_ENTRIES, self._entries_left)
         self._entries_left -= read
@@ -152,10 +162,57 @@ class _Reader:
             count = min(count, (len(self._data) - value) // _SIZES[kind])
             if count > 0:
                 found[tag] = (kind, count, value)
-        end = start + stored * entry
         last = self._entries_left <= 0 or end + struct.calcsize(f"={wide}") > len(self._data)
         following = 0 if last else self._int(wide, end)
         return TiffPage(self._data, self._order, found), following
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """Where the directories of a main chain lie, as offsets in the file: 16 bytes a page.
+
+    Attributes:
+        leading: the first directories.
+        frames: those that are not smaller copies of others.
+        places: the place of each of these in the chain.
+    """
+
+    leading: list[int]
+    frames: array[int]
+    places: array[int]
+
+
+def _walk(reader: DirectoryReader) -> _Chain:
+    """Follow the main chain to its end, or to where it is damaged."""
+    chain = _Chain([], array("Q"), array("Q"))
+    seen: set[int] = set()
+    try:
+        at = reader.first()
+        while at and at not in seen and len(seen) < _MAX_PAGES:
+            page, following = reader.page(at)
+            if len(chain.leading) < _MAX_SUBIFDS:
+                chain.leading.append(at)
+            if not page.reduced:
+                chain.frames.append(at)
+                chain.places.append(len(seen))
+            seen.add(at)
+            at = following
+    except struct.error:  # it points outside of the file
+        pass
+    return chain
+
+
+_last_here = threading.local()  # the chain of the file whose further pages a thread reads
+
+
+def _known_chain(data: bytes) -> _Chain:
+    """Return the file's chain, walked once a thread: not again for each of its pages."""
+    digest = hashlib.sha256(data).digest()
+    kept: tuple[bytes, _Chain] | None = getattr(_last_here, "chain", None)
+    if kept is None or kept[0] != digest:
+        kept = digest, _walk(DirectoryReader(data))
+        _last_here.chain = kept
+    return kept[1]
 
 
 def read_pages(data: bytes, frame: int = 1) -> TiffPages | None:
@@ -164,29 +221,34 @@ def read_pages(data: bytes, frame: int = 1) -> TiffPages | None:
     Args:
         frame: which of the pages that are not smaller copies is wanted.
     """
-    reader = _Reader(data)
-    leading: list[TiffPage] = []
-    seen: set[int] = set()
-    main: tuple[int, TiffPage] | None = None
-    frames = 0
-    try:
-        at = reader.first()
-        while at and at not in seen and len(seen) < _MAX_PAGES:
-            page, following = reader.page(at)
-            if len(leading) < _MAX_SUBIFDS:
-                leading.append(page)
-            if not page.reduced:
-                frames += 1
-                if frames == frame:
-                    main = (len(seen), page)
-            seen.add(at)
-            at = following
-    except struct.error:  # it points outside of the file
-        pass
-    if not leading:
+    chain = _walk(DirectoryReader(data)) if frame == 1 else _known_chain(data)
+    if not chain.leading:
         return None
-    index, page = main or (0, leading[0])
-    return TiffPages(tuple(leading), index, page, max(1, frames))
+    reader = DirectoryReader(data)
+    # Of a file that is read page by page, the same directories are not read for each of them.
+    leading = tuple(reader.page(at)[0] for at in chain.leading[: None if frame == 1 else 1])
+    frames = len(chain.frames)
+    if not 1 <= frame <= frames:
+        return TiffPages(leading, 0, leading[0], chain.leading[0], max(1, frames))
+    at, index = chain.frames[frame - 1], chain.places[frame - 1]
+    return TiffPages(leading, index, DirectoryReader(data).page(at)[0], at, frames)
+
+
+def alone(data: bytes, pages: TiffPages) -> tuple[bytes, TiffPages]:
+    """Return the TIFF with the wanted page as its only one.
+
+    Decoders look at every page before the one that they are asked for, and at those behind it.
+    """
+    link, wide = DirectoryReader(data).link(pages.at)
+    head = 16 if wide == "Q" else 8
+    size = struct.calcsize(f"={wide}")
+    if link < head:  # a directory inside of the header
+        return data, pages
+    offset = struct.pack(pages.main.order + wide, pages.at)
+    parts = (data[: head - size], offset, data[head:link], bytes(size), data[link + size :])
+    single = b"".join(parts)
+    main = replace(pages.main, data=single)
+    return single, TiffPages((main,), 0, main, pages.at, pages.frames)
 
 
 def exif_orientation(exif: bytes) -> int | None:
@@ -197,7 +259,7 @@ def exif_orientation(exif: bytes) -> int | None:
     exif = exif.removeprefix(b"Exif\0\0")
     if exif[:4] not in (b"II*\0", b"MM\0*"):
         return None
-    reader = _Reader(exif)
+    reader = DirectoryReader(exif)
     try:
         page, _ = reader.page(reader.first())
     except struct.error:
@@ -210,7 +272,7 @@ def is_camera_raw(data: bytes, pages: TiffPages | None) -> bool:
     """Return whether what the sensor saw is in it, beside or behind a thumbnail."""
     if pages is None:
         return False
-    reader = _Reader(data)
+    reader = DirectoryReader(data)
     candidates = list(pages.leading)
     for at in pages.leading[0].values(tags.SUBIFDS)[:_MAX_SUBIFDS].tolist():
         try:
