@@ -193,7 +193,12 @@ def pull(
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
-    """Fetch the answers given, edited or deleted since the last pull."""
+    """Fetch the answers given, edited or deleted since the last pull.
+
+    Reads every project that the run was pushed to, or only the one of --project.
+    """
+    from dataclasses import replace
+
     from pipelines.label_studio.connect import open_server
     from pipelines.review.pull import pull_run
     from pipelines.review.rounds import refresh_rounds
@@ -203,6 +208,8 @@ def pull(
 
     manifest = open_manifest(run, endpoint_url)
     settings = choose_settings(manifest, url, project, None)
+    if project is not None:
+        settings = replace(settings, projects={})
     with open_server(settings.url) as server, run_lock(manifest.store, "labelfleet review pull"):
         summary = pull_run(
             manifest, server, settings, everything=everything,
@@ -210,7 +217,7 @@ def pull(
         )  # fmt: skip
         refresh_rounds(manifest, server)
     show(render_pull(summary), summary.to_fields(), json_)
-    raise typer.Exit(3 if summary.unusable or summary.held_back or summary.unreadable else 0)
+    raise typer.Exit(0 if summary.whole else 3)
 
 
 @review_app.command(epilog="Example: labelfleet review refresh runs/cells")

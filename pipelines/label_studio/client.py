@@ -252,12 +252,9 @@ class LabelStudio:
         asked = _filter("predictions_model_versions", "contains", [model_version])
         return {task["id"] for task in self.tasks(project_id, [asked], include="id")}
 
-    def open_without(self, project_id: int, model_version: str) -> Iterator[dict[str, Any]]:
-        """Whole tasks that still want answers and have predictions, but none of this version."""
-        asked = [
-            _filter("completed_at", "empty", True, kind="Datetime"),
-            _filter("total_predictions", "greater", 0, kind="Number"),
-        ]
+    def predicted_without(self, project_id: int, model_version: str) -> Iterator[dict[str, Any]]:
+        """Tasks that have predictions, but none of this version."""
+        asked = [_filter("total_predictions", "greater", 0, kind="Number")]
         fields = "id,data,predictions,result,model_version,score"
         have = self.predicted_by(project_id, model_version)
         for task in self.tasks(project_id, asked, include=fields, whole=True, page=100):

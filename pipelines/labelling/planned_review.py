@@ -57,9 +57,7 @@ class PlannedReview:
             return 0
         kept = read_settings(manifest.store) or ReviewSettings()
         settings = replace(
-            kept,
-            url=self.part.url,
-            project=self.part.project,
+            kept.at(self.part.url, self.part.project),
             audit_blind=self.part.audit_blind,
             classes=self.part.classes,
             overlap=(self.part.overlap.share, self.part.overlap.people),
@@ -68,8 +66,6 @@ class PlannedReview:
             show=self.part.show,
             show_why=self.part.show_why,
         )
-        if settings.project != kept.project:
-            settings = replace(settings, project_id=0)
         write_settings(manifest.store, settings)
         if not new_shards and queue_parts(manifest.store):
             return 0

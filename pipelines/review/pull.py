@@ -2,7 +2,8 @@
 
 Incremental: only tasks touched since the last answer (less an hour, for clocks and slow commits)
 are read, and an annotation comes again only when it was edited. Re-runnable: pulling twice adds
-nothing. Twins that a lost reply left behind are looked for here again.
+nothing. Twins that a lost reply left behind are looked for here again. A run that was pushed to
+several projects is pulled from all of them.
 """
 
 from __future__ import annotations
@@ -30,13 +31,21 @@ from pipelines.review.tasks import queued
 from pipelines.review.withdrawals import (
     RETRACTED,
     came_back,
+    given_in,
     missing_there,
     project_is_gone,
     too_many,
 )
 from pipelines.truth.usable import told
 from storage.errors import ReviewError
-from storage.review.answers import Annotation, Answer, append_answers, latest_versions, read_answers
+from storage.review.answers import (
+    Annotation,
+    Answer,
+    append_answers,
+    latest_versions,
+    read_answers,
+    standing,
+)
 from storage.review.queue import ReviewItem
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
@@ -62,6 +71,8 @@ class PullSummary:
         set_aside: where those are: task, image, person and what was drawn.
         withdrawn: answers that no longer count: they or their tasks were deleted since.
         held_back: withdrawals that were not applied, see ``pull_run``.
+        deleted_projects: by title of an earlier project that is no longer there, how many answers
+            from it still count.
         unknown: annotations of tasks that this run never queued, left alone.
         unreadable: annotations that are not what Label Studio's page makes, left out; the log
             says which. The others are not held up by them.
@@ -82,10 +93,17 @@ class PullSummary:
     set_aside: tuple[str, ...]
     withdrawn: int
     held_back: int
+    deleted_projects: dict[str, int]
     unknown: int
     unreadable: int
     twins_deleted: int
     part: str
+
+    @property
+    def whole(self) -> bool:
+        """Return whether nothing waits for a person to look at it."""
+        left = (self.unusable, self.held_back, self.deleted_projects, self.unreadable)
+        return not any(left)
 
     def to_fields(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -103,6 +121,7 @@ def pull_run(
 ) -> PullSummary:
     """Append what is new to ``review/answers``. The caller holds the run's lock.
 
+    Reads the settings' project, and before it the others that they name (``settings.projects``).
     Answers whose annotation or task was deleted since are withdrawn. Where that would be more than
     half of all answers, none is withdrawn unless ``accept_withdrawals`` confirms it.
 
@@ -120,48 +139,88 @@ def pull_run(
         ReviewError: the project does not exist, or the server does not answer.
     """
     server.version()
+    pulled = _Pulled()
+    pull = _Pull(manifest, server, everything, margin, accept_withdrawals, pulled)
     project = server.find_project(settings.project)
+    now = settings.project_id if project is None else project.project_id
+    for number, title in settings.projects.items():
+        if int(number) != now:
+            pull.earlier(int(number), title)
     if project is None:
         gone = project_is_gone(manifest, server, settings, accept=accept_withdrawals)
-        return _summary(_Pulled(tombstones=gone), append_answers(manifest.store, gone), 0)
-    wanted = queued(manifest, closed=True)
-    items = {q.item.sha256: q.item for q in wanted}
-    records = list(read_answers(manifest.store))
-    refs = list(server.task_refs(project.project_id))
-    there = server.annotation_ids(project.project_id)
-    mine = [ref for ref in refs if ref.key in items]
-    twins = delete_twins(server, mine)
-    gone = missing_there(records, project, refs, there)
-    pulled = _Pulled(tombstones=gone)
-    if too_many(gone, records, project) and not accept_withdrawals:
-        pulled = _Pulled(held_back=len(gone))
-    # An image may have been answered long ago, in a round before this run queued it. What another
-    # project or server gave says nothing about what was read from this one.
-    read = [a for a in records if a.project in ("", project.identity)]
-    keys = {ref.key for ref in mine if ref.touched} - {a.sha256 for a in read}
-    keys |= came_back(records, project, there) & items.keys()
-    since = max((a.submitted_at - margin for a in read), default=None)
-    tasks = _touched(server, project, None if everything else since, sorted(keys))
-    reader = _Reader(items, server.people(), project.identity, _Seen.of(records, everything))
-    reader.read(tasks, pulled)
-    pulled.new = with_hidden(manifest, wanted, pulled.new)
-    return _summary(pulled, append_answers(manifest.store, pulled.records), twins)
+        pull.keep([], gone)
+    else:
+        pull.read(project)
+    return _summary(pulled)
 
 
 @dataclass(slots=True)
 class _Pulled:
-    """What one pull found."""
+    """What one pull found, over all projects."""
 
     new: list[Answer] = field(default_factory=list)
-    tombstones: list[Answer] = field(default_factory=list)
+    withdrawn: int = 0
     held_back: int = 0
+    deleted_projects: dict[str, int] = field(default_factory=dict)
     unknown: int = 0
     unreadable: int = 0
+    twins: int = 0
+    part: str = ""
 
-    @property
-    def records(self) -> list[Answer]:
-        """What is appended: an answer that came back goes after its tombstone."""
-        return [*self.tombstones, *self.new]
+
+@dataclass(frozen=True, slots=True)
+class _Pull:
+    """The steps of one pull, see ``pull_run``; ``into`` collects what they find."""
+
+    manifest: Manifest
+    server: LabelStudio
+    everything: bool
+    margin: timedelta
+    accept_withdrawals: bool
+    into: _Pulled
+
+    def read(self, project: Project) -> None:
+        """Read one project."""
+        wanted = queued(self.manifest, closed=True)
+        items = {q.item.sha256: q.item for q in wanted}
+        records = list(read_answers(self.manifest.store))
+        refs = list(self.server.task_refs(project.project_id))
+        there = self.server.annotation_ids(project.project_id)
+        mine = [ref for ref in refs if ref.key in items]
+        self.into.twins += delete_twins(self.server, mine)
+        gone = missing_there(records, project, refs, there)
+        if too_many(gone, records, project) and not self.accept_withdrawals:
+            self.into.held_back += len(gone)
+            gone = []
+        # An image may have been answered long ago, in a round before this run queued it. What
+        # another project or server gave says nothing about what was read from this one.
+        read = [a for a in records if a.project in ("", project.identity)]
+        keys = {ref.key for ref in mine if ref.touched} - {a.sha256 for a in read}
+        keys |= came_back(records, project, there) & items.keys()
+        since = max((a.submitted_at - self.margin for a in read), default=None)
+        tasks = _touched(self.server, project, None if self.everything else since, sorted(keys))
+        seen = _Seen.of(records, self.everything)
+        reader = _Reader(items, self.server.people(), project.identity, seen)
+        self.keep(with_hidden(self.manifest, wanted, reader.read(tasks, self.into)), gone)
+
+    def earlier(self, project_id: int, title: str) -> None:
+        """Read a project that the run was pushed to before; it may be renamed or deleted since."""
+        project = self.server.project(project_id)
+        if project is not None:
+            self.read(project)
+            return
+        left = given_in(standing(read_answers(self.manifest.store)), project_id)
+        if left and not self.accept_withdrawals:
+            self.into.deleted_projects[title] = len(left)
+            return
+        self.keep([], [replace(answer, withdrawn="project deleted") for answer in left])
+
+    def keep(self, new: Sequence[Answer], tombstones: Sequence[Answer]) -> None:
+        """Append: an answer that came back goes after its tombstone."""
+        part = append_answers(self.manifest.store, [*tombstones, *new])
+        self.into.new += new
+        self.into.withdrawn += len(tombstones)
+        self.into.part = part or self.into.part
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +276,9 @@ class _Reader:
     project: str
     seen: _Seen
 
-    def read(self, tasks: Iterable[dict[str, Any]], into: _Pulled) -> None:
-        """Add what is new, task by task in the order of answering."""
+    def read(self, tasks: Iterable[dict[str, Any]], into: _Pulled) -> list[Answer]:
+        """Return what is new, task by task in the order of answering; count the rest."""
+        new: list[Answer] = []
         for task in tasks:
             item = self.items.get(str(task.get("data", {}).get(KEY)))
             found = task.get("annotations") or []
@@ -235,7 +295,8 @@ class _Reader:
                     into.unreadable += 1
                     log.warning("%s", exc.message)
             answers.sort(key=lambda a: (a.submitted_at, a.annotation_id))
-            into.new += [a for a in answers if not self.seen.has(a)]
+            new += [a for a in answers if not self.seen.has(a)]
+        return new
 
 
 def _touched(
@@ -256,7 +317,7 @@ def _touched(
                 yield task
 
 
-def _summary(pulled: _Pulled, part: str | None, twins: int) -> PullSummary:
+def _summary(pulled: _Pulled) -> PullSummary:
     new = pulled.new
     boxes = [box.origin for answer in new for box in answer.boxes]
     unusable = [answer for answer in new if answer.unusable]
@@ -275,10 +336,11 @@ def _summary(pulled: _Pulled, part: str | None, twins: int) -> PullSummary:
             f"task {a.task_id} ({a.image_id}) by {a.annotator}: {told(a.unusable)}"
             for a in unusable
         ),
-        withdrawn=len(pulled.tombstones),
+        withdrawn=pulled.withdrawn,
         held_back=pulled.held_back,
+        deleted_projects=pulled.deleted_projects,
         unknown=pulled.unknown,
         unreadable=pulled.unreadable,
-        twins_deleted=twins,
-        part=part or "",
+        twins_deleted=pulled.twins,
+        part=pulled.part,
     )

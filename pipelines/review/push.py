@@ -83,7 +83,7 @@ class PushSummary:
         created: tasks made now. ``there``: tasks that were there already.
         answered_before: images without a task here that people answered before; not pushed again.
         predicted: of the tasks that were there, unanswered ones that got this model's boxes now.
-        kept_shown: open tasks outside of this queue that go on showing the boxes they had.
+        kept_shown: other tasks that go on showing the boxes they had.
         twins_deleted: tasks that a lost reply had doubled.
         lost_replies: how often it had to be looked up what became of a request.
         not_shown: why an image could not be pushed, by image_id.
@@ -260,17 +260,18 @@ class _Push:
         return self._import(waiting)
 
     def keep_others_shown(self) -> int:
-        """Let every open task show boxes; returns how many needed it.
+        """Let every task go on showing boxes; returns how many needed it.
 
-        Label Studio shows the predictions of one model version in a project. Open tasks that lack
-        one of this model, such as those of an earlier round, get a copy of what they showed under
-        its name; ``label_studio.answers.prediction_shown`` finds the original again.
+        Label Studio shows the predictions of one model version in a project. Tasks that lack one
+        of this model, such as those of an earlier round, get a copy of what they showed under its
+        name; ``label_studio.answers.prediction_shown`` finds the original again. Answered ones get
+        it too: they are open again once their answer is deleted.
         """
         version = self.maker.model_version
         if self.project.model_version in ("", version):
             return 0
         shown = {}
-        for task in self.server.open_without(self.project.project_id, version):
+        for task in self.server.predicted_without(self.project.project_id, version):
             predictions = task["predictions"]
             own = [p for p in predictions if p["model_version"] == self.project.model_version]
             latest = max(own or predictions, key=lambda p: int(p["id"]))

@@ -43,7 +43,8 @@ def join_round(manifest: Manifest, server: LabelStudio, settings: ReviewSettings
         server.update_project(project.project_id, description="\n".join(lines))
     others = dict.fromkeys([*settings.rounds, *named])
     others.pop(manifest.url, None)
-    return replace(settings, project_id=project.project_id, rounds=tuple(others))
+    projects = {**settings.projects, str(project.project_id): project.title}
+    return replace(settings, project_id=project.project_id, rounds=tuple(others), projects=projects)
 
 
 def refresh_rounds(manifest: Manifest, server: LabelStudio) -> None:

@@ -18,9 +18,7 @@ def choose_settings(
     kept = read_settings(manifest.store) or ReviewSettings()
     title = project or kept.project or manifest.record.identity.name[:TITLE_LENGTH]
     blind = kept.audit_blind if audit_blind is None else audit_blind
-    chosen = replace(kept, url=url or kept.url, project=title, audit_blind=blind)
-    same = (chosen.url, chosen.project) == (kept.url, kept.project or title)
-    return chosen if same else replace(chosen, project_id=0)
+    return replace(kept.at(url or kept.url, title), audit_blind=blind)
 
 
 def may_create(settings: ReviewSettings, project: str | None) -> bool:

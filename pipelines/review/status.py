@@ -30,13 +30,13 @@ class ReviewStatus:
     Attributes:
         project, url: where people look.
         queued: images routed to be shown; ``audit`` of them drawn at random.
-        pushed: of those, in Label Studio; ``touched``: answered, skipped or begun there. None
-            where it was not asked, see ``problem``.
+        pushed: of those, in a project that the run was pushed to; ``touched``: answered, skipped
+            or begun there. None where it was not asked, see ``problem``.
         answered, skipped: images, as pulled. ``waiting``: touched there and not pulled.
         people: who answered.
         minutes: of human time expected for the queue; ``minutes_left`` for what is open.
         last_answer: of those that were pulled.
-        problem: why Label Studio could not be asked; '' if it was.
+        problem: why Label Studio could not be asked, or which project is gone; else ''.
         worth: estimates for the latest label version; None before there is one.
         figures: by annotator, and how often predicted boxes were left as they were; None before
             there is an answer.
@@ -88,7 +88,9 @@ def review_status(
     answers = [a for a in standing(read_answers(manifest.store)) if a.sha256 in wanted]
     answered = {a.sha256 for a in answers if not a.skipped}
     skipped = {a.sha256 for a in answers} - answered
-    there = None if server is None else _there(server, settings, set(wanted))
+    there, problem = None, "Label Studio was not asked"
+    if server is not None:
+        there, problem = _there(server, settings, set(wanted))
     touched = {key for key, begun in (there or {}).items() if begun}
     done = answered | skipped | touched
     pace = learned_pace(answers, {key: item.seconds for key, item in wanted.items()})
@@ -106,7 +108,7 @@ def review_status(
         minutes=sum(item.seconds for item in wanted.values()) / 60,
         minutes_left=pace * sum(i.seconds for key, i in wanted.items() if key not in done) / 60,
         last_answer=max((a.submitted_at for a in answers), default=None),
-        problem="" if there is not None else "Label Studio was not asked",
+        problem=problem,
         worth=audit_report(manifest) if versions(manifest.store) else None,
         figures=people_report(answers, read_gold(manifest.store)) if answers else None,
         pace=pace,
@@ -132,11 +134,25 @@ def learned_pace(answers: Sequence[Answer], expected_s: Mapping[str, float]) -> 
     return sum(took for took, _ in kept) / sum(expected for _, expected in kept)
 
 
-def _there(server: LabelStudio, settings: ReviewSettings, wanted: set[str]) -> dict[str, bool]:
-    """Return the keys in the project, and whether each was touched."""
-    project = server.find_project(settings.project)
+def _there(
+    server: LabelStudio, settings: ReviewSettings, wanted: set[str]
+) -> tuple[dict[str, bool], str]:
+    """Return the keys in the run's projects, whether each was touched there, and what is gone."""
+    now = server.find_project(settings.project)
+    there = {} if now is None else {now.project_id: now}
+    gone = [settings.project] if now is None and settings.project_id else []
+    for number, title in settings.projects.items():
+        if int(number) in (settings.project_id, *there):
+            continue
+        earlier = server.project(int(number))
+        if earlier is None:
+            gone.append(title)
+        else:
+            there[earlier.project_id] = earlier
     found: dict[str, bool] = {}
-    for ref in server.task_refs(project.project_id) if project is not None else ():
-        if ref.key in wanted:
-            found[ref.key] = ref.touched or found.get(ref.key, False)
-    return found
+    for project_id in there:
+        for ref in server.task_refs(project_id):
+            if ref.key in wanted:
+                found[ref.key] = ref.touched or found.get(ref.key, False)
+    names = ", ".join(repr(title) for title in gone)
+    return found, f"no longer there: {names}; see `labelfleet review pull`" if gone else ""

@@ -69,7 +69,7 @@ def render_push(summary: PushSummary) -> RenderableType:
     if summary.answered_before:
         rows.append(("answered before, not pushed again", f"{summary.answered_before:,}"))
     if summary.kept_shown:
-        rows.append(("open tasks that keep their boxes", f"{summary.kept_shown:,}"))
+        rows.append(("other tasks that keep their boxes", f"{summary.kept_shown:,}"))
     if summary.predicted:
         rows.append(("new boxes for open tasks", f"{summary.predicted:,}"))
     if summary.lost_replies:
@@ -119,6 +119,11 @@ def render_pull(summary: PullSummary) -> RenderableType:
         remarks.append(
             f"{summary.held_back} answers, most of all there were, are gone from the project; they "
             "still count. Pull with --accept-withdrawals if they were deleted on purpose"
+        )
+    for title, answers in summary.deleted_projects.items():
+        remarks.append(
+            f"the project {title!r} was deleted; {counted(answers, 'answer')} from it still count. "
+            "Pull with --accept-withdrawals to withdraw them"
         )
     if summary.unusable:
         remarks.append(

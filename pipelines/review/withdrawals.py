@@ -88,12 +88,10 @@ def project_is_gone(
             f"the project {settings.project!r} is called {known.title!r} now",
             hint=f"give --project {known.title!r}",
         )
-    place = f"{settings.project_id}@"
-    mine = [
-        answer
-        for answer in standing(read_answers(manifest.store))
-        if answer.project.startswith(place) or (settings.project_id and not answer.project)
-    ]
+    answers = standing(read_answers(manifest.store))
+    mine = given_in(answers, settings.project_id)
+    if settings.project_id:
+        mine += [answer for answer in answers if not answer.project]
     if not mine:
         raise ReviewError(
             f"there is no project {settings.project!r} at {server.http.url}",
@@ -106,6 +104,11 @@ def project_is_gone(
             hint="do nothing to keep them, or pull with --accept-withdrawals to withdraw them",
         )
     return [replace(answer, withdrawn="project deleted") for answer in mine]
+
+
+def given_in(answers: Iterable[Answer], project_id: int) -> list[Answer]:
+    """Return the answers from the project of this number; older versions name none."""
+    return [answer for answer in answers if answer.project.startswith(f"{project_id}@")]
 
 
 @dataclass(frozen=True, slots=True)

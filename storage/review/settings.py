@@ -7,7 +7,7 @@ options; ``push``, ``pull`` and ``status`` then need only the run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from storage.errors import ConfigError, ObjectNotFound, StorageError
@@ -35,6 +35,7 @@ class ReviewSettings:
         show: which boxes reviewers see: ``auto``, ``score`` or ``none``.
         show_why: the labelling page of a project made by ``push`` says why an image is there.
         rounds: URLs of the project's other runs, whose answers also count here.
+        projects: titles of all projects at ``url`` that the run was pushed to, by number.
     """
 
     url: str = "http://localhost:8080"
@@ -48,6 +49,19 @@ class ReviewSettings:
     rounds: tuple[str, ...] = ()
     show: str = "auto"
     show_why: bool = False
+    projects: Mapping[str, str] = field(default_factory=dict)
+
+    def at(self, url: str, project: str) -> ReviewSettings:
+        """Return the settings for a project; on the same server, those used before stay known."""
+        if url != self.url:
+            return replace(self, url=url, project=project, project_id=0, projects={})
+        known = {str(self.project_id): self.project} if self.project_id else {}
+        projects = {**known, **self.projects}
+        if project == (self.project or project):
+            return replace(self, project=project, projects=projects)
+        numbers = [int(number) for number, title in projects.items() if title == project]
+        last = max(numbers, default=0)
+        return replace(self, project=project, project_id=last, projects=projects)
 
 
 class SupportsSettings(SupportsGet, SupportsPut, Protocol):
@@ -72,6 +86,8 @@ def _settings(fields: dict[str, Any]) -> ReviewSettings:
     settings = ReviewSettings(**{**fields, **lists})
     if not (isinstance(settings.url, str) and isinstance(settings.project, str)):
         raise TypeError("url and project must be text")
+    if not all(n.isdecimal() and isinstance(title, str) for n, title in settings.projects.items()):
+        raise TypeError("projects must be titles by number")
     return settings
 
 
