@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,12 @@ def test_decide_takes_the_routing_s_policy_unless_told_otherwise() -> None:
     assert choose_policy(manifest, None, 0.9, None).of("RBC") == (0.9, 0.2)
     with pytest.raises(ConfigError, match="above accept"):
         choose_policy(manifest, None, 0.1, None)
+
+
+def test_projects_of_the_same_server_stay_known() -> None:
+    first = ReviewSettings("http://ls:8080", "cells", project_id=3)
+    second = first.at("http://ls:8080", "plates")
+    assert (second.project_id, second.projects) == (0, {"3": "cells"})
+    pushed = replace(second, project_id=5, projects={**second.projects, "5": "plates"})
+    assert pushed.at("http://ls:8080", "cells").project_id == 3
+    assert pushed.at("http://other", "cells") == ReviewSettings("http://other", "cells")
