@@ -22,7 +22,7 @@ from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.records import printable
 from storage.shards.selecting import classify
 from storage.stores.open import open_store
-from storage.urls import normalise_url, parse_url
+from storage.urls import normalise_url, parse_url, readable
 
 SCHEMA_NAME = "labelfleet-run.schema.json"
 _AT_MOST = 100_000  # objects that are looked at
@@ -206,7 +206,7 @@ def _lines(
     yield from ("", "# Send uncertain images to people in Label Studio; off without this line:")
     yield f"# review: {{url: http://localhost:8080, project: {name}, budget: 500 images}}"
     for found in [truth] if truth else [f"{survey.url}/{key}" for key in survey.coco[:3]]:
-        where = printable(found).replace("\n", " ")
+        where = readable(printable(found))  # YAML breaks lines at more than newlines
         yield from ("", "# Measure the run against this ground truth:")
         yield f"#   labelfleet evaluate {fields['output']} --truth {where} --allow-missing"
 

@@ -10,8 +10,7 @@ from pipelines.config.files import FILL_IN
 from pipelines.truth import coco_classes as coco
 from storage.errors import ConfigError
 from storage.objects.protocols import StorageOptions
-from storage.records import printable
-from storage.urls import normalise_url, parse_url
+from storage.urls import normalise_url, parse_url, readable
 from workers.images.preprocessing import Preprocessing, as_yaml
 from workers.spec import ModelRequest
 
@@ -96,7 +95,7 @@ def _of_graph(fields: dict[str, Any], path: Any, named: Sequence[str]) -> FirstM
     if None in ports.image.shape[2:]:
         missing.append("model.image_size: the size it was trained with; the graph takes any")
     listed = (", ".join(map(str, side)) for side in (ports.inputs, ports.outputs))
-    shown = printable(" → ".join(listed)).replace("\n", " ")
+    shown = readable(" → ".join(listed))  # names of ports may hold line breaks of any kind
     guessed = (
         f"family: {FILL_IN}            # {_FAMILIES}"
         if found is None

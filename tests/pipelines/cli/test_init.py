@@ -200,6 +200,20 @@ def test_an_onnx_graph_gives_its_family_or_a_line_to_fill_in(
         assert (model.family, model.classes) == ("yolox", "coco")
 
 
+@pytest.mark.parametrize("line_break", ["\n", "\r", "\x85", "\u2028", "\u2029"])
+def test_names_in_a_graph_or_a_source_write_no_field(
+    here: Path, capsys: pytest.CaptureFixture[str], line_break: str
+) -> None:
+    name = f"x{line_break}output: elsewhere{line_break}#"
+    graph = write_graph(here / "graph.onnx", {name: np.zeros((126, 85), np.float32)})
+    (here.parent / "my photos" / f"{name}_annotations.coco.json").write_text("{}")
+    (here.parent / "my photos" / f"instances{name}.json").write_text("{}")
+    assert call(capsys, "init", "../my photos", "--checkpoint", graph)[0] == 0
+    text = (here / "my-photos.yaml").read_text()
+    assert text.count("output: elsewhere") == 2
+    assert load_config("my-photos.yaml").output == "runs/my-photos"
+
+
 def test_a_config_that_cannot_be_written_says_what_to_do(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
