@@ -21,7 +21,7 @@ from storage.coco.fields import Xywh
 from storage.errors import BucketNotFound, ConfigError, ObjectNotFound, StorageError
 from storage.objects.protocols import StorageOptions
 from storage.stores.open import open_store
-from storage.urls import shown_url
+from storage.urls import parse_url, shown_url
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ def read_truth(location: str | Path, options: StorageOptions | None = None) -> T
         ConfigError: not JSON, or not COCO's layout; the message names the first problem.
         ObjectNotFound: no such file.
     """
-    url = str(location)
+    url = str(location).rstrip("/")
     folder, _, name = url.rpartition("/")
     store = open_store(folder or ("/" if url.startswith("/") else "."), options)
     try:
@@ -104,15 +104,16 @@ def read_truth(location: str | Path, options: StorageOptions | None = None) -> T
 
 def _no_file(url: str, exc: StorageError, options: StorageOptions | None) -> StorageError:
     """Say what lies there in place of the file: a folder with or without COCO files, or nothing."""
-    found: list[str] = []
     with contextlib.suppress(StorageError):
-        listed = open_store(url, options).list()
-        found = [o.key for o in itertools.islice(listed, _LOOKED_AT) if o.key.endswith(".json")]
-        shown = f", such as {shown_url(url)}/{found[0]}" if found else ""
-        return ObjectNotFound(
-            f"{shown_url(url)} is a folder, and ground truth is one COCO file",
-            hint=f"name the .json file{shown}",
-        )
+        there = [o.key for o in itertools.islice(open_store(url, options).list(), _LOOKED_AT)]
+        found = [key for key in there if key.endswith(".json")]
+        # A bucket lists nothing at a prefix that is not there; a local folder may be empty.
+        if there or parse_url(url).scheme == "file":
+            shown = f", such as {shown_url(url)}/{found[0]}" if found else ""
+            return ObjectNotFound(
+                f"{shown_url(url)} is a folder, and ground truth is one COCO file",
+                hint=f"name the .json file{shown}",
+            )
     return ObjectNotFound(
         exc.message,
         hint="ground truth is a COCO .json file, at a path from the folder the command is started "

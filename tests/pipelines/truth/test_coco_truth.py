@@ -208,6 +208,19 @@ def test_a_missing_file_and_a_folder_say_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(ObjectNotFound) as named:
         read_truth(str(tmp_path))
     assert named.value.hint == f"name the .json file, such as {tmp_path}/t.json"
+    with pytest.raises(ObjectNotFound, match="is a folder"):
+        read_truth(f"{tmp_path}/")
+
+
+def test_a_missing_object_of_a_bucket_is_no_folder() -> None:
+    open_store("memory://truths").put("cells/t.json", b"{}")
+    with pytest.raises(ObjectNotFound, match=r"absent\.json") as absent:
+        read_truth("memory://truths/absent.json")
+    assert "is a folder" not in absent.value.message
+    assert str(absent.value.hint).startswith("ground truth is a COCO .json file")
+    with pytest.raises(ObjectNotFound, match="memory://truths/cells is a folder") as folder:
+        read_truth("memory://truths/cells")
+    assert folder.value.hint == "name the .json file, such as memory://truths/cells/t.json"
 
 
 def test_read_from_any_store_and_from_the_working_folder(
