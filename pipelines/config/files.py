@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def refuse_below_a_file(field: str, url: str) -> None:
         return
     path = Path(place.path)
     for one in (path, *path.parents):
-        if one.is_file():
+        if os.path.isfile(one):  # noqa: PTH113 - false, not an error, where it may not be looked at
             raise ConfigError(
                 f"{field}: {url} needs a folder where {one} is a file",
                 hint="choose a place that is not below a file",

@@ -26,6 +26,12 @@ _TOLD_BY: dict[Command, frozenset[str]] = {
     "train": frozenset({"train", "val"}),
     "suite": frozenset({"sets"}),
 }
+# Keys that no other command has: a config with one of them is meant for it, whatever it lacks.
+_OWN: dict[Command, frozenset[str]] = {
+    "round": frozenset({"pool", "truth"}),
+    "run": frozenset({"source"}),
+    "suite": frozenset({"sets", "exports"}),
+}
 # What PyYAML raises besides its own errors: invalid dates, invalid numbers, a thousand
 # brackets.
 _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
@@ -80,8 +86,11 @@ def overridden_yaml(
 
 
 def _refuse_other_command(fields: Mapping[str, Any], wanted: Command, path: str) -> None:
-    found = next((name for name, told in _TOLD_BY.items() if told <= fields.keys()), None)
-    if found is not None and found != wanted and not _TOLD_BY[wanted] <= fields.keys():
+    told = [name for name, keys in _TOLD_BY.items() if keys <= fields.keys()]
+    if fields.keys() & _TOLD_BY["round"] and "train" in told:
+        told.remove("train")  # a round has `train` and `val` as well
+    if told and wanted not in told and not fields.keys() & _OWN.get(wanted, frozenset()):
+        found = told[0]
         keys = ", ".join(f"`{key}`" for key in sorted(_TOLD_BY[found]))
         raise ConfigError(
             f"{shown_url(path)} is a config of `labelfleet {found}`, by its {keys}; a config of "

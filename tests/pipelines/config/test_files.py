@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.config.files import check_files
+from pipelines.config.files import check_files, refuse_below_a_file
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places
 from storage.errors import ConfigError
@@ -64,3 +64,7 @@ def test_an_output_below_a_file_is_refused_by_name(tmp_path: Path, below: str) -
         check_places(wrong)
     assert no.value.hint == "choose a place that is not below a file"
     check_places(config(tmp_path / "in", output=f"{tmp_path}/new{below}"))
+
+
+def test_a_place_that_may_not_be_looked_at_is_left_to_the_store(tmp_path: Path) -> None:
+    refuse_below_a_file("output", f"{tmp_path}/{'n' * 300}/out")  # the system has no such names

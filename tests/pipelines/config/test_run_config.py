@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,15 @@ def test_a_config_of_another_command_is_told_with_the_command(
         _LOADERS[wanted](path)
     assert f"a config of `labelfleet {wanted}` is expected" in refused.value.message
     assert str(refused.value.hint).startswith(f"labelfleet {given} ")
+
+
+def test_a_rounds_train_and_val_do_not_make_it_a_training(tmp_path: Path) -> None:
+    a_set = {"annotations": "a.json", "images": "a"}
+    both = {"name": "x", "output": "o", "truth": a_set, "test": a_set, "train": {}, "val": a_set}
+    with pytest.raises(ConfigError, match="pol: unknown key; did you mean `pool`"):
+        load_round_config(written(tmp_path, json.dumps({**both, "pol": {"url": "in"}})))
+    with pytest.raises(ConfigError, match="is a config of `labelfleet round`"):
+        load_train_config(written(tmp_path, json.dumps({**both, "pool": {"url": "in"}})))
 
 
 @pytest.mark.parametrize(
