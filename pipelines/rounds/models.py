@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from pipelines.models.requested import model_request
@@ -31,12 +32,15 @@ def check_models(work: RoundWork, steps: Sequence[StepName]) -> None:
             states it.
         CheckpointError: its file is not there, damaged, or of another network.
     """
+    roles: tuple[StepName, ...] = ("teacher", "student")
+    due = [role for role in roles if is_due(work, role, steps)]
+    if not due:
+        return  # an earlier round may lie elsewhere by now
     teacher = taken(work)
-    if teacher is not None and is_due(work, "teacher", steps):
-        check_teacher(work, teacher)
-    roles: tuple[StepName, ...] = ("student",) if teacher else ("teacher", "student")
-    for role in roles:
-        if is_due(work, role, steps):
+    for role in due:
+        if role == "teacher" and teacher is not None:
+            check_teacher(work, teacher)
+        else:
             _check_training(work, role, teacher)
 
 
@@ -53,7 +57,9 @@ def check_teacher(work: RoundWork, model: Fields) -> None:
     """
     with _named("teacher" if work.config.previous is None else "previous"):
         config = work.run_config("label", work.config.pool.model_dump(mode="json"), model)
-        spec = resolve_model(model_request(config), work.options, device="cpu")
+        # Workers may have a GPU and runtimes that are not here: labelling asks for those.
+        anywhere = replace(model_request(config), runtime="auto", precision="auto")
+        spec = resolve_model(anywhere, work.options, device="cpu")
         _check_classes(work, spec)
         if spec.convention is None:
             load_dense(spec, work.options)

@@ -55,6 +55,25 @@ def test_a_good_teacher_passes(asked: Callable[..., RoundConfig], good: Path) ->
     check_models(RoundWork.of(asked(student=student)), STEPS)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [{"runtime": "tensorrt"}, {"precision": "int8"}, {"runtime": "torch", "precision": "fp16"}],
+)
+def test_a_runtime_of_the_workers_needs_not_be_here(
+    asked: Callable[..., RoundConfig], model: dict[str, str]
+) -> None:
+    check_models(RoundWork.of(asked(run={"model": model})), STEPS)
+
+
+def test_a_step_that_needs_no_model_does_not_ask_for_the_earlier_round(
+    asked: Callable[..., RoundConfig], tmp_path: Path
+) -> None:
+    moved = asked(teacher=None, previous=str(tmp_path / "moved"))
+    check_models(RoundWork.of(moved), ("label", "page"))
+    with pytest.raises(ConfigError, match="has no student yet"):
+        check_models(RoundWork.of(moved), STEPS)
+
+
 @pytest.mark.parametrize("until", [None, "teacher"])
 def test_a_teacher_of_nan_weights_is_refused(
     asked: Callable[..., RoundConfig], good: Path, tmp_path: Path, until: StepName | None
