@@ -68,7 +68,10 @@ def open_manifest(run: str, endpoint_url: str | None) -> Any:
             raise
         if run.lower().endswith((".yaml", ".yml")):
             raise _not_a_run(run) from exc
-        raise _of_another_command(run, options) or exc from exc
+        other = _of_another_command(run, options)
+        if other is None:
+            raise
+        raise other from exc
 
 
 # What another command leaves, by an object of it: what it is, and where to look instead.

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.cli.common import open_manifest
 from pipelines.cli.main import main
+from storage.errors import ConfigError
 from storage.runs.lock import run_lock
 from storage.stores.local import LocalStore
 from tests.support.patience import patient
@@ -217,6 +219,12 @@ def test_what_another_command_left_is_named_with_the_place_to_look(
     assert said in ended.err
     assert hint.format(tmp_path) in ended.err
     assert is_one_readable_error(ended)
+
+
+def test_an_error_is_not_its_own_cause(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run at") as refused:
+        open_manifest(str(tmp_path), None)
+    assert refused.value.__cause__ is not refused.value
 
 
 def test_brackets_in_names_are_not_markup(call: Call, tmp_path: Path) -> None:
