@@ -116,6 +116,7 @@ gpu: $(if $(GPU_PYTHON),,$(READY))  ## on a machine with an NVIDIA GPU: its test
 chaos: $(READY)  ## 100 seeded schedules of kills and storage faults over a real small run
 	$(BIN)/python -m tests.chaos.campaign --seeds $(or $(SEEDS),100)
 	$(BIN)/python -m tests.chaos.nights --seeds $(or $(SEEDS),200)
+	$(BIN)/python -m tests.chaos.raylets --seeds $(or $(SEEDS),12)
 
 chaos-review: $(READY) label-studio  ## 200 seeded schedules of faults between us and Label Studio (half an hour)
 	LABELFLEET_CHAOS=200 $(BIN)/pytest -q tests/e2e/test_review_faults.py

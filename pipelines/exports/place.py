@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,16 @@ def _refuse_other(store: ObjectStore, there: list[str], request: dict[str, Any])
         differing = ", ".join(key for key in request if begun[key] != request[key])
         raise ConfigError(
             f"{store.url} holds an unfinished export that differs in {differing}",
-            hint=f"repeat that export to continue it, or delete it: it began as {begun}",
+            hint=f"continue it with `{_command(store.url, begun)}`, or delete it",
         )
+
+
+def _command(place: str, begun: dict[str, Any]) -> str:
+    """Return the command that continues an export, as text to be read and pasted."""
+    options = {"--format": "format", "--version": "version", "--images": "images",
+               "--ignore-boxes": "ignore_boxes"}  # fmt: skip
+    told = [word for name, key in options.items() for word in (name, str(begun.get(key)))]
+    return shlex.join(["labelfleet", "export", str(begun.get("run")), place, *told])
 
 
 def _is_link(name: str, folder: int) -> bool:

@@ -54,8 +54,9 @@ def test_a_killed_export_continues_and_ends_as_if_it_had_not_been(
     with pytest.raises(Killed):
         export_to(loose, dest, format, mode)
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="unfinished export that differs in images"):
+    with pytest.raises(ConfigError, match="unfinished export that differs in images") as refused:
         export_to(loose, dest, format, "copy" if mode == "none" else "none")
+    assert f"--format {format} --version v0001 --images {mode} " in str(refused.value.hint)
     summary = export_to(loose, dest, format, mode)
     assert summary.left_out == 0
     assert _tree(dest) == _tree(whole)
