@@ -92,7 +92,7 @@ def read_ports(path: Path) -> GraphPorts:
     """Return the inputs and outputs of an ONNX file.
 
     Raises:
-        CheckpointError: it is damaged, or not ONNX.
+        CheckpointError: it is damaged, not ONNX, or takes or gives nothing.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -106,7 +106,13 @@ def read_ports(path: Path) -> GraphPorts:
             f"{path.name} is not an ONNX file that can be loaded: {reason:.200}",
             hint="fetch it again; weights in a file of their own are not supported",
         ) from exc
-    return GraphPorts(_ports(session.get_inputs()), _ports(session.get_outputs()))
+    ports = GraphPorts(_ports(session.get_inputs()), _ports(session.get_outputs()))
+    if not ports.inputs or not ports.outputs:
+        raise CheckpointError(
+            f"{path.name} is no detector: it has no input or no output",
+            hint="export the network itself, with images going in and boxes coming out",
+        )
+    return ports
 
 
 def _ports(found: Sequence[Any]) -> tuple[Port, ...]:

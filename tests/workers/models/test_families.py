@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from pipelines.config.run_config import RunConfig
 from pipelines.config.yaml_files import parse_config
@@ -262,6 +263,18 @@ def test_files_that_are_not_onnx(tmp_path: Path) -> None:
     other = tmp_path / "w.pth"
     other.write_bytes(b"x")
     assert "w.pth is not an .onnx" in refused(other, family="yolox")
+
+
+def test_a_graph_that_takes_nothing(tmp_path: Path) -> None:
+    value = helper.make_tensor("value", TensorProto.FLOAT, [1], [0.0])
+    nodes = [helper.make_node("Constant", [], ["out"], value=value)]
+    given = [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1])]
+    graph = helper.make_graph(nodes, "constant", [], given)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(tmp_path / "constant.onnx"))
+    assert refused(tmp_path / "constant.onnx", family="yolox") == (
+        "constant.onnx is no detector: it has no input or no output"
+    )
 
 
 @pytest.mark.parametrize("place", ["dets", "labels"])
