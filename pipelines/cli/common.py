@@ -78,7 +78,7 @@ def open_manifest(run: str, endpoint_url: str | None) -> Any:
 _OTHER_OUTPUTS = (
     ("state/teacher.json", "the output of a round",
      "its page is {0}/round.html, and its run over the pool is {0}/label"),
-    ("run/run.json", "the folder of a demo", "give its run: {0}/run"),
+    ("run/run.json", "the folder of a demo or of a suite's data set", "give its run: {0}/run"),
     ("summary.json", "the output of a training", "its figures are in {0}/summary.json"),
     ("suite.json", "the output of a suite", "its figures are in {0}/suite.json"),
 )  # fmt: skip

@@ -205,7 +205,11 @@ def test_a_folder_without_a_run_is_reported_as_such(
     ("key", "said", "hint"),
     [
         ("state/teacher.json", "is the output of a round", "its page is {0}/round.html"),
-        ("run/run.json", "is the folder of a demo", "give its run: {0}/run"),
+        (
+            "run/run.json",
+            "is the folder of a demo or of a suite's data set",
+            "give its run: {0}/run",
+        ),
         ("summary.json", "is the output of a training", "{0}/summary.json"),
     ],
 )
