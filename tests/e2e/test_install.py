@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.patience import patient
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +31,7 @@ def ran(*command: object, folder: Path, timeout_s: float = 1500) -> str:
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     ended = subprocess.run(
         [str(part) for part in command],
-        cwd=folder, env=env, capture_output=True, text=True, timeout=timeout_s,
+        cwd=folder, env=env, capture_output=True, text=True, timeout=patient(timeout_s),
     )  # fmt: skip
     assert ended.returncode == 0, f"{command}: {ended.stdout[-1500:]}{ended.stderr[-3000:]}"
     return ended.stdout
