@@ -179,7 +179,7 @@ def human_cost(manifest: Manifest, truth: Truth, fitted: Policy | None) -> dict[
     for name, cost in COSTS.items():
         auto = ShowRule.choose("auto", cost)
         rules: dict[str, tuple[ShowRule, Policy]] = {
-            "from reject up": (ShowRule(), POLICY.modelcopy_of(update={"one_object": None})),
+            "from reject up": (ShowRule(), POLICY.model_copy(update={"one_object": None})),
             "none": (ShowRule("none"), POLICY),
             "auto, prior": (auto, POLICY),
         }
@@ -235,8 +235,8 @@ def fitted_on(manifest: Manifest, truth: Truth) -> Policy:
     curves = {n: _rising(policy.calibration.classes.get(n, policy.calibration.all)) for n in names}
     at = {name: curve(np.array([POLICY.accept, POLICY.reject])) for name, curve in curves.items()}
     classes = {name: ClassThresholds(accept=a, reject=r) for name, (a, r) in at.items()}
-    calibration = policy.calibration.modelcopy_of(update={"classes": curves})
-    return policy.modelcopy_of(update={"classes": classes, "calibration": calibration})
+    calibration = policy.calibration.model_copy(update={"classes": curves})
+    return policy.model_copy(update={"classes": classes, "calibration": calibration})
 
 
 def _rising(curve: Curve) -> Curve:
