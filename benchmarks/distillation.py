@@ -106,6 +106,11 @@ class Taught:
         return self.labelled.official_ids
 
     @property
+    def objects(self) -> int:
+        """As of the labels."""
+        return self.labelled.objects
+
+    @property
     def digest(self) -> str:
         """As of the labels: the order and the augmentation are those of the other arms."""
         return self.labelled.digest
