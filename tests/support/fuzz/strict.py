@@ -1,7 +1,9 @@
 """A strict second decoder: no ``ok`` without a warning for what it refuses or sees otherwise.
 
 libvips, which gives up at the first error; OpenCV and imagecodecs for the formats that its wheel
-does not know. Nothing but Pillow reads TGA, which is left out.
+does not know. Of a TIFF it sees the first page alone, as we do. Uncompressed strips are read by our
+own code, which takes TIFF's defaults for damaged tags: where libvips refuses those, tifffile or
+Pillow has to see the same. Nothing but Pillow reads TGA, which is left out.
 """
 
 from __future__ import annotations
@@ -9,11 +11,13 @@ from __future__ import annotations
 import functools
 import io
 import random
+import struct
 import zlib
 from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -23,6 +27,7 @@ from tests.support.samples.image_samples import encode, picture
 from workers.images.decode import decode
 from workers.images.pixels import as_rgb, libvips, vips_samples
 from workers.images.signatures import format_of
+from workers.images.tiff.directories import alone, read_pages
 
 MAX_PIXELS = 2_000_000
 OFF = 3.0  # grey levels, mean over the opaque pixels
@@ -95,6 +100,30 @@ def by_vips(data: bytes) -> Pixels | None:
     return as_rgb(samples)
 
 
+def by_vips_page(data: bytes) -> Pixels | None:
+    """As ``by_vips``, of a TIFF's first page; damage in further ones is none of this picture."""
+    pages = read_pages(data)
+    return None if pages is None else by_vips(alone(data, pages)[0])
+
+
+def by_tifffile(data: bytes) -> Pixels | None:
+    """RGB of a TIFF's first page by tifffile; None: refused."""
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            return as_rgb(file.pages[0].asarray())
+    except (ValueError, TypeError, LookupError, ArithmeticError, struct.error, OSError):
+        return None
+
+
+def by_pillow(data: bytes) -> Pixels | None:
+    """Upright RGB by Pillow; None: refused."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError):
+        return None
+
+
 def by_imagecodecs(data: bytes) -> Pixels | None:
     """RGB of an AVIF or a JPEG 2000 by libavif and OpenJPEG, asked directly; None: refused."""
     import imagecodecs
@@ -107,6 +136,7 @@ def by_imagecodecs(data: bytes) -> Pixels | None:
 
 
 _SECOND: dict[str, tuple[Decoder, ...]] = {
+    "TIFF": (by_vips_page, by_pillow, by_tifffile),
     "BMP": (by_opencv,),
     "PNM": (by_opencv,),
     "large WebP": (by_opencv,),
