@@ -150,7 +150,8 @@ def plan(
 ) -> None:
     """Estimate a run: shards, images, GiB, hours and cost. Writes nothing."""
     from pipelines.config.run_config import load_config
-    from pipelines.labelling.plan import plan_run, plan_table
+    from pipelines.labelling.plan import plan_run
+    from pipelines.labelling.view import plan_table
     from storage.runs.manifest import Manifest
 
     loaded = load_config(config, tuple(set_ or ()))

@@ -7,27 +7,27 @@ from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from pipelines.config.files import check_files
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, group_shards, listed_objects
-from pipelines.display.plural import counted
 from pipelines.labelling.published import published_lines
 from pipelines.runs.pace import PaceCount
 from pipelines.runs.status import run_status
-from storage.errors import LabelfleetError, ObjectNotFound, SourceTruncated
+from storage.errors import (
+    InvalidRow,
+    LabelfleetError,
+    ObjectNotFound,
+    SourceTruncated,
+    StorageError,
+)
 from storage.records import Shard, StoredObject
 from storage.runs.ledger import invocations, read_ledger
 from storage.runs.listing import Listing, is_same
 from storage.runs.manifest import RUN_KEY, Manifest, RunRecord
 from storage.shards.frames import Frames
 from storage.shards.reading import SupportsShards, read_shard
-from storage.shards.selecting import LeftOut, shown_counts
+from storage.shards.selecting import LeftOut
 from storage.stores.open import open_store
-from storage.urls import shown_url
 
 _SAMPLED_TARS = 3
 
@@ -202,7 +202,7 @@ def plan_run(config: RunConfig, like: Manifest | None = None) -> Plan:
         hours_second=second,
         cost_second=_cost(second, pace, config.price_per_gpu_hour),
         published=() if pace else _published(config, images_left),
-        missing=run_status(manifest).images["missing"] if manifest else 0,
+        missing=_missing(manifest) if manifest else 0,
         like=like.url if like is not None and own is None and pace is not None else None,
     )
 
@@ -236,6 +236,13 @@ def _model_remarks(config: RunConfig) -> tuple[tuple[str, ...], int]:
     except LabelfleetError as exc:
         hint = f"; {exc.hint}" if exc.hint else ""
         return (f"the model cannot be used: {exc.message}{hint}",), exc.exit_code
+
+
+def _missing(manifest: Manifest) -> int:
+    try:
+        return run_status(manifest).images["missing"]
+    except (StorageError, InvalidRow):  # damaged results stop no run; `verify` tells of them
+        return 0
 
 
 def _refuse_other_run(config: RunConfig, manifest: Manifest) -> None:
@@ -306,63 +313,3 @@ def _measured_pace(manifest: Manifest) -> _Pace | None:
             workers, gpus = int(note.get("workers", 1)), float(note.get("gpus", 0))
             return _Pace(count.images_per_s, workers, gpus)
     return None
-
-
-def _second(plan: Plan) -> str:
-    """Say what a second opinion costs; a view's cost grows with the pixels of its input."""
-    cost = "" if plan.cost_second is None else f" and costs {plan.cost_second:.2f}"
-    return (
-        f"a second run over all images takes {plan.hours_second:.2f} hours{cost} at this pace; a "
-        "`model.view` with a scale of 0.75 about half of it where the network is what takes time"
-    )
-
-
-def _remarks(plan: Plan) -> Iterator[tuple[str, str]]:
-    """Yield what is to be known beside the figures: a word on what it is about, and a sentence."""
-    yield "output", f"{plan.output} ({'exists' if plan.output_exists else 'new'})"
-    if plan.hours_left is None:
-        yield from (("at least", line) for line in plan.published)
-        yield (
-            "hours",
-            "unknown until this run was measured; try `run --limit 2`, then plan, or "
-            "`plan --like RUN` with a run that was",
-        )
-    else:
-        whose = "" if plan.like is None else f" in {shown_url(plan.like)}"
-        yield (
-            "pace",
-            f"{plan.images_per_s:.1f} images/s, as measured{whose} with "
-            f"{plan.measured_workers} worker{'s' * (plan.measured_workers != 1)} once ready; more "
-            "of them take less time",
-        )
-        yield "for `fuse`", _second(plan)
-    if plan.missing:
-        yield (
-            "missing",
-            f"{counted(plan.missing, 'image')} that could not be read before; `run` looks again, "
-            "and labels what can be read by then",
-        )
-    if plan.left_out:
-        yield "left out", f"of the source: {shown_counts(plan.left_out)}"
-    yield from (("model", remark) for remark in plan.model_remarks)
-
-
-def plan_table(plan: Plan) -> RenderableType:
-    """Render the result for people."""
-    table = Table(title="Plan", title_justify="left")
-    for column in ("", "in the source", "left to do"):
-        table.add_column(column, justify="left" if not column else "right")
-    about = "" if plan.images_exact else "~"
-    table.add_row("shards", f"{plan.shards:,}", f"{plan.shards_left:,}")
-    table.add_row("images", f"{about}{plan.images:,}", f"{about}{plan.images_left:,}")
-    table.add_row("GiB", f"{plan.gib:.2f}", f"{plan.gib_left:.2f}")
-    table.add_row("hours", "", "?" if plan.hours_left is None else f"{plan.hours_left:.2f}")
-    table.add_row("cost", "", "?" if plan.cost_left is None else f"{plan.cost_left:.2f}")
-    beside = Table(show_header=False, box=None, pad_edge=False)
-    beside.add_column(style="bold", no_wrap=True, vertical="top")
-    beside.add_column(overflow="fold")
-    before = ""
-    for about_what, said in _remarks(plan):
-        beside.add_row("" if about_what == before else about_what, Text(said))
-        before = about_what
-    return Group(table, beside)

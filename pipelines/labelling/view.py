@@ -1,14 +1,18 @@
-"""A run's summary, rendered for people."""
+"""A run's plan and its summary, rendered for people."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from pipelines.display.plural import counted
+from pipelines.labelling.plan import Plan
 from pipelines.labelling.summary import RunSummary
 from storage.shards.selecting import shown_counts
+from storage.urls import shown_url
 
 _STATUSES = ("ok", "undecodable", "too_large", "unsupported", "missing")
 
@@ -66,3 +70,63 @@ def _remarks(summary: RunSummary) -> list[Text]:
             )
         )
     return remarks
+
+
+def _second(plan: Plan) -> str:
+    """Say what a second opinion costs; a view's cost grows with the pixels of its input."""
+    cost = "" if plan.cost_second is None else f" and costs {plan.cost_second:.2f}"
+    return (
+        f"a second run over all images takes {plan.hours_second:.2f} hours{cost} at this pace; a "
+        "`model.view` with a scale of 0.75 about half of it where the network is what takes time"
+    )
+
+
+def _beside(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yield what is to be known beside the figures: a word on what it is about, and a sentence."""
+    yield "output", f"{plan.output} ({'exists' if plan.output_exists else 'new'})"
+    if plan.hours_left is None:
+        yield from (("at least", line) for line in plan.published)
+        yield (
+            "hours",
+            "unknown until this run was measured; try `run --limit 2`, then plan, or "
+            "`plan --like RUN` with a run that was",
+        )
+    else:
+        whose = "" if plan.like is None else f" in {shown_url(plan.like)}"
+        yield (
+            "pace",
+            f"{plan.images_per_s:.1f} images/s, as measured{whose} with "
+            f"{plan.measured_workers} worker{'s' * (plan.measured_workers != 1)} once ready; more "
+            "of them take less time",
+        )
+        yield "for `fuse`", _second(plan)
+    if plan.missing:
+        yield (
+            "missing",
+            f"{counted(plan.missing, 'image')} that could not be read before; `run` looks again, "
+            "and labels what can be read by then",
+        )
+    if plan.left_out:
+        yield "left out", f"of the source: {shown_counts(plan.left_out)}"
+    yield from (("model", remark) for remark in plan.model_remarks)
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """Render the result for people."""
+    table = Table(title="Plan", title_justify="left")
+    for column in ("", "in the source", "left to do"):
+        table.add_column(column, justify="left" if not column else "right")
+    about = "" if plan.images_exact else "~"
+    table.add_row("shards", f"{plan.shards:,}", f"{plan.shards_left:,}")
+    table.add_row("images", f"{about}{plan.images:,}", f"{about}{plan.images_left:,}")
+    table.add_row("GiB", f"{plan.gib:.2f}", f"{plan.gib_left:.2f}")
+    table.add_row("hours", "", "?" if plan.hours_left is None else f"{plan.hours_left:.2f}")
+    table.add_row("cost", "", "?" if plan.cost_left is None else f"{plan.cost_left:.2f}")
+    beside = Table(show_header=False, box=None, pad_edge=False)
+    beside.add_column(style="bold", no_wrap=True, vertical="top")
+    beside.add_column(overflow="fold")
+    before = ""
+    for about_what, said in _beside(plan):
+        beside.add_row("" if about_what == before else about_what, Text(said))
+        before = about_what
+    return Group(table, beside)

@@ -93,6 +93,7 @@ function showTable(found) {
   });
   $("table").replaceChildren(head, ...lines);
   $("count").textContent = `${found.rows.length} rows`;
+  $("legend").textContent = "";
 }
 
 function changed() {

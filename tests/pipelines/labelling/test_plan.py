@@ -13,7 +13,8 @@ from rich.console import Console
 
 from pipelines.config.run_config import RunConfig
 from pipelines.labelling.open_run import open_run, refresh_listing
-from pipelines.labelling.plan import Plan, plan_run, plan_table
+from pipelines.labelling.plan import Plan, plan_run
+from pipelines.labelling.view import plan_table
 from storage.errors import ConfigError, RunMismatch, SourceEmpty
 from storage.records import Shard
 from storage.runs.ledger import LedgerEntry, LedgerWriter
@@ -168,6 +169,16 @@ def test_images_that_were_missing_are_told_apart_from_what_is_left(bench: Bench)
     plan = plan_run(bench.config())
     assert (plan.images_left, plan.missing) == (0, 1)
     assert "1 image that could not be read before; `run` looks again" in shown(plan)
+
+
+def test_damaged_results_stop_no_plan(bench: Bench) -> None:
+    fill_folder(bench.folder / "in", 4)
+    manifest, (shard,) = bench.listed()
+    label(manifest, shard)
+    (rows,) = (bench.folder / "out/annotations").glob("*.parquet")
+    rows.write_bytes(rows.read_bytes()[:-9])
+    plan = plan_run(bench.config())
+    assert (plan.images, plan.images_left, plan.missing) == (4, 0, 0)
 
 
 def test_new_changed_and_deleted_images_count_as_the_next_run_would_see_them(bench: Bench) -> None:
