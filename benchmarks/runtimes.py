@@ -30,6 +30,7 @@ from benchmarks.timed_model import letterboxed, write_timed_checkpoint
 from pipelines.config.run_config import RunConfig
 from pipelines.config.yaml_files import parse_config
 from pipelines.models.artefact import find_artefact, with_artefact
+from pipelines.models.int8 import Against
 from pipelines.models.measure import detect_all, expected_from_truth, mean_ap
 from pipelines.models.requested import model_request
 from pipelines.models.sample_images import measured
@@ -90,7 +91,9 @@ def detector_of(config: RunConfig, device: DeviceName, truth: str | None = None)
     """Compiled the way a run does it, and loaded on all cores."""
     spec = resolve_model(model_request(config), StorageOptions(), device=device)
     judged = read_truth(truth) if truth and spec.precision == "int8" else None
-    return load_detector(with_artefact(config, spec, truth=judged), StorageOptions(), threads=CORES)
+    return load_detector(
+        with_artefact(config, spec, against=Against(judged)), StorageOptions(), threads=CORES
+    )
 
 
 def timed_config(variant: Variant, shared: Path, out: Path) -> RunConfig:

@@ -136,13 +136,36 @@ def _detector(spec: ModelSpec, artefact: Artefact) -> GraphDetector:
     return GraphDetector(session_of(artefact, plain, threads=0), plain)
 
 
-def make_int8(
-    config: RunConfig, spec: ModelSpec, truth: Truth | None, work: Path, say: Say
-) -> Made:
-    from workers.compile.family_scheme import family_scheme
-    from workers.compile.quantize import Quantiser, search
+@dataclass(frozen=True, slots=True)
+class Against:
+    """What an INT8 model is measured against.
 
+    Attributes:
+        truth: of images of the source; None: by agreement with fp32.
+        reference: the model whose fp32 counts, where it is not the one that is quantised: a
+            finished model is judged by the one that it was before.
+    """
+
+    truth: Truth | None = None
+    reference: ModelSpec | None = None
+
+
+def make_int8(config: RunConfig, spec: ModelSpec, against: Against, work: Path, say: Say) -> Made:
+    """Return the model in INT8, with as few blocks in float32 as pass.
+
+    Raises:
+        Int8Refused: none pass; with the figures of the last choice.
+        ArtefactError: the loss cannot be measured.
+        ConfigError: there are too few images to calibrate on.
+    """
+    from workers.compile.family_scheme import family_scheme
+    from workers.compile.quantize import Int8Refused, Quantiser, search
+
+    truth = against.truth
     graph = exported_graph(config, replace(spec, precision="fp32"), work, say)
+    reference = graph
+    if against.reference is not None:
+        reference = exported_graph(config, replace(against.reference, precision="fp32"), work, say)
     inputs = sample(
         config, spec.preprocessing, CALIBRATION_IMAGES + (0 if truth else AGREEMENT_IMAGES), truth
     )
@@ -155,18 +178,23 @@ def make_int8(
     calibration = inputs
     if truth is not None:
         say(f"measuring fp32 on {len(truth.images)} images of {truth.source}")
-        judge = Judge.by_truth(config, spec, graph, truth)
+        judge = Judge.by_truth(config, spec, reference, truth)
     else:
         cut = max(_LEAST // 2, len(inputs) - AGREEMENT_IMAGES, len(inputs) * 2 // 3)
         calibration = inputs.part(0, min(cut, CALIBRATION_IMAGES))
         held_out = inputs.part(len(calibration), len(inputs))
-        judge = Judge.by_agreement(spec, graph, held_out, Limits.of(config))
+        judge = Judge.by_agreement(spec, reference, held_out, Limits.of(config))
     refuse_unmeasured(judge.fp32_map, len(judge.inputs), judge.against, config.model.max_loss)
     say(f"quantising, calibrated on {len(calibration)} images of the source")
     path = graph.files[GRAPH]
     scheme = None if spec.convention is None else family_scheme(path, spec)
     quantiser = Quantiser(path, calibration.pixels, work, spec.runtime, scheme)
-    chosen = search(quantiser, judge, config.model.max_loss, say, scheme)
+    try:
+        chosen = search(quantiser, judge, config.model.max_loss, say, scheme)
+    except Int8Refused as refused:
+        if refused.verdict is not None:
+            refused.measured = judge.figures(refused.verdict)
+        raise
     facts = {
         **own_facts(graph.facts),
         "graph_precision": "int8",

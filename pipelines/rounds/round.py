@@ -25,7 +25,7 @@ from pipelines.rounds.costs import Costs, costs_of
 from pipelines.rounds.models import check_models, is_due
 from pipelines.rounds.round_config import RoundConfig
 from pipelines.rounds.state import STEPS, Repeat, StepName, StepRecord, refuse_unknown_steps
-from pipelines.rounds.steps import machine, people, student, teacher
+from pipelines.rounds.steps import compiling, machine, people, student, teacher
 from pipelines.rounds.work import RoundWork
 from pipelines.training.start import check_fits, resolve_machine
 from storage.errors import ConfigError, LabelfleetError, WaitingForPeople
@@ -56,7 +56,7 @@ _TABLE: dict[StepName, Step] = {
     "decide": Step(people.decide_inputs, people.decide_labels),
     "student": Step(student.student_inputs, student.train_student),
     "evaluate": Step(student.evaluate_inputs, student.evaluate_both),
-    "compile": Step(machine.compile_inputs, machine.compile_student),
+    "compile": Step(compiling.compile_inputs, compiling.compile_student),
     "page": Step(page.page_inputs, page.write_page),
 }
 
@@ -101,6 +101,7 @@ class RoundSummary:
             "student": by_step.get("student", {}).get("model"),
             "licence": by_step.get("student", {}).get("licence"),
             "version": by_step.get("decide", {}).get("version"),
+            "int8": compiling.int8_of(by_step.get("compile", {})),
             "steps": brief,
             "new": list(self.new),
             "left": list(self.left),

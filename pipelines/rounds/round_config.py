@@ -56,6 +56,20 @@ class ReviewPart(ReviewConfig):
     )
 
 
+class FinishPart(Part):
+    """The quantization-aware finish of a student that loses too much in int8."""
+
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Optimiser steps; none: a tenth of the student's, from 50 to 2,000.",
+    )
+    lr: float | None = Field(
+        None, gt=0, description="Peak learning rate; none: a twentieth of the student's."
+    )
+
+
 class CompilePart(Part):
     """The student's artefact for inference."""
 
@@ -65,6 +79,11 @@ class CompilePart(Part):
     )
     max_loss: float = Field(
         0.5, ge=0, le=100, description="Points of mAP that int8 may cost; more is reported."
+    )
+    finish: FinishPart | None = Field(
+        FinishPart(),
+        description="A short quantization-aware training where int8 loses more than max_loss; "
+        "null: none.",
     )
 
 

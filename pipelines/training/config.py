@@ -38,7 +38,7 @@ FREE = frozenset(
 # Fields that came later, by path. At its default one is left out of the fingerprint, so that
 # trainings of earlier versions continue.
 _LATER = (
-    *("early_stop", "range", "stages", "distill"),
+    *("early_stop", "range", "stages", "distill", "int8"),
     *("freeze", "lr_factors", "clip_norm", "accumulate"),
     *("multi_scale", "channels_last", "compile"),
     *("augment.rotate_deg", "augment.shear_deg", "augment.blur", "augment.blur_px"),
@@ -216,6 +216,11 @@ class TrainConfig(Part):
     distill: DistillConfig | None = Field(
         None, description="What is learned from a teacher beside the labels; none: nothing."
     )
+    int8: Literal["onnx", "openvino", "tensorrt"] | None = Field(
+        None,
+        description="Finish `model.checkpoint` for INT8 on this runtime: train with its rounding "
+        "simulated and batch norms frozen, validate likewise, and keep ordinary weights.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where it is.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
@@ -301,6 +306,16 @@ class TrainConfig(Part):
         given = (self.steps is not None) + (self.epochs is not None)
         if given == 2 or (given == 0 and not self.stages):  # each stage may have its own
             raise ValueError("give either steps or epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _finish(self) -> TrainConfig:
+        if self.int8 is None:
+            return self
+        if self.model.checkpoint is None:
+            raise ValueError("int8: it finishes a trained network; set model.checkpoint")
+        if self.multi_scale is not None or self.compile:
+            raise ValueError("int8: leave multi_scale and compile out")
         return self
 
     @model_validator(mode="after")

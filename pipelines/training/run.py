@@ -7,7 +7,6 @@ Everything below ``output``: ``<name>.safetensors`` (the best averaged weights s
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -33,6 +32,7 @@ from pipelines.training.start import (
     check_fits,
     first_network,
     fit_options,
+    form_of,
     machine_facts,
     provenance_of,
 )
@@ -53,11 +53,12 @@ from workers.runtimes.torch_session import torch_detector
 from workers.spec import ModelRequest, ModelSpec
 from workers.training.batches import BatchSource
 from workers.training.distributed import Team
+from workers.training.int8.form import Form
 from workers.training.trainer import DataMark, StepReport, Trainer
 from workers.yolo_nas.dense import DenseDetector
-from workers.yolo_nas.network import fuse
 
 _SCORE_FLOOR = 0.01  # mAP counts boxes far below any threshold of use
+_FINISHED = "quantization-aware finish; val is measured with INT8's rounding simulated"
 
 
 def train(
@@ -193,11 +194,12 @@ def _train_stage(
     with team.in_turn():  # the first leaves for the others what it found out about the images
         data = read_data(config, stored=stored)
     torch.set_num_threads(machine.threads)
-    network = first_network(config, data.train.classes)
-    knowledge = knowledge_of(config, data.train, network, machine)
+    first = first_network(config, data.train.classes)
+    knowledge = knowledge_of(config, data.train, first, machine)
+    form = form_of(config, first, data.train)
     config.output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
-        network,
+        form.network,
         len(data.train.classes),
         fit_options(config, machine, len(data.train)),
         fingerprint=stage.fingerprint,
@@ -206,7 +208,7 @@ def _train_stage(
         knowledge=knowledge,
         team=team,
     )
-    run = _Run(config, machine, trainer, data, before, shown.lasting(config))
+    run = _Run(config, machine, (form, trainer), data, before, shown.lasting(config))
     run.fit(shown.console, shown.stopper)
     summary = team.told(run.finish(stage.fingerprint) if team.leads else None)
     assert summary is not None  # noqa: S101 - the leader's
@@ -217,6 +219,7 @@ class _Run:
     """A training with its data: fits, validates, keeps and sums up.
 
     Args:
+        learner: the form in which the network learns, and what fits it.
         before: records of earlier stages.
         described: the config as the checkpoint tells it; None: as it is.
     """
@@ -225,14 +228,14 @@ class _Run:
         self,
         config: TrainConfig,
         machine: Machine,
-        trainer: Trainer,
+        learner: tuple[Form, Trainer],
         data: TrainData,
         before: Sequence[Mapping[str, Any]] = (),
         described: TrainConfig | None = None,
     ) -> None:
         self._config, self._described = config, described or config
         self._machine = machine
-        self._trainer = trainer
+        self._form, self._trainer = learner
         self._data = data
         self._before = [dict(record) for record in before]
         self._best = config.output / f"{config.name}.safetensors"
@@ -286,7 +289,7 @@ class _Run:
     def _averaged(self, network: nn.Module) -> Detector:
         """Return the averaged weights as inference runs them: fused, fp32."""
         config, classes = self._config, self._data.train.classes
-        fused = fuse(copy.deepcopy(network), config.preprocessing.size)
+        fused = self._form.deployed(network)
         dense = DenseDetector(fused, config.preprocessing).eval().to(self._machine.device)
         return torch_detector(dense, self._spec(classes))
 
@@ -314,7 +317,7 @@ class _Run:
         provenance = provenance_of(config, self._data.sources, first_weights=told.model.checkpoint)
         save_checkpoint(
             self._best,
-            _halved(network),
+            _halved(self._form.weights(network)),
             Description(
                 name=config.model.name,
                 arch_params=arch_params_of(config),
@@ -331,6 +334,7 @@ class _Run:
                     "val": None if scores is None else asdict(scores),
                     **({"sources": list(self._data.sources)} if self._data.sources else {}),
                     **({"stages": self._before} if self._before else {}),
+                    **({"int8": _FINISHED} if config.int8 is not None else {}),
                 },
             ),
         )
@@ -339,7 +343,7 @@ class _Run:
         """Measure the file that was kept, write summary.json, keep the state for an extension."""
         checkpoint = read_checkpoint(self._best)
         progress, training = self._trainer.progress, self._data.train
-        network = self._trainer.ema_network
+        network = self._form.weights(self._trainer.ema_network)
         summary = TrainSummary(
             name=self._config.name,
             checkpoint=str(self._best),

@@ -20,13 +20,17 @@ from workers.checkpoints.cache import fetch_checkpoint
 from workers.checkpoints.file import Checkpoint, read_checkpoint
 from workers.checkpoints.provenance import ancestor
 from workers.models.resolve import read_arch
+from workers.training.batches import BatchSource
 from workers.training.distributed import Team
+from workers.training.int8.form import AsBuilt, AsInt8, Form
 from workers.training.options import FitOptions, LrFactors, TrainPrecision
 from workers.training.recipe.augmentation import Augmentation
+from workers.training.samples import Samples
 from workers.yolo_nas.network import build_network
 
 # Bytes a weight: the weight and its average, fp32; its gradient and AdamW's two moments.
 _KEPT, _LEARNED = 8, 12
+_RANGE_IMAGES = 64
 _CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -61,6 +65,23 @@ def fit_options(config: TrainConfig, machine: Machine, images: int) -> FitOption
         accumulate=config.accumulate,
         channels_last=_channels_last(config, machine),
         compile=config.compile,
+    )
+
+
+def form_of(config: TrainConfig, first: nn.Module, training: Samples) -> Form:
+    """Return the form in which ``first`` learns.
+
+    The ranges of INT8's activations are found on the first images of ``training``, unvaried.
+    """
+    size = config.preprocessing.size
+    if config.int8 is None:
+        return AsBuilt(first, size)
+    plain = BatchSource(
+        training, config.preprocessing, Augmentation.none(), config.batch_size, config.seed
+    )
+    batches = -(-min(_RANGE_IMAGES, len(training)) // config.batch_size)
+    return AsInt8(
+        first, size, config.int8, (plain.batch(number).images for number in range(batches))
     )
 
 

@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -154,6 +155,20 @@ def import_nncf() -> Any:
     return nncf
 
 
+class Int8Refused(ArtefactError):
+    """No choice of blocks passed.
+
+    Attributes:
+        verdict: of the last one; None where the error crossed a process border.
+        trials: all that were judged.
+        measured: the verdict's figures, from whoever knows what was measured on.
+    """
+
+    verdict: Verdict | None = None
+    trials: tuple[Trial, ...] = ()
+    measured: Mapping[str, Any] = MappingProxyType({})
+
+
 class Quantiser:
     """Quantises one graph, calibrated on one set of images, with any groups left out.
 
@@ -280,7 +295,7 @@ def search(
         scheme: of the quantiser.
 
     Raises:
-        ArtefactError: no choice that was tried passes; the message says how near.
+        Int8Refused: no choice that was tried passes; the message says how near.
     """
     groups, recipe = (GROUPS, RECIPE) if scheme is None else (scheme.groups, scheme.recipe)
     kept: tuple[str, ...] = recipe
@@ -304,13 +319,15 @@ def search(
             say(f"  with {name} in float32 too: {beside[name]:+.2f} points lost")
         alone = alone or beside
         kept = (*kept, min(left, key=beside.__getitem__))
-    raise refusal(found, limit, f"INT8, even with {', '.join(kept)} in float32,")
+    refused = refusal(found, limit, f"INT8, even with {', '.join(kept)} in float32,")
+    refused.verdict, refused.trials = found, tuple(trials)
+    raise refused
 
 
-def refusal(found: Verdict, limit: float, what: str) -> ArtefactError:
+def refusal(found: Verdict, limit: float, what: str) -> Int8Refused:
     """Return the error for a verdict that did not pass: what is too large, and what would help."""
     if found.high <= limit:
-        return ArtefactError(
+        return Int8Refused(
             f"{what} finds other objects than fp32: {found.agreement:.1%} of the boxes with a "
             f"score from 0.5 agree (at least {found.agreement_low:.1%} with confidence), and "
             "model.min_agreement asks for more",
@@ -318,7 +335,7 @@ def refusal(found: Verdict, limit: float, what: str) -> ArtefactError:
             "model.min_agreement",
         )
     more = "" if found.loss > limit else "; it may be less, but these images do not show it"
-    return ArtefactError(
+    return Int8Refused(
         f"{what} loses {found.loss:.2f} points, and up to {found.high:.2f} with 95 % confidence: "
         f"more than the {limit:g} that model.max_loss allows{more}",
         hint=(

@@ -1,15 +1,14 @@
-"""The steps that machines take: gate, label, fit, compile; and trainings for the others."""
+"""The steps that machines take: gate, label, fit; and trainings for the others."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.run_config import RunConfig
 from pipelines.labelling.run import label_run
 from pipelines.models.artefact import with_artefact
-from pipelines.models.compile import compile_model, has_gpu
+from pipelines.models.compile import has_gpu
 from pipelines.models.gate_trials import measure_gate
 from pipelines.models.requested import requested_model
 from pipelines.policy.curves import Wanted
@@ -24,7 +23,7 @@ from pipelines.training.config import FREE, DataConfig, TrainConfig
 from pipelines.training.run import train
 from pipelines.training.summary import TrainSummary
 from storage.coco.truth import read_truth
-from storage.errors import ArtefactError, BelowTheMark, ConfigError, Interrupted
+from storage.errors import BelowTheMark, ConfigError, Interrupted
 from storage.runs.manifest import Manifest
 
 Fields = dict[str, Any]
@@ -36,6 +35,8 @@ Fields = dict[str, Any]
 def training_inputs(work: RoundWork, config: TrainConfig) -> Fields:
     """Return all that decides a training; where and how fast it runs may differ by machine."""
     fields = config.model_dump(mode="json", exclude={"train", "val", *FREE})
+    if config.int8 is None:  # records of earlier versions know no such field
+        del fields["int8"]
     return {
         "training": fields,
         "truth": digest(work.labelled.train),
@@ -197,34 +198,3 @@ def policy_of(work: RoundWork, pool: Manifest) -> Policy:
     return Policy.load(stated, work.options) if isinstance(stated, str) else (
         Policy.from_config(stated)
     )  # fmt: skip
-
-
-# compile
-
-
-def compile_inputs(work: RoundWork, record: StepRecord) -> Fields:
-    """Return the student and what is asked of its artefact."""
-    part = work.config.compile
-    return {
-        "student": work.state.result("student")["sha256"],
-        "compile": None if part is None else part.model_dump(mode="json"),
-    }
-
-
-def compile_student(work: RoundWork, record: StepRecord) -> Fields:
-    """Compile the student; an INT8 model that loses too much is a result, not an error."""
-    part = work.config.compile
-    if part is None:
-        return {}
-    val, truth_images = work.labelled.val, work.config.truth.images
-    beside = val.images == truth_images  # calibrated on some, measured on others
-    source = {"url": str(truth_images)} if beside else work.config.pool.model_dump(mode="json")
-    student, asked = work.state.result("student")["model"], part.model_dump()
-    config = work.run_config(record.place, source, student)
-    config = config.model_copy(update={"model": config.model.model_copy(update=asked)})
-    truth = read_truth(val.annotations) if beside and part.precision == "int8" else None
-    try:
-        made = compile_model(config, cuda=has_gpu(), truth=truth, say=work.note)
-    except ArtefactError as exc:
-        return {"refused": exc.message, "hint": exc.hint, "precision": part.precision}
-    return {"refused": None, **asdict(made)}

@@ -24,7 +24,7 @@ COMPARISON = "comparison.json"
 def student_inputs(work: RoundWork, record: StepRecord) -> Fields:
     """Return the teacher, the label version, the truth, and the recipe."""
     decided = work.state.result("decide")
-    fields = training_inputs(work, _training(work, record))
+    fields = training_inputs(work, student_training(work, record))
     fields["training"].pop("model")  # its checkpoint may lie elsewhere; the digest says which it is
     return {
         **fields,
@@ -37,10 +37,11 @@ def student_inputs(work: RoundWork, record: StepRecord) -> Fields:
 
 def train_student(work: RoundWork, record: StepRecord) -> Fields:
     """Train on the label version and the labelled images."""
-    return trained(work, record, _training(work, record))
+    return trained(work, record, student_training(work, record))
 
 
-def _training(work: RoundWork, record: StepRecord) -> TrainConfig:
+def student_training(work: RoundWork, record: StepRecord) -> TrainConfig:
+    """Return the config of the student's training."""
     decided, share = work.state.result("decide"), work.config.truth_share
     sources = [
         {**work.labelled.train.model_dump(), "share": share},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 from torch import nn
@@ -23,13 +24,16 @@ from workers.training.distillation.knowledge import (
 )
 from workers.training.distillation.teacher import check_teacher, load_teacher, torch_dtype
 from workers.training.samples import Mixture, Samples
-from workers.yolo_nas.network import load_dense
+from workers.yolo_nas.network import fuse, load_dense
 
 
 def knowledge_of(
     config: TrainConfig, training: Samples, student: nn.Module, machine: Machine
 ) -> Knowledge | None:
     """Return what ``distill`` asks for; None where it is left out.
+
+    A finish for INT8 without ``distill`` learns from what the network was before: its float32
+    outputs are what the deployed model is measured against.
 
     Args:
         training: the set that is learned.
@@ -41,6 +45,10 @@ def knowledge_of(
         CheckpointError: the teacher's checkpoint cannot be had or read.
     """
     distill = config.distill
+    if distill is None and config.int8 is not None:
+        before = fuse(copy.deepcopy(student), config.preprocessing.size)
+        weights = _weights(DistillConfig(mode="teacher", teacher="itself", final_share=1.0))
+        return TeacherKnowledge(before.to(machine.device), weights)
     if distill is None:
         return None
     weights = _weights(distill)

@@ -17,6 +17,7 @@ from pipelines.ingest.ingest import ingest
 from pipelines.labelling.open_run import open_run
 from pipelines.models.artefact import with_artefact
 from pipelines.models.compile import compile_model
+from pipelines.models.int8 import Against
 from pipelines.models.measure import (
     SURE,
     expected_from_detections,
@@ -287,7 +288,7 @@ def test_int8_from_config_to_run(
         section = {"runtime": "openvino", "precision": "int8", "max_loss": 5, **model}
         return run_config(pages.images, tmp_path / "out", nano_checkpoint, model=section)
 
-    first = compile_model(make(), cuda=False, truth=truth)
+    first = compile_model(make(), cuda=False, against=Against(truth))
     assert first.new
     if not loaded_before:  # neither OpenVINO nor NNCF reports to its makers
         assert sys.modules["openvino_telemetry"] is None
@@ -301,7 +302,7 @@ def test_int8_from_config_to_run(
     assert facts["measured"]["agreement_low"] >= 0.9
     assert facts["kept"] == list(RECIPE)
     assert set(facts["versions"]) == {"torch", "onnx", "openvino", "nncf"}
-    again = compile_model(make(), cuda=False, truth=truth)
+    again = compile_model(make(), cuda=False, against=Against(truth))
     assert not again.new
     assert again.checked is not None
     assert again.checked["int8_map"] == pytest.approx(facts["measured"]["int8_map"], abs=0.5)

@@ -138,7 +138,31 @@ def test_a_student_that_won(truth: Path, tmp_path: Path) -> None:
     assert "2.00 GPU hours" in html
     assert "12.5 minutes" in html
     assert "it loses 3.1 points" in html
-    assert "No quantization-aware training was tried" in html
+    assert "No quantization-aware finish was tried" in html
+
+
+def test_a_finish_is_told_with_what_int8_lost_before_it(truth: Path, tmp_path: Path) -> None:
+    def lost(loss: float) -> dict[str, Any]:
+        return {"loss": loss, "loss_interval": [loss - 0.1, loss + 0.1], "agreement": 0.95,
+                "images": 40, "against": "fp32"}  # fmt: skip
+
+    finish = {"kept": True, "refused": None, "before": lost(3.1), "measured": lost(0.2),
+              "steps": 70, "seconds": 90.0, "model": {"checkpoint": HOSTILE}}  # fmt: skip
+    compiled = {"refused": None, "runtime": "openvino", "precision": "int8", "artefact": "a",
+                "facts": {"measured": lost(0.2)}}  # fmt: skip
+    html = page(truth, tmp_path, [done("compile", **compiled, finish=finish)])
+    assert "+3.10" in html
+    assert "+0.10 to +0.30" in html
+    assert "after a finish of 70 steps" in html
+    assert html.count("<td>kept</td>") == 1
+    refused = {"refused": "it loses", "hint": None, "precision": "int8", "measured": lost(3.1)}
+    not_kept = {**finish, "kept": False, "refused": "it loses 2 points"}
+    html = page(truth, tmp_path, [done("compile", **refused, finish=not_kept)])
+    assert "It did not pass: it loses 2 points" in html
+    assert "<td>kept</td>" not in html
+    failed = {"kept": False, "refused": "the loss became nan", "measured": None}
+    html = page(truth, tmp_path, [done("compile", **refused, finish=failed)])
+    assert "A finish for INT8 failed: the loss became nan" in html
 
 
 def test_a_student_that_did_not_win_is_told_plainly(truth: Path, tmp_path: Path) -> None:

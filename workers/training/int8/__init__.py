@@ -1,0 +1,1 @@
+"""A quantization-aware finish: training with the rounding of INT8 simulated."""
