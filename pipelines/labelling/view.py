@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,9 +11,11 @@ from rich.text import Text
 
 from pipelines.display.plural import counted
 from pipelines.labelling.plan import Plan
-from pipelines.labelling.summary import RunSummary
 from storage.shards.selecting import shown_counts
 from storage.urls import shown_url
+
+if TYPE_CHECKING:  # what ran needs Ray, a plan does not
+    from pipelines.labelling.summary import RunSummary
 
 _STATUSES = ("ok", "undecodable", "too_large", "unsupported", "missing")
 
