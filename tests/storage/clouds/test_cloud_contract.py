@@ -23,6 +23,8 @@ from tests.support.servers.azurite import PROGRAM, AzuriteServer, azurite_server
 from tests.support.servers.gcs import GcsServer, gcs_server, program
 from tests.support.servers.proxy import FaultyProxy, Rule, faulty_proxy
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 Server = GcsServer | AzuriteServer
 

@@ -383,6 +383,7 @@ def test_one_of_many_processes_wins_on_files(tmp_path: Path) -> None:
             assert store.get(f"race/{n}") == body_of(number)
 
 
+@pytest.mark.slow
 class TestMoto(StoreContract):
     # moto's URL routes end at a newline.
     odd_names: Sequence[str] = [n for n in ODD_NAMES if "\n" not in n]

@@ -33,6 +33,8 @@ from storage.stores.open import open_object, open_store
 from tests.support.servers.proxy import FaultyProxy, Rule, faulty_proxy
 from tests.support.servers.s3 import SECRET_KEY, S3Server
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 CONTENT = b"".join(i.to_bytes(4, "big") for i in range(MIB))  # 4 MiB, no two words alike
 
