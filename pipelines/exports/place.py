@@ -137,7 +137,8 @@ def _command(place: str, begun: dict[str, Any]) -> str:
     """Return the command that continues an export, as text to be read and pasted."""
     options = {"--format": "format", "--version": "version", "--images": "images",
                "--ignore-boxes": "ignore_boxes"}  # fmt: skip
-    told = [word for name, key in options.items() for word in (name, str(begun.get(key)))]
+    known = {name: begun[key] for name, key in options.items() if begun.get(key) is not None}
+    told = [str(word) for option in known.items() for word in option]
     return shlex.join(["labelfleet", "export", str(begun.get("run")), place, *told])
 
 

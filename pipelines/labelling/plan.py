@@ -48,6 +48,7 @@ class Plan:
         like: URL of the run whose pace counts, where it is not this one.
         published: what speeds published for this network say, where the run was not measured.
         missing: images that could not be read when they were labelled; the next run looks again.
+            None where some results cannot be read.
         model_remarks: for people, about the model, or why it cannot be used.
         exit_code: of the process; not 0 where the model cannot be used, and a run would end so.
     """
@@ -72,7 +73,7 @@ class Plan:
     cost_second: float | None = None
     like: str | None = None
     published: tuple[str, ...] = ()
-    missing: int = 0
+    missing: int | None = 0
 
     def to_fields(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -238,11 +239,11 @@ def _model_remarks(config: RunConfig) -> tuple[tuple[str, ...], int]:
         return (f"the model cannot be used: {exc.message}{hint}",), exc.exit_code
 
 
-def _missing(manifest: Manifest) -> int:
+def _missing(manifest: Manifest) -> int | None:
     try:
         return run_status(manifest).images["missing"]
-    except (StorageError, InvalidRow):  # damaged results stop no run; `verify` tells of them
-        return 0
+    except (StorageError, InvalidRow):  # damaged results stop no run, and no plan
+        return None
 
 
 def _refuse_other_run(config: RunConfig, manifest: Manifest) -> None:

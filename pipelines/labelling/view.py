@@ -103,7 +103,9 @@ def _beside(plan: Plan) -> Iterator[tuple[str, str]]:
             "of them take less time",
         )
         yield "for `fuse`", _second(plan)
-    if plan.missing:
+    if plan.missing is None:
+        yield "missing", "unknown: some results cannot be read; `labelfleet verify` says which"
+    elif plan.missing:
         yield (
             "missing",
             f"{counted(plan.missing, 'image')} that could not be read before; `run` looks again, "

@@ -47,8 +47,9 @@ def compile_model(
     from pipelines.models.requested import requested_model
 
     spec = requested_model(config, cuda=cuda)
-    there = find_artefact(config, spec, against) if needs_artefact(spec) else None
-    before = spec.artefact or there
+    before = spec.artefact
+    if before is None and needs_artefact(spec):
+        before = find_artefact(config, spec, against)
     spec = (
         replace(spec, artefact=before)
         if before

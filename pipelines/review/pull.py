@@ -27,7 +27,7 @@ from pipelines.label_studio.client import (
 )
 from pipelines.label_studio.send import delete_twins
 from pipelines.review.hidden import with_hidden
-from pipelines.review.tasks import queued
+from pipelines.review.tasks import Queued, queued
 from pipelines.review.withdrawals import (
     RETRACTED,
     came_back,
@@ -140,7 +140,8 @@ def pull_run(
     """
     server.version()
     pulled = _Pulled()
-    pull = _Pull(manifest, server, everything, margin, accept_withdrawals, pulled)
+    wanted = queued(manifest, closed=True)
+    pull = _Pull(manifest, server, everything, margin, accept_withdrawals, wanted, pulled)
     project = server.find_project(settings.project)
     now = settings.project_id if project is None else project.project_id
     for number, title in settings.projects.items():
@@ -177,12 +178,12 @@ class _Pull:
     everything: bool
     margin: timedelta
     accept_withdrawals: bool
+    wanted: Sequence[Queued]
     into: _Pulled
 
     def read(self, project: Project) -> None:
         """Read one project."""
-        wanted = queued(self.manifest, closed=True)
-        items = {q.item.sha256: q.item for q in wanted}
+        items = {q.item.sha256: q.item for q in self.wanted}
         records = list(read_answers(self.manifest.store))
         refs = list(self.server.task_refs(project.project_id))
         there = self.server.annotation_ids(project.project_id)
@@ -201,7 +202,7 @@ class _Pull:
         tasks = _touched(self.server, project, None if self.everything else since, sorted(keys))
         seen = _Seen.of(records, self.everything)
         reader = _Reader(items, self.server.people(), project.identity, seen)
-        self.keep(with_hidden(self.manifest, wanted, reader.read(tasks, self.into)), gone)
+        self.keep(with_hidden(self.manifest, self.wanted, reader.read(tasks, self.into)), gone)
 
     def earlier(self, project_id: int, title: str) -> None:
         """Read a project that the run was pushed to before; it may be renamed or deleted since."""

@@ -1,8 +1,9 @@
 """Seeded schedules of stopped raylets: SIGSTOP at any moment of a run, for a while or for good.
 
 ``python -m tests.chaos.raylets --seeds 6`` (part of `make chaos`) prints a line a schedule and a
-summary, and exits 1 if a promise was broken. A stopped raylet answers nobody and closes nothing,
-so whoever waits for it waits for ever. Every run here has a Ray of its own. After each:
+summary, and exits 1 if a promise was broken. A stopped raylet neither replies nor closes
+its connections, so a process that waits for it would wait forever. Each run has its own Ray. After
+each run:
 
 - the run has ended within ``LIMIT_S``, with a documented exit code and without a traceback;
 - its lock is released, and no process of its Ray is left;

@@ -159,7 +159,7 @@ def interface_changes(season: Season) -> None:
 
 
 def second_round(season: Season) -> list[dict[str, Any]]:
-    """Only the four images that nobody was shown are routed; the other tasks stay as they are."""
+    """Only the four images that were shown to no reviewer are routed; other tasks do not change."""
     run = season.second.url
     how = ("--budget", "16 images", "--show", "score", "--answers-from", season.first.url)
     code, routed = season.call("review", "route", run, *how, *THRESHOLDS)

@@ -161,7 +161,7 @@ class Int8Refused(ArtefactError):
     Attributes:
         verdict: of the last one; None where the error crossed a process border.
         trials: all that were judged.
-        measured: the verdict's figures, from whoever knows what was measured on.
+        measured: the verdict's figures; filled in by the caller, which knows the images.
     """
 
     verdict: Verdict | None = None

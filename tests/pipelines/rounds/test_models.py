@@ -1,4 +1,4 @@
-"""A model that a round cannot use is one line before anything is spent, whoever names it."""
+"""A model that a round cannot use is reported in one line before the round spends anything."""
 
 from __future__ import annotations
 
