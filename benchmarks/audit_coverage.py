@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
-    rows = []
+    rows: list[dict[str, Any]] = []
     print(f"{'population':26s}{'truth':>7s}  design       images  covered  mean width")
     for name, population in populations(rng).items():
         truth = float(population[0].sum() / population[1].sum())

@@ -25,6 +25,7 @@ import numpy as np
 from pipelines.browse.index import build_index, find_sources
 from storage.errors import LabelfleetError
 from storage.objects.protocols import StorageOptions
+from storage.records import AnnotationRow, Shard
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
 from tests.support.samples.synthetic_run import image_shard, make_run, random_boxes, row
@@ -44,7 +45,7 @@ _SHARD = 2_000
 def synthetic(folder: Path, images: int, boxes: int) -> Manifest:
     """A run of rows without images: what is timed is the tables."""
     rng = np.random.default_rng(0)
-    shards = {}
+    shards: dict[Shard, list[AnnotationRow]] = {}
     for first in range(0, images, _SHARD):
         keys = [
             f"{at // 10_000:03}/{at:07}.jpg" for at in range(first, min(images, first + _SHARD))
@@ -54,7 +55,9 @@ def synthetic(folder: Path, images: int, boxes: int) -> Manifest:
     return make_run(open_store(str(folder / "run")), shards, source=str(folder / "source"))
 
 
-def _rows(rng: np.random.Generator, keys: list[str], shard_id: str, boxes: int) -> Iterator[object]:
+def _rows(
+    rng: np.random.Generator, keys: list[str], shard_id: str, boxes: int
+) -> Iterator[AnnotationRow]:
     from dataclasses import replace
 
     for key in keys:

@@ -157,7 +157,7 @@ def leave_pixels_out(photo: bytes) -> None:
         return made[size]
 
     simplejpeg.decode_jpeg = lambda *_, **__: pixels
-    cv2.resize = resized
+    cv2.resize = resized  # type: ignore[assignment]  # not all of its overloads
 
 
 def time_parquet() -> list[float]:

@@ -79,7 +79,10 @@ def predictor(make: Callable[[], Detector], ready: Path) -> Any:
             self._detector = make()
             ready.write_text(json.dumps([time.time(), cpu_s()]))
 
-        @daft.method.batch(return_dtype=daft.DataType.struct(fields), batch_size=BATCH)
+        # daft is in no environment that is checked
+        @daft.method.batch(  # type: ignore[untyped-decorator]
+            return_dtype=daft.DataType.struct(fields), batch_size=BATCH
+        )
         def label(self, paths: daft.Series, images: daft.Series) -> list[dict[str, Any]]:
             """Letterbox a batch, run the network, and turn boxes back."""
             placed = [

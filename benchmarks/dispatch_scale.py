@@ -18,14 +18,17 @@ import json
 import random
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from pipelines.dispatch.dispatcher import Dispatcher, DispatchRules
 from storage.records import Shard, StoredObject
 
 FAILS, KILLS = 1 / 200, 1 / 2000
+P = ParamSpec("P")
+R = TypeVar("R")
 POISON = 10_000  # every shard of this interval fails on any worker
 
 
@@ -91,7 +94,7 @@ class Simulation:
         self.slow[name] = 5.0 if self.random.random() < 0.1 else 1.0
         self.timed(self.dispatcher.worker_joined, name)
 
-    def timed(self, call, *arguments, **options):  # type: ignore[no-untyped-def]
+    def timed(self, call: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
         """Count the time inside the Dispatcher."""
         began = time.perf_counter()
         answer = call(*arguments, **options)

@@ -68,7 +68,7 @@ from workers.yolo_nas.network import build_network, fuse
 
 ARCH = Path("examples/bccd/arch.yaml")
 ARMS = ("alone", "stored", "teacher")
-VARIED = {
+VARIED: dict[str, Any] = {
     "flip_horizontal": 0.5, "flip_vertical": 0.5, "scale": (0.7, 1.5), "brightness": 0.1,
     "contrast": 0.15, "saturation": 0.2, "hue_deg": 6.0,
 }  # fmt: skip

@@ -132,7 +132,10 @@ def main() -> None:
     order = np.random.default_rng(0).permutation(len(images))
     first = [images[i] for i in order[: len(images) // 2]]
     second = [images[i] for i in order[len(images) // 2 :]]
-    sets = {"reference": (first, None), "as they are": (second, None)}
+    sets: dict[str, tuple[list[Path], str | None]] = {
+        "reference": (first, None),
+        "as they are": (second, None),
+    }
     sets |= {name: (second[:CHANGED], name) for name in CHANGES}
     cameras = sorted(p for p in (given.hituav / "images").rglob("*") if p.is_file())
     sets["another camera"] = (cameras[:: max(1, len(cameras) // CHANGED)][:CHANGED], None)

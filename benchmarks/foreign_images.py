@@ -79,6 +79,8 @@ def by_tifffile(data: bytes) -> Pixels:
         raise ValueError("no image directory")
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[pages.index]
+        if isinstance(page, tifffile.TiffFrame):
+            page = page.aspage()  # a frame leaves out the tags that it shares with its key page
         samples = page.asarray()
         if page.axes.startswith("S"):
             samples = np.moveaxis(samples, 0, -1)
@@ -130,7 +132,8 @@ def opaque(data: bytes) -> NDArray[np.bool_] | None:
                 return None
             image.load()
             alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
-            return np.asarray(alpha) == 255
+            mask: NDArray[np.bool_] = np.asarray(alpha) == 255
+            return mask
     except Exception:  # noqa: BLE001 - as above
         return None
 

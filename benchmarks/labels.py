@@ -160,7 +160,8 @@ def scan_of(name: str, folder: Path) -> Callable[[], list[tuple[Any, ...]]]:
     import duckdb
 
     files, query = _SCANS["labels" if "export" in name else "annotations"]
-    return lambda: duckdb.sql(query.format(folder / "run" / files)).fetchall()
+    statement = query.format(folder / "run" / files)
+    return lambda: duckdb.execute(statement).fetchall()
 
 
 def synthetic(folder: Path, images: int, each: int) -> None:
@@ -203,7 +204,8 @@ def _rows(chance: np.random.Generator, shard: Shard, each: int) -> Iterator[Anno
 
 def _taken(drawn: Detections, places: Any) -> Detections:
     arrays = {name: getattr(drawn, name) for name in Detections.__slots__}
-    return Detections(**{n: None if a is None else a[places] for n, a in arrays.items()})
+    taken: dict[str, Any] = {n: None if a is None else a[places] for n, a in arrays.items()}
+    return Detections(**taken)
 
 
 class Truth:

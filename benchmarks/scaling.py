@@ -77,7 +77,7 @@ def main() -> None:
         folder = Path(name)
         start_ray(cpus=max(2, *counts), gpus=max(counts))
         sides = {
-            f"{count} actors": lambda c=count: run(  # type: ignore[misc]
+            f"{count} actors": lambda c=count: run(
                 c, options.images, options.image_ms / 1e3, photos, folder
             )
             for count in counts

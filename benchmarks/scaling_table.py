@@ -75,29 +75,31 @@ def rates(a: Assumed) -> Iterator[tuple[str, str, str, str]]:
 def times(a: Assumed) -> Iterator[tuple[str, str, str]]:
     """(what, tars, loose images): what a run's start takes of the storage."""
     listing = [n / KEYS_A_PAGE * a.page_s for n in (a.shards, a.images)]
-    yield "listing the source, one page after the other", *map(_duration, listing)
-    committed = a.shards / KEYS_A_PAGE / PREFIXES * a.page_s
-    yield f"listing the commits, {PREFIXES} prefixes at once", *[_duration(committed)] * 2
-    yield (
-        "frozen listing, objects of 64 MiB",
-        *(f"{max(1, -(-n * 30 // (64 << 20))):,.0f}" for n in (a.shards, a.images)),
-    )
+    tars, loose = map(_duration, listing)
+    yield "listing the source, one page after the other", tars, loose
+    committed = _duration(a.shards / KEYS_A_PAGE / PREFIXES * a.page_s)
+    yield f"listing the commits, {PREFIXES} prefixes at once", committed, committed
+    tars, loose = (f"{max(1, -(-n * 30 // (64 << 20))):,.0f}" for n in (a.shards, a.images))
+    yield "frozen listing, objects of 64 MiB", tars, loose
 
 
 def costs(a: Assumed) -> Iterator[tuple[str, str, str]]:
     """(what, tars, loose images) in US$."""
     gpu = a.gpus * a.hours * a.gpu_hour
-    yield f"{a.gpus * a.hours:,.0f} GPU hours", _money(gpu), _money(gpu)
     reads = [n * a.get_1000 / 1000 for n in (a.shards, a.images)]
-    yield "reading, GET", *map(_money, reads)
     commits = a.shards * a.put_1000 / 1000
-    yield "commits, PUT", *[_money(commits)] * 2
     lists = [(n + a.shards) / KEYS_A_PAGE * a.put_1000 / 1000 for n in (a.shards, a.images)]
-    yield "listings, LIST", *map(_money, lists)
     rows = a.images * a.row_kb / 1e6 * a.gb_month
-    yield f"{a.images * a.row_kb / 1e9:,.1f} TB of rows, a month", *[_money(rows)] * 2
     total = [gpu + r + commits + li + rows for r, li in zip(reads, lists, strict=True)]
-    yield "together", *map(_money, total)
+    for what, (tars, loose) in {
+        f"{a.gpus * a.hours:,.0f} GPU hours": (gpu, gpu),
+        "reading, GET": reads,
+        "commits, PUT": (commits, commits),
+        "listings, LIST": lists,
+        f"{a.images * a.row_kb / 1e9:,.1f} TB of rows, a month": (rows, rows),
+        "together": total,
+    }.items():
+        yield what, _money(tars), _money(loose)
 
 
 def _duration(seconds: float) -> str:

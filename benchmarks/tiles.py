@@ -153,14 +153,15 @@ def _cells(found: Detections, width: int, height: int) -> Iterator[Detections]:
         top, left = _corner(number, width, height)
         inside = (middle >= (left, top)).all(axis=1)
         inside &= (middle < (left + width, top + height)).all(axis=1)
-        own = _picked(found, inside)
+        own = _picked(found, np.asarray(inside))
         shift = np.array([left, top] * 2, np.float32)
         yield replace(own, boxes=clipped(own.boxes - shift, width, height))
 
 
 def _picked(found: Detections, which: NDArray[np.bool_]) -> Detections:
     values = {f.name: getattr(found, f.name) for f in fields(Detections)}
-    return Detections(**{k: None if v is None else v[which] for k, v in values.items()})
+    picked: dict[str, Any] = {k: None if v is None else v[which] for k, v in values.items()}
+    return Detections(**picked)
 
 
 def _duplicates(found: Detections) -> int:

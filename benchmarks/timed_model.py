@@ -174,7 +174,7 @@ def _count(boxes: Boxes, logits: Scores, classes: Classes, bias: float) -> int:
 
 def main() -> None:
     """Write one, and say what it finds."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dest", type=Path)
     parser.add_argument("images", type=Path, nargs="+")
     parser.add_argument("--name", default="yolo_nas_s")

@@ -22,7 +22,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.photos import scratch
 from benchmarks.rounds import Report, Rounds, plain, say
@@ -80,7 +80,7 @@ class Ours:
         for batch in self._source.stream(first, first + self._steps):
             trainer._step(batch)  # what run() does at each step, without its state file
         self.cpu_s.append(time.process_time() - cpu)
-        return self._steps * self._batch / (time.perf_counter() - started)
+        return float(self._steps * self._batch) / (time.perf_counter() - started)
 
 
 class Theirs:
@@ -125,7 +125,7 @@ class Theirs:
                 valid_loader=_loader(self._dataset, options),  # of its own: it is not timed
             )  # fmt: skip
         self.cpu_s.append(loader.cpu_s)
-        return options.steps * options.batch / loader.seconds
+        return float(options.steps * options.batch) / loader.seconds
 
 
 class _Timed:
@@ -211,7 +211,7 @@ def sides(options: argparse.Namespace, folder: Path) -> dict[str, Ours | Theirs]
 
     from pipelines.training.start import fast_bf16
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
     plain_fit = {"precision": "fp32", "device": device}
     found: dict[str, Ours | Theirs] = {
         "super-gradients": Theirs(options, folder),

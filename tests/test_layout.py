@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -305,6 +306,20 @@ def test_what_is_defined_is_used_by_the_product() -> None:
         if name not in used and name != "__all__"
     }
     assert unused - set(USED_OUTSIDE) == set()
+
+
+def test_mypy_checks_all_python_but_the_tests() -> None:
+    checked = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["files"]
+    others = {
+        str(path.relative_to(ROOT))
+        for folder in ROOT.iterdir()
+        if folder.is_dir() and not folder.is_symlink() and folder.name[0] != "."
+        for path in folder.rglob("*.py")
+        if folder.name not in {"tests", "build", "runs"}
+    }
+    assert others, "no Python was found"
+    covered = {name for name in others for place in checked if f"{name}/".startswith(f"{place}/")}
+    assert covered == others
 
 
 def test_a_merge_left_no_conflict_marks() -> None:
