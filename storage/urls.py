@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -220,6 +221,27 @@ def shown_url(url: str) -> str:
     if scheme.lower() in ("http", "https"):
         rest = re.sub(r"[?#].*", "?…", rest, flags=re.DOTALL)
     return readable(f"{scheme}://{rest}")
+
+
+def distinct_ends(urls: Sequence[str]) -> list[str]:
+    """Return the shortest end of each URL's path that none of the other URLs ends with.
+
+    ``s3://a/june/run`` and ``s3://a/july/run`` give ``june/run`` and ``july/run``. A URL without
+    such an end is given whole, as ``shown_url`` has it.
+    """
+    shown = [shown_url(url) for url in urls]
+    parts = [url.rstrip("/").split("/") for url in shown]
+    return [
+        _distinct_end(url, own, [p for p in parts if p is not own])
+        for url, own in zip(shown, parts, strict=True)
+    ]
+
+
+def _distinct_end(url: str, own: Sequence[str], others: Sequence[Sequence[str]]) -> str:
+    for n in range(1, len(own) - 1):  # without the scheme
+        if all(other[-n:] != own[-n:] for other in others):
+            return "/".join(own[-n:])
+    return url
 
 
 _WEB = re.compile(r"""https?://[^\s'"<>]*""", re.IGNORECASE)

@@ -29,6 +29,7 @@ from pipelines.browse.questions import VIEWS, Answered, Filter, Questions
 from pipelines.display.palette import color_of
 from storage.errors import ConfigError, LabelfleetError
 from storage.records import ImageRef
+from storage.runs.manifest import distinct_names
 
 COOKIE = "labelfleet_browse"
 _PAGE = 500  # images a request
@@ -82,11 +83,12 @@ class Browser:
         with self._questions.cursor() as cursor:
             layers = layers_of(cursor)
         version, other = self._sources.version, self._sources.other
+        shown = distinct_names([run] if other is None else [run, other])
         return JSONResponse(
             {
-                "name": run.record.identity.name,
+                "name": shown[0],
                 "version": None if version is None else version.version,
-                "other": None if other is None else other.record.identity.name,
+                "other": None if other is None else shown[1],
                 "classes": [{"name": n, "colour": color_of(i)} for i, n in enumerate(names)],
                 "people": [row["who"] for row in people],
                 "status": status,

@@ -33,10 +33,16 @@ from storage.runs.annotations import RowWriter, ShardFooter, read_rows
 from storage.runs.ledger import LedgerEntry, LedgerWriter, new_invocation
 from storage.runs.listing import Listing
 from storage.runs.lock import run_lock
-from storage.runs.manifest import RUN_KEY, Manifest, RunRecord, annotation_key, config_hash
+from storage.runs.manifest import (
+    RUN_KEY,
+    Manifest,
+    RunRecord,
+    annotation_key,
+    config_hash,
+    distinct_names,
+)
 from storage.runs.rows_by_sha import RowsBySha
 from storage.shards.frames import FRAMES_KEY
-from storage.urls import shown_url
 
 FUSION_VERSION = 1
 _TOPK = 5
@@ -165,14 +171,11 @@ def _inputs(runs: Sequence[Manifest], options: FuseOptions) -> list[FusionInput]
             hint=f"they have {', '.join(sorted(every))}",
         )
     weights = options.weights or (1.0,) * len(runs)
-    names = Counter(run.record.identity.name for run in runs)
     inputs = []
-    for run, weight in zip(runs, weights, strict=True):
+    for run, weight, shown in zip(runs, weights, distinct_names(runs), strict=True):
         to_fused = class_map(run, classes, {} if run is runs[0] else options.renamed)
         knows = np.isin(np.arange(len(classes)), to_fused)
         calibration = calibration_of(run) if options.calibrated else None
-        name = run.record.identity.name
-        shown = name if names[name] == 1 else f"{name} at {shown_url(run.url)}"
         inputs.append(FusionInput(run, to_fused, knows, calibration, weight, shown))
     return inputs
 
@@ -370,7 +373,7 @@ class _Fusion:
             nbytes=row.nbytes,
         )
         lacking = [
-            run.name
+            run.shown
             for run, one in zip(self._inputs, rows, strict=True)
             if one is None or one.status != "ok" or (one.width, one.height) != _size(seen)
         ]

@@ -27,7 +27,7 @@ class FusionInput:
         knows: bool [fused classes], whether the run's model has the class.
         calibration: what makes its scores probabilities; None: they count as they are.
         weight: how much the run counts.
-        shown: its name for people, with its place where another run has the same name.
+        shown: its name for people, see ``distinct_names``.
     """
 
     manifest: Manifest

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.records import Category, RunIdentity, Shard, StoredObject
 from storage.runs.annotations import ShardFooter, read_footer
 from storage.stores.open import open_store
+from storage.urls import distinct_ends
 
 RUN_KEY = "run.json"
 LEFT_OUT_KEY = "left_out.json"
@@ -275,6 +276,17 @@ def refuse_mismatch(url: str, existing: RunRecord, wanted: RunRecord) -> None:
             f"{url} holds a run that differs in: {'; '.join(differing)}",
             hint="one run never mixes two models or settings: choose another `output`",
         )
+
+
+def distinct_names(runs: Sequence[Manifest]) -> list[str]:
+    """Return the runs' names for people, with the end of its place where two have one name."""
+    named = [(run.record.identity.name, run.url) for run in runs]
+    shown = []
+    for name, url in named:
+        places = [place for other, place in named if other == name]
+        end = dict(zip(places, distinct_ends(places), strict=True))[url]
+        shown.append(name if len(places) == 1 else f"{name} at {end}")
+    return shown
 
 
 def config_hash(settings: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from storage.errors import ConfigError
 from storage.stores.open import open_object, open_store
-from storage.urls import normalise_url, overlaps, readable, shown_url, unsigned
+from storage.urls import distinct_ends, normalise_url, overlaps, readable, shown_url, unsigned
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,22 @@ def test_readable_text_is_one_printable_line(text: str) -> None:
     assert shown.isprintable()
     shown.encode("utf-8")
     assert shown == text or not text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("urls", "ends"),
+    [
+        (["s3://a/run", "s3://b/run"], ["a/run", "b/run"]),
+        (["s3://a/june/run", "s3://a/july/run/"], ["june/run", "july/run"]),
+        (["s3://a/june", "file:///x/july"], ["june", "july"]),
+        (["s3://a/run", "gs://a/run"], ["s3://a/run", "gs://a/run"]),
+        (["file:///a/run", "file:///b/a/run"], ["/a/run", "b/a/run"]),
+        (["file:///a/run", "file:///b/run", "file:///b/other"], ["a/run", "b/run", "other"]),
+        (["s3://a/run"], ["run"]),
+    ],
+)
+def test_ends_tell_urls_apart(urls: list[str], ends: list[str]) -> None:
+    assert distinct_ends(urls) == ends
 
 
 def test_importing_the_stores_loads_nothing_heavy() -> None:

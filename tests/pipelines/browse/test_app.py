@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
+from pipelines.browse.app import Browser
 from pipelines.browse.chosen import send_to_review
+from pipelines.browse.index import find_sources
+from pipelines.browse.pictures import Pictures
+from pipelines.browse.questions import Questions
 from storage.review.queue import queue_parts, read_queue
 from storage.runs.live_rows import live_rows
 from storage.runs.lock import run_lock
 from storage.runs.manifest import Manifest
+from storage.stores.open import open_store
 
 SEND = {"x-labelfleet": "browse"}
 PATHS = (
@@ -66,6 +73,17 @@ def test_pages_of_a_view_make_up_the_whole(page: TestClient, run: Manifest) -> N
     rows = list(live_rows(run))
     assert [one["image_id"] for one in parts] == [one.image_id for one in rows]
     assert [len(one["drawn"]) for one in parts] == [len(one.detections) for one in rows]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_places(
+    run: Manifest, other: Manifest, questions: Questions, tmp_path: Path
+) -> None:
+    name = run.record.identity.name
+    assert other.record.identity.name == name
+    pictures = Pictures(run, open_store(str(tmp_path / "source")))
+    browser = Browser(find_sources(run, None, other), questions, pictures)
+    about = json.loads(bytes(browser.about(Request({"type": "http"})).body))
+    assert (about["name"], about["other"]) == (f"{name} at run", f"{name} at other")
 
 
 def test_a_picture_is_a_jpeg_of_the_source_image(page: TestClient, run: Manifest) -> None:
