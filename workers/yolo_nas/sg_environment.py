@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import io
-import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -32,30 +31,36 @@ _SETTINGS = {
 }
 
 
+_one_at_a_time = threading.RLock()
+
+
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Import super-gradients inside this: streams, root logger and home stay as they were.
 
-    Of its packages, and of torchvision's, only the modules asked for are imported.
+    Of its packages, and of torchvision's, only the modules asked for are imported: what replaces
+    the streams is not among them. Other threads may print, log and set up logging meanwhile.
     """
     _prepare_environment()
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    # It wraps whatever sys.stdout is at that moment; leaving the block puts the real one back.
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-        lazy_packages(_PACKAGES, _DEFERRED),
-    ):
+    with _one_at_a_time, warnings.catch_warnings(), lazy_packages(_PACKAGES, _DEFERRED):
         warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            for handler in set(root.handlers) - set(handlers):
-                handler.close()
-            root.handlers[:] = handlers
-            root.setLevel(level)
+        _keep_root_logger()
+        yield
+
+
+def _keep_root_logger() -> None:
+    """Make its one configuration of the root logger, due at the first import, do nothing.
+
+    (To let it replace all handlers, and to put them back, would undo what another thread sets up.)
+    """
+    from super_gradients.common.auto_logging.auto_logger import AutoLoggerConfig
+
+    own = AutoLoggerConfig._setup_logging
+    AutoLoggerConfig._setup_logging = lambda *_, **__: None
+    try:
+        AutoLoggerConfig.get_instance()
+    finally:
+        AutoLoggerConfig._setup_logging = own  # its Trainer may ask for a log file later
 
 
 def _prepare_environment() -> None:

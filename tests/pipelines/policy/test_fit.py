@@ -406,7 +406,7 @@ def test_the_command_leaves_a_policy_that_decide_and_route_take_up(
 
 @pytest.mark.slow
 def test_the_command_leaves_the_policy_in_use_where_it_refuses_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     _, true = some_run(str(run))
@@ -430,7 +430,7 @@ def test_the_command_leaves_the_policy_in_use_where_it_refuses_its_own(
     assert told["written"] is None
     assert told["refused"]
     assert fit_step(Run(str(run)), truth).refused == told["refused"]
-    assert told["refused"] in caplog.text
+    assert told["refused"] in capsys.readouterr().err
     assert not (run / "policy.yaml").exists()
     assert "written although" in call("fit", str(run), "--truth", truth, "--force", code=0)
     assert Policy.load(str(run / "policy.yaml")).calibration is not None
