@@ -177,7 +177,7 @@ class Browser:
 
     def _rows(self, numbers: list[int], layer: str) -> list[dict[str, Any]]:
         rows = self._questions.rows(
-            "SELECT n, image_id, shard_id, width, height, status, error, warning, boxes, best"
+            "SELECT n, image_id, shard_id, width, height, status, error, warning"
             " FROM images WHERE n IN (SELECT unnest(?))",
             [numbers],
         )

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import isfinite
 from typing import Any
 
@@ -23,13 +23,19 @@ _KEPT = 16
 _LAYERS = ("model", "label", "person", "other")
 _ORDER = {
     "": "i.n",
-    "best": "i.best DESC NULLS LAST, i.n",
-    "worst": "i.best ASC NULLS LAST, i.n",
-    "boxes": "i.boxes DESC, i.n",
+    "best": "s.best DESC NULLS LAST, i.n",
+    "worst": "s.best ASC NULLS LAST, i.n",
+    "boxes": "coalesce(s.boxes, 0) DESC, i.n",
     "disagreement": "d.disagreement DESC NULLS LAST, i.n",
     "agreement": "i.agreement ASC NULLS LAST, i.n",
     "twins": "t.leader, i.n",
 }
+_BY_SHOWN = frozenset({"best", "worst", "boxes", "empty"})  # orders and views about what is shown
+# s: the boxes of the layer that is shown, by image; no row where there are none.
+_SHOWN = (
+    " LEFT JOIN (SELECT n, count(*) AS boxes, max(score) AS best FROM boxes WHERE layer = ?"
+    " GROUP BY n) s USING (n)"
+)
 # Ready views: conditions on images, and the order that makes them worth reading.
 VIEWS: Mapping[str, tuple[str, str]] = {
     "": ("TRUE", ""),
@@ -43,7 +49,7 @@ VIEWS: Mapping[str, tuple[str, str]] = {
     ),
     "warnings": ("i.warning IS NOT NULL", ""),
     "failed": ("i.status <> 'ok'", ""),
-    "empty": ("i.status = 'ok' AND i.boxes = 0", ""),
+    "empty": ("i.status = 'ok' AND coalesce(s.boxes, 0) = 0", ""),
 }  # fmt: skip
 
 
@@ -57,6 +63,8 @@ class Filter:
         status: of the image.
         layer, class_, low, high, decision, who: of one box that the image must have.
         order: a name from ``_ORDER``; empty: the view's own, else listing order.
+        shown: the layer whose boxes and scores count for the order and for ``empty``; '' where
+            neither asks for them.
         sql: a SELECT with a column ``n`` or ``image_id``; the other fields are then unused.
     """
 
@@ -70,6 +78,7 @@ class Filter:
     decision: str = ""
     who: str = ""
     order: str = ""
+    shown: str = ""
     sql: str = ""
 
     @staticmethod
@@ -92,12 +101,22 @@ class Filter:
         _one_of("order", made.order, _ORDER)
         if made.layer:
             _one_of("layer", made.layer, _LAYERS)
-        return made
+        if made.shown:
+            _one_of("shown", made.shown, _LAYERS)
+        # One question whatever is shown, where that makes no difference: it is asked once.
+        return made if made.looks_at_boxes and not made.sql else replace(made, shown="")
+
+    @property
+    def looks_at_boxes(self) -> bool:
+        """Return whether the boxes that are shown make a difference to what is found."""
+        return not _BY_SHOWN.isdisjoint({self.view, self.order or VIEWS[self.view][1]})
 
     def statement(self) -> tuple[str, list[Any]]:
         """Return the SELECT of the images' numbers, with its parameters."""
         condition, order = VIEWS[self.view]
-        wanted, parameters = [condition], list[Any]()
+        wanted, parameters, shown = [condition], list[Any](), ""
+        if self.looks_at_boxes:
+            shown, parameters = _SHOWN, [self.shown or "model"]
         if self.text:
             wanted.append("contains(lower(i.image_id), lower(?))")
             parameters.append(self.text)
@@ -110,7 +129,7 @@ class Filter:
             parameters += values
         return (
             "SELECT i.n FROM images i LEFT JOIN twins t USING (n)"  # noqa: S608 - as above
-            " LEFT JOIN disagreement d USING (n)"
+            f" LEFT JOIN disagreement d USING (n){shown}"
             f" WHERE {' AND '.join(wanted)} ORDER BY {_ORDER[self.order or order]}",
             parameters,
         )

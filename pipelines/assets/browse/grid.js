@@ -99,7 +99,8 @@ export class Grid {
     else picture.append(element("div", "problem", `${row.status}: ${row.error ?? ""}`));
     const words = element("div", "words");
     words.append(element("div", "", row.image_id));
-    const best = row.best === null ? "" : `, best ${row.best.toFixed(2)}`;
+    const scores = row.drawn.map(box => box.score).filter(score => score !== null);
+    const best = scores.length ? `, best ${Math.max(...scores).toFixed(2)}` : "";
     const many = row.drawn.length === 1 ? "1 box" : `${row.drawn.length} boxes`;
     words.append(element("div", "small", row.warning ?? `${many}${best}`));
     tile.title = row.image_id;

@@ -127,6 +127,39 @@ def test_near_duplicates_stand_beside_each_other(twins: Questions) -> None:
     assert abs(found.index("3.png") - found.index("4.png")) == 1
 
 
+def test_orders_and_empty_go_by_the_boxes_that_are_shown(questions: Questions) -> None:
+    orders = set()
+    for layer in ("", "model", "label", "person"):
+        counted = questions.rows(
+            "SELECT i.n, i.status, count(b.n) AS boxes, max(b.score) AS best FROM images i"
+            " LEFT JOIN boxes b ON b.n = i.n AND b.layer = ? GROUP BY ALL ORDER BY i.n",
+            [layer or "model"],
+        )
+        scored = [one for one in counted if one["best"] is not None]
+        none = [one["n"] for one in counted if one["best"] is None]
+        expected = {
+            "boxes": [one["n"] for one in sorted(counted, key=lambda one: -one["boxes"])],
+            "best": [one["n"] for one in sorted(scored, key=lambda one: -one["best"])] + none,
+            "worst": [one["n"] for one in sorted(scored, key=lambda one: one["best"])] + none,
+        }
+        for order, numbers in expected.items():
+            found = questions.ask(Filter.parse({"order": order, "shown": layer})).numbers
+            assert found.tolist() == numbers, (layer, order)
+        orders.add(tuple(expected["boxes"]))
+        empty = questions.ask(Filter.parse({"view": "empty", "shown": layer})).numbers
+        assert empty.tolist() == [
+            one["n"] for one in counted if one["status"] == "ok" and not one["boxes"]
+        ]
+    assert len(orders) > 1  # the layers differ, so that another one's order would be seen
+
+
+def test_what_is_shown_makes_one_question_where_it_makes_no_difference() -> None:
+    assert Filter.parse({"shown": "label", "text": "a"}) == Filter.parse({"text": "a"})
+    assert Filter.parse({"shown": "label", "order": "boxes"}).shown == "label"
+    with pytest.raises(ConfigError, match="shown"):
+        Filter.parse({"shown": "x"})
+
+
 def test_sql_with_numbers_or_ids_fills_the_grid_in_its_own_order(questions: Questions) -> None:
     by_number = Filter(sql="SELECT n FROM images ORDER BY image_id DESC")
     by_id = Filter(sql="SELECT image_id FROM images ORDER BY image_id DESC")
