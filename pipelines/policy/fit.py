@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from pipelines.policy.curves import ENOUGH_RIGHT, NOTHING, Wanted, evidence, fit_policy
 from pipelines.policy.ignore_band import JudgedImage, bound_band, ignored_share
 from pipelines.policy.policy import Decision, Policy
+from pipelines.truth.audit_images import nothing_counts
 from pipelines.truth.bulk import accepted_in_bulk
-from pipelines.truth.compared import queue_entries
 from pipelines.truth.judge import JudgedBoxes, answered_images, judge, truth_images
 from storage.coco.truth import Truth
 from storage.errors import ConfigError
@@ -143,7 +143,10 @@ def fit_run(
         known = list(answered_images(manifest, count_bulk=count_bulk))
         source = "audit answers"
         if not known:
-            raise _nothing_known(manifest)
+            raise nothing_counts(
+                manifest, count_bulk=count_bulk,
+                so=", and no ground truth is given: there is nothing to fit on",
+            )  # fmt: skip
     judged = judge(((row.detections, t, w) for row, t, w in known), len(identity.categories))
     found = fit(judged, identity.categories, wanted or Wanted(), source, identity.model_sha256)
     policy = found.policy.model_copy(update={"precision": identity.precision})
@@ -152,24 +155,6 @@ def fit_run(
     bulk = _bulk_warning(manifest, count_bulk) if truth is None else ()
     found = _with_band(found, images, identity.categories, ignore_area, bulk)
     return replace(found, policy=with_known(found.policy, judged, identity.categories))
-
-
-def _nothing_known(manifest: Manifest) -> ConfigError:
-    """Return the error for a run without an audit answer, by what is there instead."""
-    answers = standing(read_answers(manifest.store))
-    audited = any(e.item.part == "audit" for es in queue_entries([manifest]).values() for e in es)
-    if not audited:
-        said = "no audit was drawn for this run"
-        hint = "`labelfleet review route` draws one, people answer it, `labelfleet review pull`"
-    else:
-        said = "no image of this run's audit has an answer that counts"
-        hint = "have people answer the images that were pushed, then `labelfleet review pull`"
-    bulk = sum(accepted_in_bulk(one) for one in answers)
-    others = f" ({len(answers):,} answers are there, {bulk:,} of them in bulk)" if answers else ""
-    return ConfigError(
-        f"{said}{others}, and no ground truth is given: there is nothing to fit on",
-        hint=f"{hint}; or give --truth COCO.json",
-    )
 
 
 def with_known(policy: Policy, judged: JudgedBoxes, categories: Sequence[Category]) -> Policy:

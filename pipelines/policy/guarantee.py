@@ -31,7 +31,12 @@ from pipelines.policy.sequence import (
     would_do,
 )
 from pipelines.policy.statement import By, Guarantee
-from pipelines.truth.audit_images import AuditImage, audit_images, sampled_truth
+from pipelines.truth.audit_images import (
+    AuditImage,
+    audit_images,
+    nothing_counts,
+    sampled_truth,
+)
 from storage.coco.truth import Truth
 from storage.errors import ConfigError
 from storage.records import Category, RunIdentity
@@ -142,10 +147,7 @@ def guarantee_run(
         drawn = {"": sampled_truth(manifest, truth, allow_missing=allow_missing)}
     drawn = _largest({name: images for name, images in drawn.items() if images})
     if not drawn:
-        raise ConfigError(
-            "no audit image has an answer: nothing can be guaranteed",
-            hint="route with an audit share, have people answer, pull; or give --truth",
-        )
+        raise nothing_counts(manifest, count_bulk=count_bulk, so=": nothing can be guaranteed")
     categories = manifest.record.identity.categories
     population = _Population(len(categories), by_stratum=truth is None)
     population.read(manifest, set(drawn))

@@ -16,6 +16,7 @@ from pipelines.truth.compared import queue_entries
 from pipelines.truth.judge import TrueBoxes, answered_images, truth_images
 from pipelines.truth.settle import settle
 from storage.coco.truth import Truth
+from storage.errors import ConfigError
 from storage.records import Detections
 from storage.review.answers import read_answers, standing
 from storage.review.not_shown import read_not_shown
@@ -81,6 +82,38 @@ def audit_images(manifest: Manifest, *, count_bulk: bool = False) -> dict[str, l
                 "random order, is answered", stratum, waiting, there[first][0],
             )  # fmt: skip
     return out
+
+
+def nothing_counts(manifest: Manifest, *, count_bulk: bool, so: str) -> ConfigError:
+    """Return the error for an audit without an answer that counts, by what is there instead.
+
+    Args:
+        count_bulk: whether answers that were given in bulk counted.
+        so: the end of the message, what cannot be done.
+    """
+    answers = standing(read_answers(manifest.store))
+    bulk = [a for a in answers if accepted_in_bulk(a)]
+    audit = {
+        sha256
+        for sha256, entries in queue_entries([manifest]).items()
+        if any(entry.item.part == "audit" for entry in entries)
+    }
+    not_counted = 0 if count_bulk else len(audit & {a.sha256 for a in bulk})
+    if not audit:
+        said = "no audit was drawn for this run"
+        hint = "`labelfleet review route` draws one, people answer it, `labelfleet review pull`"
+    else:
+        said = "no image of this run's audit has an answer that counts"
+        hint = "have people answer the images that were pushed, then `labelfleet review pull`"
+    if not_counted:
+        hint += (
+            f"; --count-bulk counts the {not_counted:,} audit images that were accepted in bulk, "
+            "with no time spent on them"
+        )
+    others = f" ({len(answers):,} answers are there, {len(bulk):,} of them in bulk)"
+    return ConfigError(
+        f"{said}{others if answers else ''}{so}", hint=f"{hint}; or give --truth COCO.json"
+    )
 
 
 def sampled_truth(

@@ -16,6 +16,7 @@ from pipelines.face.steps import fit as fit_step
 from pipelines.policy.choose import choose_policy
 from pipelines.policy.curves import Wanted
 from pipelines.policy.fit import fit, fit_run
+from pipelines.policy.guarantee import Asked, guarantee_run
 from pipelines.policy.ignore_band import JudgedImage, bound_band, ignored_share
 from pipelines.policy.policy import Decision, Policy
 from pipelines.routing.route import route_run
@@ -247,6 +248,22 @@ def test_predictions_accepted_in_bulk_count_as_audit_answers_only_if_asked() -> 
     assert any("30 images were accepted in bulk" in warning for warning in found.warnings)
     counted = fit_run(manifest, None, count_bulk=True)
     assert counted.images == 40
+
+
+def test_an_audit_that_was_accepted_in_bulk_alone_names_the_option_and_how_many() -> None:
+    manifest, true = some_run(None)
+    route_run(manifest, budget="40 images", policy=Policy(), invocation="one", audit=1.0)
+    given = [answer(i, true[i.image_id], "RBC") for i in read_queue(manifest.store)]
+    append_answers(manifest.store, [replace(a, lead_time_s=None) for a in given])
+    asked = Asked(0.9, 0.9)
+    for refusing in (
+        lambda: fit_run(manifest, None),
+        lambda: guarantee_run(manifest, Policy(), asked),
+    ):
+        with pytest.raises(ConfigError, match=r"40 answers are there, 40 of them in bulk") as said:
+            refusing()
+        assert "--count-bulk counts the 40 audit images" in str(said.value.hint)
+    assert fit_run(manifest, None, count_bulk=True).images == 40
 
 
 def test_too_little_is_refused() -> None:
