@@ -14,7 +14,7 @@ from pipelines.exports.upright import copied_name, upright
 from storage.errors import ConfigError, LabelfleetError, ObjectChanged, ObjectNotFound
 from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.records import ImageRef, StoredObject, image_ids_of
-from storage.runs.image_bytes import read_images
+from storage.runs.image_bytes import read_images, read_labelled
 from storage.runs.listing import Listing
 from storage.runs.manifest import Manifest
 from storage.shards.frames import file_id, frames_labelled, is_numbered
@@ -119,9 +119,15 @@ class Images:
             now = self._source.head(file.listed.key)
         except LabelfleetError as exc:
             return exc
-        if (now.nbytes, now.etag) != (file.listed.nbytes, file.listed.etag):
-            return ObjectChanged(f"{row.image_id!r} is another file than the one that was labelled")
-        return file.path
+        if (now.nbytes, now.etag) == (file.listed.nbytes, file.listed.etag):
+            return file.path
+        if now.nbytes == file.listed.nbytes == row.nbytes:  # only its time differs, perhaps
+            try:
+                read_labelled(self._source, file.listed, row)
+                return file.path
+            except LabelfleetError:
+                pass
+        return ObjectChanged(f"{row.image_id!r} is another file than the one that was labelled")
 
 
 def check_images(

@@ -1,17 +1,20 @@
 """Read the bytes of labelled images from the source again.
 
 Uses ranged reads, with If-Match on the listed version; a compressed tar, where offsets do not help,
-is read once for all requested images.
+is read once for all requested images. Of an object that has another version now, such as one that
+was copied back with another time, the images count whose bytes still have the digest of their rows.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
-from storage.errors import LabelfleetError, ObjectNotFound, StorageError
+from storage.errors import LabelfleetError, ObjectChanged, ObjectNotFound, StorageError
 from storage.objects.protocols import ObjectStore
 from storage.records import ImageRef, Shard, StoredObject, image_ids_of
 from storage.runs.listing import Listing
@@ -83,10 +86,35 @@ def shards_of(manifest: Manifest, wanted: set[str]) -> dict[str, Shard]:
 def _fetch(source: ObjectStore, shards: dict[str, Shard], place: ImageRef) -> Fetched:
     try:
         listed = _object_of(shards.get(place.shard_id), place)
-        body = source.get_range(listed.key, place.offset or 0, place.nbytes, if_match=listed.etag)
-        return as_labelled(body, place.image_id, place.sha256)
+        return read_labelled(source, listed, place)
     except LabelfleetError as exc:
         return exc
+
+
+def read_labelled(source: ObjectStore, listed: StoredObject, place: ImageRef) -> bytes:
+    """Return the bytes of an image that lies in an object as it is.
+
+    Raises:
+        ObjectChanged: the object is not the one listed, and the bytes are not those labelled.
+        StorageError: it cannot be read.
+    """
+    where = listed.key, place.offset or 0, place.nbytes
+    try:
+        body = source.get_range(*where, if_match=listed.etag)
+    except ObjectChanged as changed:
+        try:
+            body = as_labelled(source.get_range(*where), place.image_id, place.sha256)
+        except LabelfleetError:
+            raise changed from None
+        if not has_digest(body, place):
+            raise
+        return body
+    return as_labelled(body, place.image_id, place.sha256)
+
+
+def has_digest(body: bytes, place: ImageRef) -> bool:
+    """Return whether bytes, a frame's as ``as_labelled`` has them, are those that were labelled."""
+    return hashlib.sha256(body).hexdigest() == place.sha256
 
 
 def _object_of(shard: Shard | None, place: ImageRef) -> StoredObject:
@@ -108,13 +136,23 @@ def _from_compressed(
     try:
         if shard is None:
             raise ObjectNotFound(f"shard {wanted[0].shard_id} is not listed")
-        largest = max(place.nbytes for place in wanted)
-        for one in read_shard(source, shard, max_image_bytes=largest):
-            for place, data in left.of(one):
+        try:
+            for place, data in _unpacked(source, shard, left):
                 yield places[place.image_id], data
-            if not left:
-                return
+        except ObjectChanged as changed:
+            problem = changed
+            now = replace(shard, objects=(source.head(shard.key),))
+            for place, data in _unpacked(source, now, left):
+                yield places[place.image_id], data if has_digest(data, place) else changed
     except LabelfleetError as exc:
         problem = exc
     for place in left.left:
         yield places[place.image_id], problem
+
+
+def _unpacked(source: ObjectStore, shard: Shard, left: Wanted) -> Iterator[tuple[ImageRef, bytes]]:
+    largest = max(place.nbytes for place in left.left)
+    for one in read_shard(source, shard, max_image_bytes=largest):
+        yield from left.of(one)
+        if not left:
+            return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -13,6 +15,7 @@ from PIL import Image
 from pipelines.exports.export import ExportFormat
 from pipelines.exports.file_names import FileNames
 from storage.errors import ConfigError
+from storage.runs.image_bytes import fetch_images
 from storage.shards.selecting import IMAGE_SUFFIXES, group_images
 from storage.stores.open import open_store
 from tests.pipelines.exports.labelled import (
@@ -113,6 +116,38 @@ def test_a_rewrite_of_the_same_size_is_not_linked_either(loose: Labelled, tmp_pa
     path = tmp_path / "source" / "a.jpg"
     path.write_bytes(b"x" * path.stat().st_size)
     assert export_to(loose, tmp_path / "out", "yolo", "link").left_out == 1
+
+
+def test_what_was_copied_back_with_the_same_bytes_is_taken(loose: Labelled, tmp_path: Path) -> None:
+    for path in (tmp_path / "source").rglob("*.*"):
+        os.utime(path, ns=(1, 1))  # another etag
+    (tmp_path / "source" / "b.jpg").write_bytes(b"x" * len(loose.raw["b.jpg"]))
+    for mode in ("copy", "link"):
+        summary = export_to(loose, tmp_path / mode, "coco", mode)
+        assert (summary.images, summary.left_out) == (3, 1)
+        assert "b.jpg" in str(summary.first_problem)
+
+
+def test_a_tar_that_was_copied_back_gives_its_images(hostile: Labelled, tmp_path: Path) -> None:
+    (path,) = (tmp_path / "source").iterdir()
+    os.utime(path, ns=(1, 1))
+    summary = export_to(hostile, tmp_path / "out", "coco", "copy")
+    assert (summary.images, summary.left_out) == (7, 0)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    kind = "gz" if path.suffix == ".gz" else ""
+    with tarfile.open(path, "w:" + kind) as tar:  # every member but one is another one now
+        for n, name in enumerate(("a.jpg", "A.JPG", "../../escape.jpg")):
+            (raw / "x.jpg").write_bytes(jpeg(60) if n == 0 else jpeg(7))
+            tar.add(raw / "x.jpg", arcname=name)
+    rows = hostile.rows()
+    source = open_store(str(tmp_path / "source"))
+    found = fetch_images(hostile.manifest, source, rows)
+    assert len(found) == 7
+    same = {name for name, raw in found.items() if isinstance(raw, bytes)}
+    assert same <= {row.image_id for row in rows if row.image_id.endswith("/a.jpg")}
+    assert all(found[name] == hostile.raw[name] for name in same)
+    assert bool(same) is bool(kind)  # in a plain tar it lies at another place
 
 
 def test_gifs_and_every_other_suffix_of_a_source_are_kept() -> None:
