@@ -11,8 +11,8 @@ from pipelines.config.files import check_files
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_places, group_shards, listed_objects
 from pipelines.labelling.published import published_lines
-from pipelines.runs.pace import PaceCount
-from pipelines.runs.status import run_status
+from pipelines.runs.pace import MeasuredPace, measured_pace
+from pipelines.runs.status import status_and_pace
 from storage.errors import (
     InvalidRow,
     LabelfleetError,
@@ -21,7 +21,6 @@ from storage.errors import (
     StorageError,
 )
 from storage.records import Shard, StoredObject
-from storage.runs.ledger import invocations, read_ledger
 from storage.runs.listing import Listing, is_same
 from storage.runs.manifest import RUN_KEY, Manifest, RunRecord
 from storage.shards.frames import Frames
@@ -78,13 +77,6 @@ class Plan:
     def to_fields(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pace:
-    images_per_s: float
-    workers: int
-    gpus: float
 
 
 @dataclass(slots=True)
@@ -179,8 +171,8 @@ def plan_run(config: RunConfig, like: Manifest | None = None) -> Plan:
     sample.count(open_store(config.source.url, options), config.max_image_bytes, frames)
     images_left = left.loose + sample.estimate(left.tar_nbytes, without=survey.committed)
     images = everything.loose + sample.estimate(everything.tar_nbytes)
-    own = _measured_pace(manifest) if manifest else None
-    pace = own or (_measured_pace(like) if like else None)
+    missing, own = _past(manifest) if manifest else (0, None)
+    pace = own or (measured_pace(like) if like else None)
     hours, second = _hours(images_left, pace), _hours(images, pace)
     return Plan(
         shards=everything.shards,
@@ -203,7 +195,7 @@ def plan_run(config: RunConfig, like: Manifest | None = None) -> Plan:
         hours_second=second,
         cost_second=_cost(second, pace, config.price_per_gpu_hour),
         published=() if pace else _published(config, images_left),
-        missing=_missing(manifest) if manifest else 0,
+        missing=missing,
         like=like.url if like is not None and own is None and pace is not None else None,
     )
 
@@ -224,7 +216,7 @@ def _published(config: RunConfig, images: int) -> tuple[str, ...]:
     return tuple(published_lines(name, images, config.price_per_gpu_hour))
 
 
-def _hours(images: int, pace: _Pace | None) -> float | None:
+def _hours(images: int, pace: MeasuredPace | None) -> float | None:
     return images / pace.images_per_s / 3600 if pace else None
 
 
@@ -239,11 +231,13 @@ def _model_remarks(config: RunConfig) -> tuple[tuple[str, ...], int]:
         return (f"the model cannot be used: {exc.message}{hint}",), exc.exit_code
 
 
-def _missing(manifest: Manifest) -> int | None:
+def _past(manifest: Manifest) -> tuple[int | None, MeasuredPace | None]:
+    """Return how many images were missing, and the run's own pace."""
     try:
-        return run_status(manifest).images["missing"]
+        status, pace = status_and_pace(manifest)
     except (StorageError, InvalidRow):  # damaged results stop no run, and no plan
-        return None
+        return None, measured_pace(manifest)
+    return status.images["missing"], pace
 
 
 def _refuse_other_run(config: RunConfig, manifest: Manifest) -> None:
@@ -252,7 +246,7 @@ def _refuse_other_run(config: RunConfig, manifest: Manifest) -> None:
     refuse_other_run(config, manifest)
 
 
-def _cost(hours: float | None, pace: _Pace | None, price: float | None) -> float | None:
+def _cost(hours: float | None, pace: MeasuredPace | None, price: float | None) -> float | None:
     if hours is None or pace is None or price is None or not pace.gpus:
         return None
     return hours * pace.gpus * price
@@ -300,17 +294,3 @@ def _count_images(
     except SourceTruncated:
         pass  # the run will say so; what is readable counts
     return images
-
-
-def _measured_pace(manifest: Manifest) -> _Pace | None:
-    """Return the pace of the newest invocation that labelled anything."""
-    for invocation in reversed(invocations(manifest.store)):
-        count, note = PaceCount(), dict[str, Any]()
-        for entry in read_ledger(manifest.store, invocation):
-            count.add(entry)
-            if entry.event == "start":
-                note = entry.note
-        if count.images_per_s:
-            workers, gpus = int(note.get("workers", 1)), float(note.get("gpus", 0))
-            return _Pace(count.images_per_s, workers, gpus)
-    return None

@@ -6,10 +6,21 @@ before, from the invocation's start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from storage.runs.ledger import LedgerEntry
+from storage.runs.ledger import LedgerEntry, invocations, read_ledger
+from storage.runs.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPace:
+    """The pace of an invocation that labelled something, with its ``workers`` and ``gpus``."""
+
+    images_per_s: float
+    workers: int
+    gpus: float
 
 
 @dataclass(slots=True)
@@ -22,6 +33,7 @@ class PaceCount:
 
     shards: int = 0
     images: int = 0
+    _note: Mapping[str, Any] = field(default_factory=dict)  # of its start
     _started_at: float | None = None
     _ready_at: float | None = None
     _waited_until: float = 0.0
@@ -39,6 +51,8 @@ class PaceCount:
         """Add the next entry."""
         if self._started_at is None:
             self._started_at = self._waited_until = entry.at
+        if entry.event == "start":
+            self._note = entry.note
         if self._ready_at is None:
             if entry.event == "ready":
                 self._ready_at = entry.at
@@ -73,6 +87,14 @@ class PaceCount:
         """Images committed per second of ``working_s``; None before the first commit."""
         return self.images / self.working_s if self.images and self.working_s else None
 
+    @property
+    def measured(self) -> MeasuredPace | None:
+        """The pace so far with what it was measured on; None before the first commit."""
+        if not self.images_per_s:
+            return None
+        workers, gpus = int(self._note.get("workers", 1)), float(self._note.get("gpus", 0))
+        return MeasuredPace(self.images_per_s, workers, gpus)
+
     def seconds_left(self, shards: int, heard_at: float, now: float) -> float | None:
         """Estimate, from ``now``, the time for ``shards`` more; None before the first commit.
 
@@ -82,3 +104,12 @@ class PaceCount:
             return None
         each = (heard_at - self._ready_at) / self.shards
         return max(0.0, shards * each - (now - heard_at))
+
+
+def measured_pace(manifest: Manifest) -> MeasuredPace | None:
+    """Return the pace of a run's newest invocation that labelled anything."""
+    for invocation in reversed(invocations(manifest.store)):
+        found = PaceCount.of(read_ledger(manifest.store, invocation)).measured
+        if found is not None:
+            return found
+    return None

@@ -23,7 +23,7 @@ from pipelines.display.durations import shown_duration
 from pipelines.display.plural import counted
 from pipelines.runs.bottleneck import WorkerTime
 from pipelines.runs.drift_record import DriftRecord, known_drift
-from pipelines.runs.pace import PaceCount
+from pipelines.runs.pace import MeasuredPace, PaceCount
 from storage.records import STATUSES, Status, warning_kinds
 from storage.runs.ledger import LedgerEntry, invocations, read_ledger
 from storage.runs.listing import Listing
@@ -139,6 +139,13 @@ def run_status(manifest: Manifest, *, now: float | None = None) -> RunStatus:
     Args:
         now: seconds since the epoch; None: this machine's clock.
     """
+    return status_and_pace(manifest, now=now)[0]
+
+
+def status_and_pace(
+    manifest: Manifest, *, now: float | None = None
+) -> tuple[RunStatus, MeasuredPace | None]:
+    """Return also the pace of the newest invocation that labelled anything, from one reading."""
     listing = Listing(manifest.store)
     live = set(listing.live_ids())
     dropped = listing.dropped()
@@ -146,11 +153,11 @@ def run_status(manifest: Manifest, *, now: float | None = None) -> RunStatus:
     committed = live & annotated
     quarantined = (live & manifest.quarantined_ids()) - committed
     whole = committed - dropped.keys()
-    tally, newest = _read_ledgers(manifest, whole)
+    tally, newest, pace = _read_ledgers(manifest, whole)
     _count_partly_live(manifest, committed & dropped.keys(), tally)
     left = len(live) - len(committed) - len(quarantined)
     dead = len(annotated - live)
-    return RunStatus(
+    status = RunStatus(
         url=manifest.url,
         name=manifest.record.identity.name,
         created_at=manifest.record.created_at,
@@ -168,6 +175,7 @@ def run_status(manifest: Manifest, *, now: float | None = None) -> RunStatus:
         drift=known_drift(manifest.store),
         left_out=manifest.left_out(),
     )
+    return status, pace
 
 
 @dataclass(slots=True)
@@ -223,10 +231,13 @@ class _Invocation:
         )
 
 
-def _read_ledgers(manifest: Manifest, whole: set[str]) -> tuple[_Tally, _Invocation | None]:
+def _read_ledgers(
+    manifest: Manifest, whole: set[str]
+) -> tuple[_Tally, _Invocation | None, MeasuredPace | None]:
     """Add up the ledger's entries for these shards, and the footers of those it lacks."""
     tally, unknown = _Tally(), set(whole)
     newest: _Invocation | None = None
+    pace: MeasuredPace | None = None
     # Newest first: a shard whose commit held missing images alone may have been labelled again.
     for name in reversed(invocations(manifest.store)):
         invocation = _Invocation(name)
@@ -236,8 +247,9 @@ def _read_ledgers(manifest: Manifest, whole: set[str]) -> tuple[_Tally, _Invocat
             if entry.event == "shard" and entry.shard_id in unknown:
                 unknown.discard(entry.shard_id)
                 tally.add(entry.counts, entry.detections, entry.note.get("warnings", {}))
+        pace = pace or invocation.pace.measured
     _count_footers(manifest, unknown, tally)
-    return tally, newest
+    return tally, newest, pace
 
 
 def _count_footers(manifest: Manifest, shard_ids: Iterable[str], tally: _Tally) -> None:

@@ -17,6 +17,7 @@ from pipelines.labelling.plan import Plan, plan_run
 from pipelines.labelling.view import plan_table
 from storage.errors import ConfigError, RunMismatch, SourceEmpty
 from storage.records import Shard
+from storage.runs import ledger
 from storage.runs.ledger import LedgerEntry, LedgerWriter
 from storage.runs.manifest import RUN_KEY, Manifest
 from tests.support.samples.synthetic_run import commit_rows, row
@@ -203,14 +204,29 @@ def test_new_changed_and_deleted_images_count_as_the_next_run_would_see_them(ben
 
 def measured(manifest: Manifest, *, gpus: float, workers: int = 2) -> None:
     """An invocation: start-up of 100 s, then 60 images in 30 s."""
-    ledger = LedgerWriter(manifest.store, "20260131T120000Z-1f3a9c")
-    ledger.write(LedgerEntry("start", 0.0, note={"workers": workers, "gpus": gpus}))
-    ledger.write(LedgerEntry("ready", 100.0, note={"alive": 1}))
-    ledger.write(LedgerEntry("ready", 101.0, note={"alive": 2}))
+    writer = LedgerWriter(manifest.store, "20260131T120000Z-1f3a9c")
+    writer.write(LedgerEntry("start", 0.0, note={"workers": workers, "gpus": gpus}))
+    writer.write(LedgerEntry("ready", 100.0, note={"alive": 1}))
+    writer.write(LedgerEntry("ready", 101.0, note={"alive": 2}))
     for at, shard_id in ((115.0, "a"), (130.0, "b")):
-        ledger.write(LedgerEntry("shard", at, shard_id=shard_id, counts={"ok": 29, "missing": 1}))
-    ledger.write(LedgerEntry("end", 130.0, note={"outcome": "done"}))
-    ledger.flush()
+        writer.write(LedgerEntry("shard", at, shard_id=shard_id, counts={"ok": 29, "missing": 1}))
+    writer.write(LedgerEntry("end", 130.0, note={"outcome": "done"}))
+    writer.flush()
+
+
+def test_the_ledgers_of_a_run_are_read_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_folder(bench.folder / "in", 10)
+    manifest, _ = bench.listed()
+    measured(manifest, gpus=1)
+    read, parts = list[str](), ledger.ledger_parts
+
+    def noted(store: Any, invocation: str) -> Any:
+        read.append(invocation)
+        return parts(store, invocation)
+
+    monkeypatch.setattr(ledger, "ledger_parts", noted)
+    assert plan_run(bench.config()).images_per_s is not None
+    assert read == ledger.invocations(manifest.store)
 
 
 def test_hours_come_only_from_a_measured_run(bench: Bench) -> None:
