@@ -24,18 +24,28 @@ def write_graph(
     batch: int | str = "batch",
     size_input: str | None = None,
     kind: int = TensorProto.FLOAT,
+    undefined_above: float | None = None,
 ) -> Path:
     """Write a graph that gives ``outputs`` (each [N, …]) for every image of a batch.
 
     The mean of the image's first channel is added times 0, so that a batch of B gives B of them,
-    and that what is not finite in the input shows in the output.
+    and that what is not finite in the input shows in the output. ``undefined_above``: an image of
+    a larger mean gives NaN everywhere, as a graph does that takes the root of a difference.
     """
     nodes = [
         helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["float"], ["mean"], axes=[1, 2, 3], keepdims=0),
-        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
     ]
     constants = [numpy_helper.from_array(np.zeros(1, np.float32), "zero")]
+    seen = "mean"
+    if undefined_above is not None:
+        seen = "root"
+        constants.append(numpy_helper.from_array(np.full(1, undefined_above, np.float32), "limit"))
+        nodes += [
+            helper.make_node("Sub", ["limit", "mean"], ["below"]),
+            helper.make_node("Sqrt", ["below"], ["root"]),
+        ]
+    nodes.append(helper.make_node("Mul", [seen, "zero"], ["nothing"]))
     found = []
     for name, values in outputs.items():
         shape = [-1] + [1] * values.ndim

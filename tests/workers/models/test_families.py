@@ -16,13 +16,15 @@ from pipelines.config.run_config import RunConfig
 from pipelines.config.yaml_files import parse_config
 from pipelines.models.requested import model_request
 from pipelines.truth import coco_classes
-from storage.errors import ConfigError, LabelfleetError, ModelError
+from storage.errors import ConfigError, LabelfleetError, ModelError, ShardFailed
 from storage.objects.protocols import StorageOptions
 from storage.records import Detections
 from tests.support.samples.family_graphs import write_graph
 from workers.compile.agreement import difference
 from workers.detectors.graph import GraphDetector
 from workers.images.preprocessing import Preprocessing
+from workers.labelling.batch_size import BatchSize
+from workers.labelling.inference import Inference
 from workers.models.families import FAMILIES
 from workers.models.load import session_of
 from workers.models.onnx_family import network_input
@@ -286,6 +288,28 @@ def test_outputs_that_are_not_finite_are_an_error(tmp_path: Path, place: str) ->
     with pytest.raises(ModelError, match=r"not finite for image\(s\) \[0\] of the batch") as caught:
         detected(path, resolved(path, family="rf-detr"))
     assert "the graph itself" in str(caught.value.hint)  # fp32 is what it was loaded in
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_image_that_gives_nan_is_named_and_its_neighbours_keep_their_boxes(
+    tmp_path: Path, runtime: str
+) -> None:
+    boxes, logits = drawn(8)
+    outputs = {"dets": boxes, "labels": logits}
+    path = write_graph(tmp_path / "root.onnx", outputs, size=(H, W), undefined_above=1.0)
+    spec = resolved(path, family="rf-detr", runtime=runtime)
+    session = session_of(Artefact({"model.onnx": path}, "model.onnx", {}), spec, threads=1)
+    batch = np.zeros((3, H, W, 3), np.uint8)
+    batch[1] = 255
+    names = ["a.jpg", "bright.jpg", "b.jpg"]
+    inferred = Inference(GraphDetector(session, spec), BatchSize(3)).launch(batch, names)()
+    first, bright, last = inferred.finish()
+    assert isinstance(bright, ShardFailed)
+    assert bright.message.startswith("inference failed on 'bright.jpg': ModelError: ")
+    assert "not finite" in bright.message
+    for found in (first, last):
+        assert isinstance(found, Detections)
+        assert len(found) > 0
 
 
 def test_openvino_agrees_with_onnx_runtime(tmp_path: Path) -> None:
