@@ -190,6 +190,13 @@ def pull(
         bool,
         typer.Option(help="Withdraw answers although most, or the whole project, were deleted."),
     ] = False,
+    keep_answers: Annotated[
+        bool,
+        typer.Option(
+            "--keep-answers",
+            help="Go on counting them instead: said once, no later pull asks about them.",
+        ),
+    ] = False,
     endpoint_url: Endpoint = None,
     json_: Json = False,
 ) -> None:
@@ -204,8 +211,15 @@ def pull(
     from pipelines.review.rounds import refresh_rounds
     from pipelines.review.settings import choose_settings
     from pipelines.review.view import render_pull
+    from pipelines.review.withdrawals import Deletions
     from storage.runs.lock import run_lock
 
+    if accept_withdrawals and keep_answers:
+        raise typer.BadParameter("it says the opposite of --accept-withdrawals",
+                                 param_hint="--keep-answers")  # fmt: skip
+    deletions: Deletions = "ask"
+    if accept_withdrawals or keep_answers:
+        deletions = "withdraw" if accept_withdrawals else "keep"
     manifest = open_manifest(run, endpoint_url)
     settings = choose_settings(manifest, url, project, None)
     if project is not None:
@@ -213,7 +227,7 @@ def pull(
     with open_server(settings.url) as server, run_lock(manifest.store, "labelfleet review pull"):
         summary = pull_run(
             manifest, server, settings, everything=everything,
-            accept_withdrawals=accept_withdrawals,
+            deletions=deletions,
         )  # fmt: skip
         refresh_rounds(manifest, server)
     show(render_pull(summary), summary.to_fields(), json_)

@@ -29,10 +29,13 @@ from pipelines.label_studio.send import delete_twins
 from pipelines.review.hidden import with_hidden
 from pipelines.review.tasks import Queued, queued
 from pipelines.review.withdrawals import (
+    PROJECT_DELETED,
     RETRACTED,
+    Deletions,
     came_back,
     given_in,
     missing_there,
+    not_kept,
     project_is_gone,
     too_many,
 )
@@ -46,6 +49,7 @@ from storage.review.answers import (
     read_answers,
     standing,
 )
+from storage.review.kept import keep_answers
 from storage.review.queue import ReviewItem
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
@@ -71,6 +75,7 @@ class PullSummary:
         set_aside: where those are: task, image, person and what was drawn.
         withdrawn: answers that no longer count: they or their tasks were deleted since.
         held_back: withdrawals that were not applied, see ``pull_run``.
+        kept_on: answers that count although they or their project were deleted, as a person said.
         deleted_projects: by title of an earlier project that is no longer there, how many answers
             from it still count.
         unknown: annotations of tasks that this run never queued, left alone.
@@ -93,6 +98,7 @@ class PullSummary:
     set_aside: tuple[str, ...]
     withdrawn: int
     held_back: int
+    kept_on: int
     deleted_projects: dict[str, int]
     unknown: int
     unreadable: int
@@ -117,13 +123,14 @@ def pull_run(
     *,
     everything: bool = False,
     margin: timedelta = MARGIN,
-    accept_withdrawals: bool = False,
+    deletions: Deletions = "ask",
 ) -> PullSummary:
     """Append what is new to ``review/answers``. The caller holds the run's lock.
 
     Reads the settings' project, and before it the others that they name (``settings.projects``).
     Answers whose annotation or task was deleted since are withdrawn. Where that would be more than
-    half of all answers, none is withdrawn unless ``accept_withdrawals`` confirms it.
+    half of all answers, or a whole project, it is a person who says what it means: ``withdraw``, or
+    ``keep`` (they count on, and no later pull asks again); until then they count and are told.
 
     Args:
         manifest: the run.
@@ -133,7 +140,7 @@ def pull_run(
             what is there with what was pulled.
         margin: how much before the last answer to begin, for clocks that differ and commits that
             are slow.
-        accept_withdrawals: believe that most answers, or the project, were deleted on purpose.
+        deletions: what it means that most answers, or a project, are gone.
 
     Raises:
         ReviewError: the project does not exist, or the server does not answer.
@@ -141,15 +148,14 @@ def pull_run(
     server.version()
     pulled = _Pulled()
     wanted = queued(manifest, closed=True)
-    pull = _Pull(manifest, server, everything, margin, accept_withdrawals, wanted, pulled)
+    pull = _Pull(manifest, server, everything, margin, deletions, wanted, pulled)
     project = server.find_project(settings.project)
     now = settings.project_id if project is None else project.project_id
     for number, title in settings.projects.items():
         if int(number) != now:
             pull.earlier(int(number), title)
     if project is None:
-        gone = project_is_gone(manifest, server, settings, accept=accept_withdrawals)
-        pull.keep([], gone)
+        pull.whole_project(project_is_gone(manifest, server, settings, deletions=deletions))
     else:
         pull.read(project)
     return _summary(pulled)
@@ -162,6 +168,7 @@ class _Pulled:
     new: list[Answer] = field(default_factory=list)
     withdrawn: int = 0
     held_back: int = 0
+    kept_on: int = 0
     deleted_projects: dict[str, int] = field(default_factory=dict)
     unknown: int = 0
     unreadable: int = 0
@@ -177,7 +184,7 @@ class _Pull:
     server: LabelStudio
     everything: bool
     margin: timedelta
-    accept_withdrawals: bool
+    deletions: Deletions
     wanted: Sequence[Queued]
     into: _Pulled
 
@@ -189,10 +196,10 @@ class _Pull:
         there = self.server.annotation_ids(project.project_id)
         mine = [ref for ref in refs if ref.key in items]
         self.into.twins += delete_twins(self.server, mine)
-        gone = missing_there(records, project, refs, there)
-        if too_many(gone, records, project) and not self.accept_withdrawals:
-            self.into.held_back += len(gone)
-            gone = []
+        gone = self._fresh(missing_there(records, project, refs, there))
+        if too_many(gone, records, project):
+            gone, asked = self._decided(gone)
+            self.into.held_back += asked
         # An image may have been answered long ago, in a round before this run queued it. What
         # another project or server gave says nothing about what was read from this one.
         read = [a for a in records if a.project in ("", project.identity)]
@@ -211,10 +218,31 @@ class _Pull:
             self.read(project)
             return
         left = given_in(standing(read_answers(self.manifest.store)), project_id)
-        if left and not self.accept_withdrawals:
-            self.into.deleted_projects[title] = len(left)
-            return
-        self.keep([], [replace(answer, withdrawn="project deleted") for answer in left])
+        asked = self.whole_project(left)
+        if asked:
+            self.into.deleted_projects[title] = asked
+
+    def whole_project(self, answers: Sequence[Answer]) -> int:
+        """Withdraw or keep the answers of a deleted project; return how many wait for a person."""
+        gone, asked = self._decided(self._fresh(answers))
+        self.keep([], [replace(answer, withdrawn=PROJECT_DELETED) for answer in gone])
+        return asked
+
+    def _fresh(self, gone: Sequence[Answer]) -> list[Answer]:
+        """Leave out what a person kept before; all of it may be withdrawn after all."""
+        fresh = list(gone) if self.deletions == "withdraw" else not_kept(self.manifest, gone)
+        self.into.kept_on += len(gone) - len(fresh)
+        return fresh
+
+    def _decided(self, gone: list[Answer]) -> tuple[list[Answer], int]:
+        """Return which of many answers to withdraw, and about how many a person has to say."""
+        if self.deletions == "withdraw":
+            return gone, 0
+        if self.deletions == "ask":
+            return [], len(gone)
+        keep_answers(self.manifest.store, {answer.annotation for answer in gone})
+        self.into.kept_on += len(gone)
+        return [], 0
 
     def keep(self, new: Sequence[Answer], tombstones: Sequence[Answer]) -> None:
         """Append: an answer that came back goes after its tombstone."""
@@ -339,6 +367,7 @@ def _summary(pulled: _Pulled) -> PullSummary:
         ),
         withdrawn=pulled.withdrawn,
         held_back=pulled.held_back,
+        kept_on=pulled.kept_on,
         deleted_projects=pulled.deleted_projects,
         unknown=pulled.unknown,
         unreadable=pulled.unreadable,

@@ -13,6 +13,7 @@ from pipelines.evaluation.audit import AuditReport, audit_report
 from pipelines.label_studio.client import LabelStudio
 from pipelines.label_studio.connect import open_server
 from pipelines.review.tasks import queued
+from pipelines.review.withdrawals import given_in, not_kept
 from storage.errors import LabelfleetError
 from storage.labels.versions import versions
 from storage.review.answers import Answer, read_answers, standing
@@ -90,7 +91,8 @@ def review_status(
     skipped = {a.sha256 for a in answers} - answered
     there, problem = None, "Label Studio was not asked"
     if server is not None:
-        there, problem = _there(server, settings, set(wanted))
+        fresh = not_kept(manifest, standing(read_answers(manifest.store)))
+        there, problem = _there(server, settings, set(wanted), fresh)
     touched = {key for key, begun in (there or {}).items() if begun}
     done = answered | skipped | touched
     pace = learned_pace(answers, {key: item.seconds for key, item in wanted.items()})
@@ -135,9 +137,13 @@ def learned_pace(answers: Sequence[Answer], expected_s: Mapping[str, float]) -> 
 
 
 def _there(
-    server: LabelStudio, settings: ReviewSettings, wanted: set[str]
+    server: LabelStudio, settings: ReviewSettings, wanted: set[str], answers: Sequence[Answer]
 ) -> tuple[dict[str, bool], str]:
-    """Return the keys in the run's projects, whether each was touched there, and what is gone."""
+    """Return the keys in the run's projects, whether each was touched there, and what is gone.
+
+    An earlier project that is gone counts as such while ``answers`` holds some of it: those that
+    count, less those that a person kept.
+    """
     now = server.find_project(settings.project)
     there = {} if now is None else {now.project_id: now}
     gone = [settings.project] if now is None and settings.project_id else []
@@ -146,7 +152,7 @@ def _there(
             continue
         earlier = server.project(int(number))
         if earlier is None:
-            gone.append(title)
+            gone += [title] if given_in(answers, int(number)) else []
         else:
             there[earlier.project_id] = earlier
     found: dict[str, bool] = {}

@@ -19,7 +19,7 @@ from pipelines.review.pull import PullSummary
 from pipelines.review.push import PushSummary, PushWatcher
 from pipelines.review.refresh import RefreshSummary
 from pipelines.review.status import ReviewStatus
-from pipelines.review.withdrawals import RetractSummary
+from pipelines.review.withdrawals import DECIDE, RetractSummary
 from pipelines.routing.route import RouteSummary
 
 
@@ -115,15 +115,17 @@ def render_pull(summary: PullSummary) -> RenderableType:
     remarks = []
     if summary.withdrawn:
         rows.append(("withdrawn: deleted there since", f"{summary.withdrawn:,}"))
+    if summary.kept_on:
+        rows.append(("deleted there, counted on as was said", f"{summary.kept_on:,}"))
     if summary.held_back:
         remarks.append(
             f"{summary.held_back} answers, most of all there were, are gone from the project; they "
-            "still count. Pull with --accept-withdrawals if they were deleted on purpose"
+            f"still count. {DECIDE.capitalize()}"
         )
     for title, answers in summary.deleted_projects.items():
         remarks.append(
             f"the project {title!r} was deleted; {counted(answers, 'answer')} from it still count. "
-            "Pull with --accept-withdrawals to withdraw them"
+            f"{DECIDE.capitalize()}"
         )
     if summary.unusable:
         remarks.append(

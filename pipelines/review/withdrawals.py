@@ -7,15 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.label_studio.client import LabelStudio, Project, TaskRef
 from storage.errors import ReviewError
 from storage.review.answers import Answer, append_answers, latest_versions, read_answers, standing
+from storage.review.kept import read_kept
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
 
+# What a person says about many answers that were deleted there, or a whole project: nothing yet,
+# that they no longer count, or that they count on.
+Deletions = Literal["ask", "withdraw", "keep"]
+DECIDE = (
+    "say once what that means: pull with --keep-answers to go on counting them, or with "
+    "--accept-withdrawals to withdraw them"
+)
 RETRACTED = "retracted"
+PROJECT_DELETED = "project deleted"
 _FEW = 5  # withdrawals that are never held back
 
 
@@ -75,12 +84,13 @@ def too_many(gone: Sequence[Answer], records: Iterable[Answer], project: Project
 
 
 def project_is_gone(
-    manifest: Manifest, server: LabelStudio, settings: ReviewSettings, *, accept: bool
+    manifest: Manifest, server: LabelStudio, settings: ReviewSettings, *, deletions: Deletions
 ) -> list[Answer]:
-    """Tombstones for every answer of a project that was deleted.
+    """Return every answer that counts of a project that was deleted.
 
     Raises:
-        ReviewError: the project never was there, has another title now, or ``accept`` is False.
+        ReviewError: the project never was there, has another title now, or a person has to say
+            what its deletion means.
     """
     known = server.project(settings.project_id) if settings.project_id else None
     if known is not None:
@@ -88,22 +98,31 @@ def project_is_gone(
             f"the project {settings.project!r} is called {known.title!r} now",
             hint=f"give --project {known.title!r}",
         )
-    answers = standing(read_answers(manifest.store))
+    records = list(read_answers(manifest.store))
+    answers = standing(records)
     mine = given_in(answers, settings.project_id)
     if settings.project_id:
         mine += [answer for answer in answers if not answer.project]
-    if not mine:
+    before = given_in(records, settings.project_id)
+    if not mine and not any(a.withdrawn == PROJECT_DELETED for a in before):
         raise ReviewError(
             f"there is no project {settings.project!r} at {server.http.url}",
             hint="push first, or give --project",
         )
-    if not accept:
+    left = len(not_kept(manifest, mine))
+    if left and deletions == "ask":
         raise ReviewError(
             f"the project {settings.project!r} was deleted at {server.http.url}; "
-            f"{len(mine)} answers from it still count",
-            hint="do nothing to keep them, or pull with --accept-withdrawals to withdraw them",
+            f"{left} answers from it still count",
+            hint=DECIDE,
         )
-    return [replace(answer, withdrawn="project deleted") for answer in mine]
+    return mine
+
+
+def not_kept(manifest: Manifest, gone: Sequence[Answer]) -> list[Answer]:
+    """Return those of the deleted answers that no person said to keep."""
+    kept = read_kept(manifest.store) if gone else frozenset()
+    return [answer for answer in gone if answer.annotation not in kept]
 
 
 def given_in(answers: Iterable[Answer], project_id: int) -> list[Answer]:

@@ -28,6 +28,7 @@ from storage.records import STATUSES
 from storage.review.answers import ANSWERS, read_answers
 from storage.review.frames import read_frame
 from storage.review.gold import GOLD, read_gold_record
+from storage.review.kept import KEPT_KEY, read_kept
 from storage.review.not_shown import NOT_SHOWN_KEY, read_not_shown
 from storage.review.queue import QUEUE, read_head, read_queue
 from storage.review.refreshed import REFRESHED_KEY, read_refreshed
@@ -193,6 +194,7 @@ def _check_notes(check: RecordCheck) -> None:
     manifest, store = check.manifest, check.manifest.store
     readers: dict[str, Callable[[], object]] = {
         SETTINGS_KEY: lambda: read_settings(store),
+        KEPT_KEY: lambda: read_kept(store),
         REFRESHED_KEY: lambda: read_refreshed(store),
         NOT_SHOWN_KEY: lambda: read_not_shown(store),
         LEFT_OUT_KEY: manifest.left_out,

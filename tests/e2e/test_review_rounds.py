@@ -124,7 +124,7 @@ def test_most_answers_gone_at_once_are_not_believed_until_someone_says_so(
     pulled = pull_run(manifest, server, settings)
     assert (pulled.withdrawn, pulled.held_back) == (0, 7)
     assert human(manifest) == 8
-    assert pull_run(manifest, server, settings, accept_withdrawals=True).withdrawn == 7
+    assert pull_run(manifest, server, settings, deletions="withdraw").withdrawn == 7
     assert human(manifest) == 1
 
 
@@ -144,8 +144,11 @@ def test_a_deleted_project_is_told_from_a_renamed_one(
     server.http.send("DELETE", f"/api/projects/{project.project_id}")
     with pytest.raises(ReviewError, match="3 answers from it still count"):
         pull_run(manifest, server, known)
+    assert pull_run(manifest, server, known, deletions="keep").kept_on == 3
+    assert pull_run(manifest, server, known).whole
     assert human(manifest) == 3
-    assert pull_run(manifest, server, known, accept_withdrawals=True).withdrawn == 3
+    assert pull_run(manifest, server, known, deletions="withdraw").withdrawn == 3
+    assert pull_run(manifest, server, known).whole
     assert human(manifest) == 0
 
 

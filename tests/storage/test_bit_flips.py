@@ -25,6 +25,7 @@ from storage.parquet.files import METADATA_KEY, opened
 from storage.review.answers import read_answers
 from storage.review.frames import read_frame
 from storage.review.gold import GoldImage, read_gold, write_gold
+from storage.review.kept import read_kept
 from storage.review.not_shown import read_not_shown
 from storage.review.queue import read_head, read_queue
 from storage.review.refreshed import read_refreshed
@@ -81,6 +82,7 @@ READERS: dict[str, Callable[[MemoryStore, str], Any]] = {
     "report/drift.json": lambda store, key: read_drift(store),
     "review/gold/": lambda store, key: read_gold(store),
     "review/not_shown.json": lambda store, key: read_not_shown(store),
+    "review/kept.json": lambda store, key: read_kept(store),
     "review/settings.json": lambda store, key: read_settings(store),
     "labels/v0001/part-": _labels,
     "labels/v0001/lineage.json": lambda store, key: read_lineage(store, "v0001"),

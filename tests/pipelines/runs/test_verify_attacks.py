@@ -38,7 +38,7 @@ LEVELS = ("quick", "default", "complete", "source")
 _NEVER = ("policy.yaml",)  # a person's file
 _REMOVABLE = (  # whose absence nothing else at rest contradicts
     "quarantine/", "review/settings.json", "labels/latest.json", "review/not_shown.json",
-    "review/refreshed.json", "left_out.json", "report/drift.json",
+    "review/refreshed.json", "review/kept.json", "left_out.json", "report/drift.json",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from storage.coco.truth import Truth, parse_truth
 from storage.objects.protocols import ObjectStore
 from storage.records import Shard
 from storage.review.answers import Answer, DeletedBox, ReviewedBox, append_answers
+from storage.review.kept import keep_answers
 from storage.review.not_shown import write_not_shown
 from storage.review.queue import read_queue
 from storage.review.refreshed import Refreshed, write_refreshed
@@ -36,7 +37,7 @@ KINDS = (
     "labels/v0001/answered.jsonl", "labels/v0001/alternatives.jsonl",
     "labels/v0001/set_aside.jsonl", "labels/latest.json",
     "model/", "policy.yaml", "review/gold/", "review/not_shown.json", "review/refreshed.json",
-    "left_out.json", "report/drift.json",
+    "review/kept.json", "left_out.json", "report/drift.json",
 )  # fmt: skip
 
 
@@ -75,6 +76,7 @@ def _truth(name: str) -> Truth:
 def _leave_notes(manifest: Manifest) -> None:
     """Write the single records that a push, a refresh, a listing and a comparison leave."""
     store = manifest.store
+    keep_answers(store, {("7@2026-01-01", "ef" * 32, 3, 4), ("7@2026-01-01", "01" * 32, 5, 6)})
     write_not_shown(store, {"ab" * 32: "its link cannot be made", "cd" * 32: "it is gone"})
     write_refreshed(store, Refreshed("2026-01-01T00:00:00+00:00", {"accept": 0.5}, {}, {"a": "b"}))
     manifest.note_left_out({".txt": 3, ".json": 1})
