@@ -24,7 +24,8 @@
     │   └── Unsupported
     ├── ModelError                           checkpoint, architecture, runtime
     │   ├── CheckpointError
-    │   └── ArtefactError                    a model compiled for a runtime
+    │   ├── ArtefactError                    a model compiled for a runtime
+    │   └── OutputNotFinite                  NaN or infinity for an image; it becomes a row
     ├── WorkerError
     │   ├── WorkerLost                       the process or its node is gone
     │   ├── WorkerStartFailed
@@ -178,6 +179,10 @@ class CheckpointError(ModelError):
 
 class ArtefactError(ModelError):
     """A runtime artefact is missing, damaged, from another run, or loses too much accuracy."""
+
+
+class OutputNotFinite(ModelError):
+    """The network gave NaN or infinity for an image."""
 
 
 class WorkerError(LabelfleetError):

@@ -11,8 +11,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Status = Literal["ok", "undecodable", "too_large", "unsupported", "missing"]
-STATUSES: tuple[Status, ...] = ("ok", "undecodable", "too_large", "unsupported", "missing")
+Status = Literal["ok", "undecodable", "too_large", "unsupported", "missing", "not_finite"]
+STATUSES: tuple[Status, ...] = (
+    "ok", "undecodable", "too_large", "unsupported", "missing", "not_finite",
+)  # fmt: skip
 
 ShardKind = Literal["tar", "images"]
 SHARD_KINDS: tuple[ShardKind, ...] = ("tar", "images")

@@ -23,7 +23,8 @@ class RunSummary:
     """The state of a run after one invocation; counts cover the whole run unless noted.
 
     Attributes:
-        images, ok, undecodable, too_large, unsupported, missing: rows, all and by status.
+        images, ok, undecodable, too_large, unsupported, missing, not_finite: rows, all and by
+            status.
         detections: boxes above the score floor.
         shards: committed. ``left``: listed and not yet committed. ``quarantined``: set aside.
         seconds, new_images, new_shards: of this invocation, start-up included.
@@ -45,6 +46,7 @@ class RunSummary:
     too_large: int
     unsupported: int
     missing: int
+    not_finite: int
     detections: int
     shards: int
     left: int
@@ -87,6 +89,7 @@ def summarise(
         too_large=counts["too_large"],
         unsupported=counts["unsupported"],
         missing=counts["missing"],
+        not_finite=counts["not_finite"],
         detections=status.detections,
         shards=status.committed,
         left=status.left,

@@ -11,13 +11,12 @@ from rich.text import Text
 
 from pipelines.display.plural import counted
 from pipelines.labelling.plan import Plan
+from storage.records import STATUSES
 from storage.shards.selecting import shown_counts
 from storage.urls import shown_url
 
 if TYPE_CHECKING:  # what ran needs Ray, a plan does not
     from pipelines.labelling.summary import RunSummary
-
-_STATUSES = ("ok", "undecodable", "too_large", "unsupported", "missing")
 
 
 def run_table(summary: RunSummary) -> RenderableType:
@@ -26,7 +25,7 @@ def run_table(summary: RunSummary) -> RenderableType:
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_row("images", f"{summary.images:,}")
-    for status in _STATUSES:
+    for status in STATUSES:
         count: int = getattr(summary, status)
         if status == "ok" or count:
             table.add_row(f"  {status}", f"{count:,}", style=None if status == "ok" else "yellow")

@@ -42,6 +42,7 @@ _NOT_OK: dict[Status, str] = {
     "unsupported": "a kind of image that is not read",
     "missing": "could not be read from the source, such as a link or a file that is gone; the next "
     "`labelfleet run` looks again",
+    "not_finite": "the network gave NaN or infinity for it, and none for a blank image",
 }
 State = Literal["running", "silent", "ended"]
 

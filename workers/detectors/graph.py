@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import ModelError
+from storage.errors import OutputNotFinite
 from storage.records import Detections
 from workers.detectors.nms import NmsRules, Selected, detections_from_selected
 from workers.images.preprocessing import Preprocessing
@@ -57,7 +57,7 @@ class GraphDetector:
         return self._spec.preprocessing
 
     def detect(self, batch: NDArray[np.uint8]) -> list[Detections]:
-        """See ``Detector.detect``. Raises ModelError when the network's output is not finite."""
+        """See ``Detector.detect``. Raises OutputNotFinite where the network's is."""
         return self._finish(self._finite(self._session.run(self._checked(batch))))
 
     def start(self, batch: NDArray[np.uint8]) -> Callable[[], list[Detections]]:
@@ -85,7 +85,7 @@ class GraphDetector:
         bad = np.flatnonzero(~np.isfinite(selected.total)).tolist()
         if bad:
             full = self._spec.precision == "fp32"
-            raise ModelError(
+            raise OutputNotFinite(
                 f"the network's output is not finite for image(s) {bad} of the batch "
                 f"({self._spec.runtime}, {self._spec.precision} on {self._spec.device})",
                 hint="the graph itself gives NaN or infinity: export it again from sound weights"

@@ -57,13 +57,16 @@ class OpenedImage:
         except MemoryError:
             raise
         except Exception as exc:  # noqa: BLE001 - as in open_image
-            height, width = image.size
-            found = (width, height, image.exif_orientation)
-            return _failed(self.ref, found, "undecodable", f"{type(exc).__name__}: {exc}")
+            return self.failed("undecodable", f"{type(exc).__name__}: {exc}")
 
     def release(self) -> None:
         """Drop the pixels; what the row says about the image stays."""
         self.image = replace(self.image, pixels=_NO_PIXELS)
+
+    def failed(self, status: Status, error: str) -> AnnotationRow:
+        """Return the image's row, without labels."""
+        height, width = self.image.size
+        return _failed(self.ref, (width, height, self.image.exif_orientation), status, error)
 
     def row(self, detections: Detections) -> AnnotationRow:
         """Return the image's row; ``detections`` in its upright pixels."""

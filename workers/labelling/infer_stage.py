@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from storage.errors import ShardFailed
+from storage.errors import OutputNotFinite, ShardFailed
+from workers.images.prepare import OpenedImage
 from workers.labelling.inference import Inference, Inferred
-from workers.labelling.job_image import Part
+from workers.labelling.job_image import JobImage, Part
 from workers.labelling.queues import Batch, BatchRing, ByteBudget
 from workers.labelling.writing import RowStage
+
+_NOT_FINITE = "the network gave NaN or infinity for it, twice, and none for a blank image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +120,16 @@ class InferStage:
                 job.spent("nms", share_s)
                 if isinstance(found, ShardFailed):
                     job.fail(found)
+                elif isinstance(found, OutputNotFinite):
+                    done += [part.image] if _set_aside(part.image) else []
                 elif part.image.add(part.number, part.transform, found):
                     done.append(part.image)
                 else:
                     self.parts_done += 1
             self._rows.put(done)
+
+
+def _set_aside(image: JobImage) -> bool:
+    """Make an image without a finite output its row; False: another part of it did so before."""
+    opened = image.opened
+    return isinstance(opened, OpenedImage) and image.fail(opened.failed("not_finite", _NOT_FINITE))

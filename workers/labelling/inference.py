@@ -10,12 +10,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import ShardFailed, WorkerLost
+from storage.errors import OutputNotFinite, ShardFailed, WorkerLost
 from storage.records import Detections
 from workers.detectors.protocol import Detector, QueueingDetector, Unfinished
 from workers.labelling.batch_size import BatchSize
 
-Results = list[Detections | ShardFailed]
+Results = list[Detections | OutputNotFinite | ShardFailed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Inferred:
 
     Attributes:
         seconds: the network's time for it, without the wait for the batch before it.
-        finish: runs NMS and gives detections by image, or why one has none; any thread may call
-            it.
+        finish: runs NMS and gives detections by image, or why one has none: its shard's attempt
+            failed, or the network has no finite output for it; any thread may call it.
     """
 
     seconds: float
@@ -104,16 +104,21 @@ class Inference:
         began_s = time.perf_counter()
         self._disturbed = self.queues
         alone = [self._alone(pixels[i : i + 1], name) for i, name in enumerate(names)]
-        if not any(isinstance(found, ShardFailed) for found in alone):
+        if all(isinstance(found, Detections) for found in alone):  # no image is to blame
             self._batch.too_large(len(pixels))
         return Inferred(self._seconds_since(began_s), lambda: alone)
 
-    def _alone(self, pixels: NDArray[np.uint8], name: str) -> Detections | ShardFailed:
+    def _alone(
+        self, pixels: NDArray[np.uint8], name: str
+    ) -> Detections | OutputNotFinite | ShardFailed:
         try:
             (detections,) = self._detector.detect(pixels)
             return detections
         except MemoryError:
             raise  # the worker's trouble: all images are of one size
+        except OutputNotFinite as exc:  # a second time, and a blank image works: it is the image
+            self._check_device(pixels)
+            return exc
         except Exception as exc:  # noqa: BLE001 - as above
             self._check_device(pixels)
             return ShardFailed(f"inference failed on {name!r}: {type(exc).__name__}: {exc}")

@@ -50,13 +50,25 @@ class JobImage:
         return self.opened
 
     def add(self, number: int, transform: LetterboxTransform, found: Detections) -> bool:
-        """Take the detections of one part, in input pixels; return whether it was the last.
+        """Take the detections of one part, in input pixels; return whether the image is whole now.
 
         Any thread may call it.
         """
         with self._lock:
+            if isinstance(self.opened, AnnotationRow):
+                return False  # another part failed, and the image's row was handed on
             self._found[number] = (transform, found)
             return len(self._found) == max(1, len(self.windows))
+
+    def fail(self, row: AnnotationRow) -> bool:
+        """Take the row of an image of which a part failed; False: another part failed before.
+
+        Any thread may call it.
+        """
+        with self._lock:
+            first = not isinstance(self.opened, AnnotationRow)
+            self.opened = row if first else self.opened
+            return first
 
     def row(self) -> AnnotationRow:
         """Return the image's row, once it failed or every part has its detections."""

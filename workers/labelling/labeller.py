@@ -282,8 +282,8 @@ class ShardLabeller:
         self._decoded(image.job, began_s)
         if isinstance(placed, AnnotationRow):
             self._ring.fill(slot, None)
-            image.opened = placed
-            self._rows.put([image])
+            if image.fail(placed):
+                self._rows.put([image])
             return False
         self._ring.fill(slot, Part(image, number, placed))
         return not image.job.ended.is_set()

@@ -17,6 +17,7 @@ DOCS = Path(__file__).resolve().parents[3] / "docs" / "operations.md"
 def summary(**changes: Any) -> RunSummary:
     whole: dict[str, Any] = {
         "images": 100, "ok": 100, "undecodable": 0, "too_large": 0, "unsupported": 0, "missing": 0,
+        "not_finite": 0,
         "detections": 9, "shards": 10, "left": 0, "quarantined": 0, "new_images": 100,
         "new_shards": 10, "seconds": 1.0, "images_per_s": 100.0, "output": "file:///run",
         "outcome": "done",

@@ -57,7 +57,14 @@ def start(at: float) -> LedgerEntry:
 
 
 def shard(at: float, which: Shard, **note: object) -> LedgerEntry:
-    counts = {"ok": 2, "undecodable": 1, "too_large": 0, "unsupported": 0, "missing": 0}
+    counts = {
+        "ok": 2,
+        "undecodable": 1,
+        "too_large": 0,
+        "unsupported": 0,
+        "missing": 0,
+        "not_finite": 0,
+    }
     return LedgerEntry("shard", at, which.shard_id, counts, 2, {"infer": 1.0}, dict(note))
 
 
@@ -74,7 +81,14 @@ def text_of(status: RunStatus) -> str:
 def test_counts_without_a_ledger_come_from_the_footers(manifest: Manifest) -> None:
     s = run_status(manifest)
     assert (s.listed, s.committed, s.quarantined, s.left) == (5, 2, 1, 2)
-    assert s.images == {"ok": 4, "undecodable": 2, "too_large": 0, "unsupported": 0, "missing": 0}
+    assert s.images == {
+        "ok": 4,
+        "undecodable": 2,
+        "too_large": 0,
+        "unsupported": 0,
+        "missing": 0,
+        "not_finite": 0,
+    }
     assert s.detections == 4
     assert s.plain_glob_exact
     assert s.invocation is None

@@ -139,7 +139,8 @@ def test_schema_is_the_documented_one(tmp_path: Path) -> None:
     assert metadata["box"] == "xyxy, pixels of the upright image"
     assert metadata["run"]["categories"][2] == {"id": 2, "name": "Platelets", "official_id": 3}
     assert metadata["shard"]["counts"] == {
-        "ok": 1, "undecodable": 0, "too_large": 0, "unsupported": 0, "missing": 0
+        "ok": 1, "undecodable": 0, "too_large": 0, "unsupported": 0, "missing": 0,
+        "not_finite": 0,
     }  # fmt: skip
 
 

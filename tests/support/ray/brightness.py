@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.errors import OutputNotFinite
 from storage.records import Detections
 from workers.images.preprocessing import Preprocessing
 
@@ -20,6 +21,7 @@ class BrightnessDetector:
 
     Args:
         fail_on: a mean input brightness (rounded) that raises, as a poison image would.
+        nan_on: a mean input brightness (rounded) for which the output is not finite.
         fail_always: everything raises, as a broken device would.
         most: batches larger than this raise, as a full device memory would.
     """
@@ -29,12 +31,14 @@ class BrightnessDetector:
         size: tuple[int, int] = (64, 64),
         *,
         fail_on: int | None = None,
+        nan_on: int | None = None,
         fail_always: bool = False,
         most: int = 10**9,
     ) -> None:
         self.classes = ("dark", "bright")
         self.preprocessing = Preprocessing(size=size, resize_to=size)
         self.fail_on, self.fail_always, self.most = fail_on, fail_always, most
+        self.nan_on = nan_on
         self.batches: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -58,6 +62,8 @@ class BrightnessDetector:
         mean = float(image.mean())
         if self.fail_on is not None and round(mean) == self.fail_on:
             raise ValueError("poison")
+        if self.nan_on is not None and round(mean) == self.nan_on:
+            raise OutputNotFinite("not finite")
         ys, xs = np.nonzero(image.mean(2) > 127)
         x1, y1, x2, y2 = (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else [0] * 4
         return Detections(

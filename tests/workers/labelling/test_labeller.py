@@ -257,6 +257,33 @@ def test_a_poison_image_fails_its_own_shard_only(device: Device) -> None:
     assert [o.key for o in bench.output.list("annotations/")] == [annotation_key(good.shard_id)]
 
 
+def test_an_image_without_a_finite_output_is_a_row_and_the_rest_is_labelled(
+    device: Device,
+) -> None:
+    bench = Bench(device(nan_on=77))
+    shard = bench.tar("a.tar", *[(f"{i}.png", grey(75 + i, 64, 64)) for i in range(6)])
+    with bench.labeller() as labeller:
+        commit = labeller.label(shard, "try")
+    assert commit.footer.counts["not_finite"] == 1
+    found = list(read_rows(bench.output, annotation_key(shard.shard_id)))
+    assert [r.status for r in found] == ["ok", "ok", "not_finite", "ok", "ok", "ok"]
+    assert [len(r.detections) for r in found] == [1, 1, 0, 1, 1, 1]
+    assert (found[2].width, found[2].height) == (64, 64)
+    assert "NaN" in str(found[2].error)
+
+
+def test_a_tile_without_a_finite_output_sets_its_image_aside_once(device: Device) -> None:
+    bench = Bench(device(nan_on=77))
+    bench.tiles = Tiles(64, 0.0, whole=False)
+    large = np.full((64, 192, 3), 10, np.uint8)
+    large[:, :64] = large[:, 128:] = 77  # two of its three tiles
+    members = [("a.png", grey(10, 192, 64)), ("b.png", encode(Image.fromarray(large), "PNG"))]
+    shard = bench.tar("a.tar", *members, ("c.png", grey(12, 192, 64)))
+    with bench.labeller() as labeller:
+        assert labeller.label(shard, "try").footer.images == 3
+    assert [status for _, status in bench.rows(shard)] == ["ok", "not_finite", "ok"]
+
+
 def test_a_broken_device_is_the_workers_fault_not_a_shards(
     device: type[BrightnessDetector],
 ) -> None:
