@@ -15,6 +15,7 @@ import hashlib
 import json
 import resource
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ import numpy as np
 
 from benchmarks.rounds import Ratio, Report, parser, plain, say
 from pipelines.face.run import Run
+from storage.labels.versions import read_version
 from storage.records import AnnotationRow, Detections, Shard
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
@@ -81,6 +83,8 @@ def measure(step: str, folder: Path, rounds: int, report: Report) -> None:
             took[name] = json.loads(done.stdout.splitlines()[-1])
             report.values.setdefault(name, []).append(took[name]["s"])
             report.values.setdefault(f"{name}, CPU", []).append(took[name]["cpu_s"])
+        for made in (*folder.glob("export-*"), *folder.glob("browse-*")):
+            shutil.rmtree(made)
         ratios.append(took[step]["cpu_s"] / took[f"scan for {step}"]["cpu_s"])
         peaks.append(took[step]["peak_mb"])
     report.facts[step] = {
@@ -147,7 +151,7 @@ _SCANS = {
         "sum(width + height) FROM (SELECT *, unnest(detections) AS b FROM read_parquet('{}'))",
     ),
     "labels": (
-        "labels/*/*.parquet",
+        "labels/{}/*.parquet",
         "SELECT count(*), sum(b.score), sum(b.category_id), sum(b.bbox[1] + b.bbox[2] + b.bbox[3] "
         "+ b.bbox[4]), max(sha256), max(image_id), sum(width + height) "
         "FROM (SELECT *, unnest(labels) AS b FROM read_parquet('{}'))",
@@ -160,6 +164,8 @@ def scan_of(name: str, folder: Path) -> Callable[[], list[tuple[Any, ...]]]:
     import duckdb
 
     files, query = _SCANS["labels" if "export" in name else "annotations"]
+    if "export" in name:
+        files = files.format(read_version(open_store(str(folder / "run"))).version)
     statement = query.format(folder / "run" / files)
     return lambda: duckdb.execute(statement).fetchall()
 
@@ -188,14 +194,14 @@ def synthetic(folder: Path, images: int, each: int) -> None:
 def _rows(chance: np.random.Generator, shard: Shard, each: int) -> Iterator[AnnotationRow]:
     counts = chance.poisson(each, len(shard.objects))
     drawn = random_boxes(chance, int(counts.sum()), *SIZE)
-    # By score from one end to the other, so that each image takes every so manieth.
-    order = chance.permutation(len(drawn))
-    at = 0
-    for listed, count in zip(shard.objects, counts, strict=True):
-        mine = np.sort(order[at : at + count])
-        at += count
+    # They come by score, highest first; each image takes some of all scores, in that order.
+    dealt = chance.permutation(len(drawn))
+    image = np.repeat(np.arange(len(counts)), counts)
+    drawn = _taken(drawn, dealt[np.lexsort((dealt, image))])
+    ends = np.cumsum(counts).tolist()
+    for listed, first, end in zip(shard.objects, [0, *ends], ends, strict=False):
         digest = hashlib.sha256(listed.key.encode()).hexdigest()
-        made = row(listed.key, shard.shard_id, _taken(drawn, mine))
+        made = row(listed.key, shard.shard_id, _taken(drawn, slice(first, end)))
         yield AnnotationRow(
             made.image_id, made.shard_id, made.offset, made.nbytes, digest, int(digest[:16], 16),
             made.width, made.height, 1, "ok", None, made.detections, 1,

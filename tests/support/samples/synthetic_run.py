@@ -164,7 +164,9 @@ def list_shards(store: ObjectStore, shards: Sequence[Shard]) -> None:
     listed = sorted((o for s in shards for o in s.objects), key=lambda o: o.key)
 
     def group(fresh: Iterable[StoredObject]) -> Iterable[Shard]:
-        return dict.fromkeys(by_object[o.key] for o in fresh)
+        # By id: a shard's own hash takes each of its objects, for each of its objects.
+        found = (by_object[o.key] for o in fresh)
+        return {shard.shard_id: shard for shard in found}.values()
 
     Listing(store).refresh(listed, lambda fresh: iter(group(fresh)))
 
