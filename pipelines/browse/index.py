@@ -3,7 +3,9 @@
 ``images``  a row an image, numbered in listing order: ``n``, the columns of the annotation row, the
             label version's decision counts, and ``twins``, the group of near duplicates.
 ``boxes``   a row a box: ``n``, ``layer`` (model, label, person, other), class, score, decision, who
-            drew it, and xyxy in pixels of the upright image.
+            drew it, and xyxy in pixels of the upright image. In each layer they lie about in the
+            images' order, so DuckDB finds those of an image without an index, which would have to
+            fit into memory.
 
 The file lies in a temporary folder of this process and is opened read-only, so that no query of the
 page can change even this copy; nothing is written to the run.
@@ -11,6 +13,7 @@ page can change even this copy; nothing is written to the run.
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +30,11 @@ from storage.runs.live_rows import live_tables
 from storage.runs.manifest import Manifest
 
 FILE = "browse.duckdb"
+# However many boxes there are: what does not fit goes to disk. Each thread wants some of it.
+_WRITING: dict[str, str | bool | int | float | list[str]] = {
+    "memory_limit": "384MB",
+    "threads": min(4, os.cpu_count() or 1),
+}
 _BATCH_ROWS = 20_000
 _IMAGE_COLUMNS = (
     "image_id", "shard_id", "offset", "nbytes", "sha256", "phash", "width", "height", "status",
@@ -136,7 +144,7 @@ def build_index(sources: Sources, folder: Path) -> Path:
         StorageError: an object is damaged.
     """
     path = folder / FILE
-    with duckdb.connect(str(path)) as database:
+    with duckdb.connect(str(path), config=_WRITING) as database:
         database.execute(_SCHEMA)
         _classes(database, sources)
         images = _images(database, sources.run)
@@ -152,7 +160,6 @@ def build_index(sources: Sources, folder: Path) -> Path:
             _other(database, sources.other)
         database.execute(_DISAGREEMENT)
         _twins(database)
-        database.execute("CREATE INDEX by_image ON boxes (n)")
     return path
 
 
