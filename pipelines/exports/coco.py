@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +23,16 @@ from numpy.typing import NDArray
 
 from pipelines.exports.formats import ExportedImages, IgnoreBoxes, place_pictures, provenance
 from pipelines.exports.place import ExportPlace
-from storage.coco.json_text import floats, rounded, strings, text_of
+from storage.coco.json_text import (
+    Texts,
+    decimals,
+    known_strings,
+    lines,
+    rounded,
+    strings,
+    text_of,
+    whole_numbers,
+)
 from storage.labels.versions import LabelVersion
 
 ANNOTATIONS = "annotations.json"
@@ -30,7 +40,8 @@ ANNOTATIONS = "annotations.json"
 _COPIED = ("image_id", "sha256", "source", "annotator", "labelled_at", "width", "height")
 _LISTS = ("images", "annotations", "ignore")
 _DIVIDED = ",\n"
-_BOXES_AT_ONCE = 1 << 16
+_IMAGES_AT_ONCE = 2_000  # a call for a few hundred costs as much
+_BOXES_AT_ONCE = 1 << 13  # what they become stays in a cache
 
 
 class CocoExporter:
@@ -40,8 +51,9 @@ class CocoExporter:
         self, place: ExportPlace, lineage: LabelVersion, ignore_boxes: IgnoreBoxes
     ) -> None:
         self._place, self._lineage, self._ignore_boxes = place, lineage, ignore_boxes
-        self._official = np.array([c.official_id for c in lineage.categories], np.int64)
-        self._images = 0
+        self._official = [c.official_id for c in lineage.categories]
+        self._rows: list[pa.Table] = []  # of images that wait for more
+        self._names: list[str] = []
         self._count = dict.fromkeys(_LISTS, 0)
 
     def __enter__(self) -> CocoExporter:
@@ -62,26 +74,39 @@ class CocoExporter:
     def add(self, images: ExportedImages) -> None:
         """Some images with their labels."""
         place_pictures(self._place, images)
-        n = images.rows.num_rows
-        numbers = np.arange(self._images + 1, self._images + n + 1)
-        self._write("images", _image_lines(images, numbers))
-        labels = images.rows.column("labels").combine_chunks()
+        self._rows.append(images.rows)
+        self._names.extend(images.names)
+        if len(self._names) >= _IMAGES_AT_ONCE:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        """Write the lines of the images that wait, and those of their boxes."""
+        rows, names = pa.concat_tables(self._rows).combine_chunks(), self._names
+        self._rows, self._names = [], []
+        numbers = np.arange(1, len(names) + 1) + self._count["images"]
+        self._write("images", text_of(_image_lines(rows, names, numbers)), len(names))
+        labels = rows.column("labels").combine_chunks()
         box = labels.flatten()
-        number = np.repeat(numbers, np.asarray(labels.value_lengths()))
+        image = np.repeat(numbers, np.asarray(labels.value_lengths()))
+        for first in range(0, len(box), _BOXES_AT_ONCE):
+            some = slice(first, first + _BOXES_AT_ONCE)
+            self._add_boxes(box[some], image[some])
+
+    def _add_boxes(self, box: pa.StructArray, image: NDArray[np.int64]) -> None:
+        """Some boxes, with the numbers of their images."""
+        boxes = _Boxes(box, image, self._official)
         ignored = np.asarray(box.field("ignore"))
         kept = np.ones(len(ignored), np.bool_) if self._ignore_boxes == "in" else ~ignored
         for name, wanted in (("annotations", kept), ("ignore", ignored)):
             places = np.flatnonzero(wanted)
-            for first in range(0, len(places), _BOXES_AT_ONCE):
-                some = places[first : first + _BOXES_AT_ONCE]
-                begin = self._count[name] + 1
-                ids = np.arange(begin, begin + len(some))
-                boxes = _Boxes(box.take(pa.array(some)), number[some], ids, self._official)
-                self._write(name, boxes.lines(outlined=name == "annotations"))
-        self._images += n
+            ids = np.arange(1, len(places) + 1) + self._count[name]
+            text = boxes.lines(ids, places, outlined=name == "annotations")
+            self._write(name, text, len(places))
 
     def close(self) -> None:
         """Put the lists together as annotations.json."""
+        if self._names:
+            self._add_waiting()
         categories = [
             {"id": c.official_id, "name": c.name, "supercategory": ""}
             for c in self._lineage.categories
@@ -99,29 +124,27 @@ class CocoExporter:
             out.write(b"}\n")
         self._place.write(ANNOTATIONS, whole)
 
-    def _write(self, name: str, lines: pa.Array) -> None:
-        """Add lines, each of which begins with what divides it from the one before."""
-        text = text_of(lines)
-        first = self._count[name] == 0
-        self._lists[name].write(text[len(_DIVIDED) :] if first else text)
-        self._count[name] += len(lines)
+    def _write(self, name: str, text: bytearray | memoryview, count: int) -> None:
+        """Add so many lines, each of which begins with what divides it from the one before."""
+        self._lists[name].write(text if self._count[name] else text[len(_DIVIDED) :])
+        self._count[name] += count
 
     def _path(self, name: str) -> Path:
         return Path(self._folder.name) / f"{name}.json"
 
 
-def _image_lines(images: ExportedImages, numbers: NDArray[np.int64]) -> pa.Array:
-    column = {name: images.rows.column(name).combine_chunks() for name in _COPIED}
+def _image_lines(rows: pa.Table, names: Sequence[str], numbers: NDArray[np.int64]) -> pa.Array:
+    column = {name: rows.column(name).combine_chunks() for name in _COPIED}
     times = column["labelled_at"].dictionary_encode()
     written = [f'"{time.isoformat()}"' for time in times.dictionary.to_pylist()]
     return _joined(
         _DIVIDED + '{"id": ', numbers,
-        ', "file_name": ', strings(pa.array(images.names, pa.string())),
+        ', "file_name": ', strings(pa.array(names, pa.string())),
         ', "width": ', column["width"], ', "height": ', column["height"],
         ', "labelfleet": {"image_id": ', strings(column["image_id"]),
         ', "sha256": ', strings(column["sha256"]),
-        ', "source": ', strings(column["source"]),
-        ', "annotator": ', strings(column["annotator"]),
+        ', "source": ', known_strings(column["source"]),
+        ', "annotator": ', known_strings(column["annotator"]),
         ', "labelled_at": ', pa.array(written, pa.string()).take(times.indices), "}}",
     )  # fmt: skip
 
@@ -131,50 +154,68 @@ class _Boxes:
 
     Args:
         box: [N], in ``LABEL_TYPE``.
-        image, ids: [N], the numbers of their images, and their own.
+        image: [N], the numbers of their images.
         official: official category ids by category id.
     """
 
     def __init__(
-        self,
-        box: pa.StructArray,
-        image: NDArray[np.int64],
-        ids: NDArray[np.int64],
-        official: NDArray[np.int64],
+        self, box: pa.StructArray, image: NDArray[np.int64], official: Sequence[int]
     ) -> None:
-        self._box, self._image, self._ids = box, image, ids
-        self._category = official[np.asarray(box.field("category_id"))]
+        self._count = len(box)
         corners = rounded(np.asarray(box.field("bbox").flatten()), 3).reshape(-1, 4)
-        self._x1, self._y1, self._x2, self._y2 = corners.T
-
-    def lines(self, *, outlined: bool) -> pa.Array:
-        """Return the JSON of each, [N]; ``outlined``: with the box as a polygon, clockwise from
-        the top left."""
-        width, height = rounded(self._x2 - self._x1, 3), rounded(self._y2 - self._y1, 3)
-        x, y = floats(self._x1), floats(self._y1)
-        box = self._box
-        parts = [
-            _DIVIDED + '{"id": ', self._ids, ', "image_id": ', self._image,
-            ', "category_id": ', self._category, ', "bbox": [', x, ", ", y, ", ", floats(width),
-            ", ", floats(height), '], "area": ', floats(rounded(width * height, 3)),
-            ', "iscrowd": ', np.asarray(box.field("ignore")).astype(np.int8),
-            ', "origin": ', strings(box.field("origin")), self._score(),
+        x1, y1, x2, y2 = corners.T
+        width, height = rounded(x2 - x1, 3), rounded(y2 - y1, 3)
+        right, bottom = rounded(x1 + width, 3), rounded(y1 + height, 3)
+        x, y, end, below = (decimals(side, 3, ", ") for side in (x1, y1, right, bottom))
+        kinds = np.array([f', "category_id": {n}, "bbox": [' for n in official], np.bytes_)
+        self._said: list[bytes | Texts] = [
+            b', "image_id": ', *whole_numbers(image),
+            kinds.take(np.asarray(box.field("category_id"))), *x, *y, *decimals(width, 3, ", "),
+            *decimals(height, 3, '], "area": '), *decimals(rounded(width * height, 3), 3),
+            _treated(box), *_score(box.field("score")),
         ]  # fmt: skip
-        if outlined:
-            right = floats(rounded(self._x1 + width, 3))
-            bottom = floats(rounded(self._y1 + height, 3))
-            parts += [
-                ', "segmentation": [[', x, ", ", y, ", ", right, ", ", y, ", ", right, ", ",
-                bottom, ", ", x, ", ", bottom, "]]",
-            ]  # fmt: skip
-        return _joined(*parts, "}")
+        # Clockwise from the top left.
+        self._outline: list[bytes | Texts] = [
+            b', "segmentation": [[', *x, *y, *end, *y, *end, *below, *x,
+            *decimals(bottom, 3, "]]}"),
+        ]  # fmt: skip
 
-    def _score(self) -> pa.Array:
-        """[N]; nothing where a person drew the box."""
-        score = self._box.field("score")
-        known = floats(rounded(np.nan_to_num(np.asarray(score, np.float32)), 6))
-        there = score.is_valid()
-        return pc.if_else(there, pc.binary_join_element_wise(', "score": ', known, ""), "")
+    def lines(
+        self, ids: NDArray[np.int64], places: NDArray[np.int64], *, outlined: bool
+    ) -> bytearray:
+        """Return the JSON of the boxes at ``places`` [M], with the box as a polygon or without.
+
+        Args:
+            ids: [M], the annotations' own numbers.
+        """
+        parts = [*self._said, *(self._outline if outlined else [b"}"])]
+        if len(places) < self._count:
+            parts = [part if isinstance(part, bytes) else part.take(places) for part in parts]
+        return lines([(_DIVIDED + '{"id": ').encode(), *whole_numbers(ids), *parts])
+
+
+def _treated(box: pa.StructArray) -> Texts:
+    """[N]; whether it is to be ignored, and whose it is."""
+    origin = box.field("origin").dictionary_encode()
+    said = [
+        f', "iscrowd": {ignore}, "origin": {json.dumps(name)}'
+        for name in origin.dictionary.to_pylist()
+        for ignore in (0, 1)
+    ]
+    at: NDArray[np.int64] = 2 * np.asarray(origin.indices) + np.asarray(box.field("ignore"))
+    return np.array(said, np.bytes_).take(at)
+
+
+def _score(score: pa.FloatArray) -> list[bytes | Texts]:
+    """[N]; nothing where a person drew the box."""
+    known = decimals(rounded(np.nan_to_num(np.asarray(score, np.float32)), 6), 6)
+    if not score.null_count:
+        return [b', "score": ', *known]
+    drawn = np.asarray(score.is_null())
+    parts = [np.full(len(score), b', "score": '), *known]
+    for part in parts:
+        part[drawn] = b""
+    return list(parts)
 
 
 def _joined(*parts: str | pa.Array | NDArray[Any]) -> pa.Array:

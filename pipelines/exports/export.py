@@ -23,7 +23,6 @@ from pipelines.exports.place import ExportPlace, open_place
 from storage.errors import ConfigError
 from storage.labels.versions import LabelVersion, read_label_tables, read_version
 from storage.objects.protocols import StorageOptions
-from storage.records import ImageRef
 from storage.runs.manifest import Manifest
 from storage.stores.open import open_store
 from storage.urls import shown_url
@@ -32,7 +31,6 @@ ExportFormat = Literal["coco", "yolo", "hf"]
 
 _ROWS_AT_ONCE = 2_000
 _BYTES_AT_ONCE = 16 * 1024 * 1024  # of copied images
-_PLACE = ["image_id", "shard_id", "offset", "nbytes", "sha256"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,21 +209,20 @@ class _Tally:
         self.labels += int(accepted.sum())
         self.ignored += int(ignored.sum())
 
-    def leave_out(self, row: ImageRef, problem: Exception) -> None:
+    def leave_out(self, image_id: str, problem: Exception) -> None:
         self.left_out += 1
-        self.first_problem = self.first_problem or f"{row.image_id!r}: {problem}"
+        self.first_problem = self.first_problem or f"{image_id!r}: {problem}"
 
 
 def _exported(
     manifest: Manifest, lineage: LabelVersion, pictures: Images, tally: _Tally
 ) -> Iterator[ExportedImages]:
     for table in _tables(manifest, lineage):
-        refs = [ImageRef(**row) for row in table.select(_PLACE).to_pylist()]
         taken: list[tuple[int, str, bytes | Path | None]] = []
         nbytes = 0
-        for at, name, found in pictures.of(refs):
+        for at, name, found in pictures.of(table):
             if isinstance(found, Exception):
-                tally.leave_out(refs[at], found)
+                tally.leave_out(table.column("image_id")[at].as_py(), found)
                 continue
             taken.append((at, name, found))
             nbytes += len(found) if isinstance(found, bytes) else 0
@@ -247,7 +244,8 @@ def _images(
     table: pa.Table, taken: Sequence[tuple[int, str, bytes | Path | None]]
 ) -> ExportedImages:
     places, names, pictures = zip(*taken, strict=True)
-    return ExportedImages(table.take(pa.array(places)), names, pictures)
+    whole = places == tuple(range(table.num_rows))
+    return ExportedImages(table if whole else table.take(pa.array(places)), names, pictures)
 
 
 def _exporter(

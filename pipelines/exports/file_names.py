@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 
 from storage.shards.selecting import IMAGE_SUFFIXES
 
@@ -17,6 +18,11 @@ _SUFFIX = re.compile(rf"\.({_KNOWN})(#\d+)?$", re.IGNORECASE)
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\#%\u2028\u2029\ud800-\udfff]')
 _RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 _MAX_BYTES = 120  # of one path component; file systems allow 255
+# Most ids: nothing in them has to change. One look finds that, where the rules take a dozen.
+_PLAIN = re.compile(
+    r"(?:(?!(?:con|prn|aux|nul|com\d|lpt\d)(?:[./]|\Z))\w(?:[\w.-]{0,118}\w)?(?:/(?!\Z)|\Z))+",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 class FileNames:
@@ -34,7 +40,7 @@ class FileNames:
 
     def name(self, image_id: str) -> str:
         """Return a relative path of safe components, never given before, not even in other case."""
-        clean = _cleaned(image_id)
+        clean = image_id if _PLAIN.fullmatch(image_id) else _cleaned(image_id)
         expected = image_id
         if self._flat:
             clean, expected = clean.replace("/", "_"), image_id.replace("/", "_")
@@ -44,26 +50,22 @@ class FileNames:
         if clean != expected or len(clean.encode()) > longest:
             clean = _marked(clean, image_id)
         tried = 0
-        while not self._is_free(clean):
+        while not self._take(clean):
             # Without its folders: one of those may be the name of a file.
             clean = _marked(clean.replace("/", "_"), image_id if not tried else f"{tried} {clean}")
             tried += 1
-        self._take(clean)
         return clean
 
-    def _key(self, name: str) -> str:
-        lowered = name.casefold()
-        return lowered.rsplit(".", 1)[0] if self._flat else lowered
-
-    def _is_free(self, name: str) -> bool:
-        key = self._key(name)
-        taken = key in self._files or key in self._folders
-        return not taken and not any(parent in self._files for parent in _parents(key))
-
-    def _take(self, name: str) -> None:
-        key = self._key(name)
+    def _take(self, name: str) -> bool:
+        """Take a name, and return True, unless it is taken or lies below a file's name."""
+        key = name.casefold()
+        key = key.rsplit(".", 1)[0] if self._flat else key
+        parents = _parents(key.rpartition("/")[0])
+        if key in self._files or key in self._folders or not self._files.isdisjoint(parents):
+            return False
         self._files.add(key)
-        self._folders.update(_parents(key))
+        self._folders.update(parents)
+        return True
 
 
 def _cleaned(image_id: str) -> str:
@@ -104,6 +106,8 @@ def _marked(name: str, image_id: str) -> str:
     return f"{folder}{slash}{stem}-{digest}{end}"
 
 
-def _parents(name: str) -> list[str]:
-    parts = name.split("/")
-    return ["/".join(parts[:n]) for n in range(1, len(parts))]
+@lru_cache(maxsize=1024)
+def _parents(folder: str) -> tuple[str, ...]:
+    """The folder and those above it; an image's neighbours ask for the same."""
+    parts = folder.split("/") if folder else []
+    return tuple("/".join(parts[: n + 1]) for n in range(len(parts)))

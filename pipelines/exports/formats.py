@@ -35,9 +35,11 @@ class ExportedImages:
 def place_pictures(place: ExportPlace, images: ExportedImages, folder: str = "images/") -> None:
     """Write or link the images of formats that keep them as files."""
     for name, picture in zip(images.names, images.pictures, strict=True):
+        if picture is None:
+            continue
         if isinstance(picture, bytes):
             place.write(f"{folder}{name}", picture)
-        elif picture is not None:
+        else:
             place.link(f"{folder}{name}", picture)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, get_args
+
+import pyarrow as pa
 
 from pipelines.exports.file_names import FileNames
 from pipelines.exports.upright import copied_name, upright
@@ -23,6 +25,7 @@ from storage.urls import parse_url
 from workers.images.preprocessing import recorded_range
 
 ImageMode = Literal["copy", "link", "none"]
+_PLACE = [field.name for field in fields(ImageRef)]
 Found = bytes | Path | None | Exception
 
 
@@ -58,17 +61,25 @@ class Images:
         self._framed = bool(frames_labelled(manifest.record.inference))
         self.turned = self.kept = 0
 
-    def of(self, rows: Sequence[ImageRef]) -> Iterator[tuple[int, str, Found]]:
+    def of(self, table: pa.Table) -> Iterator[tuple[int, str, Found]]:
         """Yield the place of every row with its image's name, and the image or why it has none.
 
-        Names are given in the order of ``rows``; copied images come in no particular order.
+        Names are given in the order of ``table``; copied images come in no particular order.
+
+        Args:
+            table: with the columns of ``ImageRef``.
         """
-        names = [self._names.name(self._suffixed(row.image_id)) for row in rows]
+        ids = table.column("image_id").to_pylist()
+        names = [self._names.name(self._suffixed(image_id)) for image_id in ids]
+        if self._mode == "none":
+            yield from ((at, name, None) for at, name in enumerate(names))
+            return
+        rows = [ImageRef(**row) for row in table.select(_PLACE).to_pylist()]
         if self._mode == "copy" and self._source is not None:
             yield from self._copied(rows, names, self._source)
             return
         for at, (row, name) in enumerate(zip(rows, names, strict=True)):
-            yield at, name, self._link(row) if self._mode == "link" else None
+            yield at, name, self._link(row)
 
     def _copied(
         self, rows: Sequence[ImageRef], names: Sequence[str], source: ObjectStore
