@@ -59,6 +59,7 @@ class CocoExporter:
     def __enter__(self) -> CocoExporter:
         self._folder = tempfile.TemporaryDirectory(prefix="labelfleet-")
         self._lists = {name: self._path(name).open("wb") for name in _LISTS}
+        self._lists["images"].write(self._head())
         return self
 
     def __exit__(
@@ -104,25 +105,30 @@ class CocoExporter:
             self._write(name, text, len(places))
 
     def close(self) -> None:
-        """Put the lists together as annotations.json."""
+        """Put the other lists behind that of the images, which is annotations.json from then on."""
         if self._names:
             self._add_waiting()
+        whole = self._lists["images"]
+        for name in _LISTS[1:]:
+            self._lists[name].close()
+            whole.write(f'\n],\n"{name}": [\n'.encode())
+            with self._path(name).open("rb") as listed:
+                shutil.copyfileobj(listed, whole)
+            self._path(name).unlink()  # it may be gigabytes, on disk and in its cache
+        whole.write(b"\n]}\n")
+        whole.close()
+        self._place.write(ANNOTATIONS, self._path("images"))
+
+    def _head(self) -> bytes:
+        """What stands before the images."""
         categories = [
             {"id": c.official_id, "name": c.name, "supercategory": ""}
             for c in self._lineage.categories
         ]
-        whole = self._path("whole")
-        with whole.open("wb") as out:
-            out.write(f'{{"info": {json.dumps(provenance(self._lineage))}'.encode())
-            out.write(f',\n"categories": {json.dumps(categories)}'.encode())
-            for name, file in self._lists.items():
-                file.close()
-                out.write(f',\n"{name}": [\n'.encode())
-                with self._path(name).open("rb") as lines:
-                    shutil.copyfileobj(lines, out)
-                out.write(b"\n]")
-            out.write(b"}\n")
-        self._place.write(ANNOTATIONS, whole)
+        info = json.dumps(provenance(self._lineage))
+        return (
+            f'{{"info": {info},\n"categories": {json.dumps(categories)},\n"images": [\n'
+        ).encode()
 
     def _write(self, name: str, text: bytearray | memoryview, count: int) -> None:
         """Add so many lines, each of which begins with what divides it from the one before."""
