@@ -42,6 +42,7 @@ _LISTS = ("images", "annotations", "ignore")
 _DIVIDED = ",\n"
 _IMAGES_AT_ONCE = 2_000  # a call for a few hundred costs as much
 _BOXES_AT_ONCE = 1 << 13  # what they become stays in a cache
+_Parts = list[bytes | Texts]  # of lines: the same for all, or one for each
 
 
 class CocoExporter:
@@ -169,22 +170,19 @@ class _Boxes:
     ) -> None:
         self._count = len(box)
         corners = rounded(np.asarray(box.field("bbox").flatten()), 3).reshape(-1, 4)
-        x1, y1, x2, y2 = corners.T
-        width, height = rounded(x2 - x1, 3), rounded(y2 - y1, 3)
-        right, bottom = rounded(x1 + width, 3), rounded(y1 + height, 3)
-        x, y, end, below = (decimals(side, 3, ", ") for side in (x1, y1, right, bottom))
+        x1, y1, x2, y2 = (decimals(side, 3) for side in corners.T)
+        width, height = (rounded(corners[:, n + 2] - corners[:, n], 3) for n in (0, 1))
         kinds = np.array([f', "category_id": {n}, "bbox": [' for n in official], np.bytes_)
-        self._said: list[bytes | Texts] = [
+        self._said: _Parts = [
             b', "image_id": ', *whole_numbers(image),
-            kinds.take(np.asarray(box.field("category_id"))), *x, *y, *decimals(width, 3, ", "),
-            *decimals(height, 3, '], "area": '), *decimals(rounded(width * height, 3), 3),
+            kinds.take(np.asarray(box.field("category_id"))),
+            *_listed(x1, y1, decimals(width, 3), decimals(height, 3)),
+            b'], "area": ', *decimals(rounded(width * height, 3), 3),
             _treated(box), *_score(box.field("score")),
         ]  # fmt: skip
         # Clockwise from the top left.
-        self._outline: list[bytes | Texts] = [
-            b', "segmentation": [[', *x, *y, *end, *y, *end, *below, *x,
-            *decimals(bottom, 3, "]]}"),
-        ]  # fmt: skip
+        outline = _listed(x1, y1, x2, y1, x2, y2, x1, y2)
+        self._outline: _Parts = [b', "segmentation": [[', *outline, b"]]}"]
 
     def lines(
         self, ids: NDArray[np.int64], places: NDArray[np.int64], *, outlined: bool
@@ -200,6 +198,13 @@ class _Boxes:
         return lines([(_DIVIDED + '{"id": ').encode(), *whole_numbers(ids), *parts])
 
 
+def _listed(*numbers: list[Texts]) -> _Parts:
+    parts: _Parts = []
+    for number in numbers:
+        parts += [b", ", *number] if parts else number
+    return parts
+
+
 def _treated(box: pa.StructArray) -> Texts:
     """[N]; whether it is to be ignored, and whose it is."""
     origin = box.field("origin").dictionary_encode()
@@ -212,7 +217,7 @@ def _treated(box: pa.StructArray) -> Texts:
     return np.array(said, np.bytes_).take(at)
 
 
-def _score(score: pa.FloatArray) -> list[bytes | Texts]:
+def _score(score: pa.FloatArray) -> _Parts:
     """[N]; nothing where a person drew the box."""
     known = decimals(rounded(np.nan_to_num(np.asarray(score, np.float32)), 6), 6)
     if not score.null_count:

@@ -54,60 +54,57 @@ def lines(parts: Sequence[bytes | Texts]) -> bytearray:
 
 def whole_numbers(values: NDArray[np.int64]) -> list[Texts]:
     """Return the JSON of numbers [N], none of them negative, as parts of lines."""
-    above, last = np.divmod(values, _GROUP)
-    at = np.where(above > 0, last + _GROUP, last)
-    at[values == 0] = 2 * _GROUP
-    return [*_leading(above), _groups().take(at)]
-
-
-def _leading(values: NDArray[np.int64]) -> list[Texts]:
-    """Likewise of what stands before other digits: nothing for zero."""
-    if not values.any():
-        return []
+    if not (values >= _GROUP).any():
+        return [_groups().take(values)]
     above, last = np.divmod(values, _GROUP)
     return [*_leading(above), _groups().take(np.where(above > 0, last + _GROUP, last))]
 
 
-def decimals(values: NDArray[np.float64], digits: Literal[3, 6], then: str = "") -> list[Texts]:
+def _leading(values: NDArray[np.int64]) -> list[Texts]:
+    """Likewise of what stands before other digits: nothing for zero."""
+    above, last = np.divmod(values, _GROUP)
+    at = np.where(above > 0, last + _GROUP, last)
+    at[values == 0] = 2 * _GROUP
+    return [*(_leading(above) if above.any() else ()), _groups().take(at)]
+
+
+def decimals(values: NDArray[np.float64], digits: Literal[3, 6]) -> list[Texts]:
     """Return the JSON of rounded numbers [N] as parts of lines.
 
     Args:
         values: what ``rounded`` returned for as many digits.
-        then: text behind each number.
     """
     steps = np.rint(values * 10**digits)
     # Python writes small and large numbers with an exponent, and a zero may have a sign.
     small = (steps > 0) & (steps < 10 ** (digits - 4))
     if np.signbit(values).any() or (values >= _LARGEST).any() or small.any():
-        return [np.array([json.dumps(value) + then for value in values.tolist()], np.bytes_)]
+        return [np.array([json.dumps(value) for value in values.tolist()], np.bytes_)]
     rest: NDArray[np.int64]
     whole, rest = np.divmod(steps.astype(np.int64), 10**digits)
     if digits == 3:
-        return [*whole_numbers(whole), _fractions(then).take(rest)]
+        return [*whole_numbers(whole), _fractions().take(rest)]
     first, second = np.divmod(rest, 1000)
     at: NDArray[np.int64] = np.where(second > 0, first + 1000, first)
-    before = _fractions("").take(at)
-    return [*whole_numbers(whole), before, _last_digits(then).take(second)]
+    return [*whole_numbers(whole), _fractions().take(at), _last_digits().take(second)]
 
 
 @lru_cache(maxsize=1)
 def _groups() -> Texts:
-    """Up to four digits: without leading zeros, then with them, then zero itself."""
-    plain = ["", *map(str, range(1, _GROUP))]
-    return np.array([*plain, *(f"{n:04}" for n in range(_GROUP)), "0"], np.bytes_)
+    """Up to four digits: without leading zeros, then with them; then nothing."""
+    return np.array([*map(str, range(_GROUP)), *(f"{n:04}" for n in range(_GROUP)), ""], np.bytes_)
 
 
-@lru_cache(maxsize=16)
-def _fractions(then: str) -> Texts:
+@lru_cache(maxsize=1)
+def _fractions() -> Texts:
     """The point and up to three digits, by thousandths; then all three digits, always."""
     ends = [f"{n / 1000}"[1:] for n in range(1000)] + [f".{n:03}" for n in range(1000)]
-    return np.array([end + then for end in ends], np.bytes_)
+    return np.array(ends, np.bytes_)
 
 
-@lru_cache(maxsize=16)
-def _last_digits(then: str) -> Texts:
+@lru_cache(maxsize=1)
+def _last_digits() -> Texts:
     """The fourth to the sixth digit behind the point, by millionths."""
-    return np.array([f"{n:03}".rstrip("0") + then for n in range(1000)], np.bytes_)
+    return np.array([f"{n:03}".rstrip("0") for n in range(1000)], np.bytes_)
 
 
 def known_strings(values: pa.Array) -> pa.Array:

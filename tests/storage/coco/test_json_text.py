@@ -25,23 +25,29 @@ _MIDDLES = st.integers(0, 10**8).map(lambda n: n / 2000)  # between two thousand
 
 @given(st.lists(st.one_of(_SIDES, _MIDDLES, st.floats(-1e12, 1e12)), min_size=1))
 def test_numbers_are_rounded_and_written_as_python_does(values: list[float]) -> None:
-    found = decimals(rounded(np.array(values, np.float64), 3), 3, "\n")
-    assert lines(found).decode().splitlines() == [json.dumps(round(value, 3)) for value in values]
+    found = decimals(rounded(np.array(values, np.float64), 3), 3)
+    assert lines([*found, b"\n"]).decode().splitlines() == [
+        json.dumps(round(value, 3)) for value in values
+    ]
 
 
 @given(st.lists(st.one_of(_SIDES, _MIDDLES), min_size=1))
 @example([0.0, 0.001, 0.1, 0.12, 9_999.9995, 10_000.5, 123_456_789.125])
 def test_sides_are_rounded_and_written_as_python_does(values: list[float]) -> None:
-    found = decimals(rounded(np.array(values, np.float64), 3), 3, "\n")
-    assert lines(found).decode().splitlines() == [json.dumps(round(value, 3)) for value in values]
+    found = decimals(rounded(np.array(values, np.float64), 3), 3)
+    assert lines([*found, b"\n"]).decode().splitlines() == [
+        json.dumps(round(value, 3)) for value in values
+    ]
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1))
 @example([0.0, 1.0, 0.5, 0.0001, 0.123, 0.1234, 0.123456, 0.100001])
 @example([0.5, 1e-6, 9.9e-5])
 def test_scores_are_rounded_and_written_as_python_does(values: list[float]) -> None:
-    found = decimals(rounded(np.array(values, np.float32), 6), 6, "\n")
-    assert lines(found).decode().splitlines() == [json.dumps(round(value, 6)) for value in values]
+    found = decimals(rounded(np.array(values, np.float32), 6), 6)
+    assert lines([*found, b"\n"]).decode().splitlines() == [
+        json.dumps(round(value, 6)) for value in values
+    ]
 
 
 @given(st.lists(st.one_of(st.integers(0, 20_000), st.integers(0, 2**62)), min_size=1))
