@@ -45,7 +45,8 @@ def undisturbed() -> Iterator[None]:
     with _one_at_a_time, warnings.catch_warnings(), lazy_packages(_PACKAGES, _DEFERRED):
         warnings.simplefilter("ignore")
         _keep_root_logger()
-        yield
+        with _audible():
+            yield
 
 
 def _keep_root_logger() -> None:
@@ -61,6 +62,21 @@ def _keep_root_logger() -> None:
         AutoLoggerConfig.get_instance()
     finally:
         AutoLoggerConfig._setup_logging = own  # its Trainer may ask for a log file later
+
+
+@contextlib.contextmanager
+def _audible() -> Iterator[None]:
+    """Inside, it does not mute the process, which each of its loggers does where LOCAL_RANK, as
+    Ray Train and torchrun set it, is above 0: stdout would be gone, and every logger's level ERROR.
+    """
+    from super_gradients.common.abstractions import mute_processes
+
+    own = mute_processes.mute_current_process
+    mute_processes.mute_current_process = lambda: None
+    try:
+        yield
+    finally:
+        mute_processes.mute_current_process = own
 
 
 def _prepare_environment() -> None:
