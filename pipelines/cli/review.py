@@ -194,7 +194,7 @@ def pull(
         bool,
         typer.Option(
             "--keep-answers",
-            help="Go on counting them instead: said once, no later pull asks about them.",
+            help="Go on counting answers that were deleted, however few. No later pull asks again.",
         ),
     ] = False,
     endpoint_url: Endpoint = None,

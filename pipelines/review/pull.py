@@ -130,7 +130,8 @@ def pull_run(
     Reads the settings' project, and before it the others that they name (``settings.projects``).
     Answers whose annotation or task was deleted since are withdrawn. Where that would be more than
     half of all answers, or a whole project, it is a person who says what it means: ``withdraw``, or
-    ``keep`` (they count on, and no later pull asks again); until then they count and are told.
+    ``keep`` (they count on, and no later pull asks again); until then they count and are told. Who
+    says ``keep`` loses no answer, however few are gone.
 
     Args:
         manifest: the run.
@@ -197,7 +198,7 @@ class _Pull:
         mine = [ref for ref in refs if ref.key in items]
         self.into.twins += delete_twins(self.server, mine)
         gone = self._fresh(missing_there(records, project, refs, there))
-        if too_many(gone, records, project):
+        if self.deletions == "keep" or too_many(gone, records, project):
             gone, asked = self._decided(gone)
             self.into.held_back += asked
         # An image may have been answered long ago, in a round before this run queued it. What

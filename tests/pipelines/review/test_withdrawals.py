@@ -150,3 +150,14 @@ def test_many_deleted_tasks_are_kept_and_a_later_deletion_is_seen() -> None:
     told = pull(manifest, Server(HERE, tasks=answers[9:]), settings)
     assert (told.withdrawn, told.kept_on, told.whole) == (1, 8, True)
     assert len(standing(read_answers(manifest.store))) == 9
+
+
+@pytest.mark.parametrize("left", [1, 6, 10])
+def test_who_says_that_answers_count_on_loses_none_however_few_are_gone(left: int) -> None:
+    answers = [answer(n, HERE.identity) for n in range(10)]
+    manifest = reviewed(answers)
+    settings = ReviewSettings(project=HERE.title, project_id=1)
+    for deletions in ("keep", "ask"):
+        told = pull(manifest, Server(HERE, tasks=answers[:left]), settings, deletions)
+        assert (told.withdrawn, told.kept_on, told.whole) == (0, 10 - left, True)
+    assert len(standing(read_answers(manifest.store))) == 10
