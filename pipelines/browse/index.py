@@ -42,6 +42,7 @@ _IMAGE_COLUMNS = (
 )  # fmt: skip
 # Hashes that differ in at most three bits share one of four 16-bit bands, so none is missed.
 _TWIN_BITS, _BANDS, _CROWDED = 3, 4, 200
+_COMPARED_AT_ONCE = 10_000  # images, of up to some hundred boxes in each run
 
 _SCHEMA = """
 CREATE TABLE images (
@@ -58,6 +59,7 @@ CREATE TABLE decided (
     annotator VARCHAR
 );
 CREATE TABLE beside (n INTEGER);
+CREATE TABLE disagreement (n INTEGER, disagreement FLOAT, alone INTEGER);
 """
 _INSERT_IMAGES = """
 INSERT INTO images
@@ -97,12 +99,14 @@ WITH hashes AS (SELECT DISTINCT phash AS h FROM images WHERE phash IS NOT NULL),
 SELECT DISTINCT x.h, y.h FROM bands x JOIN quiet USING (b, v) JOIN bands y USING (b, v)
 WHERE x.h < y.h AND bit_count(xor(x.h, y.h)) <= $bits
 """
-# The largest score of a box that the other layer has nothing of its class for (IoU 0.5).
+# The largest score of a box that the other layer has nothing of its class for (IoU 0.5). For some
+# images at once: which boxes met has to fit into memory.
 _DISAGREEMENT = """
-CREATE TABLE disagreement AS
+INSERT INTO disagreement
 WITH sure AS (
         SELECT rowid AS r, * FROM boxes
-        WHERE layer IN ('model', 'other') AND score >= 0.3 AND n IN (SELECT n FROM beside)
+        WHERE n BETWEEN $first AND $last AND layer IN ('model', 'other') AND score >= 0.3
+            AND n IN (SELECT n FROM beside)
     ),
     met AS (
         SELECT DISTINCT a.r FROM sure a JOIN sure b
@@ -158,7 +162,7 @@ def build_index(sources: Sources, folder: Path) -> Path:
         _people(database, list(standing(read_answers(sources.run.store))))
         if sources.other is not None:
             _other(database, sources.other)
-        database.execute(_DISAGREEMENT)
+            _disagreement(database, images)
         _twins(database)
     return path
 
@@ -211,6 +215,13 @@ def _other(database: duckdb.DuckDBPyConnection, other: Manifest) -> None:
     for table in _batches(other, ("sha256", "detections")):
         _insert(database, table, (boxes,), {"layer": "other"})
         _insert(database, table, (both,))
+
+
+def _disagreement(database: duckdb.DuckDBPyConnection, images: int) -> None:
+    """Tell for every image how much the two runs differ."""
+    for first in range(0, images, _COMPARED_AT_ONCE):
+        some = {"first": first, "last": first + _COMPARED_AT_ONCE - 1}
+        database.execute(_DISAGREEMENT, some)
 
 
 def _batches(run: Manifest, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.browse import index
 from pipelines.browse.index import build_index, find_sources, open_index
 from pipelines.browse.questions import VIEWS, Filter, Questions
 from storage.errors import ConfigError
@@ -95,6 +96,25 @@ def test_a_box_that_the_other_run_lacks_is_a_disagreement(tmp_path: Path) -> Non
     (tmp_path / "i").mkdir()
     database = open_index(build_index(find_sources(one, None, two), tmp_path / "i"))
     assert ids(Questions(database), Filter(view="disagreement")) == ["b.png"]
+
+
+def test_runs_of_more_images_than_are_compared_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_COMPARED_AT_ONCE", 2)
+    names = [f"{n}.png" for n in range(5)]
+    runs = []
+    for which, right in (("one", [1, 2, 3, 4, 5]), ("two", [5, 2, 9, 4, 8])):
+        shard = image_shard(*names)
+        rows = [
+            replace(row(name, shard.shard_id, boxes([[0, 0, n, n]], [n / 10], [0])),
+                    sha256=f"{at:064}")
+            for at, (name, n) in enumerate(zip(names, right, strict=True))
+        ]  # fmt: skip
+        runs.append(make_run(open_store(str(tmp_path / which)), {shard: rows}))
+    database = open_index(build_index(find_sources(runs[0], None, runs[1]), tmp_path))
+    # The others have the same box twice; of 1, whose score is below 0.3, the other run's counts.
+    assert ids(Questions(database), Filter(view="disagreement")) == ["2.png", "4.png", "0.png"]
 
 
 @pytest.mark.slow
