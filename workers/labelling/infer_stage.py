@@ -86,14 +86,14 @@ class InferStage:
         live = [
             (place, item)
             for place, item in enumerate(batch.items)
-            if item is not None and not item.image.job.ended.is_set()
+            if item is not None and not item.image.job.ended.is_set() and not item.image.failed
         ]
         if not live:
             self._ring.free(batch)
             return None
         fill = {"fetched": self._budget.fill, "decoded": self._ring.waiting}
         pixels = batch.pixels[: len(live)]
-        if len(live) < len(batch.items):  # some ended, or could not be placed
+        if len(live) < len(batch.items):  # some ended or failed, or could not be placed
             pixels = batch.pixels[[place for place, _ in live]]
         parts = [item for _, item in live]
         names = [part.image.record.image_id for part in parts]
@@ -120,9 +120,11 @@ class InferStage:
                 job.spent("nms", share_s)
                 if isinstance(found, ShardFailed):
                     job.fail(found)
-                elif isinstance(found, OutputNotFinite):
-                    done += [part.image] if _set_aside(part.image) else []
-                elif part.image.add(part.number, part.transform, found):
+                elif (
+                    _set_aside(part.image)
+                    if isinstance(found, OutputNotFinite)
+                    else part.image.add(part.number, part.transform, found)
+                ):
                     done.append(part.image)
                 else:
                     self.parts_done += 1

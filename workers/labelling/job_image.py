@@ -49,13 +49,18 @@ class JobImage:
         self.opened = open_image(record, self.job.shard.shard_id, preprocessing, max_pixels)
         return self.opened
 
+    @property
+    def failed(self) -> bool:
+        """Whether it has its row already, without labels: its other parts are not wanted."""
+        return isinstance(self.opened, AnnotationRow)
+
     def add(self, number: int, transform: LetterboxTransform, found: Detections) -> bool:
         """Take the detections of one part, in input pixels; return whether the image is whole now.
 
         Any thread may call it.
         """
         with self._lock:
-            if isinstance(self.opened, AnnotationRow):
+            if self.failed:
                 return False  # another part failed, and the image's row was handed on
             self._found[number] = (transform, found)
             return len(self._found) == max(1, len(self.windows))
@@ -66,7 +71,7 @@ class JobImage:
         Any thread may call it.
         """
         with self._lock:
-            first = not isinstance(self.opened, AnnotationRow)
+            first = not self.failed
             self.opened = row if first else self.opened
             return first
 

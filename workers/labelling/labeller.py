@@ -286,7 +286,7 @@ class ShardLabeller:
                 self._rows.put([image])
             return False
         self._ring.fill(slot, Part(image, number, placed))
-        return not image.job.ended.is_set()
+        return not image.job.ended.is_set() and not image.failed
 
     def _decoded(self, job: ShardJob, began_s: float) -> None:
         job.spent("decode", time.perf_counter() - began_s)

@@ -284,6 +284,17 @@ def test_a_tile_without_a_finite_output_sets_its_image_aside_once(device: Device
     assert [status for _, status in bench.rows(shard)] == ["ok", "not_finite", "ok"]
 
 
+def test_the_other_tiles_of_an_image_without_a_finite_output_are_left(device: Device) -> None:
+    bench = Bench(device(nan_on=77), decode_threads=1)
+    bench.tiles = Tiles(64, 0.0, whole=False)
+    shard = bench.tar("a.tar", ("a.png", grey(77, 64 * 40, 64 * 10)), ("b.png", grey(9)))
+    with bench.labeller() as labeller:
+        labeller.label(shard, "try")
+    assert bench.rows(shard) == [("a.tar/a.png", "not_finite"), ("a.tar/b.png", "ok")]
+    # Of 400 tiles; each that was tried ran in its batch and alone, and a blank image after it.
+    assert sum(bench.detector.batches) < 200
+
+
 def test_a_broken_device_is_the_workers_fault_not_a_shards(
     device: type[BrightnessDetector],
 ) -> None:
