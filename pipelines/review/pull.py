@@ -37,6 +37,7 @@ from pipelines.review.withdrawals import (
     missing_there,
     not_kept,
     project_is_gone,
+    returned,
     too_many,
 )
 from pipelines.truth.usable import told
@@ -49,7 +50,7 @@ from storage.review.answers import (
     read_answers,
     standing,
 )
-from storage.review.kept import keep_answers
+from storage.review.kept import forget_kept, keep_answers
 from storage.review.queue import ReviewItem
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
@@ -197,6 +198,7 @@ class _Pull:
         there = self.server.annotation_ids(project.project_id)
         mine = [ref for ref in refs if ref.key in items]
         self.into.twins += delete_twins(self.server, mine)
+        forget_kept(self.manifest.store, returned(self.manifest, project, there))
         gone = self._fresh(missing_there(records, project, refs, there))
         if self.deletions == "keep" or too_many(gone, records, project):
             gone, asked = self._decided(gone)
@@ -231,7 +233,9 @@ class _Pull:
 
     def _fresh(self, gone: Sequence[Answer]) -> list[Answer]:
         """Leave out what a person kept before; all of it may be withdrawn after all."""
-        fresh = list(gone) if self.deletions == "withdraw" else not_kept(self.manifest, gone)
+        if self.deletions == "withdraw":
+            forget_kept(self.manifest.store, {answer.annotation for answer in gone})
+        fresh = not_kept(self.manifest, gone)
         self.into.kept_on += len(gone) - len(fresh)
         return fresh
 

@@ -11,7 +11,14 @@ from typing import Any, Literal
 
 from pipelines.label_studio.client import LabelStudio, Project, TaskRef
 from storage.errors import ReviewError
-from storage.review.answers import Answer, append_answers, latest_versions, read_answers, standing
+from storage.review.answers import (
+    Annotation,
+    Answer,
+    append_answers,
+    latest_versions,
+    read_answers,
+    standing,
+)
 from storage.review.kept import read_kept
 from storage.review.settings import ReviewSettings
 from storage.runs.manifest import Manifest
@@ -123,6 +130,17 @@ def not_kept(manifest: Manifest, gone: Sequence[Answer]) -> list[Answer]:
     """Return those of the deleted answers that no person said to keep."""
     kept = read_kept(manifest.store) if gone else frozenset()
     return [answer for answer in gone if answer.annotation not in kept]
+
+
+def returned(
+    manifest: Manifest, project: Project, annotations: Mapping[int, frozenset[int] | None]
+) -> set[Annotation]:
+    """Return those that a person said to keep, and that are in the project again."""
+    return {
+        kept
+        for kept in read_kept(manifest.store)
+        if kept[0] == project.identity and kept[3] in (annotations.get(kept[2]) or ())
+    }
 
 
 def given_in(answers: Iterable[Answer], project_id: int) -> list[Answer]:

@@ -41,3 +41,10 @@ def keep_answers(store: SupportsKept, more: Set[Annotation]) -> None:
     known = read_kept(store)
     if not more <= known:
         store.put(KEPT_KEY, json_record({"annotations": sorted(known | more)}))
+
+
+def forget_kept(store: SupportsKept, gone: Set[Annotation]) -> None:
+    """Take annotations out of the record: what their deletion means is asked anew."""
+    known = read_kept(store) if gone else frozenset()
+    if known & gone:
+        store.put(KEPT_KEY, json_record({"annotations": sorted(known - gone)}))

@@ -161,3 +161,17 @@ def test_who_says_that_answers_count_on_loses_none_however_few_are_gone(left: in
         told = pull(manifest, Server(HERE, tasks=answers[:left]), settings, deletions)
         assert (told.withdrawn, told.kept_on, told.whole) == (0, 10 - left, True)
     assert len(standing(read_answers(manifest.store))) == 10
+
+
+@pytest.mark.parametrize("said", ["keep", "withdraw"])
+def test_answers_that_came_back_and_are_deleted_again_are_told_anew(said: Deletions) -> None:
+    answers = [answer(n, HERE.identity) for n in range(10)]
+    manifest = reviewed(answers)
+    settings = ReviewSettings(project=HERE.title, project_id=1)
+    tidied = Server(HERE, tasks=answers[8:])
+    assert pull(manifest, tidied, settings, "keep").kept_on == 8
+    assert pull(manifest, tidied, settings, said).whole
+    append_answers(manifest.store, answers)  # as pulled again
+    assert pull(manifest, Server(HERE, tasks=answers), settings).kept_on == 0  # a restored backup
+    told = pull(manifest, tidied, settings)
+    assert (told.held_back, told.kept_on, told.whole) == (8, 0, False)
