@@ -108,7 +108,7 @@ class LeanNorm(nn.BatchNorm2d):
             return super().forward(x)
         self._follow(mean, variance * (count / (count - 1)))
         normalised: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]  # torch types it not
-            x, self.weight, self.bias, mean, variance, self.eps
+            x, self.weight, self.bias, torch.stack((mean, variance)), self.eps
         )
         return normalised
 
@@ -140,17 +140,17 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Normalise(torch.autograd.Function):
-    """(x, weight, bias, mean, variance, eps) → normalised; statistics count as functions of x."""
+    """(x, weight, bias, [mean, variance] of x, eps) → normalised, differentiated through both."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, eps: float
     ) -> Tensor:
-        of_x = mean.float()
-        inverse = (var + eps).rsqrt().float()
-        ctx.save_for_backward(x, weight, of_x, inverse)
+        mean, variance = moments.float()
+        inverse = (moments[1] + eps).rsqrt().float()
+        ctx.save_for_backward(x, weight, mean, inverse)
         ctx.eps = eps
-        found = torch.native_batch_norm(x, weight, bias, of_x, var.float(), False, 0.0, eps)
+        found = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)
         return found[0]
 
     @staticmethod
@@ -160,7 +160,7 @@ class _Normalise(torch.autograd.Function):
         of_all = torch.ops.aten.native_batch_norm_backward(
             gradient, x, weight, None, None, mean, inverse, True, ctx.eps, wanted
         )
-        return (*of_all, None, None, None)
+        return (*of_all, None, None)
 
 
 _LEAN: dict[type[nn.Module], type[nn.Module]] = {

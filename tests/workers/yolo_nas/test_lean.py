@@ -64,7 +64,7 @@ def error(found: dict[str, Tensor], true: dict[str, Tensor]) -> float:
 def test_the_loss_and_all_gradients_are_as_near_to_float64s_as_the_plain_networks() -> None:
     network = plain()
     wide = copy.deepcopy(network).double()
-    wide.heads.proj_conv = wide.heads.proj_conv.double()  # type: ignore[operator, union-attr]
+    wide.heads.proj_conv = wide.heads.proj_conv.double()  # type: ignore[union-attr]
     lean_network = lean_copy(network)
 
     true, true_gradients = loss_and_gradients(wide)
