@@ -159,7 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content.encode())
+        if self.command != "HEAD":  # a body there would be read as the next reply's beginning
+            self.wfile.write(content.encode())
 
     def _forward_late(self, body: bytes, rule: Rule) -> None:
         self.close_connection = True
