@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.demo.digits import make_pages
-from tests.e2e.jobs import SLOW_MODEL, SLOW_WORKERS, Job
+from tests.e2e.jobs import SLOW_MODEL, SLOW_WORKERS, Job, wait_until
 from tests.support.patience import patient
 from tests.support.samples.tiny_run import fill_folder, run_fields
 
@@ -52,13 +52,26 @@ def named(driver: subprocess.Popen[str], name: str) -> int:
     raise AssertionError(f"no {name} below {driver.pid}")
 
 
+def has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
 @contextmanager
 def killed(driver: subprocess.Popen[str], part: str) -> Iterator[None]:
     """SIGKILL a part of Ray, in a run that cannot end: its worker stands still from here on."""
     os.kill(driver.pid, signal.SIGSTOP)
     worker = named(driver, "ray::LabelActor")
     os.kill(worker, signal.SIGSTOP)
-    os.kill(named(driver, part), signal.SIGKILL)
+    gone = named(driver, part)
+    os.kill(gone, signal.SIGKILL)
+    wait_until(lambda: has_ended(gone))
+    # The kernel sends SIGHUP and SIGCONT to stopped processes that a raylet leaves behind, and
+    # under nohup they live on: still once more.
+    with suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGSTOP)
     os.kill(driver.pid, signal.SIGCONT)
     try:
         yield
