@@ -116,7 +116,7 @@ def main() -> None:
     with scratch() as name:
         job = Job(options.data, Path(name), device, backend, cards, options.steps, options.batch)
         say(f"two processes on {cards or 'no'} card(s), {backend}")
-        spawn(rank_of_two, (job, free_address()), nprocs=2)  # type: ignore[no-untyped-call]  # torch types it not
+        spawn(rank_of_two, (job, free_address()), nprocs=2)  # type: ignore[no-untyped-call]  # torch: no types
         both = [torch.load(job.out / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
         alone = train(job)
     differing = [

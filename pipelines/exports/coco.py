@@ -132,7 +132,7 @@ class CocoExporter:
         ).encode()
 
     def _write(self, name: str, text: bytearray | memoryview, count: int) -> None:
-        """Add so many lines, each of which begins with what divides it from the one before."""
+        """Append ``count`` lines, each of which starts with the separator from the line before."""
         self._lists[name].write(text if self._count[name] else text[len(_DIVIDED) :])
         self._count[name] += count
 

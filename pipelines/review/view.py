@@ -116,7 +116,7 @@ def render_pull(summary: PullSummary) -> RenderableType:
     if summary.withdrawn:
         rows.append(("withdrawn: deleted there since", f"{summary.withdrawn:,}"))
     if summary.kept_on:
-        rows.append(("deleted there, counted on as was said", f"{summary.kept_on:,}"))
+        rows.append(("deleted there, still counted (--keep-answers)", f"{summary.kept_on:,}"))
     if summary.held_back:
         remarks.append(
             f"{summary.held_back} answers, most of all there were, are gone from the project; they "

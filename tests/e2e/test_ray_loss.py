@@ -68,8 +68,8 @@ def killed(driver: subprocess.Popen[str], part: str) -> Iterator[None]:
     gone = named(driver, part)
     os.kill(gone, signal.SIGKILL)
     wait_until(lambda: has_ended(gone))
-    # The kernel sends SIGHUP and SIGCONT to stopped processes that a raylet leaves behind, and
-    # under nohup they live on: still once more.
+    # The kernel sends SIGHUP and SIGCONT to stopped processes that a dead raylet leaves behind;
+    # under nohup they survive and go on, so the worker is stopped again.
     with suppress(ProcessLookupError):
         os.kill(worker, signal.SIGSTOP)
     os.kill(driver.pid, signal.SIGCONT)

@@ -114,7 +114,7 @@ def share_statistics(network: nn.Module, *, on_gpu: bool) -> None:
 
 def _sharing(norm: nn.BatchNorm2d, *, on_gpu: bool) -> nn.Module:
     if on_gpu:  # torch's own has a kernel of its own, for GPUs only
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]  # torch types it not
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]  # torch: no types
         return converted
     shared = GlobalBatchNorm2d(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats

@@ -72,7 +72,7 @@ class LeanPool(nn.MaxPool2d):
     def forward(self, x: Tensor) -> Tensor:
         """Return the same maxima, [B, C, H, W] and contiguous."""
         if not x.is_contiguous() or x.device.type != "cpu":
-            return super().forward(x)  # type: ignore[no-any-return]  # torch types it not
+            return super().forward(x)  # type: ignore[no-any-return]  # torch: no types
         pooled: Tensor = super().forward(x.contiguous(memory_format=torch.channels_last))
         return pooled.contiguous()
 
@@ -107,7 +107,7 @@ class LeanNorm(nn.BatchNorm2d):
         if bool((mean.square() > _CANCELLATION * variance).any()):
             return super().forward(x)
         self._follow(mean, variance * (count / (count - 1)))
-        normalised: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]  # torch types it not
+        normalised: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]  # torch: no types
             x, self.weight, self.bias, torch.stack((mean, variance)), self.eps
         )
         return normalised

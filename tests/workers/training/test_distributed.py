@@ -72,7 +72,7 @@ def free_address() -> str:
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Even and uneven parts: statistics, gradients and decisions are of all ranks."""
     alone = take_steps(small_network(), Team(), list(range(BATCH)))
-    spawn(rank_of_two, (free_address(), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]  # torch types it not
+    spawn(rank_of_two, (free_address(), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]  # torch: no types
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
     for rank in (0, 1):
         assert found[rank][:4] == (rank, 2, 10.0, 3.0)

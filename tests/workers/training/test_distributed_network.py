@@ -91,7 +91,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     alone, gradients = losses(Team(), list(range(BATCH)))
-    spawn(rank_of_two, (free_address(), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]  # torch types it not
+    spawn(rank_of_two, (free_address(), str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]  # torch: no types
     torch.set_num_threads(threads)
     for rank in (0, 1):
         told, first = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
