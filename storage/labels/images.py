@@ -7,37 +7,37 @@ place. A compressed tar, where offsets do not help, is unpacked into the cache o
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import BinaryIO
 
 from storage.errors import (
+    AccessDenied,
     ConfigError,
     LabelfleetError,
-    ObjectNotFound,
     SourceError,
     StorageError,
+    StorageFull,
+    StorageUnavailable,
 )
+from storage.labels.objects import objects_now, objects_of
 from storage.labels.stream import LabelIndex
 from storage.objects.os_errors import from_os_error
 from storage.objects.protocols import ObjectStore
-from storage.records import ImageRef, Shard, StoredObject, image_ids_of
-from storage.runs.image_bytes import shards_of
+from storage.records import ImageRef, StoredObject
+from storage.runs.image_bytes import has_digest, shards_of
 from storage.runs.manifest import Manifest
-from storage.shards.frames import Wanted, as_labelled, file_id
+from storage.shards.frames import as_labelled
 from storage.shards.node_cache import NodeCache
-from storage.shards.reading import read_shard
 from storage.urls import parse_url
 
 log = logging.getLogger("labelfleet")
 
 _PAYS = 0.25  # a tar is copied whole if at least this share of its bytes is used
-_CHECKERS = 16
-_HEADS = 1000  # objects that are looked at one by one; of more, the source is listed
+_READERS = 16
 _FILLERS = 2
 _CHUNK = 1 << 20
 _NAMED = 3
@@ -70,7 +70,7 @@ class StreamImages:
     ) -> None:
         self._source, self._index, self._run = source, index, manifest.url
         shards = shards_of(manifest, index.shard_ids())
-        self._objects, self._packed = _objects(index, shards, manifest.url)
+        self._objects, self._packed = objects_of(index, shards, manifest.url)
         self._cache = cache
         self.needs = 0
         self._copied = self._admitted(cache, taken)
@@ -82,24 +82,67 @@ class StreamImages:
     def check(self) -> None:
         """Compare each object with its listing, before anything is spent.
 
+        An object of another version, such as one that was copied back with another time, is taken
+        as it is now if all its images have the digests that were labelled. For that they are read.
+
         Raises:
             SourceError: objects are gone or changed, naming the first of them.
+            StorageError: the source does not answer, or not to us.
         """
         expected = {one.key: one for one in self._objects}
-        there = self._now(expected)
-        wrong = []
-        for key, listed in expected.items():
-            found = there.get(key)
-            if found is None:
-                wrong.append(f"{key} is gone")
-            elif (found.nbytes, found.etag) != (listed.nbytes, listed.etag):
-                wrong.append(f"{key} changed")
+        there = objects_now(self._source, expected)
+        other = {
+            key: now
+            for key, now in there.items()
+            if (now.nbytes, now.etag) != (expected[key].nbytes, expected[key].etag)
+        }
+        changed = self._changed(other) if other else set()
+        wrong = [
+            f"{key} changed" if key in there else f"{key} is gone"
+            for key in expected
+            if key in changed or key not in there
+        ]
         if wrong:
             raise SourceError(
                 f"{len(wrong)} of {len(expected)} objects of {self._source.url} are not what was "
                 f"labelled in {self._run}: {'; '.join(wrong[:_NAMED])}",
                 hint="restore them, or label again: `labelfleet run`, then `labelfleet decide`",
             )
+
+    def _changed(self, other: Mapping[str, StoredObject]) -> set[str]:
+        """Take objects as they are now; return the keys of those that hold another image."""
+        numbers = [n for n, listed in enumerate(self._objects) if listed.key in other]
+        log.warning(
+            "%d objects of %s have another version than when they were labelled: reading their %d "
+            "images to see whether their bytes are the same",
+            len(other), self._source.url, len(numbers),
+        )  # fmt: skip
+        changed = set()
+        for number in numbers:
+            listed, place = self._objects[number], self._index.place(number)
+            now = other[listed.key]
+            if listed.nbytes == place.nbytes != now.nbytes:  # a file, which has grown or shrunk
+                changed.add(listed.key)
+            self._objects[number] = now
+        for key, packed in self._packed.items():
+            if key in other:
+                packed.take(other[key])
+        with ThreadPoolExecutor(_READERS) as pool:
+            same = pool.map(lambda n: self._objects[n].key in changed or self._is_same(n), numbers)
+            changed |= {
+                self._objects[n].key for n, one in zip(numbers, same, strict=True) if not one
+            }
+        return changed
+
+    def _is_same(self, number: int) -> bool:
+        place, listed = self._index.place(number), self._objects[number]
+        try:
+            body = as_labelled(self._fetched(place, listed), place.image_id, place.sha256)
+            return has_digest(self._checked(body, place, listed), place)
+        except (StorageUnavailable, AccessDenied, StorageFull):
+            raise
+        except LabelfleetError:
+            return False
 
     def read(self, number: int) -> bytes:
         """Return an image's bytes, checked by their digest.
@@ -255,86 +298,6 @@ class StreamImages:
                 raise from_os_error(exc, str(cache.folder)) from exc
         raise StorageError("the cache does not keep it; raise cache.size")
 
-    def _now(self, expected: Mapping[str, StoredObject]) -> dict[str, StoredObject]:
-        if len(expected) > _HEADS:
-            try:
-                prefix = _common(sorted(expected))
-                return {o.key: o for o in self._source.list(prefix) if o.key in expected}
-            except StorageError:
-                pass  # a web server that lists nothing
-        with ThreadPoolExecutor(_CHECKERS) as pool:
-            found = pool.map(self._head, expected)
-        return {one.key: one for one in found if one is not None}
-
-    def _head(self, key: str) -> StoredObject | None:
-        try:
-            return self._source.head(key)
-        except ObjectNotFound:
-            return None
-
-
-class _Packed:
-    """The images of a compressed tar, one after the other."""
-
-    def __init__(self, shard: Shard) -> None:
-        self._shard = shard
-        self._places: list[ImageRef] = []
-        self.offsets: dict[str, int] = {}
-        self.nbytes = 0
-
-    def add(self, place: ImageRef) -> None:
-        """Give an image its place."""
-        self.offsets[place.image_id] = self.nbytes
-        self._places.append(place)
-        self.nbytes += place.nbytes
-
-    @property
-    def digest(self) -> str:
-        """16 hex digits of what lies where."""
-        return hashlib.sha256(repr(self.offsets).encode()).hexdigest()[:16]
-
-    def write(self, source: ObjectStore, file: BinaryIO) -> None:
-        """Write all of them. Raises SourceError where one is not in the tar."""
-        left = Wanted(self._places)
-        largest = max(place.nbytes for place in self._places)
-        for one in read_shard(source, self._shard, max_image_bytes=largest):
-            for place, _ in left.of(one):
-                file.seek(self.offsets[place.image_id])
-                file.write(one.data or b"")
-            if not left:
-                return
-        name = min(place.image_id for place in left.left)
-        raise SourceError(f"{name} is not in {self._shard.key} any more")
-
-
-def _objects(
-    index: LabelIndex, shards: Mapping[str, Shard], run: str
-) -> tuple[list[StoredObject], dict[str, _Packed]]:
-    """Return the object of every image, and the compressed tars by key."""
-    objects: list[StoredObject] = []
-    packed: dict[str, _Packed] = {}
-    loose: dict[str, dict[str, StoredObject]] = {}
-    for number in range(len(index)):
-        place = index.place(number)
-        shard = shards.get(place.shard_id)
-        found: StoredObject | None = None
-        if shard is not None and shard.kind == "tar":
-            found = shard.objects[0]
-            if place.offset is None:
-                packed.setdefault(found.key, _Packed(shard)).add(place)
-        elif shard is not None:
-            if shard.shard_id not in loose:
-                loose[shard.shard_id] = {i: o for o in shard.objects for i in image_ids_of(o.key)}
-            by_id = loose[shard.shard_id]
-            found = by_id.get(place.image_id) or by_id.get(file_id(place.image_id))
-        if found is None:
-            raise SourceError(
-                f"{place.image_id} is in the labels of {run}, but not in its listing",
-                hint="`labelfleet verify` says what the run lacks",
-            )
-        objects.append(found)
-    return objects, packed
-
 
 def _kept(cache: NodeCache, name: str, body: bytes) -> None:
     try:
@@ -344,14 +307,8 @@ def _kept(cache: NodeCache, name: str, body: bytes) -> None:
 
 
 def _same(body: bytes, place: ImageRef) -> bool:
-    return not place.sha256 or hashlib.sha256(body).hexdigest() == place.sha256
+    return not place.sha256 or has_digest(body, place)
 
 
 def _is_local(url: str) -> bool:
     return parse_url(url).scheme == "file"
-
-
-def _common(keys: Sequence[str]) -> str:
-    first, last = keys[0], keys[-1]
-    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
-    return first[:length] if length is not None else first

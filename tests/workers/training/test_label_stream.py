@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 
 from pipelines.policy.policy import Policy
 from storage.boxes import clipped
-from storage.errors import ConfigError, LabelfleetError, SourceError
+from storage.errors import ConfigError, LabelfleetError, SourceError, StorageUnavailable
 from storage.labels.images import StreamImages
 from storage.labels.stream import LabelIndex, read_label_index
 from storage.labels.versions import read_version
@@ -21,12 +22,12 @@ from storage.runs.live_rows import live_rows
 from storage.runs.manifest import Manifest
 from storage.shards.node_cache import NodeCache
 from storage.stores.memory import MemoryStore
-from tests.support.faulty import FaultyStore
+from tests.support.faulty import FaultyStore, fail
 from tests.support.patience import patient
 from tests.support.samples.image_samples import picture
 from tests.support.samples.label_version import CALIBRATED, UNDECIDED, labelled
-from tests.support.samples.labelled_run import CLASSES
-from tests.support.samples.tar_samples import tar_of
+from tests.support.samples.labelled_run import CLASSES, png
+from tests.support.samples.tar_samples import tar_of, zipped
 from workers.training.label_stream import LabelStream
 
 SIZE = (53, 37)  # of the pictures
@@ -172,13 +173,53 @@ def test_shards_gone_or_changed_are_named_before_the_first_step(
         images.check()
 
 
+def test_objects_that_were_copied_back_count_where_all_their_images_have_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    manifest, source, index = indexed()
+    before = {o.key: (o.etag, source.get(o.key)) for o in source.list()}
+    for key, (_, body) in before.items():
+        source.put(key, body)
+    # The compressed tar with other bytes, and a longer plain one: the images are the same ones.
+    unpacked = gzip.decompress(before["tars/1.tar.gz"][1])
+    source.put("tars/1.tar.gz", gzip.compress(unpacked, 1, mtime=7))
+    source.put("tars/0.tar", before["tars/0.tar"][1] + bytes(10240))
+    assert all(o.etag != before[o.key][0] for o in source.list())
+    images = StreamImages(manifest, source, index, NodeCache(tmp_path, 1 << 20))
+    images.check()
+    for number in range(len(index)):
+        digest = hashlib.sha256(images.read(number)).hexdigest()
+        assert digest == index.place(number).sha256
+
+    # Other bytes of the same size are a change, and so is a file that grew.
+    raw = bytearray(before["loose/003.png"][1])
+    raw[-20] ^= 1
+    source.put("loose/003.png", bytes(raw))
+    source.put("loose/002.png", before["loose/002.png"][1] + b"more")
+    members = [(f"{m}.png", png(20 + m if m else 7)) for m in range(3)]
+    source.put("tars/1.tar.gz", zipped(tar_of(*members)))
+    images = StreamImages(manifest, source, index, NodeCache(tmp_path, 1 << 20))
+    said = r"3 of 6 .*: loose/002.png changed; loose/003.png changed; tars/1.tar.gz changed"
+    with pytest.raises(SourceError, match=said):
+        images.check()
+
+
+def test_an_outage_while_bytes_are_compared_is_an_outage(tmp_path: Path) -> None:
+    manifest, source, index = indexed()
+    source.put("loose/003.png", source.get("loose/003.png"))
+    away = FaultyStore(source, [fail("get_range", "loose/003.png")])
+    images = StreamImages(manifest, away, index, NodeCache(tmp_path, 1 << 20))
+    with pytest.raises(StorageUnavailable):
+        images.check()
+
+
 def test_many_objects_are_compared_by_one_listing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest, source, index = indexed()
     counting = FaultyStore(source)
     images = StreamImages(manifest, counting, index, NodeCache(tmp_path, 1 << 20))
-    monkeypatch.setattr("storage.labels.images._HEADS", 3)
+    monkeypatch.setattr("storage.labels.objects._HEADS", 3)
     images.check()
     assert counting.calls["head"] == 0
     source.delete("loose/003.png")
