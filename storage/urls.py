@@ -227,14 +227,29 @@ def distinct_ends(urls: Sequence[str]) -> list[str]:
     """Return the shortest end of each URL's path that none of the other URLs ends with.
 
     ``s3://a/june/run`` and ``s3://a/july/run`` give ``june/run`` and ``july/run``. A URL without
-    such an end is given whole, as ``shown_url`` has it.
+    such an end is given whole, as ``shown_url`` has it; those that differ only in what that leaves
+    out, such as a query, are numbered.
     """
     shown = [shown_url(url) for url in urls]
     parts = [url.rstrip("/").split("/") for url in shown]
-    return [
-        _distinct_end(url, own, [p for p in parts if p is not own])
-        for url, own in zip(shown, parts, strict=True)
-    ]
+    return numbered(
+        [
+            _distinct_end(url, own, [p for p in parts if p is not own])
+            for url, own in zip(shown, parts, strict=True)
+        ]
+    )
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Return names that all differ: of equal ones the second is followed by `` (2)``, and so on."""
+    taken, found = set(names), list[str]()
+    for name in names:
+        n, new = 1, name
+        while new in found or (n > 1 and new in taken):
+            n += 1
+            new = f"{name} ({n})"
+        found.append(new)
+    return found
 
 
 def _distinct_end(url: str, own: Sequence[str], others: Sequence[Sequence[str]]) -> str:

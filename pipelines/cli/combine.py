@@ -30,7 +30,10 @@ def register(app: typer.Typer) -> None:
 def fuse(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs over the same images.")],
     out: Annotated[str, typer.Option(help="Where the fused run goes, any URL.")],
-    name: Annotated[str, typer.Option(help="Its name; default: the runs' names, joined.")] = "",
+    name: Annotated[
+        str,
+        typer.Option(help="Its name; default: the runs' names, joined; 2xcells if both are cells."),
+    ] = "",
     iou: Annotated[
         float, typer.Option(min=0.01, max=0.99, help="Boxes that overlap by more are one object.")
     ] = 0.55,

@@ -53,7 +53,7 @@ class FuseOptions:
     """How runs are fused.
 
     Attributes:
-        name: of the fused run; '': the runs' names, joined.
+        name: of the fused run; '': the runs' names, joined; `2xcells` of two runs named cells.
         iou: boxes that overlap by more are one object.
         weights: how much each run counts; empty: all alike.
         renamed: class names of later runs by the first run's; '' leaves a class out.
@@ -182,7 +182,7 @@ def _inputs(runs: Sequence[Manifest], options: FuseOptions) -> list[FusionInput]
 
 def _record(inputs: Sequence[FusionInput], options: FuseOptions) -> RunRecord:
     first = inputs[0].manifest.record
-    name = options.name or "+".join(run.name for run in inputs)
+    name = options.name or _default_name([run.name for run in inputs])
     settings: dict[str, Any] = {
         "name": f"fusion of {' and '.join(run.name for run in inputs)}",
         "fusion": {
@@ -212,6 +212,11 @@ def _record(inputs: Sequence[FusionInput], options: FuseOptions) -> RunRecord:
     )
     created_at = datetime.now(UTC).isoformat(timespec="seconds")
     return RunRecord(identity, first.source, settings, created_at, tuple(_remarks(inputs)))
+
+
+def _default_name(names: Sequence[str]) -> str:
+    """Return the names, joined; one that several runs have stands once, with their number."""
+    return "+".join(name if n == 1 else f"{n}x{name}" for name, n in Counter(names).items())
 
 
 def _joined(values: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.records import Category, RunIdentity, Shard, StoredObject
 from storage.runs.annotations import ShardFooter, read_footer
 from storage.stores.open import open_store
-from storage.urls import distinct_ends
+from storage.urls import distinct_ends, numbered
 
 RUN_KEY = "run.json"
 LEFT_OUT_KEY = "left_out.json"
@@ -279,14 +279,17 @@ def refuse_mismatch(url: str, existing: RunRecord, wanted: RunRecord) -> None:
 
 
 def distinct_names(runs: Sequence[Manifest]) -> list[str]:
-    """Return the runs' names for people, with the end of its place where two have one name."""
-    named = [(run.record.identity.name, run.url) for run in runs]
+    """Return the runs' names for people, with the end of its place where two have one name.
+
+    All of them differ, and none holds a secret.
+    """
+    names = [run.record.identity.name for run in runs]
     shown = []
-    for name, url in named:
-        places = [place for other, place in named if other == name]
-        end = dict(zip(places, distinct_ends(places), strict=True))[url]
-        shown.append(name if len(places) == 1 else f"{name} at {end}")
-    return shown
+    for at, name in enumerate(names):
+        same = [n for n, other in enumerate(names) if other == name]
+        ends = distinct_ends([runs[n].url for n in same])
+        shown.append(name if len(same) == 1 else f"{name} at {ends[same.index(at)]}")
+    return numbered(shown)
 
 
 def config_hash(settings: dict[str, Any]) -> str:

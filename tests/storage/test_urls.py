@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from storage.errors import ConfigError
 from storage.stores.open import open_object, open_store
-from storage.urls import distinct_ends, normalise_url, overlaps, readable, shown_url, unsigned
+from storage.urls import (
+    distinct_ends,
+    normalise_url,
+    numbered,
+    overlaps,
+    readable,
+    shown_url,
+    unsigned,
+)
 
 
 @pytest.mark.parametrize(
@@ -222,10 +230,27 @@ def test_readable_text_is_one_printable_line(text: str) -> None:
         (["file:///a/run", "file:///b/a/run"], ["/a/run", "b/a/run"]),
         (["file:///a/run", "file:///b/run", "file:///b/other"], ["a/run", "b/run", "other"]),
         (["s3://a/run"], ["run"]),
+        (
+            [f"az://{box}@acc.dfs.core.windows.net/run" for box in ("june", "july")],
+            [f"{box}@acc.dfs.core.windows.net/run" for box in ("june", "july")],
+        ),
+        (
+            ["https://h/run?sig=a", "https://h/run?sig=b", "https://h/run?sig=c"],
+            ["https://h/run?…", "https://h/run?… (2)", "https://h/run?… (3)"],
+        ),
+        (["ftp://ann:pw@h/run", "ftp://bob:pw@h/run"], ["ftp://…@h/run", "ftp://…@h/run (2)"]),
     ],
 )
 def test_ends_tell_urls_apart(urls: list[str], ends: list[str]) -> None:
     assert distinct_ends(urls) == ends
+
+
+@given(st.lists(st.sampled_from(["a", "a (2)", "a (2) (2)", "b"]), max_size=8))
+def test_numbered_names_all_differ_and_those_that_did_stay(names: list[str]) -> None:
+    found = numbered(names)
+    assert len(set(found)) == len(names)
+    for at, name in enumerate(names):
+        assert found[at] == name or (name in names[:at] and found[at].startswith(f"{name} ("))
 
 
 def test_importing_the_stores_loads_nothing_heavy() -> None:

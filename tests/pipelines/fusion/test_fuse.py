@@ -154,9 +154,11 @@ def test_runs_of_one_name_are_told_apart_by_their_places() -> None:
     done = fuse_runs([first, other], MemoryStore())
     ends = [run.url.rpartition("/")[2] for run in (first, other)]
     assert f"cells at {ends[0]}, cells at {ends[1]}" in done.remarks[1]
+    assert done.name == "2xcells"
     renamed = replace(other.record, identity=replace(other.record.identity, name="june"))
     done = fuse_runs([first, Manifest(other.store, renamed)], MemoryStore())
     assert ": cells, june (" in done.remarks[1]
+    assert done.name == "cells+june"
 
 
 def test_shards_wait_for_a_run_that_is_not_finished_and_are_fused_later() -> None:
