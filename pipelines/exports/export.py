@@ -7,11 +7,11 @@ what background is. Ignore boxes go where the format has a place for them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -218,18 +218,22 @@ def _exported(
     manifest: Manifest, lineage: LabelVersion, pictures: Images, tally: _Tally
 ) -> Iterator[ExportedImages]:
     for table in _tables(manifest, lineage):
-        taken: list[tuple[int, str, bytes | Path | None]] = []
+        # Three lists: tuples that are kept make Python look for garbage among all there is.
+        places, names, found_images = taken = _Taken([], [], [])
         nbytes = 0
         for at, name, found in pictures.of(table):
             if isinstance(found, Exception):
                 tally.leave_out(table.column("image_id")[at].as_py(), found)
                 continue
-            taken.append((at, name, found))
+            places.append(at)
+            names.append(name)
+            found_images.append(found)
             nbytes += len(found) if isinstance(found, bytes) else 0
             if nbytes >= _BYTES_AT_ONCE:
                 yield _images(table, taken)
-                taken, nbytes = [], 0
-        if taken:
+                places, names, found_images = taken = _Taken([], [], [])
+                nbytes = 0
+        if places:
             yield _images(table, taken)
 
 
@@ -240,12 +244,18 @@ def _tables(manifest: Manifest, lineage: LabelVersion) -> Iterator[pa.Table]:
             yield table.slice(first, _ROWS_AT_ONCE)
 
 
-def _images(
-    table: pa.Table, taken: Sequence[tuple[int, str, bytes | Path | None]]
-) -> ExportedImages:
-    places, names, pictures = zip(*taken, strict=True)
-    whole = places == tuple(range(table.num_rows))
-    return ExportedImages(table if whole else table.take(pa.array(places)), names, pictures)
+class _Taken(NamedTuple):
+    """Images of a table: their places in it, and what ``ExportedImages`` says of them."""
+
+    places: list[int]
+    names: list[str]
+    pictures: list[bytes | Path | None]
+
+
+def _images(table: pa.Table, taken: _Taken) -> ExportedImages:
+    whole = taken.places == list(range(table.num_rows))
+    rows = table if whole else table.take(pa.array(taken.places))
+    return ExportedImages(rows, taken.names, taken.pictures)
 
 
 def _exporter(

@@ -48,7 +48,7 @@ from storage.labels.versions import (
     read_version_file,
     write_version_files,
 )
-from storage.objects.protocols import Body
+from storage.objects.protocols import AtRest
 from storage.records import Category, RunIdentity
 from storage.review.answers import Answer, ReviewedBox, answer_parts
 from storage.review.not_shown import read_not_shown
@@ -135,7 +135,7 @@ def _write_rows(
         return writer.close()
 
 
-def _files(merge: _Merge, policy: Policy, set_aside: Sequence[SetAside]) -> dict[str, Body]:
+def _files(merge: _Merge, policy: Policy, set_aside: Sequence[SetAside]) -> dict[str, AtRest]:
     return {
         ALTERNATIVES: merge.alternatives.finish(),
         "policy.yaml": policy.to_yaml().encode(),

@@ -29,8 +29,9 @@ from storage.errors import (
     StorageError,
     StorageUnavailable,
 )
+from storage.objects.bodies import at_rest
 from storage.objects.os_errors import translating_os_errors
-from storage.objects.protocols import Body, StorageOptions
+from storage.objects.protocols import AtRest, Body, StorageOptions
 from storage.records import StoredObject
 from storage.urls import Location, check_key, readable, shown_url
 
@@ -221,6 +222,10 @@ class CloudStore:
         return self._reading(key, obstore.head)
 
     def _put(self, key: str, body: Body, mode: Any) -> str:
+        with at_rest(body) as resting:
+            return self._put_at_rest(key, resting, mode)
+
+    def _put_at_rest(self, key: str, body: AtRest, mode: Any) -> str:
         def once(client: Any, path: str) -> str:
             source: Any = body
             if isinstance(body, Path):

@@ -32,7 +32,7 @@ from storage.errors import (
 )
 from storage.objects.json_records import json_record, parse_record, read_record
 from storage.objects.protocols import (
-    Body,
+    AtRest,
     SupportsCreate,
     SupportsGet,
     SupportsHead,
@@ -256,7 +256,7 @@ def read_label_tables(
 
 
 def write_version_files(
-    store: SupportsCreate, version: str, files: Mapping[str, Body]
+    store: SupportsCreate, version: str, files: Mapping[str, AtRest]
 ) -> dict[str, str]:
     """Create objects of a version beside its parts; return their sha256 by name."""
     for name, body in files.items():
@@ -264,7 +264,7 @@ def write_version_files(
     return {name: sha256_of(body) for name, body in files.items()}
 
 
-def sha256_of(body: Body) -> str:
+def sha256_of(body: AtRest) -> str:
     """Return the sha256 of bytes or of a local file, in hex."""
     if isinstance(body, bytes):
         return hashlib.sha256(body).hexdigest()

@@ -14,7 +14,21 @@ from typing import BinaryIO, Protocol
 
 from storage.records import StoredObject
 
-Body = bytes | Path  # bytes, or a spool file that is read while sending
+
+class SupportsPour(Protocol):
+    """A body that is made while it is written, so that it need not lie in a file before."""
+
+    def pour(self, sink: BinaryIO) -> None:
+        """Write all of it to ``sink``, from its start, whenever it is called.
+
+        ``sink`` is the store's own, whose OSErrors may pass; those of other files are translated.
+        What it raises leaves no object behind.
+        """
+        ...
+
+
+AtRest = bytes | Path  # bytes, or a spool file that is read while sending
+Body = AtRest | SupportsPour
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,9 @@ from storage.errors import (
     StorageError,
     StorageUnavailable,
 )
+from storage.objects.bodies import at_rest
 from storage.objects.os_errors import translating_os_errors
-from storage.objects.protocols import Body, StorageOptions
+from storage.objects.protocols import AtRest, Body, StorageOptions
 from storage.records import StoredObject
 from storage.s3.client import endpoint_of, make_client
 from storage.s3.errors import from_s3_error, is_conflict, is_precondition_failure, is_range_failure
@@ -149,6 +150,10 @@ class S3Store:
             yield page
 
     def _put_object(self, key: str, body: Body, **condition: str) -> str:
+        with at_rest(body) as resting:
+            return self._put_at_rest(key, resting, condition)
+
+    def _put_at_rest(self, key: str, body: AtRest, condition: Mapping[str, str]) -> str:
         def once() -> str:
             if isinstance(body, Path):
                 with translating_os_errors(str(body)):

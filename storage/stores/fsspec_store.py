@@ -26,6 +26,7 @@ from storage.errors import (
     StorageError,
     StorageUnavailable,
 )
+from storage.objects.bodies import at_rest
 from storage.objects.protocols import Body, StorageOptions
 from storage.records import StoredObject
 from storage.stores.fsspec_errors import etag_of, from_driver_error
@@ -161,15 +162,16 @@ class FsspecStore:
 
     def put(self, key: str, body: Body) -> str:
         path = self._path(key)
+        with at_rest(body) as resting:
 
-        def write(fs: Any) -> None:
-            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            if isinstance(body, Path):
-                fs.put_file(str(body), path)
-            else:
-                fs.pipe_file(path, body)
+            def write(fs: Any) -> None:
+                fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+                if isinstance(resting, Path):
+                    fs.put_file(str(resting), path)
+                else:
+                    fs.pipe_file(path, resting)
 
-        self.call(key, write)
+            self.call(key, write)
         return self.head(key).etag
 
     def replace(self, key: str, body: Body, *, if_match: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from storage.errors import ObjectChanged, StorageError
 from storage.objects.os_errors import translating_os_errors
+from storage.objects.protocols import Body
 from storage.urls import readable
 
 TEMPORARY_PREFIX = ".labelfleet-tmp-"
@@ -118,7 +119,7 @@ def _not_regular(name: str) -> StorageError:
 
 
 @contextmanager
-def temporary_copy(folder: int, body: bytes | Path) -> Iterator[tuple[str, int]]:
+def temporary_copy(folder: int, body: Body) -> Iterator[tuple[str, int]]:
     """A fsynced temporary file in ``folder`` with the body in it, as (name, descriptor);
     gone afterwards unless it was renamed away."""
     name = f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
@@ -138,15 +139,17 @@ def temporary_copy(folder: int, body: bytes | Path) -> Iterator[tuple[str, int]]
             os.unlink(name, dir_fd=folder)
 
 
-def _fill(descriptor: int, body: bytes | Path) -> None:
+def _fill(descriptor: int, body: Body) -> None:
     with open(descriptor, "wb", closefd=False) as sink:
         if isinstance(body, Path):
             with translating_os_errors(readable(str(body))):
                 source = body.open("rb")
             with source:
                 shutil.copyfileobj(source, sink)  # by 64 kB, which stay in a cache
-        else:
+        elif isinstance(body, bytes):
             sink.write(body)
+        else:
+            body.pour(sink)
 
 
 @contextmanager

@@ -154,4 +154,8 @@ class MemoryStore:
 
 
 def _content(body: Body) -> bytes:
-    return body.read_bytes() if isinstance(body, Path) else bytes(body)
+    if isinstance(body, bytes | Path):
+        return body.read_bytes() if isinstance(body, Path) else bytes(body)
+    poured = io.BytesIO()
+    body.pour(poured)
+    return poured.getvalue()

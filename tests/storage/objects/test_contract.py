@@ -28,6 +28,7 @@ from storage.records import StoredObject
 from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
 from tests.support.faulty import FaultyStore
+from tests.support.poured import Poured
 from tests.support.servers.s3 import S3Server
 
 WRITERS = 12
@@ -94,6 +95,36 @@ class StoreContract:
         heads = {k: store.head(k) for k in etags}
         assert heads == {k: StoredObject(k, len(bodies[k]), etags[k]) for k in etags}
         assert {o.key: o for o in store.list()} == heads
+
+    def test_a_body_may_be_made_while_it_is_written(self, store: ObjectStore) -> None:
+        body = Poured([b"first, ", b"", bytes(MIB), b"last"])
+        whole = b"".join(body.pieces)
+        etags = {
+            "created": store.create("created", body),
+            "deep/er/put": store.put("deep/er/put", body),
+            "nothing": store.put("nothing", Poured([])),
+        }
+        etags["created"] = store.replace("created", body, if_match=etags["created"])
+        for key, written in (("created", whole), ("deep/er/put", whole), ("nothing", b"")):
+            assert store.get(key, if_match=etags[key]) == written
+        with pytest.raises(AlreadyExists, match="created"):
+            store.create("created", Poured([b"late"]))
+        assert store.get("created") == whole
+
+    def test_a_body_that_breaks_off_leaves_what_was_there(self, store: ObjectStore) -> None:
+        kept = store.put("kept", b"old")
+        broken = Poured([bytes(MIB)], error=StorageError("the body's own trouble"))
+        for write in (
+            lambda: store.create("part", broken),
+            lambda: store.put("part", broken),
+            lambda: store.put("kept", broken),
+            lambda: store.replace("kept", broken, if_match=kept),
+        ):
+            with pytest.raises(StorageError, match="the body's own trouble"):
+                write()
+        assert keys(store) == ["kept"]
+        assert store.get("kept", if_match=kept) == b"old"
+        assert list(store.leftovers()) == []
 
     def test_the_store_says_when_an_object_was_written(self, store: ObjectStore) -> None:
         before_s = time.time()

@@ -26,6 +26,7 @@ from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.stores.fsspec_store import FsspecStore
 from storage.stores.open import open_object, open_store
 from storage.urls import Location
+from tests.support.poured import Poured
 from tests.support.servers.proxy import FaultyProxy, Rule, faulty_proxy
 
 CONTENT = bytes(range(256)) * 2000
@@ -142,6 +143,10 @@ class TestThroughADriver:
         spool.write_bytes(CONTENT)
         old = store.put("a/b", b"first")
         new = store.put("a/b", spool)
+        store.put("a-b", Poured([b"made ", b"meanwhile"]))
+        assert store.get("a-b") == b"made meanwhile"
+        with pytest.raises(StorageError, match="trouble"):
+            store.put("never", Poured([b"part"], error=StorageError("trouble")))
         store.put("a-b", b"")
         assert [(o.key, o.nbytes) for o in store.list()] == [("a-b", 0), ("a/b", len(CONTENT))]
         assert store.get("a/b", if_match=new) == CONTENT

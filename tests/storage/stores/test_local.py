@@ -26,6 +26,7 @@ from storage.objects.preflight import check_output
 from storage.stores import local_files
 from storage.stores.local import LocalStore
 from storage.stores.open import open_store
+from tests.support.poured import Poured
 
 PROJECT = Path(__file__).parents[3]
 
@@ -197,6 +198,7 @@ _WRITER = """
 import sys
 from pathlib import Path
 from storage.stores.open import open_store
+from tests.support.poured import Poured
 print("ready", flush=True)
 getattr(open_store(sys.argv[1]), sys.argv[2])("run/part", Path(sys.argv[3]))
 """
@@ -257,7 +259,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
     kept = store.put("kept", b"old")
     spool = tmp_path / "spool"
     spool.write_bytes(bytes(2 << 20))
-    for body in (spool, bytes(2 << 20)):
+    for body in (spool, bytes(2 << 20), Poured([bytes(1 << 19)] * 4)):
         with pytest.raises(StorageFull, match="no space"):
             store.create("part", body)
         with pytest.raises(StorageFull):
