@@ -150,11 +150,11 @@ def _overview(manifest: Manifest, found: Scan, now: float) -> dict[str, Any]:
     run, record = manifest.record.identity, manifest.record
     unstated = run.licence.strip().lower() in ("", "unstated", "none", "unknown")
     model = record.inference.get("name") or record.inference.get("model") or "YOLO-NAS"
-    size = record.inference.get("preprocessing", {}).get("size")
+    size = (record.inference.get("preprocessing") or {}).get("size")
     identity = [
         ("model", f"{model}, sha256 {run.model_sha256}"),
         ("licence of the model", "unstated" if unstated else run.licence),
-        ("input", f"{size[0]}×{size[1]} pixels" if size else None),
+        ("input", "×".join(map(str, size)) + " pixels" if isinstance(size, list) else None),
         ("runtime", f"{run.runtime}, {run.precision}"),
         ("classes", f"{len(run.categories)}"),
         ("source", record.source.get("url")),

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -122,6 +122,82 @@ def _batches(keys: Iterator[str], size: int) -> Iterator[list[str]]:
 
 
 _DAMAGED = (ValueError, TypeError, RecursionError)
+_NEVER_S = 253_402_300_800.0  # the year 10000: later times, and longer ones, are none
+_MANY = 1 << 53
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MANY
+
+
+def _is_threads(value: object) -> bool:
+    return _is_count(value) and value != 0
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a value is a number of sane size, and neither NaN nor infinity."""
+    return type(value) in (float, int) and 0 <= value < _NEVER_S  # type: ignore[operator]  # a number
+
+
+def _is_name(value: object) -> bool:
+    return type(value) in (str, int)
+
+
+def _are_counts(value: object) -> bool:
+    if type(value) is not dict or not value:
+        return value == {}
+    counts = value.values()
+    return {int}.issuperset(map(type, counts)) and min(counts) >= 0 and sum(counts) < _MANY
+
+
+def _are_numbers(value: object) -> bool:
+    """Return whether all values are numbers; NaN and infinity show in the sum."""
+    if type(value) is not dict or not value:
+        return value == {}
+    numbers = value.values()
+    try:
+        return (
+            {float, int}.issuperset(map(type, numbers))
+            and min(numbers) >= 0
+            and sum(numbers) < _NEVER_S
+        )
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+# Facts of a note that are read; one of another type counts as not told.
+_FACTS: Mapping[str, Callable[[object], bool]] = {
+    "worker": _is_name,
+    "outcome": lambda value: type(value) is str,
+    "won": lambda value: type(value) is bool,
+    "alive": _is_count,
+    "workers": _is_count,
+    "gpus": _is_number,
+    "decoders": _is_threads,
+    "nms_threads": _is_threads,
+    "before_s": _is_number,
+    "fill": _are_numbers,
+    "warnings": _are_counts,
+}
+
+
+def _entry(fields: Any) -> LedgerEntry:
+    """Return one entry of a part, without facts of a wrong type. Raises one of ``_DAMAGED``."""
+    made = LedgerEntry(**fields)
+    if not (
+        type(made.event) is str
+        and _is_number(made.at)
+        and (made.shard_id is None or type(made.shard_id) is str)
+        and _are_counts(made.counts)
+        and _is_count(made.detections)
+        and _are_numbers(made.seconds)
+        and type(made.note) is dict
+    ):
+        raise TypeError("a field has a wrong type")
+    for name in made.note.keys() & _FACTS.keys():
+        if not _FACTS[name](made.note[name]):
+            del made.note[name]
+    return made
 
 
 _SEALED = re.compile(rb'\{"sha256": "([0-9a-f]{64})"\}\n')
@@ -144,7 +220,7 @@ def _unsealed(part: bytes) -> tuple[bytes, str | None]:
 
 def _is_entry(line: bytes) -> bool:
     try:
-        LedgerEntry(**json.loads(line))
+        _entry(json.loads(line))
     except _DAMAGED:
         return False
     return True
@@ -157,11 +233,11 @@ def entries_of(part: bytes) -> Iterator[LedgerEntry]:
         return
     lines = body.splitlines()
     try:  # parsing all lines at once takes half the time
-        yield from [LedgerEntry(**fields) for fields in json.loads(b"[%b]" % b",".join(lines))]
+        yield from [_entry(fields) for fields in json.loads(b"[%b]" % b",".join(lines))]
         return
     except _DAMAGED:
         pass
     for line in lines:
         # Only a cache: a damaged or foreign entry is replaced by data from the footers.
         with suppress(*_DAMAGED):
-            yield LedgerEntry(**json.loads(line))
+            yield _entry(json.loads(line))

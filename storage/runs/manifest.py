@@ -34,6 +34,10 @@ RUN_KEY = "run.json"
 LEFT_OUT_KEY = "left_out.json"
 ANNOTATIONS = "annotations/"
 QUARANTINE = "quarantine/"
+_SETTINGS = {  # of `inference`, those that readers of a run rely on
+    "preprocessing": (dict,), "score_floor": (float, int), "max_image_bytes": (int,),
+    "max_frames": (int,),
+}  # fmt: skip
 _HEX = "0123456789abcdef"
 _REMOVE = "delete it; the next run tries the shard again, and records what fails"
 
@@ -81,7 +85,30 @@ def _run_record(fields: dict[str, Any]) -> RunRecord:
     categories = tuple(Category(**c) for c in identity.pop("categories"))
     remarks = tuple(str(text) for text in fields.pop("remarks", ()))
     made = RunIdentity(**identity, categories=categories)
-    return RunRecord(identity=made, remarks=remarks, **fields)
+    record = RunRecord(identity=made, remarks=remarks, **fields)
+    _check_types(record)
+    return record
+
+
+def _check_types(record: RunRecord) -> None:
+    """Raise TypeError or ValueError where a field is not what its readers rely on."""
+    texts = {"created_at": record.created_at, "source.url": record.source["url"]}
+    texts |= {name: one for name, one in asdict(record.identity).items() if name != "categories"}
+    for number, one in enumerate(record.identity.categories):
+        texts[f"the name of class {number}"] = one.name
+        if (type(one.id), type(one.official_id), one.id) != (int, int, number):
+            raise ValueError(f"class {number} has the ids {one.id!r:.40}, {one.official_id!r:.40}")
+    moved_from = record.source.get("moved_from", ())
+    texts |= {f"source.moved_from {number}": url for number, url in enumerate(moved_from)}
+    for name, value in texts.items():
+        if type(value) is not str:
+            raise TypeError(f"{name} is {value!r:.40}, not a text")
+    if type(record.inference) is not dict:
+        raise TypeError(f"inference is {record.inference!r:.40}, not an object")
+    for name, kinds in _SETTINGS.items():
+        value = record.inference.get(name)
+        if value is not None and type(value) not in kinds:
+            raise TypeError(f"inference.{name} is {value!r:.40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +223,7 @@ class Manifest:
     def left_out(self) -> dict[str, int]:
         """Return what the newest listing skipped, by reason; empty if that was not recorded."""
         try:
-            return read_record(self.store, LEFT_OUT_KEY, lambda fields: dict(fields["counts"]))
+            return read_record(self.store, LEFT_OUT_KEY, _left_out)
         except ObjectNotFound:
             return {}
 
@@ -237,7 +264,19 @@ class Manifest:
 
 
 def _quarantine_record(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: fields[name] for name in ("shard_id", "key", "objects", "errors", "invocation")}
+    found = {name: fields[name] for name in ("shard_id", "key", "objects", "errors", "invocation")}
+    texts = [found["shard_id"], found["key"], found["invocation"], *found["errors"]]
+    texts += [one["key"] for one in found["objects"]]
+    if any(type(text) is not str for text in texts):
+        raise TypeError("a key or an error is not a text")
+    return found
+
+
+def _left_out(fields: dict[str, Any]) -> dict[str, int]:
+    counts = dict(fields["counts"])
+    if any(type(count) is not int for count in counts.values()):
+        raise TypeError("a count is not a whole number")
+    return counts
 
 
 def annotation_key(shard_id: str) -> str:

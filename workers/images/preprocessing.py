@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.errors import ConfigError
+
 _LATER: dict[str, Any] = {
     "interpolation": "linear",
     "antialias": False,
@@ -79,11 +81,18 @@ class Preprocessing:
 
 
 def recorded_range(inference: Mapping[str, Any]) -> ValueRange:
-    """Return the value range that a run's record (``inference`` in run.json) states."""
+    """Return the value range that a run's record (``inference`` in run.json) states.
+
+    Raises ConfigError where it states none that there is.
+    """
     said = (inference.get("preprocessing") or {}).get("value_range", "full")
     if said in ("full", "data"):
         return "data" if said == "data" else "full"
-    return float(said[0]), float(said[1])
+    try:
+        low, high = said
+        return float(low), float(high)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise ConfigError(f"run.json states the value range {said!r:.60}") from exc
 
 
 _LARGEST = 8192  # pixels a side; a typing error would otherwise ask for terabytes
