@@ -104,6 +104,9 @@ class Inference:
         began_s = time.perf_counter()
         self._disturbed = self.queues
         alone = [self._alone(pixels[i : i + 1], name) for i, name in enumerate(names)]
+        # Once for all of them, after the last: what broke on the way is broken still.
+        if any(isinstance(found, OutputNotFinite) for found in alone):
+            self._check_device(pixels[:1])
         if all(isinstance(found, Detections) for found in alone):  # no image is to blame
             self._batch.too_large(len(pixels))
         return Inferred(self._seconds_since(began_s), lambda: alone)
@@ -116,8 +119,7 @@ class Inference:
             return detections
         except MemoryError:
             raise  # the worker's trouble: all images are of one size
-        except OutputNotFinite as exc:  # a second time, and a blank image works: it is the image
-            self._check_device(pixels)
+        except OutputNotFinite as exc:  # a second time: if a blank image works, it is the image
             return exc
         except Exception as exc:  # noqa: BLE001 - as above
             self._check_device(pixels)

@@ -291,7 +291,7 @@ def test_the_other_tiles_of_an_image_without_a_finite_output_are_left(device: De
     with bench.labeller() as labeller:
         labeller.label(shard, "try")
     assert bench.rows(shard) == [("a.tar/a.png", "not_finite"), ("a.tar/b.png", "ok")]
-    # Of 400 tiles; each that was tried ran in its batch and alone, and a blank image after it.
+    # Of 400 tiles; each that was tried ran in its batch and alone, and a blank image after them.
     assert sum(bench.detector.batches) < 200
 
 
