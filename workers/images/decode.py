@@ -83,10 +83,7 @@ def decode(
         raise (Unsupported if foreign else Undecodable)(what)
     try:
         if kind == "JPEG":
-            jpeg = data if number == 1 else jpeg_frame(data, number)
-            image = decode_jpeg(jpeg, max_pixels, enough, _jpeg_orientation, jpeg_pixels)
-            frames = mpo_frames(data)
-            return image if frames == 1 else replace(image, frames=frames)
+            return _decode_jpeg(data, number, max_pixels, enough)
         if number > 1:
             return decode_frame(kind, data, number, max_pixels, value_range)
         return _decode_first(kind, data, max_pixels, value_range)
@@ -102,6 +99,20 @@ def decode(
     except Exception as exc:  # a decoder fed hostile bytes raises what it likes
         _check_memory(data)
         raise Undecodable(f"damaged {kind}: {_reason(exc)}") from exc
+
+
+def _decode_jpeg(
+    data: bytes, number: int, max_pixels: int, enough: Preprocessing | None
+) -> DecodedImage:
+    """Decode a JPEG, or a further picture of an MPO."""
+    jpeg = data if number == 1 else jpeg_frame(data, number)
+    header = read_jpeg_header(jpeg)
+    if header is None:
+        raise Undecodable("damaged JPEG: no frame header")
+    image = decode_jpeg(jpeg, header, max_pixels, enough, _jpeg_orientation, jpeg_pixels)
+    if number == 1 and not header.is_mpo:
+        return image
+    return replace(image, frames=mpo_frames(data))
 
 
 def _decode_first(kind: str, data: bytes, max_pixels: int, value_range: ValueRange) -> DecodedImage:

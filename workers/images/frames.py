@@ -190,7 +190,8 @@ def _opened(kind: str, data: bytes, max_pixels: int) -> Image.Image:
 
 def _mpo_pictures(data: bytes) -> list[tuple[int, int]]:
     """Return (offset, length) of the pictures of an MPO beyond the first."""
-    if data.find(b"MPF\0", 0, _HEAD_NBYTES) < 0:
+    header = read_jpeg_header(data)
+    if header is not None and not header.is_mpo:
         return []
     image: Any = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     entries = image._getmp()[0xB002]  # the plugin's own reader, as MpoImagePlugin uses it

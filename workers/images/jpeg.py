@@ -32,7 +32,8 @@ _BETWEEN_SCANS = frozenset({0xC4, 0xCC, 0xDB, 0xDC, 0xDD, 0xDA, 0xD9, 0xFE, *ran
 # In entropy-coded data FF is followed by 00 or a restart marker; FF before FF fills.
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _MAX_SCAN_PASSES = 64  # a progressive JPEG may cost that many passes over max_pixels
-_ICC = b"ICC_PROFILE\0"
+_PIECE_NBYTES = 1 << 20
+_ICC, _MPF = b"ICC_PROFILE\0", b"MPF\0"
 
 OrientationOf = Callable[[bytes], int]
 SlowDecoder = Callable[[bytes], NDArray[np.uint8]]
@@ -40,69 +41,84 @@ SlowDecoder = Callable[[bytes], NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """The frame header and what came before it.
+    """What precedes the first scan.
 
     Attributes:
         width, height: in pixels as stored, before any EXIF orientation.
         components: 1 grey, 3 YCbCr or RGB, 4 CMYK or YCCK.
-        has_metadata: an APP1 segment (EXIF or XMP) precedes the frame.
         precision: bits a sample.
         frame_marker: 0xC0 baseline, 0xC2 progressive, ...
-        icc: the first piece of a colour profile, which holds its name; empty: none.
+        has_metadata: an APP1 segment (EXIF or XMP) precedes the frame.
+        icc: the first piece of a colour profile before the frame, which holds its name; empty:
+            none.
+        is_mpo: an APP2 segment says where further pictures lie in the file (CIPA DC-007).
+        scan_at: where the marker of the first scan stands, or the end marker if there is no scan;
+            the number of bytes if there is neither.
     """
 
     width: int
     height: int
     components: int
+    precision: int
+    frame_marker: int
     has_metadata: bool
-    precision: int = 8
-    frame_marker: int = 0xC0
-    icc: bytes = b""
+    icc: bytes
+    is_mpo: bool
+    scan_at: int
 
 
 def read_jpeg_header(data: bytes) -> JpegHeader | None:
     """Return the header of a JPEG; None if it lacks a frame header."""
-    at, has_metadata, icc = 2, False, b""
+    at, nbytes, frame = 2, len(data), None
+    has_metadata, icc, is_mpo = False, b"", False
     while (at := data.find(b"\xff", at)) >= 0:
-        while at < len(data) and data[at] == 0xFF:
+        while at < nbytes and data[at] == 0xFF:
             at += 1
-        if at + 3 > len(data):
-            return None
+        if at + 1 > nbytes:
+            break
         marker = data[at]
+        if marker in (0xD9, 0xDA):  # the image ends, or begins
+            nbytes = at - 1
+            break
         at += 1
         if marker == 0 or marker in _STANDALONE:
             continue
-        if marker in _FRAME_MARKERS:
-            return _frame(marker, data[at : at + 8], has_metadata, icc)
-        if marker in (0xD9, 0xDA):  # the image ends, or begins, without a frame header
-            return None
-        has_metadata = has_metadata or marker == 0xE1
-        nbytes = int.from_bytes(data[at : at + 2], "big")
-        if marker == 0xE2 and not icc and data[at + 2 : at + 14] == _ICC:
-            icc = data[at + 16 : at + nbytes]
-        at += nbytes
-    return None
+        if marker == 0xE2:
+            is_mpo = is_mpo or data[at + 2 : at + 6] == _MPF
+        if frame is None:
+            if marker in _FRAME_MARKERS:
+                frame = _frame(marker, data[at : at + 8])
+                if frame is None:
+                    return None
+            has_metadata = has_metadata or marker == 0xE1
+            if marker == 0xE2 and not icc and data[at + 2 : at + 14] == _ICC:
+                icc = data[at + 16 : at + int.from_bytes(data[at : at + 2], "big")]
+        at += int.from_bytes(data[at : at + 2], "big")
+    return None if frame is None else JpegHeader(*frame, has_metadata, icc, is_mpo, nbytes)
 
 
-def _frame(marker: int, segment: bytes, has_metadata: bool, icc: bytes) -> JpegHeader | None:
+def _frame(marker: int, segment: bytes) -> tuple[int, int, int, int, int] | None:
+    """Return the first five fields of a ``JpegHeader``; None where the segment is cut or empty."""
     if len(segment) < 8:
         return None
-    height = int.from_bytes(segment[3:5], "big")
-    width = int.from_bytes(segment[5:7], "big")
+    height, width = int.from_bytes(segment[3:5], "big"), int.from_bytes(segment[5:7], "big")
     if not width or not height:
         return None
-    return JpegHeader(width, height, segment[7], has_metadata, segment[2], marker, icc)
+    return width, height, segment[7], segment[2], marker
 
 
-def find_end(data: bytes) -> tuple[int | None, int]:
+def find_end(data: bytes, scan_at: int) -> tuple[int | None, int]:
     """Return (where the image's own end marker ends, scans up to there).
 
     The markers are followed from segment to segment and from scan to scan, so that a thumbnail in
     front and a second image or a video behind are neither. None where the markers lead past the
     end of the data.
+
+    Args:
+        scan_at: from the header.
     """
-    at, scans = 2, 0
-    while at + 2 <= len(data):
+    at, scans, nbytes = scan_at, 0, len(data)
+    while at + 2 <= nbytes:
         if data[at] != 0xFF:  # damaged: as libjpeg does, look for the next marker
             at = data.find(b"\xff", at)
             if at < 0:
@@ -122,6 +138,23 @@ def find_end(data: bytes) -> tuple[int | None, int]:
 
 
 def _end_of_scan(data: bytes, at: int) -> int:
+    """Return where the first marker behind a scan stands; the number of bytes if there is none.
+
+    By NumPy, which lets other threads run meanwhile, up to a first marker that may also be inside
+    of the scan; a piece at a time, since what is compared takes as much memory again.
+    """
+    while (nbytes := min(_PIECE_NBYTES, len(data) - at)) > 1:
+        piece = np.frombuffer(data, np.uint8, nbytes, at)
+        found = (piece[:-1] == 0xFF) & (piece[1:] != 0)
+        first = int(found.argmax())
+        if found[first]:
+            at += first
+            return at if data[at + 1] in _BETWEEN_SCANS else _next_between_scans(data, at)
+        at += nbytes - 1
+    return len(data)
+
+
+def _next_between_scans(data: bytes, at: int) -> int:
     while found := _MARKER_IN_SCAN.search(data, at):
         at = found.start()
         if data[at + 1] in _BETWEEN_SCANS:
@@ -153,6 +186,7 @@ def own_bytes(data: bytes, end: int | None) -> tuple[bytes, list[str]]:
 
 def decode_jpeg(
     data: bytes,
+    header: JpegHeader,
     max_pixels: int,
     enough: Preprocessing | None,
     orientation_of: OrientationOf,
@@ -161,15 +195,13 @@ def decode_jpeg(
     """Decode a JPEG, at a fraction of its size where ``enough`` allows it.
 
     Args:
+        header: from ``read_jpeg_header``.
         orientation_of: reads the EXIF orientation.
         slow: Pillow's pixels and remarks, for what libjpeg-turbo alone does not settle.
     """
-    header = read_jpeg_header(data)
-    if header is None:
-        raise Undecodable("damaged JPEG: no frame header")
     _check_kind(header)
     check_pixels(header.width, header.height, max_pixels)
-    end, scans = find_end(data)
+    end, scans = find_end(data, header.scan_at)
     _check_scans(scans, header, max_pixels)
     data, warnings = own_bytes(data, end)
     orientation = orientation_of(data) if header.has_metadata else 1
