@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,11 @@ class OpenedImage:
 
     def release(self) -> None:
         """Drop the pixels; what the row says about the image stays."""
-        self.image = replace(self.image, pixels=_NO_PIXELS)
+        image = self.image
+        self.image = DecodedImage(
+            _NO_PIXELS, image.exif_orientation, image.size, image.factor, image.frames,
+            image.warning,
+        )  # fmt: skip
 
     def failed(self, status: Status, error: str) -> AnnotationRow:
         """Return the image's row, without labels."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -86,7 +87,7 @@ class InferStage:
         live = [
             (place, item)
             for place, item in enumerate(batch.items)
-            if item is not None and not item.image.job.ended.is_set() and not item.image.failed
+            if item is not None and not item.image.job.over and not item.image.failed
         ]
         if not live:
             self._ring.free(batch)
@@ -96,14 +97,15 @@ class InferStage:
         if len(live) < len(batch.items):  # some ended or failed, or could not be placed
             pixels = batch.pixels[[place for place, _ in live]]
         parts = [item for _, item in live]
-        names = [part.image.record.image_id for part in parts]
+        names = [part.image.image_id for part in parts]
         return _InFlight(batch, parts, self._inference.launch(pixels, names), waited_s, fill)
 
     def _complete(self, running: _InFlight) -> None:
         inferred = running.wait()
         seconds = {"wait": running.waited_s, "infer": inferred.seconds}
-        for part in running.parts:
-            part.image.job.inferred_in(len(running.parts), seconds, running.fill)
+        batch = len(running.parts)
+        for job, images in Counter(part.image.job for part in running.parts).items():
+            job.inferred_in(batch, images, seconds, running.fill)
         self._inferred.put((running, inferred))
 
     def nms_loop(self) -> None:
@@ -114,12 +116,12 @@ class InferStage:
             results = inferred.finish()
             self._ring.free(in_flight.batch)
             share_s = (time.perf_counter() - began_s) / len(results)
+            for job, images in Counter(part.image.job for part in in_flight.parts).items():
+                job.spent("nms", share_s * images)
             done = []
             for part, found in zip(in_flight.parts, results, strict=True):
-                job = part.image.job
-                job.spent("nms", share_s)
                 if isinstance(found, ShardFailed):
-                    job.fail(found)
+                    part.image.job.fail(found)
                 elif (
                     _set_aside(part.image)
                     if isinstance(found, OutputNotFinite)

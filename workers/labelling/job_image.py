@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,30 +21,31 @@ class JobImage:
 
     Attributes:
         job, index: whose image it is, and its place in the shard.
-        record: as it was read; without its bytes once it is decoded.
+        image_id: of the record.
+        record: as it was read; None once it is decoded, so that its bytes go.
         opened: what decoding made of it: its pixels, or the row that says why there are none.
         windows: its tiles; empty: the network sees it as a whole.
     """
 
     job: ShardJob
     index: int
-    record: ImageRecord
+    image_id: str
+    record: ImageRecord | None
     opened: OpenedImage | AnnotationRow | None = None
     windows: Sequence[Window] = ()
     _found: dict[int, tuple[LetterboxTransform, Detections]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def waiting_nbytes(self) -> int:
         """What it counts as while it waits to be decoded."""
-        return len(self.record.data or b"") + _RECORD_NBYTES
+        encoded = None if self.record is None else self.record.data
+        return len(encoded or b"") + _RECORD_NBYTES
 
     def open(self, preprocessing: Preprocessing, max_pixels: int) -> OpenedImage | AnnotationRow:
-        """Decode it, and drop the encoded bytes; see ``open_image``."""
-        record = self.record
-        self.record = ImageRecord(
-            record.image_id, record.offset, record.nbytes, None, record.status, record.error
-        )
+        """Decode it, once, and drop the encoded bytes; see ``open_image``."""
+        record, self.record = self.record, None
+        if record is None:
+            raise ValueError("it was decoded before")
         self.opened = open_image(record, self.job.shard.shard_id, preprocessing, max_pixels)
         return self.opened
 
@@ -59,7 +59,7 @@ class JobImage:
 
         Any thread may call it.
         """
-        with self._lock:
+        with self.job.lock:
             if self.failed:
                 return False  # another part failed, and the image's row was handed on
             self._found[number] = (transform, found)
@@ -70,7 +70,7 @@ class JobImage:
 
         Any thread may call it.
         """
-        with self._lock:
+        with self.job.lock:
             first = not self.failed
             self.opened = row if first else self.opened
             return first
@@ -81,7 +81,7 @@ class JobImage:
         if isinstance(opened, AnnotationRow):
             return opened
         if opened is None:
-            raise ValueError(f"{self.record.image_id} was not decoded")
+            raise ValueError(f"{self.image_id} was not decoded")
         parts = [self._found[number] for number in range(len(self._found))]
         upright = [transform.invert(found) for transform, found in parts]
         if not self.windows:

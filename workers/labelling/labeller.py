@@ -114,7 +114,6 @@ class ShardLabeller:
         self._rows = RowStage()
         self._infer = InferStage(inference, self._ring, self._budget, self._rows)
         self._lock = threading.Lock()
-        self._closed = threading.Event()
         self._broken: WorkerLost | None = None
         self._jobs_by_id: dict[int, ShardJob] = {}
         loops = [self._fetch_loop, self._infer.infer_loop, self._rows.loop]
@@ -213,7 +212,7 @@ class ShardLabeller:
 
     def _fetch(self, job: ShardJob) -> None:
         index = 0
-        images = self._read(job.shard, lambda: job.ended.is_set() or self._closed.is_set())
+        images = self._read(job.shard, lambda: job.over)
         while True:
             began_s = time.perf_counter()
             try:
@@ -230,7 +229,7 @@ class ShardLabeller:
             job.seconds["fetch"] += time.perf_counter() - began_s
             if record is None:
                 break
-            image = JobImage(job, index, record)
+            image = JobImage(job, index, record.image_id, record)
             self._budget.reserve(image.waiting_nbytes)
             self._ring.expect(1)
             self._fetched.put(image)
@@ -240,7 +239,7 @@ class ShardLabeller:
 
     def _decode_loop(self) -> None:
         while (image := self._fetched.get()) is not None:
-            if image.job.ended.is_set():
+            if image.job.over:
                 self._budget.release(image.waiting_nbytes)
                 self._ring.expect(-1)
             else:
@@ -249,47 +248,55 @@ class ShardLabeller:
     def _decode(self, image: JobImage) -> None:
         began_s, reserved = time.perf_counter(), image.waiting_nbytes
         opened = image.open(self._decoding, self._options.max_pixels)
-        self._decoded(image.job, began_s)
+        spent_s = time.perf_counter() - began_s
         self._budget.release(reserved)
         if isinstance(opened, AnnotationRow):
+            image.job.spent("decode", spent_s)
             self._ring.expect(-1)
             self._rows.put([image])
             return
-        self._place(image, opened)
-        opened.release()
-
-    def _place(self, image: JobImage, opened: OpenedImage) -> None:
         height, width = opened.image.size
         windows = self._tiles.windows(width, height) if self._tiles else []
         if len(windows) < 2:
-            self._place_one(image, opened, 0, None)
-            return
+            self._place_one(image, opened, 0, None, spent_s)
+        else:
+            image.job.spent("decode", spent_s)
+            self._place_windows(image, opened, windows)
+        opened.release()
+
+    def _place_windows(self, image: JobImage, opened: OpenedImage, windows: list[Window]) -> None:
         self._ring.expect(len(windows) - 1)
         image.windows = windows
         for number, window in enumerate(windows):
-            if not self._place_one(image, opened, number, window):
+            if not self._place_one(image, opened, number, window, 0.0):
                 self._ring.expect(number + 1 - len(windows))
                 return
 
     def _place_one(
-        self, image: JobImage, opened: OpenedImage, number: int, window: Window | None
+        self,
+        image: JobImage,
+        opened: OpenedImage,
+        number: int,
+        window: Window | None,
+        spent_s: float,
     ) -> bool:
-        """Fill a slot with an image, or a part of it; False: the rest of it is not wanted."""
+        """Fill a slot with an image, or a part of it; False: the rest of it is not wanted.
+
+        Args:
+            spent_s: on decoding it, not told yet.
+        """
         if (slot := self._ring.take()) is None:
             return False  # closing: the job has been told
         began_s = time.perf_counter()
         placed = opened.place(self._preprocessing, slot.pixels, window)
-        self._decoded(image.job, began_s)
+        image.job.spent("decode", spent_s + time.perf_counter() - began_s)
         if isinstance(placed, AnnotationRow):
             self._ring.fill(slot, None)
             if image.fail(placed):
                 self._rows.put([image])
             return False
         self._ring.fill(slot, Part(image, number, placed))
-        return not image.job.ended.is_set() and not image.failed
-
-    def _decoded(self, job: ShardJob, began_s: float) -> None:
-        job.spent("decode", time.perf_counter() - began_s)
+        return not image.job.over and not image.failed
 
     # -- bookkeeping
 
@@ -309,9 +316,8 @@ class ShardLabeller:
         with self._lock:
             self._broken = self._broken or error
             jobs = list(self._jobs_by_id.values())
-        for job in jobs:  # before the readers see that they are to stop, and call it their error
+        for job in jobs:
             job.fail(self._broken)
-        self._closed.set()
         self._budget.close()
         self._ring.close()
 

@@ -19,9 +19,11 @@ class ByteBudget:
     """Limit on the bytes that wait between two stages; one larger item may pass alone."""
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._used = limit, 0
-        self._freed = threading.Condition()
+        self._limit, self._used, self._waiting = limit, 0, 0
         self._closed = False
+        # Taken itself: a condition's methods are written in Python, and each image comes by here.
+        self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
 
     @property
     def fill(self) -> float:
@@ -30,23 +32,24 @@ class ByteBudget:
 
     def reserve(self, nbytes: int) -> None:
         """Wait for room, and take it."""
-        with self._freed:
-            self._freed.wait_for(
-                lambda: self._closed or self._used == 0 or self._used + nbytes <= self._limit
-            )
+        with self._lock:
+            while self._used and self._used + nbytes > self._limit and not self._closed:
+                self._waiting += 1
+                self._freed.wait()
+                self._waiting -= 1
             self._used += nbytes
 
     def release(self, nbytes: int) -> None:
         """Give room back."""
-        with self._freed:
+        with self._lock:
             self._used -= nbytes
             # Below half only: waking the reader for every image costs more than it brings.
-            if self._used <= self._limit // 2:
+            if self._waiting and self._used <= self._limit // 2:
                 self._freed.notify_all()
 
     def close(self) -> None:
         """Let every waiter through: the pipeline is ending."""
-        with self._freed:
+        with self._lock:
             self._closed = True
             self._freed.notify_all()
 
@@ -113,19 +116,19 @@ class BatchRing(Generic[T]):
         self._filling: deque[Batch[T]] = deque()  # oldest first; only the last may be unsealed
         self._expected = 0
         self._closed = False
-        lock = threading.Lock()
+        self._lock = lock = threading.Lock()
         self._freed, self._filled = threading.Condition(lock), threading.Condition(lock)
 
     def expect(self, images: int) -> None:
         """Add to the images on their way to a slot; at zero a partial batch goes."""
-        with self._filled:
+        with self._lock:
             self._expected += images
             if self._expected == 0:
                 self._filled.notify()
 
     def take(self) -> Slot[T] | None:
         """Return a slot to write one image into; waits for one. None: the ring is closed."""
-        with self._freed:
+        with self._lock:
             while not self._closed:
                 batch = self._open()
                 if batch is not None:
@@ -148,7 +151,7 @@ class BatchRing(Generic[T]):
 
     def fill(self, slot: Slot[T], item: T | None) -> None:
         """Mark a slot as filled with ``item``'s pixels; None: they could not be made."""
-        with self._filled:
+        with self._lock:
             batch = slot.batch
             batch.items[slot.index] = item
             batch.filled += 1
@@ -169,7 +172,7 @@ class BatchRing(Generic[T]):
             wait: False: also return None when no batch is ready now.
         """
         asked_s = time.monotonic()
-        with self._filled:
+        with self._lock:
             while not self._closed:
                 batch = self._filling[0] if self._filling else None
                 wait_s = None if batch is None else self._wait_s(batch, asked_s)
@@ -191,20 +194,20 @@ class BatchRing(Generic[T]):
 
     def free(self, batch: Batch[T]) -> None:
         """Return a finished batch: its pixels may be overwritten."""
-        with self._freed:
+        with self._lock:
             self._free.append(batch.buffer)
             self._freed.notify_all()
 
     @property
     def waiting(self) -> float:
         """Filled slots, as a share of those that may wait, 0 to 1."""
-        with self._filled:
+        with self._lock:
             filled = sum(batch.filled for batch in self._filling)
             return min(1.0, filled / ((self._buffers - 1) * self._size()))
 
     def close(self) -> None:
         """Release every waiter; nothing is given out after this."""
-        with self._filled:
+        with self._lock:
             self._closed = True
             self._freed.notify_all()
             self._filled.notify_all()

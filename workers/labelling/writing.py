@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 
 from workers.labelling.job import ShardJob
 from workers.labelling.job_image import JobImage
@@ -49,16 +50,15 @@ class RowStage:
             elif isinstance(entry, Counted):
                 entry.job.end_if_whole()
             else:
-                for image in entry:
-                    self._write(image)
+                for job, images in groupby(entry, lambda image: image.job):
+                    self._write(job, images)
 
-    def _write(self, image: JobImage) -> None:
-        job = image.job
-        if job.ended.is_set():
+    def _write(self, job: ShardJob, images: Iterable[JobImage]) -> None:
+        if job.over:
             return
         began_s = time.perf_counter()
         try:
-            self.images_done += job.write(image.index, image.row)
+            self.images_done += job.write((image.index, image.row) for image in images)
         except OSError as exc:
             job.fail(spool_error(exc, job.spool))
         except MemoryError:
