@@ -133,7 +133,7 @@ class Detections:
     agreement: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
-        return int(self.scores.shape[0])
+        return len(self.scores)
 
     @staticmethod
     def empty(topk: int = 1) -> Detections:

@@ -85,9 +85,10 @@ def _ragged(values: np.ndarray[Any, Any], kind: pa.DataType) -> pa.ListArray:
 
 def rows_to_table(rows: Sequence[AnnotationRow]) -> pa.Table:
     """Convert rows to an Arrow table in ``SCHEMA``; the inverse of ``table_to_rows``."""
-    detections = [row.detections for row in rows]
-    width = max((d.topk_ids.shape[1] for d in detections if len(d)), default=1)
-    parts = [d for d in detections if len(d)] or [Detections.empty(width)]
+    counts = [len(row.detections) for row in rows]
+    parts = [row.detections for row, n in zip(rows, counts, strict=True) if n]
+    parts = parts or [Detections.empty()]
+    sizes = [n for n in counts if n] or [0]
     struct = pa.StructArray.from_arrays(
         [
             _fixed4(np.concatenate([d.boxes for d in parts])),
@@ -95,16 +96,16 @@ def rows_to_table(rows: Sequence[AnnotationRow]) -> pa.Table:
             pa.array(np.concatenate([d.scores for d in parts]), pa.float32()),
             _ragged(np.concatenate([d.topk_ids for d in parts]), pa.int16()),
             _ragged(np.concatenate([d.topk_scores for d in parts]), pa.float32()),
-            _joined([(d.box_std, len(d)) for d in parts], DETECTION_TYPE.field("box_std").type),
-            _joined([(d.box_entropy, len(d)) for d in parts], pa.float32()),
-            _joined([(d.anchor, len(d)) for d in parts], pa.int32()),
-            _joined_votes([(d.run_scores, len(d)) for d in parts]),
-            _joined([(d.agreement, len(d)) for d in parts], pa.float32(), nan_is_null=True),
+            _joined([d.box_std for d in parts], sizes, DETECTION_TYPE.field("box_std").type),
+            _joined([d.box_entropy for d in parts], sizes, pa.float32()),
+            _joined([d.anchor for d in parts], sizes, pa.int32()),
+            _joined_votes([d.run_scores for d in parts], sizes),
+            _joined([d.agreement for d in parts], sizes, pa.float32(), nan_is_null=True),
         ],
         fields=list(DETECTION_TYPE),
     )
     offsets = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum([len(d) for d in detections], out=offsets[1:])
+    np.cumsum(counts, out=offsets[1:])
     columns = [
         pa.array([r.image_id for r in rows], pa.string()),
         pa.array([r.shard_id for r in rows], pa.string()),
@@ -127,22 +128,23 @@ def rows_to_table(rows: Sequence[AnnotationRow]) -> pa.Table:
 
 
 def _joined(
-    parts: Sequence[tuple[np.ndarray[Any, Any] | None, int]],
+    parts: Sequence[np.ndarray[Any, Any] | None],
+    sizes: Sequence[int],
     kind: pa.DataType,
     *,
     nan_is_null: bool = False,
 ) -> pa.Array:
     """Concatenate the values of some rows' boxes, with nulls for rows without values."""
-    known = [values for values, _ in parts if values is not None]
+    known = [values for values in parts if values is not None]
     if not known:
-        return pa.nulls(sum(count for _, count in parts), kind)
+        return pa.nulls(sum(sizes), kind)
     if len(known) == len(parts):
         whole = np.concatenate(known)
         if pa.types.is_fixed_size_list(kind):
             return _fixed4(whole)
         return pa.array(whole, kind, from_pandas=nan_is_null)
     arrays = []
-    for values, count in parts:
+    for values, count in zip(parts, sizes, strict=True):
         if values is None:
             arrays.append(pa.nulls(count, kind))
         elif pa.types.is_fixed_size_list(kind):
@@ -152,12 +154,12 @@ def _joined(
     return pa.concat_arrays(arrays)
 
 
-def _joined_votes(parts: Sequence[tuple[np.ndarray[Any, Any] | None, int]]) -> pa.Array:
+def _joined_votes(parts: Sequence[np.ndarray[Any, Any] | None], sizes: Sequence[int]) -> pa.Array:
     """Return ``run_scores`` of some rows: one list per box, null where a run did not vote."""
-    if all(values is None for values, _ in parts):
-        return pa.nulls(sum(count for _, count in parts), pa.list_(pa.float32()))
+    if all(values is None for values in parts):
+        return pa.nulls(sum(sizes), pa.list_(pa.float32()))
     arrays = []
-    for values, count in parts:
+    for values, count in zip(parts, sizes, strict=True):
         if values is None:
             arrays.append(pa.nulls(count, pa.list_(pa.float32())))
         else:

@@ -104,9 +104,9 @@ class RowWriter:
     def _flush(self) -> None:
         if self._rows:
             validate_rows(self._rows, len(self._run.categories))
-            self._counts.update(row.status for row in self._rows)
-            for row in self._rows:
-                self._warnings.update(warning_kinds(row.warning))
+            self._counts.update([row.status for row in self._rows])
+            for warning in [row.warning for row in self._rows if row.warning]:
+                self._warnings.update(warning_kinds(warning))
             self._detections += self._buffered
             table = rows_to_table(self._rows)
             table.validate(full=True)

@@ -43,9 +43,9 @@ def classify(key: str) -> Kind:
 
     ``._photo.jpg`` and the like are macOS resource forks: other, like all in a SYSTEM_FOLDERS.
     """
-    if is_system(key):
+    *folders, name = key.lower().split("/")
+    if _is_system(folders, name):
         return "other"
-    name = key.lower().rpartition("/")[2]
     if name.endswith(TAR_SUFFIXES):
         return "tar"
     return "image" if name.endswith(IMAGE_SUFFIXES) else "other"
@@ -54,6 +54,10 @@ def classify(key: str) -> Kind:
 def is_system(key: str) -> bool:
     """Return whether an operating system or program created the object."""
     *folders, name = key.lower().split("/")
+    return _is_system(folders, name)
+
+
+def _is_system(folders: list[str], name: str) -> bool:
     return name.startswith("._") or not SYSTEM_FOLDERS.isdisjoint(folders)
 
 

@@ -67,17 +67,11 @@ def checksum_fits(header: bytes) -> bool:
         stated = int(header[148:156].split(b"\0", 1)[0].strip() or b"-1", 8)
     except ValueError:
         return False
+    # The low half of an Adler-32 (RFC 1950) is 1 + the sum, modulo 65521: more than a half block
+    # can have, without a Python integer for each byte.
     rest = header[:148] + header[156:BLOCK]
-    unsigned = 256 + _sum(rest[:252]) + _sum(rest[252:])
+    unsigned = 254 + (zlib.adler32(rest[:252]) & 0xFFFF) + (zlib.adler32(rest[252:]) & 0xFFFF)
     return stated == unsigned or stated == unsigned - 256 * sum(byte > 127 for byte in rest)
-
-
-def _sum(few: bytes) -> int:
-    """Return the sum of at most 256 bytes, without a Python integer for each of them.
-
-    The low half of an Adler-32 (RFC 1950) is 1 + the sum, modulo 65521, which is more than that.
-    """
-    return (zlib.adler32(few) & 0xFFFF) - 1
 
 
 def body_size(header: bytes) -> int:

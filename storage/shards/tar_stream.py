@@ -231,8 +231,6 @@ class TarStream:
         long_name = long_target = b""
         try:
             while True:
-                if not checksum_fits(header):
-                    raise Damaged("its header is damaged")
                 kind = header[156:157]
                 if kind in (b"x", b"X"):
                     pax |= parse_pax(self._extension(header))
@@ -247,6 +245,8 @@ class TarStream:
                     applying = self._global_pax | pax
                     return describe(header, applying, long_name, long_target, self._position)
                 header = self._next_header()
+                if not checksum_fits(header):
+                    raise Damaged("its header is damaged")
         except Damaged as exc:
             self._note(_Cut(str(exc), start))
             return None
@@ -302,12 +302,14 @@ class TarStream:
             if self._abort is not None and self._abort():
                 raise Interrupted(f"stopped while reading {self._name}")
             part = self._read_part(min(missing, _CHUNK))
+            self._position += len(part)
+            if len(part) == nbytes:  # nearly always
+                return part
             if not part:
                 break
             parts.append(part)
             missing -= len(part)
-            self._position += len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     def _read_part(self, nbytes: int) -> bytes:
         try:

@@ -132,10 +132,15 @@ def letterbox(
 def _pad(
     canvas: NDArray[np.uint8], top: int, left: int, height: int, width: int, value: int
 ) -> None:
-    canvas[:top] = value
-    canvas[top + height :] = value
-    canvas[top : top + height, :left] = value
-    canvas[top : top + height, left + width :] = value
+    bottom, right = top + height, left + width
+    if top:
+        canvas[:top] = value
+    if bottom < canvas.shape[0]:
+        canvas[bottom:] = value
+    if left:
+        canvas[top:bottom, :left] = value
+    if right < canvas.shape[1]:
+        canvas[top:bottom, right:] = value
 
 
 _LARGE = 64 * 1024 * 1024

@@ -38,7 +38,8 @@ def phash(pixels: NDArray[np.uint8]) -> int:
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     low = (_DCT @ small.astype(np.float32) @ _DCT.T).reshape(-1)
     low[0] = 0.0  # the mean brightness says nothing about likeness
-    ordered = np.sort(low)
+    ordered = low.copy()
+    ordered.sort()
     median = (ordered[_LOW * _LOW // 2 - 1] + ordered[_LOW * _LOW // 2]) / 2
     # Below 0.01 it is rounding noise of float32; without this, flat images get random bits.
     bits = low > median + np.float32(0.01)

@@ -105,7 +105,7 @@ def on_disk(height: int, width: int) -> NDArray[np.uint8] | None:
 
 def lies_on_disk(pixels: NDArray[np.uint8]) -> mmap.mmap | None:
     """Return the mapped file that holds the pixels; None for those in memory."""
-    at: Any = pixels
+    at: Any = pixels.base  # None of most: they have memory of their own
     while isinstance(at, np.ndarray):
         at = at.base
     return at if isinstance(at, mmap.mmap) else None
@@ -186,11 +186,13 @@ def whole_image(
 
 def joined(warnings: list[str]) -> str | None:
     """Return warnings as one text, each kind once; None for none."""
+    if not warnings:
+        return None
     by_kind: dict[str, str] = {}
     for warning in warnings:
         clean = warning.replace(";", ",")
         by_kind.setdefault(clean.split(":", 1)[0], clean)
-    return "; ".join(by_kind.values()) or None
+    return "; ".join(by_kind.values())
 
 
 def check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -210,6 +212,8 @@ def valid_orientation(value: Any) -> int:
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Undo the EXIF orientation (JEITA CP-3451, tag 0x0112); [H, W, 3] or [W, H, 3]."""
+    if orientation == 1:
+        return np.ascontiguousarray(pixels)
     turned: Any = pixels
     if orientation in (5, 6, 7, 8):
         turned = cv2.transpose(turned)
