@@ -7,8 +7,7 @@ Std 1003.1, "pax", and the GNU tar manual, "Basic Tar Format".
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 BLOCK = 512
 MAX_NAME = 1 << 16  # bytes of a name or link target that are kept
@@ -32,8 +31,7 @@ class Damaged(Exception):
     """A header that cannot come from a tar program; the text names the problem."""
 
 
-@dataclass(frozen=True, slots=True)
-class TarMember:
+class TarMember(NamedTuple):
     """One member as its headers describe it.
 
     Attributes:

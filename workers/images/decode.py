@@ -11,8 +11,6 @@ anyway (see ``decode``); those pixels are not ``predict()``'s, which skips rows 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from PIL import Image
 
@@ -112,7 +110,7 @@ def _decode_jpeg(
     image = decode_jpeg(jpeg, header, max_pixels, enough, _jpeg_orientation, jpeg_pixels)
     if number == 1 and not header.is_mpo:
         return image
-    return replace(image, frames=mpo_frames(data))
+    return image._replace(frames=mpo_frames(data))
 
 
 def _decode_first(kind: str, data: bytes, max_pixels: int, value_range: ValueRange) -> DecodedImage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -39,8 +39,7 @@ OrientationOf = Callable[[bytes], int]
 SlowDecoder = Callable[[bytes], NDArray[np.uint8]]
 
 
-@dataclass(frozen=True, slots=True)
-class JpegHeader:
+class JpegHeader(NamedTuple):
     """What precedes the first scan.
 
     Attributes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,8 +15,7 @@ from workers.images.pixels import lies_on_disk, shrunk_from_disk
 from workers.images.preprocessing import Preprocessing
 
 
-@dataclass(frozen=True, slots=True)
-class LetterboxTransform:
+class LetterboxTransform(NamedTuple):
     """The placement of an upright image in the network's input.
 
     Attributes:

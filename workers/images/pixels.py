@@ -9,9 +9,8 @@ import mmap
 import os
 import tempfile
 import warnings as python_warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -150,8 +149,7 @@ def shrunk_from_disk(pixels: NDArray[np.uint8], width: int, height: int) -> NDAr
     return out
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedImage:
+class DecodedImage(NamedTuple):
     """Pixels as a person would see them.
 
     Attributes:

@@ -61,11 +61,7 @@ class OpenedImage:
 
     def release(self) -> None:
         """Drop the pixels; what the row says about the image stays."""
-        image = self.image
-        self.image = DecodedImage(
-            _NO_PIXELS, image.exif_orientation, image.size, image.factor, image.frames,
-            image.warning,
-        )  # fmt: skip
+        self.image = self.image._replace(pixels=_NO_PIXELS)
 
     def failed(self, status: Status, error: str) -> AnnotationRow:
         """Return the image's row, without labels."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from storage.records import AnnotationRow, Detections, ImageRecord
 from workers.detectors.seams import merged_windows
@@ -90,8 +91,7 @@ class JobImage:
         return opened.row(merged_windows(upright, self.windows, width, height))
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """What fills a slot of a batch: an image, or one of its tiles.
 
     Attributes:

@@ -78,7 +78,7 @@ class Batch(Generic[T]):
         return self.filled == len(self.items)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Slot(Generic[T]):
     """One image's place in a batch."""
 
