@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ class RowWriter:
         metadata = {
             "schema_version": SCHEMA_VERSION,
             "box": "xyxy, pixels of the upright image",
-            "run": asdict(self._run),
+            "run": _fields(self._run),
             "shard": asdict(footer),
         }
         self._writer.finish(metadata)
@@ -151,6 +152,12 @@ class RowWriter:
         """Close without a footer; the spool file must not be used."""
         self._rows.clear()
         self._writer.abandon()
+
+
+@lru_cache(maxsize=4)
+def _fields(run: RunIdentity) -> dict[str, Any]:
+    """Return the run identity as JSON has it; a millisecond for 80 classes, and every shard asks."""
+    return asdict(run)
 
 
 def read_footer(store: SupportsGetRange, listed: StoredObject) -> ShardFooter:

@@ -36,7 +36,7 @@ def phash(pixels: NDArray[np.uint8]) -> int:
         sampled = cv2.resize(pixels, (_SAMPLED, _SAMPLED), interpolation=cv2.INTER_LINEAR)
     grey = cv2.cvtColor(sampled, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-    low = (_DCT @ small.astype(np.float32) @ _DCT.T).reshape(-1)
+    low = _DCT.dot(small.astype(np.float32)).dot(_DCT.T).reshape(-1)
     low[0] = 0.0  # the mean brightness says nothing about likeness
     ordered = low.copy()
     ordered.sort()
