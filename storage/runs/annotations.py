@@ -156,7 +156,7 @@ class RowWriter:
 
 @lru_cache(maxsize=4)
 def _fields(run: RunIdentity) -> dict[str, Any]:
-    """Return the run identity as JSON has it; a millisecond for 80 classes, and every shard asks."""
+    """Return the run identity as JSON has it; of 80 classes it takes a millisecond to make."""
     return asdict(run)
 
 
