@@ -30,7 +30,8 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from benchmarks.review_value import COSTS, POLICY, RANDOM_ORDERS, SHARE, copy_of, review, spend
 from pipelines.evaluation.evaluate import evaluate_run
-from pipelines.fusion.fuse import FuseOptions, fuse_runs
+from pipelines.fusion.fuse import fuse_runs
+from pipelines.fusion.record import FuseOptions
 from pipelines.routing.cost import Budget
 from pipelines.routing.route import route
 from pipelines.routing.signals import SIGNALS, Weighted

@@ -59,7 +59,8 @@ def fuse(
     No GPU is needed. The same command continues a fusion, or adds what the runs labelled since;
     exits 3 while shards wait for one of them.
     """
-    from pipelines.fusion.fuse import FuseOptions, fuse_runs
+    from pipelines.fusion.fuse import fuse_runs
+    from pipelines.fusion.record import FuseOptions
     from pipelines.fusion.view import fuse_progress, fuse_table
     from storage.stores.open import open_store
 

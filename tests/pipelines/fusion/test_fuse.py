@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from pipelines.fusion.fuse import FuseOptions, fuse_runs
+from pipelines.fusion.fuse import fuse_runs
+from pipelines.fusion.record import FuseOptions
 from pipelines.labels.decide import decide_run
 from pipelines.policy.policy import POLICY_KEY, Calibration, Curve, Policy
 from pipelines.routing.route import route_run
