@@ -17,7 +17,7 @@ from storage.records import (
     StoredObject,
     printable,
 )
-from storage.runs.listing import ListingDrop
+from storage.runs.listing_changes import ListingDrop
 from storage.shards.selecting import LeftOut, classify, group_images, list_source, tar_shards
 from storage.stores.open import open_store
 from storage.urls import normalise_url, overlaps, shown_url

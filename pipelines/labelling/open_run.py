@@ -19,7 +19,8 @@ from storage.errors import BelowTheMark, ConfigError, ModelError, StorageError
 from storage.objects.preflight import check_output
 from storage.objects.protocols import ObjectStore
 from storage.records import RunIdentity, Shard, StoredObject
-from storage.runs.listing import Listing, ListingChange
+from storage.runs.listing import Listing
+from storage.runs.listing_changes import ListingChange
 from storage.runs.manifest import Manifest, RunRecord, config_hash, refuse_mismatch
 from storage.shards.frames import FRAMES_KEY
 from storage.shards.selecting import LeftOut

@@ -21,7 +21,8 @@ from storage.errors import (
     StorageError,
 )
 from storage.records import Shard, StoredObject
-from storage.runs.listing import Listing, is_same
+from storage.runs.listing import Listing
+from storage.runs.listing_changes import is_same
 from storage.runs.manifest import RUN_KEY, Manifest, RunRecord
 from storage.shards.frames import Frames
 from storage.shards.reading import SupportsShards, read_shard

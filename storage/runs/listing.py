@@ -15,10 +15,9 @@ from __future__ import annotations
 import heapq
 import tempfile
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
 
 from storage.objects.json_records import json_record, read_record
 from storage.objects.protocols import ObjectStore
@@ -35,52 +34,16 @@ from storage.runs.generations import (
     move_key,
     moves_of,
 )
-
-_EXAMPLES = 3
+from storage.runs.listing_changes import (
+    DropCount,
+    Known,
+    ListingChange,
+    ListingDrop,
+    is_same,
+    joined,
+)
 
 Version = tuple[str, int, str]  # a listed object: key, size, etag
-
-
-@dataclass(frozen=True, slots=True)
-class ListingChange:
-    """The changes from the earlier listings to a new one, in objects.
-
-    ``returned`` counts those of the added and changed objects that an earlier listing dropped and
-    that came back unchanged: they and their rows are back in their old shards.
-    """
-
-    generation: int
-    shards_added: int
-    added: int
-    changed: int
-    deleted: int
-    returned: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ListingDrop:
-    """The objects that a listing is about to drop.
-
-    Attributes:
-        known: number of live objects before the listing.
-        deleted: number of them that are missing from it.
-        folders: number of first-level folders missing entirely.
-        examples: the first of these folders.
-    """
-
-    known: int
-    deleted: int
-    folders: int
-    examples: tuple[str, ...]
-
-
-class Known(NamedTuple):
-    """A live object and its shard; ``key`` is bytes, for ordering."""
-
-    key: bytes
-    shard_id: str
-    kind: ShardKind
-    listed: StoredObject
 
 
 class Listing:
@@ -290,7 +253,7 @@ class Listing:
                 part_nbytes=self._part_nbytes,
                 moves=self._moves(),
             )
-            drop = _DropCount()
+            drop = DropCount()
             change = self._write_difference(writer, number, listed, group, drop, again)
             check_drop(drop.result())
             if not writer.count:
@@ -306,7 +269,7 @@ class Listing:
         number: int,
         listed: Iterable[StoredObject],
         group: Callable[[Iterable[StoredObject]], Iterator[Shard]],
-        drop: _DropCount,
+        drop: DropCount,
         again: Container[str],
     ) -> ListingChange:
         drops: dict[tuple[str, ShardKind], list[StoredObject]] = {}
@@ -393,7 +356,7 @@ class Listing:
     ) -> Iterator[tuple[StoredObject | None, Known | None]]:
         """Yield a fresh listing beside the live objects, by key: (new, None) was not there before,
         (None, known) is gone, and what has both may have changed (see ``is_same``)."""
-        return _join(iter(listed), self._known())
+        return joined(iter(listed), self._known())
 
     def doubled(self) -> Iterator[tuple[str, str, str]]:
         """Yield (key, shard id, other shard id) of objects that are live in two shards, which is
@@ -433,68 +396,3 @@ class Listing:
 def _moved(listed: StoredObject, new: Mapping[Version, str]) -> StoredObject:
     etag = new.get((listed.key, listed.nbytes, listed.etag))
     return listed if etag is None else replace(listed, etag=etag)
-
-
-class _DropCount:
-    """Counts known and deleted objects, and the first-level folders that a listing lacks.
-
-    It sees both listings ordered by key, so that a folder's objects come together.
-    """
-
-    def __init__(self) -> None:
-        self._known = self._deleted = self._folders = 0
-        self._examples: list[str] = []
-        self._folder: bytes | None = None
-        self._is_known = self._is_there = False
-
-    def see(self, new: StoredObject | None, old: Known | None) -> None:
-        """Count one key."""
-        self._known += old is not None
-        self._deleted += new is None
-        key = old.key if old is not None else b"" if new is None else key_bytes(new)
-        folder = key.partition(b"/")[0] if b"/" in key else None
-        if folder != self._folder:
-            self._end()
-            self._folder = folder
-        self._is_known = self._is_known or old is not None
-        self._is_there = self._is_there or new is not None
-
-    def _end(self) -> None:
-        if self._folder is not None and self._is_known and not self._is_there:
-            self._folders += 1
-            if len(self._examples) < _EXAMPLES:
-                self._examples.append(self._folder.decode("utf-8", "backslashreplace"))
-        self._is_known = self._is_there = False
-
-    def result(self) -> ListingDrop:
-        """Return the counts, after the last key."""
-        self._end()
-        self._folder = None
-        return ListingDrop(self._known, self._deleted, self._folders, tuple(self._examples))
-
-
-def is_same(new: StoredObject, old: Known) -> bool:
-    """Return whether an object is the version that was listed."""
-    return (new.nbytes, new.etag) == (old.listed.nbytes, old.listed.etag)
-
-
-def _join(
-    listed: Iterator[StoredObject], known: Iterator[Known]
-) -> Iterator[tuple[StoredObject | None, Known | None]]:
-    """Outer merge join of two streams ordered by key."""
-    new, old = next(listed, None), next(known, None)
-    while new is not None or old is not None:
-        if old is None:
-            yield new, None
-            new = next(listed, None)
-            continue
-        key = None if new is None else key_bytes(new)
-        if key is not None and key < old.key:
-            yield new, None
-            new = next(listed, None)
-        elif key is None or key > old.key:
-            yield None, old
-            old = next(known, None)
-        else:
-            yield new, old
-            new, old = next(listed, None), next(known, None)

@@ -10,7 +10,7 @@ import pytest
 from pipelines.config.run_config import RunConfig
 from pipelines.config.source import check_drop, group_shards, listed_objects
 from storage.errors import SourceEmpty, SourceError
-from storage.runs.listing import ListingDrop
+from storage.runs.listing_changes import ListingDrop
 from storage.shards.reading import read_shard
 from storage.shards.selecting import LeftOut
 from storage.stores.open import open_store

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from storage.errors import SourceError
 from storage.records import Shard, StoredObject, shard_id_of
-from storage.runs.listing import Listing, ListingChange, ListingDrop
+from storage.runs.listing import Listing
+from storage.runs.listing_changes import ListingChange, ListingDrop
 from storage.stores.memory import MemoryStore
 
 GROUP = 3

@@ -14,7 +14,8 @@ from pipelines.labelling.work import shards_to_do
 from storage.objects.protocols import ObjectStore
 from storage.records import ImageRecord, Shard
 from storage.runs.ledger import LedgerEntry, LedgerWriter, new_invocation
-from storage.runs.listing import Listing, ListingDrop
+from storage.runs.listing import Listing
+from storage.runs.listing_changes import ListingDrop
 from storage.runs.manifest import Manifest, RunRecord
 from storage.shards.frames import frames_labelled
 from storage.shards.reading import read_shard
