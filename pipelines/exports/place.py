@@ -50,7 +50,11 @@ class ExportPlace:
 
     def write(self, key: str, body: Body) -> None:
         """Write an object; one of an earlier attempt is replaced."""
-        if not self.has(key):
+        if not isinstance(body, bytes | Path):
+            # It may be gigabytes, which gs:// and az:// take in parts from a put alone: a create
+            # would hold them in memory. The place is ours already.
+            self._store.put(key, body)
+        elif not self.has(key):
             self._store.create(key, body)
         elif not isinstance(body, bytes) or self._store.get(key) != body:
             self._store.put(key, body)

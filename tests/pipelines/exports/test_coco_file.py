@@ -21,7 +21,7 @@ from storage.coco.box_lines import BoxLines
 from storage.errors import StorageError
 from storage.labels.rows import Label, LabelRow, rows_to_label_table
 from storage.labels.versions import LabelVersion, read_version
-from storage.objects.protocols import ObjectStore
+from storage.objects.protocols import Body, ObjectStore
 from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
 from tests.pipelines.exports.labelled import Labelled, export_to
@@ -71,6 +71,22 @@ def test_the_file_is_what_json_writes(
             add(exporter, rows[at : at + 4])
         exporter.close()
     assert store.get(ANNOTATIONS).decode() == whole(rows, lineage, ignore_boxes)
+
+
+class HeldByCreate(MemoryStore):
+    """Creates what it has in memory, as the clouds' stores do; parts are for ``put``."""
+
+    def create(self, key: str, body: Body) -> str:
+        assert isinstance(body, bytes), f"{key} would be held in memory"
+        return super().create(key, body)
+
+
+def test_the_file_is_never_held_in_memory(lineage: LabelVersion) -> None:
+    store = HeldByCreate()
+    with CocoExporter(ExportPlace(store, {}, ()), lineage, "in") as exporter:
+        add(exporter, rows_of(LABELS))
+        exporter.close()
+    assert store.get(ANNOTATIONS).decode() == whole(rows_of(LABELS), lineage, "in")
 
 
 def add(exporter: CocoExporter, rows: Sequence[LabelRow]) -> None:
