@@ -29,7 +29,7 @@ from storage.urls import shown_url
 
 ExportFormat = Literal["coco", "yolo", "hf"]
 
-_ROWS_AT_ONCE = 2_000
+_ROWS_AT_ONCE = 2_048
 _BYTES_AT_ONCE = 16 * 1024 * 1024  # of copied images
 
 
@@ -239,7 +239,8 @@ def _exported(
 
 def _tables(manifest: Manifest, lineage: LabelVersion) -> Iterator[pa.Table]:
     """The version's rows, a few thousand at most at a time."""
-    for table in read_label_tables(manifest.store, lineage):
+    for read in read_label_tables(manifest.store, lineage, at_once=_ROWS_AT_ONCE):
+        table = read.combine_chunks()
         for first in range(0, table.num_rows, _ROWS_AT_ONCE):
             yield table.slice(first, _ROWS_AT_ONCE)
 

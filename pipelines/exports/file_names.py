@@ -37,6 +37,7 @@ class FileNames:
         self._flat = flat
         self._files: set[str] = set()
         self._folders: set[str] = set()
+        self._last = ""  # folder that was free, and from which all names since came
 
     def name(self, image_id: str) -> str:
         """Return a relative path of safe components, never given before, not even in other case."""
@@ -60,11 +61,16 @@ class FileNames:
         """Take a name, and return True, unless it is taken or lies below a file's name."""
         key = name.casefold()
         key = key.rsplit(".", 1)[0] if self._flat else key
-        parents = _parents(key.rpartition("/")[0])
-        if key in self._files or key in self._folders or not self._files.isdisjoint(parents):
+        folder = key.rpartition("/")[0]
+        if key in self._files or key in self._folders:
             return False
+        if folder != self._last:
+            parents = _parents(folder)
+            if not self._files.isdisjoint(parents):
+                return False
+            self._folders.update(parents)
+            self._last = folder
         self._files.add(key)
-        self._folders.update(parents)
         return True
 
 

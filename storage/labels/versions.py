@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from storage.errors import (
     AlreadyExists,
@@ -229,12 +230,14 @@ def read_label_tables(
     columns: Sequence[str] | None = None,
     *,
     only: str | None = None,
+    at_once: int = 1,
 ) -> Iterator[pa.Table]:
     """Yield a version's rows as Arrow tables, a row group at a time, in listing order.
 
     Args:
         columns: names from the label schema, or None for all.
         only: key of the one part to read, or None for all.
+        at_once: rows of a part up to which row groups are read together.
 
     Raises:
         ObjectNotFound: a part is missing.
@@ -251,8 +254,23 @@ def read_label_tables(
             )
         with opened(raw, part.key, hint=_ANOTHER) as file:
             metadata_of(file, part.key)
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=list(columns) if columns else None)
+            for groups in _together(file.metadata, at_once):
+                yield file.read_row_groups(groups, columns=list(columns) if columns else None)
+
+
+def _together(metadata: pq.FileMetaData, at_once: int) -> Iterator[list[int]]:
+    """Yield the row groups, as many at a time as hold ``at_once`` rows, but one at least."""
+    groups: list[int] = []
+    rows = 0
+    for number in range(metadata.num_row_groups):
+        more = metadata.row_group(number).num_rows
+        if groups and rows + more > at_once:
+            yield groups
+            groups, rows = [], 0
+        groups.append(number)
+        rows += more
+    if groups:
+        yield groups
 
 
 def write_version_files(
