@@ -143,6 +143,10 @@ def test_parts_are_written_as_they_fill_and_a_glob_reads_them(tmp_path: Path) ->
     lineage = replace(_lineage("v0001", "a"), parts=parts)
     read = [r for t in read_label_tables(store, lineage) for r in label_rows(t)]
     assert read == rows
+    for at_once, sizes in ((1, [5] * 5), (9, [5] * 5), (10, [10, 10, 5]), (99, [10, 10, 5])):
+        tables = list(read_label_tables(store, lineage, at_once=at_once))
+        assert [table.num_rows for table in tables] == sizes
+        assert [r for table in tables for r in label_rows(table)] == rows
     glob = tmp_path / "labels" / "v0001" / "*.parquet"
     boxes = duckdb.sql(f"select sum(len(labels)) from '{glob}'").fetchall()
     assert boxes == [(50,)]
