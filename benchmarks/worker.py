@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.truth.coco_classes import categories_for
+from storage.objects.protocols import ObjectStore
 from storage.records import ImageRecord, RunIdentity, Shard
 from storage.runs.annotations import ShardFooter
 from storage.runs.manifest import Commit, Manifest, RunRecord
@@ -49,7 +50,7 @@ class Worker:
         cv2.setNumThreads(1)  # as workers.labelling.assemble does
         self._scratch = scratch
         self._manifest: Manifest | None = None
-        self._source: Path = scratch
+        self._source: ObjectStore
         identity = identity_of(detector.classes)
         self._labeller = ShardLabeller(
             detector, self._read, self._commit, identity, options, tiles=tiles
@@ -68,12 +69,12 @@ class Worker:
         """As the worker has found it by now."""
         return self._labeller.batch_size
 
-    def label(self, source: Path, *, shard_size: int = 1000) -> int:
-        """Label a folder of tars or of loose images into a fresh output; returns its rows."""
+    def label(self, source: Path | ObjectStore, *, shard_size: int = 1000) -> int:
+        """Label a source of tars or of loose images into a fresh output; returns its rows."""
         output = open_store(str(self._scratch / f"out-{secrets.token_hex(4)}"))
         self._manifest = Manifest.create_or_continue(output, self._record)
-        self._source = source
-        listed = list(list_source(open_store(str(source))))
+        self._source = open_store(str(source)) if isinstance(source, Path) else source
+        listed = list(list_source(self._source))
         shards = [*tar_shards(listed), *group_images(listed, shard_size)]
         with ThreadPoolExecutor(DEPTH) as callers:
             commits = callers.map(lambda s: self._labeller.label(s, secrets.token_hex(8)), shards)
@@ -92,8 +93,7 @@ class Worker:
         self._labeller.close()
 
     def _read(self, shard: Shard, abort: Callable[[], bool]) -> Iterator[ImageRecord]:
-        store = open_store(str(self._source))
-        return read_shard(store, shard, max_image_bytes=1 << 29, abort=abort)
+        return read_shard(self._source, shard, max_image_bytes=1 << 29, abort=abort)
 
     def _commit(self, footer: ShardFooter, spool: Path) -> Commit:
         assert self._manifest is not None

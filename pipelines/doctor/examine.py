@@ -46,7 +46,7 @@ _PACKAGES = (
 _NEEDED_BY = {
     "run": "run, plan, gate, compile, demo, train, round, suite and card need it",
     "super-gradients": "train, round and suite need it",
-    "clouds": "gs:// and az:// URLs need it",
+    "clouds": "gs:// and az:// URLs need it, and s3:// is read faster with it",
     "review": "pull needs it where reviewers painted brush masks",
     "browse": "browse needs it",
 }

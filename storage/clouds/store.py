@@ -30,6 +30,7 @@ from storage.errors import (
     StorageUnavailable,
 )
 from storage.objects.bodies import at_rest
+from storage.objects.forks import obstore_works_here
 from storage.objects.os_errors import translating_os_errors
 from storage.objects.protocols import AtRest, Body, StorageOptions
 from storage.records import StoredObject
@@ -311,6 +312,13 @@ class CloudStore:
     def _client(self, where: str) -> Any:
         with self._lock:
             if self._made is None or self._made_in != os.getpid():
+                if not obstore_works_here():
+                    raise StorageError(
+                        f"{where} cannot be read or written in a forked process whose parent has "
+                        "used such a store",
+                        hint="start processes by 'spawn' or 'forkserver': "
+                        "multiprocessing.set_start_method('spawn')",
+                    )
                 try:
                     self._made = make_client(self._place, self._options)
                 except LabelfleetError:

@@ -17,8 +17,9 @@ from storage.objects.protocols import StorageOptions
 _CONNECTIONS = 32  # per client; the thread pipeline of one worker stays well below
 
 
-def make_client(options: StorageOptions) -> Any:
-    """Return a thread-safe boto3 S3 client; credentials come from boto3's own chain."""
+def make_client(options: StorageOptions) -> tuple[Any, botocore.session.Session]:
+    """Return a thread-safe boto3 S3 client and its session; credentials come from boto3's own
+    chain."""
     endpoint = endpoint_of(options)
     path_style = options.path_style if options.path_style is not None else endpoint is not None
     # Servers other than AWS often do not know the newer trailing checksums.
@@ -37,7 +38,7 @@ def make_client(options: StorageOptions) -> Any:
     parsers = core.get_component("response_parser_factory")
     parsers.set_parser_defaults(timestamp_parser=parse_time)
     session = boto3.session.Session(botocore_session=core, region_name=options.region)
-    return session.client("s3", endpoint_url=endpoint, config=config)
+    return session.client("s3", endpoint_url=endpoint, config=config), core
 
 
 def parse_time(value: Any) -> datetime:

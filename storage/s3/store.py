@@ -29,6 +29,7 @@ from storage.records import StoredObject
 from storage.s3.client import endpoint_of, make_client
 from storage.s3.errors import from_s3_error, is_conflict, is_precondition_failure, is_range_failure
 from storage.s3.ordered import ordered_entries
+from storage.s3.quick_reads import MOST_BYTES, QuickReads
 from storage.s3.resuming import CHUNK_BYTES, ResumingReader, Span
 from storage.urls import Location, check_key, readable, shown_url
 
@@ -41,6 +42,7 @@ class S3Store:
     """``s3://bucket/prefix`` as an object store.
 
     The client is made at the first request, once per process; pickling leaves it behind.
+    Small reads of a known version go through obstore where it is installed: see quick_reads.py.
     botocore retries timeouts, resets and 5xx answers with jittered backoff. So a conditional
     write whose reply was lost is sent again and then loses against itself: AlreadyExists
     (ObjectChanged from ``replace``) may mean that our own object is there. Callers compare.
@@ -87,8 +89,7 @@ class S3Store:
         return StoredObject(key, int(reply["ContentLength"]), etag, modified)
 
     def get(self, key: str, *, if_match: str | None = None) -> bytes:
-        with self._reader(key, Span(etag=if_match)) as reader:
-            return reader.readall()
+        return self._read(key, Span(etag=if_match))
 
     def get_range(
         self, key: str, offset: int, nbytes: int, *, if_match: str | None = None
@@ -97,8 +98,7 @@ class S3Store:
             raise ValueError("offset and nbytes must not be negative")
         if nbytes == 0:
             return self._empty_range(key, offset, if_match)
-        with self._reader(key, Span(offset, offset + nbytes, if_match)) as reader:
-            return reader.readall()
+        return self._read(key, Span(offset, offset + nbytes, if_match))
 
     @contextmanager
     def stream(self, key: str, *, if_match: str | None = None) -> Iterator[BinaryIO]:
@@ -184,6 +184,17 @@ class S3Store:
             raise self._translate(exc, where) from exc
         return str(reply["ETag"]).strip('"')
 
+    def _read(self, key: str, span: Span) -> bytes:
+        def by_boto3() -> bytes:
+            with self._reader(key, span) as reader:
+                return reader.readall()
+
+        if span.etag is None or span.start + MOST_BYTES < (span.end or 0):
+            return by_boto3()
+        target = self._target(key)["Key"]
+        self._client(self._where(key))
+        return self._quick.read(target, span, by_boto3)
+
     def _reader(self, key: str, span: Span) -> ResumingReader:
         where = self._where(key)
         return ResumingReader(
@@ -251,15 +262,23 @@ class S3Store:
     def _forget_client(self) -> None:
         self._lock = threading.Lock()
         self._made: Any = None
+        self._quick: QuickReads
         self._made_in = 0
 
     def _client(self, where: str) -> Any:
         with self._lock:
             # A fork must not share its parent's connections.
             if self._made is None or self._made_in != os.getpid():
-                self._made = self._translated(lambda: make_client(self._options), where)
+                self._made = self._translated(self._make_client, where)
                 self._made_in = os.getpid()
             return self._made
+
+    def _make_client(self) -> Any:
+        client, session = make_client(self._options)
+        bundle = session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+        credentials = session.get_credentials()
+        self._quick = QuickReads(self._bucket, client, credentials, bundle, self._options)
+        return client
 
 
 class _Lost(Exception):

@@ -8,9 +8,9 @@ from storage.urls import Location, parse_url, split_url
 
 
 def open_store(url: str, options: StorageOptions | None = None) -> ObjectStore:
-    """Return the store for a URL: s3:// by boto3, gs:// and az:// by obstore, file:// and plain
-    paths by our own code, memory:// inside one process; every other scheme, read only by a run,
-    through fsspec.
+    """Return the store for a URL: s3:// by boto3 (small reads by obstore), gs:// and az:// by
+    obstore, file:// and plain paths by our own code, memory:// inside one process; every other
+    scheme, read only by a run, through fsspec.
 
     Opening touches nothing: a missing bucket or folder shows at the first verb; ``put`` and
     ``create`` on file:// make the folders they need.

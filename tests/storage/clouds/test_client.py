@@ -22,6 +22,7 @@ from storage.errors import (
     StorageError,
     StorageUnavailable,
 )
+from storage.objects import forks
 from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.stores.open import open_store
 from storage.urls import parse_url
@@ -194,3 +195,13 @@ def test_listings_by_utf16_are_brought_into_order() -> None:
     assert [entry["path"] for entry in found] == sorted(tree) == tree
     with pytest.raises(StorageError, match="out of order"):
         list(by_code_point([{"path": "a/b"}, {"path": "a-b"}], "az://box"))
+
+
+@pytest.mark.parametrize("url", ["gs://bucket", "az://box"])
+def test_a_forked_process_is_told_so_instead_of_hanging(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "_first_used_in", os.getppid())
+    with pytest.raises(StorageError, match="in a forked process") as caught:
+        open_store(url).get("key")
+    assert "spawn" in str(caught.value)

@@ -1,0 +1,483 @@
+"""Small reads through obstore: the same bytes and errors as boto3's, whatever happens."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import pickle
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import boto3
+import botocore.awsrequest
+import obstore
+import pytest
+from botocore.config import Config
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from storage.errors import (
+    AccessDenied,
+    LabelfleetError,
+    ObjectChanged,
+    ObjectNotFound,
+    ShortRead,
+    StorageError,
+)
+from storage.objects.protocols import ObjectStore, StorageOptions
+from storage.s3 import quick_reads
+from storage.s3.quick_reads import MOST_BYTES, QuickReads, Way
+from storage.stores.open import open_store
+from tests.support.servers.proxy import FaultyProxy, Rule, faulty_proxy
+from tests.support.servers.s3 import S3Server
+
+CONTENT = bytes(range(256)) * 400
+AWKWARD_KEYS = (
+    "plain.jpg",
+    "a b+c&d=e;f,g@h:i$j.jpg",
+    "100%.jpg",
+    "%2e%2E%2f%00.jpg",
+    "ü/日本/🙂.jpg",
+    "e\u0301 and é.jpg",
+    "what?#fragment.jpg",
+    "'quoted' \"twice\" <tag> [x] {y} |z| ^ ` ~.jpg",
+    "folder.jpg/.hidden.jpg",
+    "...jpg",
+)
+
+
+class Calls:
+    """Counts what obstore is asked for, and what it was good for."""
+
+    def __init__(self) -> None:
+        self.sent = self.answered = 0
+        self._get = obstore.get
+
+    def get(self, *given: Any, **named: Any) -> Any:
+        self.sent += 1
+        reply = self._get(*given, **named)
+        self.answered += 1
+        return reply
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    counted = Calls()
+    monkeypatch.setattr(obstore, "get", counted.get)
+    return counted
+
+
+@pytest.fixture
+def proxy(moto_s3: S3Server) -> Iterator[FaultyProxy]:
+    with faulty_proxy(moto_s3.endpoint_url) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(moto_s3: S3Server) -> str:
+    return moto_s3.fresh_bucket()
+
+
+@pytest.fixture
+def direct(moto_s3: S3Server, bucket: str) -> ObjectStore:
+    return open_store(f"s3://{bucket}/run", moto_s3.options)
+
+
+@pytest.fixture
+def store(bucket: str, proxy: FaultyProxy) -> ObjectStore:
+    """Through the proxy; it knows the way already."""
+    options = StorageOptions(endpoint_url=proxy.endpoint_url, attempts=3, read_timeout_s=20)
+    opened = open_store(f"s3://{bucket}/run", options)
+    know_the_way(opened)
+    return opened
+
+
+def know_the_way(store: ObjectStore) -> None:
+    """Read once, as boto3 does."""
+    etag = store.put("first", b"1")
+    assert store.get("first", if_match=etag) == b"1"
+
+
+@pytest.mark.slow
+class TestSameBytes:
+    @pytest.fixture(params=["moto", "weed"])
+    def server(self, request: pytest.FixtureRequest) -> S3Server:
+        found: S3Server = request.getfixturevalue(f"{request.param}_s3")
+        return found
+
+    def test_whole_objects_and_ranges_under_any_key(self, server: S3Server, calls: Calls) -> None:
+        store = server.fresh_store("some/pre fix+%")
+        know_the_way(store)
+        assert calls.sent == 0
+        for number, key in enumerate(AWKWARD_KEYS, start=1):
+            body = CONTENT + key.encode()
+            etag = store.put(key, body)
+            assert store.get(key, if_match=etag) == body
+            assert store.get_range(key, 7, 1000, if_match=etag) == body[7:1007]
+            assert calls.answered == 2 * number, key
+        etag = store.put("empty", b"")
+        assert store.get("empty", if_match=etag) == b""
+
+    def test_all_errors_are_boto3s(self, server: S3Server, calls: Calls) -> None:
+        store = server.fresh_store()
+        know_the_way(store)
+        old = store.put("key", b"old content")
+        new = store.put("key", b"new content!")
+        expected: list[tuple[type[LabelfleetError], Callable[[], bytes]]] = [
+            (ObjectChanged, lambda: store.get("key", if_match=old)),
+            (ObjectChanged, lambda: store.get_range("key", 0, 3, if_match=old)),
+            (ShortRead, lambda: store.get_range("key", 4, 100, if_match=new)),
+            (ShortRead, lambda: store.get_range("key", 100, 1, if_match=new)),
+            (ObjectNotFound, lambda: store.get("missing", if_match=new)),
+            (StorageError, lambda: store.get("../key", if_match=new)),
+        ]
+        for kind, read in expected:
+            with pytest.raises(kind) as caught:
+                read()
+            assert type(caught.value) is kind
+        assert store.get("key", if_match=new) == b"new content!"
+        assert calls.answered >= 1
+
+    def test_many_threads_begin_at_once(self, server: S3Server, calls: Calls) -> None:
+        writer = server.fresh_store()
+        etags = {f"{n}.jpg": writer.put(f"{n}.jpg", CONTENT[n:]) for n in range(32)}
+        reader: ObjectStore = pickle.loads(pickle.dumps(writer))
+        begin = threading.Barrier(16)
+
+        def read(number: int) -> bool:
+            if number < 16:
+                begin.wait(30)
+            key = f"{number % 32}.jpg"
+            return reader.get(key, if_match=etags[key]) == CONTENT[number % 32 :]
+
+        with ThreadPoolExecutor(16) as pool:
+            assert all(pool.map(read, range(128)))
+        assert calls.answered >= 96
+
+
+@pytest.mark.slow
+class TestFaults:
+    @pytest.mark.parametrize(
+        "rule",
+        [
+            Rule("cut", "GET", keep_bytes=5000),
+            Rule("cut", "GET", keep_bytes=0),
+            Rule("answer", "GET", status=503, code="SlowDown"),
+            Rule("answer", "GET", status=403, code="AccessDenied"),
+            Rule("answer", "GET", status=200, code="NotTheObject"),
+            Rule("reset", "GET"),
+            Rule("close", "GET"),
+            Rule("ignore_range", "GET"),
+        ],
+        ids=lambda rule: f"{rule.effect}-{rule.status}-{rule.keep_bytes}",
+    )
+    def test_what_goes_wrong_once_is_nothing(
+        self, store: ObjectStore, direct: ObjectStore, proxy: FaultyProxy, calls: Calls, rule: Rule
+    ) -> None:
+        etag = direct.put("image.jpg", CONTENT)
+        proxy.rules.append(replace(rule))
+        assert store.get_range("image.jpg", 10, 9000, if_match=etag) == CONTENT[10:9010]
+        proxy.rules[:] = [replace(rule)]
+        assert store.get("image.jpg", if_match=etag) == CONTENT
+        assert calls.sent == 2
+
+    def test_a_standstill_is_noticed(
+        self, bucket: str, direct: ObjectStore, proxy: FaultyProxy, calls: Calls
+    ) -> None:
+        options = StorageOptions(endpoint_url=proxy.endpoint_url, attempts=3, read_timeout_s=0.5)
+        store = open_store(f"s3://{bucket}/run", options)
+        know_the_way(store)
+        etag = direct.put("image.jpg", CONTENT)
+        proxy.rules.append(Rule("hang", "GET"))
+        assert store.get("image.jpg", if_match=etag) == CONTENT
+        assert (calls.sent, calls.answered) == (1, 0)
+
+    def test_a_reply_of_another_version_is_not_taken(
+        self, store: ObjectStore, direct: ObjectStore, proxy: FaultyProxy, calls: Calls
+    ) -> None:
+        """A cache between us and the bucket that does not look at If-Match."""
+        proxy.remembers = lambda path: "image" in path
+        direct.put("image.jpg", CONTENT)
+        assert store.get("image.jpg") == CONTENT
+        etag = direct.put("image.jpg", CONTENT[::-1])
+        proxy.rules.append(Rule("stale", "GET"))
+        assert store.get("image.jpg", if_match=etag) == CONTENT[::-1]
+        assert calls.answered == 1
+
+    def test_what_stays_wrong_is_told_in_boto3s_words(
+        self, store: ObjectStore, direct: ObjectStore, proxy: FaultyProxy
+    ) -> None:
+        etag = direct.put("image.jpg", CONTENT)
+        proxy.rules.append(Rule("answer", "GET", times=None, status=403, code="AccessDenied"))
+        with pytest.raises(AccessDenied, match="their policy forbids"):
+            store.get("image.jpg", if_match=etag)
+        proxy.rules[:] = [Rule("ignore_range", "GET", times=None)]
+        with pytest.raises(StorageError, match="ignores ranges"):
+            store.get_range("image.jpg", 10, 10, if_match=etag)
+
+    def test_boto3_reads_alone_for_a_minute_after_three_failures(
+        self,
+        store: ObjectStore,
+        direct: ObjectStore,
+        proxy: FaultyProxy,
+        calls: Calls,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        now = 1000.0
+        monkeypatch.setattr(quick_reads.time, "monotonic", lambda: now)
+        etag = direct.put("image.jpg", CONTENT)
+        for missing in ("a", "b", "c", "d"):  # boto3 does not get these either
+            with pytest.raises(ObjectNotFound):
+                store.get(missing, if_match=etag)
+        calls.sent = 0
+        for _ in range(5):
+            proxy.rules[:] = [Rule("answer", "GET")]
+            assert store.get("image.jpg", if_match=etag) == CONTENT
+        assert calls.sent == 3
+        proxy.rules.clear()
+        now += 61
+        assert store.get("image.jpg", if_match=etag) == CONTENT
+        assert (calls.sent, calls.answered) == (4, 1)
+
+    def test_a_large_object_is_read_in_pieces(
+        self, store: ObjectStore, direct: ObjectStore, calls: Calls, tmp_path: Path
+    ) -> None:
+        large = tmp_path / "large"
+        with large.open("wb") as file:
+            file.truncate(MOST_BYTES + 1)
+        etag = direct.put("large.tif", large)
+        for _ in range(4):  # and that is no failure
+            assert len(store.get("large.tif", if_match=etag)) == MOST_BYTES + 1
+        assert len(store.get_range("large.tif", 0, MOST_BYTES + 1, if_match=etag)) == MOST_BYTES + 1
+        assert (calls.sent, calls.answered) == (4, 4)
+        assert store.get_range("large.tif", MOST_BYTES, 1, if_match=etag) == b"\0"
+        assert calls.answered == 5
+
+    def test_keys_that_obstore_would_tidy_up_are_read_by_boto3(self, calls: Calls) -> None:
+        reads = QuickReads("b", _Client(), None, None, StorageOptions())
+        for key in ("a//b", "/a", "a/", "a/./b", "a/../b", "..", "a\nb", "\x7f"):
+            assert quick_reads._ODD_KEY.search(key), key
+            assert reads.read(key, quick_reads.Span(etag="1"), lambda: b"boto3's") == b"boto3's"
+        for key in (*AWKWARD_KEYS, "a.b/c", ".a/b", "a./b", "..a", "a..b/c"):
+            assert not quick_reads._ODD_KEY.search(key), key
+
+
+@pytest.mark.slow
+class TestWhoReads:
+    def test_a_forked_process_reads_by_boto3(self, store: ObjectStore, direct: ObjectStore) -> None:
+        etag = direct.put("image.jpg", CONTENT)
+        assert store.get("image.jpg", if_match=etag) == CONTENT
+        child = os.fork()
+        if child == 0:  # a hang would end with the test's own time limit
+            same = all(store.get("image.jpg", if_match=etag) == CONTENT for _ in range(3))
+            os._exit(0 if same else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def test_new_credentials_are_taken(
+        self, weed_s3: S3Server, calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """A process that hands out keys for a while, as for a role; boto3 asks it again."""
+        issued = tmp_path / "issued"
+        program = tmp_path / "keys.sh"
+        program.write_text(
+            f"#!/bin/sh\necho x >> {issued}\n"
+            'printf \'{"Version": 1, "AccessKeyId": "%s", "SecretAccessKey": "%s", '
+            f'"Expiration": "%s"}}\' {weed_s3.access_key} {weed_s3.secret_key} '
+            "$(date -u -d '+12 minutes' +%Y-%m-%dT%H:%M:%SZ)\n"
+        )
+        program.chmod(0o700)
+        config = tmp_path / "config"
+        config.write_text(f"[default]\ncredential_process = {program}\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+        bucket = weed_s3.fresh_bucket()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        # Always about to end, so obstore asks each time; boto3 renews when 15 minutes are left.
+        monkeypatch.setattr(quick_reads, "_CREDENTIALS_FOR", datetime.timedelta(minutes=1))
+        store = open_store(f"s3://{bucket}", weed_s3.options)
+        know_the_way(store)
+        etag = store.put("image.jpg", CONTENT)
+        before = len(issued.read_text())
+        for _ in range(3):
+            assert store.get("image.jpg", if_match=etag) == CONTENT
+        assert calls.answered == 3
+        assert len(issued.read_text()) > before
+
+    def test_a_private_authority_is_trusted_as_boto3_trusts_it(
+        self,
+        proxy: FaultyProxy,
+        bucket: str,
+        calls: Calls,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        bundle, served = certificate(tmp_path)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(served)
+        proxy.socket = context.wrap_socket(proxy.socket, server_side=True)
+        options = StorageOptions(
+            endpoint_url=proxy.endpoint_url.replace("http:", "https:"), attempts=2
+        )
+        with pytest.raises(LabelfleetError, match="encrypted connection failed"):
+            open_store(f"s3://{bucket}", options).head("key")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+        store = open_store(f"s3://{bucket}", options)
+        know_the_way(store)
+        etag = store.put("image.jpg", CONTENT)
+        assert store.get("image.jpg", if_match=etag) == CONTENT
+        assert calls.answered == 1
+
+    def test_a_proxy_is_left_to_boto3(
+        self, bucket: str, moto_s3: S3Server, calls: Calls, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(quick_reads, "get_environ_proxies", lambda url: {"http": "http://p"})
+        other = open_store(f"s3://{bucket}/other", moto_s3.options)
+        know_the_way(other)
+        know_the_way(other)
+        assert calls.sent == 0
+
+    def test_the_environment_does_not_send_reads_elsewhere(
+        self, bucket: str, moto_s3: S3Server, calls: Calls, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """obstore reads variables that boto3 does not know."""
+        for name in ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+        monkeypatch.setenv("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "true")
+        monkeypatch.setenv("AWS_BUCKET", "another")
+        store = open_store(f"s3://{bucket}/run", moto_s3.options)
+        know_the_way(store)
+        know_the_way(store)
+        assert (calls.sent, calls.answered) == (1, 1)
+
+    def test_without_obstore_boto3_reads_everything(
+        self, bucket: str, moto_s3: S3Server, calls: Calls, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(quick_reads, "obstore", None)
+        store = open_store(f"s3://{bucket}/run", moto_s3.options)
+        know_the_way(store)
+        know_the_way(store)
+        assert calls.sent == 0
+
+
+class TestTheWay:
+    """What boto3 really sends, caught before it leaves."""
+
+    def sent(
+        self, monkeypatch: pytest.MonkeyPatch, *, bucket: str = "photos", key: str = "a/b c.jpg",
+        region: str = "eu-north-1", asked: dict[str, Any] | None = None, **settings: Any,
+    ) -> Way | None:  # fmt: skip
+        monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        client = boto3.client(
+            "s3", region_name=region, aws_access_key_id="AKIA", aws_secret_access_key="s",
+            aws_session_token="t", endpoint_url=settings.pop("endpoint", None),
+            config=Config(**settings),
+        )  # fmt: skip
+        seen: list[Any] = []
+
+        def catch(request: Any, **_: Any) -> Any:
+            seen.append(request)
+            return botocore.awsrequest.AWSResponse(request.url, 404, {}, _Empty())
+
+        client.meta.events.register("before-send.s3.GetObject", catch)
+        with pytest.raises(client.exceptions.ClientError):
+            client.get_object(
+                Bucket=bucket, Key=key, IfMatch='"1"', Range="bytes=0-1", **asked or {}
+            )
+        assert key in unquote(seen[0].url)
+        return Way.of(seen[0].url, seen[0].headers, bucket, key)
+
+    def test_aws(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        at = "https://photos.s3.eu-north-1.amazonaws.com"
+        assert self.sent(monkeypatch) == Way(at, True, "eu-north-1")
+
+    def test_a_bucket_with_dots(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = self.sent(monkeypatch, bucket="photos.example.org")
+        assert found == Way("https://s3.eu-north-1.amazonaws.com", False, "eu-north-1")
+
+    def test_fips_and_dual_stack(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = self.sent(
+            monkeypatch, region="us-east-2", use_fips_endpoint=True, use_dualstack_endpoint=True
+        )
+        at = "https://photos.s3-fips.dualstack.us-east-2.amazonaws.com"
+        assert found == Way(at, True, "us-east-2")
+
+    def test_a_server_of_ones_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = self.sent(
+            monkeypatch, endpoint="http://[::1]:9000", s3={"addressing_style": "path"}
+        )
+        assert found == Way("http://[::1]:9000", False, "eu-north-1")
+
+    @pytest.mark.parametrize(
+        "special",
+        [
+            {"asked": {"RequestPayer": "requester"}},
+            {"asked": {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32}},
+            {"asked": {"VersionId": "v"}},
+            {"bucket": "arn:aws:s3:eu-north-1:123456789012:accesspoint/photos"},
+            {"bucket": "arn:aws:s3-object-lambda:eu-north-1:123456789012:accesspoint/photos"},
+            {"endpoint": "http://127.0.0.1:9000/gateway", "s3": {"addressing_style": "path"}},
+            {"signature_version": botocore.UNSIGNED},
+            {"signature_version": "s3"},
+        ],
+        ids=lambda special: "-".join(special),
+    )
+    def test_what_is_left_to_boto3(
+        self, monkeypatch: pytest.MonkeyPatch, special: dict[str, Any]
+    ) -> None:
+        assert self.sent(monkeypatch, **special) is None
+
+
+class _Empty:
+    def stream(self, *_: Any, **__: Any) -> Iterator[bytes]:
+        return iter(())
+
+    def read(self, *_: Any, **__: Any) -> bytes:
+        return b""
+
+
+class _Client:
+    class meta:  # noqa: N801  # as boto3's client has it
+        class events:  # noqa: N801
+            register = staticmethod(lambda *_: None)
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Write an authority, and its certificate for 127.0.0.1 with its key; returns both files."""
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+
+    def signed(name: str, issuer: str, key: Any, by: Any, *extensions: Any) -> x509.Certificate:
+        def named(text: str) -> x509.Name:
+            return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+        builder = x509.CertificateBuilder(
+            issuer_name=named(issuer), subject_name=named(name), public_key=key.public_key(),
+            serial_number=x509.random_serial_number(), not_valid_before=now - day,
+            not_valid_after=now + day,
+        )  # fmt: skip
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=True)
+        return builder.sign(by, hashes.SHA256())
+
+    root, host = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    authority = signed("tests", "tests", root, root, x509.BasicConstraints(ca=True, path_length=0))
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    leaf = signed("127.0.0.1", "tests", host, root, names)
+    pem = serialization.Encoding.PEM
+    bundle, served = folder / "authority.pem", folder / "served.pem"
+    bundle.write_bytes(authority.public_bytes(pem))
+    served.write_bytes(
+        leaf.public_bytes(pem)
+        + host.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return bundle, served
