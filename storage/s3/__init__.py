@@ -1,1 +1,1 @@
-"""An S3 bucket through boto3: client, resumed reads, ordered listing, errors."""
+"""An S3 bucket through boto3: client, quick and resumed reads, ordered listing, errors."""

@@ -3,25 +3,26 @@
 boto3 spends milliseconds of Python on a request, and holds the interpreter lock meanwhile; obstore
 does the same in Rust (``benchmarks.s3_reads``). It is used for a read's first try alone:
 whatever comes back other than exactly these bytes of exactly that version, boto3 asks again, and
-its answer counts. So credentials, redirects, retries and errors in words stay boto3's.
+its answer counts. So credentials, retries and errors in words stay boto3's.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
 from botocore.credentials import Credentials
 from botocore.utils import get_environ_proxies
 
+from storage.errors import StorageUnavailable
 from storage.objects.forks import obstore_works_here
 from storage.objects.protocols import StorageOptions
 from storage.s3.resuming import Span
@@ -29,13 +30,12 @@ from storage.s3.resuming import Span
 try:
     import obstore
     from obstore.store import S3Store as Obstore
-except ModuleNotFoundError:  # it comes with labelling; without it boto3 reads everything
+except ImportError:  # it comes with labelling; without it boto3 reads everything
     obstore = None  # type: ignore[assignment]
 
 # Larger objects are read by boto3, in pieces, resumed where a connection broke.
-MOST_BYTES: Final = 32 << 20
-# obstore asks for credentials again when five minutes are left; boto3 renews them ten minutes
-# before they end.
+MOST_BYTES: Final = 16 << 20
+# obstore asks again when five minutes are left; boto3 renews ten minutes before the end.
 _CREDENTIALS_FOR = timedelta(minutes=10)
 _FAILURES, _REST_S = 3, 60.0
 _SIGNATURE = re.compile(
@@ -91,13 +91,18 @@ class Way:
 class QuickReads:
     """Reads of small objects of one bucket, for the boto3 client whose requests it watches.
 
-    The first read is boto3's and shows the way. Where obstore fails and boto3 does not, three times
-    in a row, boto3 reads alone for a minute. It reads alone altogether without obstore, through a
-    proxy, in a forked process, and where requests carry more than a plain read needs (a requester
-    who pays, S3 Express, signatures for many regions).
+    The first read is boto3's and shows the way. Where obstore fails three times in a row, and not
+    for the object's own sake, boto3 reads alone for a minute. It reads alone altogether
+
+    - without obstore, or where obstore's threads cannot be started, and in a forked process;
+    - in the main thread, since obstore does not look for signals while it waits;
+    - through a proxy, and with a session token over plain http, which obstore would send along
+      to wherever it is redirected;
+    - where requests carry more than a plain read needs (a requester who pays, a customer's key,
+      S3 Express, signatures for many regions).
 
     Not checked here, where boto3 would: the checksum that AWS keeps of a whole object; on the way
-    from there TLS protects the bytes.
+    from there TLS protects the bytes. The usual authorities are trusted besides ``ca_bundle``.
 
     Args:
         bucket: its name.
@@ -115,13 +120,14 @@ class QuickReads:
         ca_bundle: str | None,
         options: StorageOptions,
     ) -> None:
-        self._bucket, self._credentials = bucket, credentials
+        self._bucket, self._credentials = bucket, cast(Credentials, credentials)
         self._ca_bundle, self._options = ca_bundle, options
         self._lock = threading.Lock()
         self._sent = threading.local()
         self._store: Any = None
         self._failures, self._rest_until = 0, 0.0
-        self._possible = obstore is not None and credentials is not None
+        self._frozen: Any = None
+        self._possible = bool(obstore and credentials) and not _customer_key()
         if self._possible:
             client.meta.events.register("before-send.s3.GetObject", self._note)
 
@@ -134,7 +140,7 @@ class QuickReads:
             span: which bytes of which version.
             otherwise: reads them through boto3, with its errors.
         """
-        if not self._possible or _ODD_KEY.search(key):
+        if not self._possible or _ODD_KEY.search(key) or _in_main_thread():
             return otherwise()
         if self._store is None:
             body = otherwise()
@@ -142,30 +148,48 @@ class QuickReads:
             return body
         if time.monotonic() < self._rest_until:
             return otherwise()
-        try:
-            found = self._asked(key, span)
-        except Exception:  # noqa: BLE001  # the border to obstore; boto3 says what is wrong
-            found = None
+        found = self._asked(key, span)
         if found is not None:
             self._failures = 0
             return found
-        body = otherwise()
-        if len(body) <= MOST_BYTES:
+        try:
+            body = otherwise()
+        except StorageUnavailable:  # one request fewer for a server that is overloaded or down
             self._failed()
+            raise
+        self._failed()
         return body
 
     def _asked(self, key: str, span: Span) -> bytes | None:
+        try:
+            # Here, so that a thread that has to renew them holds up no other.
+            self._frozen = self._credentials.get_frozen_credentials()
+            return self._answer(key, span)
+        except Exception:  # noqa: BLE001  # the border to obstore; boto3 says what is wrong
+            return None
+        except BaseException as exc:  # noqa: BLE001  # a panic of Rust is none of the above
+            self._give_up_on(exc)
+            return None
+
+    def _answer(self, key: str, span: Span) -> bytes | None:
         wanted: Any = {"if_match": f'"{span.etag}"'}
         if span.end is not None:
             wanted["range"] = (span.start, span.end)
         reply = obstore.get(self._store, key, options=wanted)
         start, end = reply.range
-        if str(reply.meta["e_tag"]).strip('"') != span.etag or end - start > MOST_BYTES:
+        if (reply.meta["e_tag"] or "").strip('"') != span.etag or end - start > MOST_BYTES:
             return None
         if span.end is not None and (start, end) != (span.start, span.end):
             return None
         body = bytes(reply.bytes())
         return body if len(body) == end - start else None
+
+    def _give_up_on(self, exc: BaseException) -> None:
+        """Read by boto3 from now on where Rust panicked (no thread could be started, for example);
+        its exception is no Exception, and can be told by its name alone."""
+        if type(exc).__name__ != "PanicException":
+            raise exc
+        self._possible = False
 
     def _failed(self) -> None:
         self._failures += 1
@@ -185,10 +209,15 @@ class QuickReads:
             if way is None or get_environ_proxies(url) or not obstore_works_here():
                 self._possible = False
                 return
+            if urlsplit(url).scheme != "https" and "x-amz-security-token" in headers:
+                self._possible = False
+                return
             try:
                 self._store = self._opened(way)
-            except Exception:  # noqa: BLE001  # the border to obstore; or a bundle that cannot be read
+            except Exception:  # noqa: BLE001  # the border to obstore; or an unreadable bundle
                 self._possible = False
+            except BaseException as exc:  # noqa: BLE001  # a panic of Rust is none of the above
+                self._give_up_on(exc)
 
     def _opened(self, way: Way) -> Any:
         settings: Any = {
@@ -196,6 +225,10 @@ class QuickReads:
             "read_timeout": timedelta(seconds=self._options.read_timeout_s),
             "timeout": timedelta(minutes=10),  # a whole reply; read_timeout notices a standstill
             "allow_http": way.endpoint.startswith("http://"),
+            # A proxy for nothing: otherwise obstore looks for one in the environment, by rules that
+            # are not boto3's.
+            "proxy_url": "http://127.0.0.1:9",
+            "proxy_excludes": "*,0.0.0.0/0,::/0",
         }
         if self._ca_bundle:
             settings["root_certificate"] = Path(self._ca_bundle).read_bytes()
@@ -214,16 +247,22 @@ class QuickReads:
             config=config,
             client_options=settings,
             retry_config={"max_retries": 0, "retry_timeout": timedelta(minutes=10)},
-            credential_provider=partial(_as_they_are, self._credentials),
+            credential_provider=self._kept,
         )
 
+    def _kept(self) -> Any:
+        return {
+            "access_key_id": self._frozen.access_key,
+            "secret_access_key": self._frozen.secret_key,
+            "token": self._frozen.token,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_FOR,
+        }
 
-def _as_they_are(credentials: Credentials) -> Any:
-    """Return boto3's credentials, renewed by it where they would end soon, in obstore's form."""
-    frozen = credentials.get_frozen_credentials()
-    return {
-        "access_key_id": frozen.access_key,
-        "secret_access_key": frozen.secret_key,
-        "token": frozen.token,
-        "expires_at": datetime.now(UTC) + _CREDENTIALS_FOR,
-    }
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _customer_key() -> bool:
+    """Return whether the environment names encryption that obstore would ask for, and boto3 not."""
+    return any(n.startswith(("AWS_SSE_", "AWS_SERVER_SIDE_ENCRYPTION")) for n in os.environ)

@@ -25,6 +25,7 @@ from storage.errors import (
 from storage.objects.preflight import check_output
 from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.records import StoredObject
+from storage.s3 import quick_reads
 from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
 from tests.support.faulty import FaultyStore
@@ -420,7 +421,8 @@ class TestMoto(StoreContract):
     odd_names: Sequence[str] = [n for n in ODD_NAMES if "\n" not in n]
 
     @pytest.fixture
-    def store(self, moto_s3: S3Server) -> ObjectStore:
+    def store(self, moto_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+        monkeypatch.setattr(quick_reads, "_in_main_thread", lambda: False)
         return _in_use(moto_s3.fresh_store("some/prefix"))
 
     def test_a_prefix_ends_at_a_slash(self, moto_s3: S3Server) -> None:
@@ -440,7 +442,8 @@ class TestWeed(StoreContract):
     odd_names: Sequence[str] = [n for n in ODD_NAMES if "\\" not in n]
 
     @pytest.fixture
-    def store(self, weed_s3: S3Server) -> ObjectStore:
+    def store(self, weed_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+        monkeypatch.setattr(quick_reads, "_in_main_thread", lambda: False)
         return _in_use(weed_s3.fresh_store("some/prefix"))
 
     def test_a_prefix_ends_at_a_slash(self, weed_s3: S3Server) -> None:
