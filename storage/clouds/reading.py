@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from storage.errors import LabelfleetError, ObjectChanged, ShortRead, StorageUnavailable
+from storage.objects.native_threads import interruptible
 
 CHUNK_BYTES = 1 << 20
 
@@ -69,7 +71,7 @@ class CloudReader(io.RawIOBase):
             try:
                 if self._pieces is None:
                     self._open()
-                piece = bytes(next(self._pieces, b""))
+                piece = bytes(interruptible(partial(next, self._pieces, b"")))
             except LabelfleetError:
                 raise
             # The border to obstore, whose errors of a broken body have no kind of their own.

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -30,7 +31,7 @@ from storage.errors import (
     StorageUnavailable,
 )
 from storage.objects.bodies import at_rest
-from storage.objects.forks import obstore_works_here
+from storage.objects.native_threads import interruptible, obstore_works_here
 from storage.objects.os_errors import translating_os_errors
 from storage.objects.protocols import AtRest, Body, StorageOptions
 from storage.records import StoredObject
@@ -183,8 +184,8 @@ class CloudStore:
         client = self._client(where)
         before = _just_before(full) if full != f"{folder}/" else None
         try:
-            pages = obstore.list(client, folder or None, offset=before, chunk_size=_PAGE)
-            for page in pages:
+            pages = iter(obstore.list(client, folder or None, offset=before, chunk_size=_PAGE))
+            while (page := interruptible(partial(next, pages, None))) is not None:
                 for found in page:
                     if found["path"].startswith(full):
                         yield cast("dict[str, Any]", found)
@@ -269,7 +270,7 @@ class CloudStore:
         where, path = self._where(key), self._path(key)
         client = self._client(where)
         try:
-            return action(client, path)
+            return interruptible(lambda: action(client, path))
         except (LabelfleetError, _Lost):
             raise
         # The border to obstore.

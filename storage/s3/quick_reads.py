@@ -23,7 +23,7 @@ from botocore.credentials import Credentials
 from botocore.utils import get_environ_proxies
 
 from storage.errors import StorageUnavailable
-from storage.objects.forks import obstore_works_here
+from storage.objects.native_threads import in_main_thread, obstore_works_here
 from storage.objects.protocols import StorageOptions
 from storage.s3.resuming import Span
 
@@ -140,7 +140,7 @@ class QuickReads:
             span: which bytes of which version.
             otherwise: reads them through boto3, with its errors.
         """
-        if not self._possible or _ODD_KEY.search(key) or _in_main_thread():
+        if not self._possible or _ODD_KEY.search(key) or in_main_thread():
             return otherwise()
         if self._store is None:
             body = otherwise()
@@ -257,10 +257,6 @@ class QuickReads:
             "token": self._frozen.token,
             "expires_at": datetime.now(UTC) + _CREDENTIALS_FOR,
         }
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 def _customer_key() -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from storage.errors import (
     StorageError,
     StorageUnavailable,
 )
-from storage.objects import forks
+from storage.objects import native_threads
 from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.stores.open import open_store
 from storage.urls import parse_url
@@ -201,7 +204,34 @@ def test_listings_by_utf16_are_brought_into_order() -> None:
 def test_a_forked_process_is_told_so_instead_of_hanging(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forks, "_first_used_in", os.getppid())
+    monkeypatch.setattr(native_threads, "_first_used_in", os.getppid())
     with pytest.raises(StorageError, match="in a forked process") as caught:
         open_store(url).get("key")
     assert "spawn" in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", ["get", "list"])
+def test_ctrl_c_is_heard_while_a_server_does_not_answer(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"127.0.0.1:{silent.getsockname()[1]}")
+        store = open_store("gs://bucket", StorageOptions(read_timeout_s=600))
+        verbs = {"get": lambda: store.get("key"), "list": lambda: list(store.list())}
+        asked = threading.Event()
+
+        def interrupt() -> None:
+            with silent.accept()[0]:
+                os.kill(os.getpid(), signal.SIGINT)
+                asked.wait(60)
+
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        with ThreadPoolExecutor(1) as pool:
+            told = pool.submit(interrupt)
+            try:
+                with pytest.raises(KeyboardInterrupt):
+                    verbs[verb]()
+                assert not told.done()  # still unanswered
+            finally:
+                asked.set()
+                signal.signal(signal.SIGINT, before)

@@ -422,7 +422,7 @@ class TestMoto(StoreContract):
 
     @pytest.fixture
     def store(self, moto_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-        monkeypatch.setattr(quick_reads, "_in_main_thread", lambda: False)
+        monkeypatch.setattr(quick_reads, "in_main_thread", lambda: False)
         return _in_use(moto_s3.fresh_store("some/prefix"))
 
     def test_a_prefix_ends_at_a_slash(self, moto_s3: S3Server) -> None:
@@ -443,7 +443,7 @@ class TestWeed(StoreContract):
 
     @pytest.fixture
     def store(self, weed_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-        monkeypatch.setattr(quick_reads, "_in_main_thread", lambda: False)
+        monkeypatch.setattr(quick_reads, "in_main_thread", lambda: False)
         return _in_use(weed_s3.fresh_store("some/prefix"))
 
     def test_a_prefix_ends_at_a_slash(self, weed_s3: S3Server) -> None:

@@ -40,7 +40,7 @@ from storage.stores.open import open_store
 from tests.support.servers.proxy import FaultyProxy, Rule, faulty_proxy
 from tests.support.servers.s3 import S3Server
 
-IN_MAIN_THREAD = quick_reads._in_main_thread
+IN_MAIN_THREAD = quick_reads.in_main_thread
 CONTENT = bytes(range(256)) * 400
 AWKWARD_KEYS = (
     "plain.jpg",
@@ -79,7 +79,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 @pytest.fixture(autouse=True)
 def _as_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quick_reads, "_in_main_thread", lambda: False)
+    monkeypatch.setattr(quick_reads, "in_main_thread", lambda: False)
 
 
 @pytest.fixture
@@ -379,7 +379,7 @@ class TestWhoReads:
     def test_the_main_thread_reads_by_boto3_which_a_signal_interrupts(
         self, store: ObjectStore, calls: Calls, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(quick_reads, "_in_main_thread", IN_MAIN_THREAD)
+        monkeypatch.setattr(quick_reads, "in_main_thread", IN_MAIN_THREAD)
         know_the_way(store)
         assert calls.sent == 0
         with ThreadPoolExecutor(1) as pool:
