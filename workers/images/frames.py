@@ -22,7 +22,7 @@ from workers.images.extra_formats import (
     dicom_frames,
     heif_frames,
 )
-from workers.images.jpeg import read_jpeg_header
+from workers.images.jpeg import JpegHeader, read_jpeg_header
 from workers.images.pillow_formats import open_with_pillow, orientation_of, to_rgb
 from workers.images.pixels import (
     DecodedImage,
@@ -203,14 +203,14 @@ def _mpo_pictures(data: bytes) -> list[tuple[int, int]]:
             continue  # within another: thousands of such entries would each be looked through
         kind, picture = entry["Attribute"]["MPType"], data[start : start + nbytes]
         end = start + nbytes
-        if kind in _PICTURES or (kind == "Undefined" and _is_like_the_first(data, picture)):
+        if kind in _PICTURES or (kind == "Undefined" and _is_like_the_first(header, picture)):
             found.append((start, nbytes))
     return found
 
 
-def _is_like_the_first(data: bytes, picture: bytes) -> bool:
+def _is_like_the_first(first: JpegHeader | None, picture: bytes) -> bool:
     """Return whether a picture of no stated kind is of the first one's size, and no gain map."""
-    first, other = read_jpeg_header(data), read_jpeg_header(picture)
+    other = read_jpeg_header(picture)
     if first is None or other is None or any(mark in picture for mark in _GAIN_MAPS):
         return False
     return (first.width, first.height) == (other.width, other.height)

@@ -32,7 +32,7 @@ _BETWEEN_SCANS = frozenset({0xC4, 0xCC, 0xDB, 0xDC, 0xDD, 0xDA, 0xD9, 0xFE, *ran
 # In entropy-coded data FF is followed by 00 or a restart marker; FF before FF fills.
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _MAX_SCAN_PASSES = 64  # a progressive JPEG may cost that many passes over max_pixels
-_PIECE_NBYTES = 1 << 20
+_FIRST_PIECE_NBYTES, _PIECE_NBYTES = 1 << 14, 1 << 20
 _ICC, _MPF = b"ICC_PROFILE\0", b"MPF\0"
 
 OrientationOf = Callable[[bytes], int]
@@ -140,9 +140,11 @@ def _end_of_scan(data: bytes, at: int) -> int:
     """Return where the first marker behind a scan stands; the number of bytes if there is none.
 
     By NumPy, which lets other threads run meanwhile, up to a first marker that may also be inside
-    of the scan; a piece at a time, since what is compared takes as much memory again.
+    of the scan; a piece at a time, since what is compared takes as much memory again. The first
+    piece is small, or a file of very many tiny scans would cost a large one each.
     """
-    while (nbytes := min(_PIECE_NBYTES, len(data) - at)) > 1:
+    most = _FIRST_PIECE_NBYTES
+    while (nbytes := min(most, len(data) - at)) > 1:
         piece = np.frombuffer(data, np.uint8, nbytes, at)
         found = (piece[:-1] == 0xFF) & (piece[1:] != 0)
         first = int(found.argmax())
@@ -150,6 +152,7 @@ def _end_of_scan(data: bytes, at: int) -> int:
             at += first
             return at if data[at + 1] in _BETWEEN_SCANS else _next_between_scans(data, at)
         at += nbytes - 1
+        most = min(2 * most, _PIECE_NBYTES)
     return len(data)
 
 

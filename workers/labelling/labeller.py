@@ -174,6 +174,7 @@ class ShardLabeller:
             commit = self._commit(footer, spool)
             return with_commit_seconds(commit, time.perf_counter() - began_s)
         finally:
+            job.over = True  # also where the caller was interrupted: its reading stops
             with self._lock:
                 self._jobs_by_id.pop(id(job), None)
 

@@ -42,6 +42,21 @@ def test_stuffed_bytes_restarts_and_fill_are_inside_of_a_scan() -> None:
     assert ending(whole) == (len(whole), 2)
 
 
+def test_a_tiny_scan_costs_a_small_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = 0
+    frombuffer = np.frombuffer
+
+    def counted(data: bytes, kind: type, nbytes: int, at: int) -> object:
+        nonlocal looked_at
+        looked_at += nbytes
+        return frombuffer(data, kind, nbytes, at)
+
+    monkeypatch.setattr(np, "frombuffer", counted)
+    whole = START + SCAN * 3000 + bytes(1 << 20) + END
+    assert ending(whole) == (len(whole), 3000)
+    assert looked_at < 64 << 20  # 3 GiB, were each looked for in a whole piece
+
+
 def test_encoders_scans_are_counted() -> None:
     for how, scans in (({}, 1), ({"restart_marker_blocks": 1}, 1), ({"progressive": True}, 10)):
         whole = encoded(**how)

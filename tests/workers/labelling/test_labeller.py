@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -442,6 +444,29 @@ def test_close_ends_attempts_in_flight() -> None:
         threading.Thread(target=labeller.close, daemon=True).start()
         with pytest.raises(WorkerLost, match="closed"):
             flying.result(30)
+
+
+def test_an_interrupted_caller_ends_its_reading() -> None:
+    """Ctrl-C in a process that labels without Ray."""
+    bench, aborted = Bench(), threading.Event()
+
+    def endless(shard: Shard, abort: Callable[[], bool]) -> Iterator[ImageRecord]:
+        for number in itertools.count():
+            if abort():
+                aborted.set()
+                return
+            if number == 20:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield ImageRecord(f"{number}", None, 4, grey(number % 200))
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with bench.labeller(read=endless) as labeller:
+            with pytest.raises(KeyboardInterrupt):
+                labeller.label(Shard("0" * 16, "images", ()), "try")
+            assert aborted.wait(30)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_no_spool_file_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
