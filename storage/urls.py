@@ -242,12 +242,15 @@ def distinct_ends(urls: Sequence[str]) -> list[str]:
 
 def numbered(names: Sequence[str]) -> list[str]:
     """Return names that all differ: of equal ones the second is followed by `` (2)``, and so on."""
-    taken, found = set(names), list[str]()
+    taken, used, following = set(names), set[str](), dict[str, int]()
+    found = []
     for name in names:
-        n, new = 1, name
-        while new in found or (n > 1 and new in taken):
-            n += 1
+        new, n = name, following.get(name, 2)
+        while new in used or (new != name and new in taken):
             new = f"{name} ({n})"
+            n += 1
+        following[name] = n
+        used.add(new)
         found.append(new)
     return found
 

@@ -36,7 +36,8 @@ ANNOTATIONS = "annotations/"
 QUARANTINE = "quarantine/"
 _SETTINGS = {  # of `inference`, those that readers of a run rely on
     "preprocessing": (dict,), "score_floor": (float, int), "max_image_bytes": (int,),
-    "max_frames": (int,),
+    "max_frames": (int,), "device": (str,), "runtime": (str,), "precision": (str,),
+    "artefact": (dict,),
 }  # fmt: skip
 _HEX = "0123456789abcdef"
 _REMOVE = "delete it; the next run tries the shard again, and records what fails"
@@ -109,6 +110,12 @@ def _check_types(record: RunRecord) -> None:
         value = record.inference.get(name)
         if value is not None and type(value) not in kinds:
             raise TypeError(f"inference.{name} is {value!r:.40}")
+    artefact = record.inference.get("artefact")
+    if artefact is not None and not all(
+        type(artefact.get(name)) is str
+        for name in ("url" if "url" in artefact else "key", "sha256")
+    ):
+        raise TypeError(f"inference.artefact is {artefact!r:.40}, without url or key, or sha256")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import pytest
 from storage.errors import AlreadyExists, ConfigError, NotAtomic, ObjectNotFound, RunMismatch
 from storage.objects.protocols import Body
 from storage.runs.annotations import RowWriter, ShardFooter
-from storage.runs.manifest import Manifest, annotation_key, shard_id_of_key
+from storage.runs.manifest import Manifest, RunRecord, annotation_key, shard_id_of_key
 from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
 from tests.support.faulty import FaultyStore, stale_list
@@ -67,6 +67,12 @@ def test_a_damaged_run_json_is_an_error_with_words(raw: bytes) -> None:
         Manifest.open("memory://damaged")
     with pytest.raises(ConfigError, match=r"run\.json"):
         Manifest.create_or_continue(store, record())
+
+
+@pytest.mark.parametrize("artefact", [3, "url", ["url"], {}, {"key": 1}, {"url": "u"}, {"url": 1}])
+def test_a_recorded_artefact_of_another_form_is_an_error_with_words(artefact: object) -> None:
+    with pytest.raises(ConfigError, match=r"run\.json cannot be read: inference\.artefact"):
+        RunRecord.from_json(record(artefact=artefact).to_json())
 
 
 def test_another_inference_config_is_refused_and_named() -> None:
