@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import groupby
 from queue import SimpleQueue
 from typing import BinaryIO
 
-from storage.errors import (
-    AccessDenied,
-    ConfigError,
-    LabelfleetError,
-    SourceError,
-    StorageError,
-    StorageFull,
-    StorageUnavailable,
-)
+from storage.errors import ConfigError, LabelfleetError, SourceError, StorageError
+from storage.labels.copied import Comparison, Suspect
 from storage.labels.objects import objects_now, objects_of
 from storage.labels.stream import LabelIndex
 from storage.objects.os_errors import from_os_error
@@ -37,7 +32,6 @@ from storage.urls import parse_url
 log = logging.getLogger("labelfleet")
 
 _PAYS = 0.25  # a tar is copied whole if at least this share of its bytes is used
-_READERS = 16
 _FILLERS = 2
 _CHUNK = 1 << 20
 _NAMED = 3
@@ -112,37 +106,33 @@ class StreamImages:
     def _changed(self, other: Mapping[str, StoredObject]) -> set[str]:
         """Take objects as they are now; return the keys of those that hold another image."""
         numbers = [n for n, listed in enumerate(self._objects) if listed.key in other]
-        log.warning(
-            "%d objects of %s have another version than when they were labelled: reading their %d "
-            "images to see whether their bytes are the same",
-            len(other), self._source.url, len(numbers),
-        )  # fmt: skip
-        changed = set()
+        numbers.sort(key=lambda n: self._objects[n].key)
+        nbytes = sum(self._index.nbytes(n) for n in numbers)
+        compared = Comparison(self._source, len(other), nbytes)
+        results = dict.fromkeys(other, False)
+        with closing(compared.results(self._suspects(numbers, other))) as found:
+            results.update((now.key, same) for now, same in found)
         for number in numbers:
-            listed, place = self._objects[number], self._index.place(number)
-            now = other[listed.key]
-            if listed.nbytes == place.nbytes != now.nbytes:  # a file, which has grown or shrunk
-                changed.add(listed.key)
-            self._objects[number] = now
+            key = self._objects[number].key
+            if results[key]:
+                self._objects[number] = other[key]
         for key, packed in self._packed.items():
-            if key in other:
-                packed.take(other[key])
-        with ThreadPoolExecutor(_READERS) as pool:
-            same = pool.map(lambda n: self._objects[n].key in changed or self._is_same(n), numbers)
-            changed |= {
-                self._objects[n].key for n, one in zip(numbers, same, strict=True) if not one
-            }
-        return changed
+            if results.get(key):
+                packed.shard = replace(packed.shard, objects=(other[key],))
+        return {key for key, same in results.items() if not same}
 
-    def _is_same(self, number: int) -> bool:
-        place, listed = self._index.place(number), self._objects[number]
-        try:
-            body = as_labelled(self._fetched(place, listed), place.image_id, place.sha256)
-            return has_digest(self._checked(body, place, listed), place)
-        except (StorageUnavailable, AccessDenied, StorageFull):
-            raise
-        except LabelfleetError:
-            return False
+    def _suspects(
+        self, numbers: Sequence[int], other: Mapping[str, StoredObject]
+    ) -> Iterator[Suspect]:
+        for key, group in groupby(numbers, lambda n: self._objects[n].key):
+            of_it = list(group)
+            packed = self._packed.get(key)
+            yield Suspect(
+                self._objects[of_it[0]],
+                other[key],
+                None if packed is None else packed.shard,
+                [self._index.place(n) for n in of_it],
+            )
 
     def read(self, number: int) -> bytes:
         """Return an image's bytes, checked by their digest.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import BinaryIO
 
 from storage.errors import ObjectNotFound, SourceError, StorageError
@@ -20,17 +19,17 @@ _HEADS = 1000  # objects that are looked at one by one; of more, the source is l
 
 
 class Packed:
-    """The images of a compressed tar, one after the other."""
+    """The images of a compressed tar, one after the other.
+
+    Attributes:
+        shard: the tar, in the version that is read.
+    """
 
     def __init__(self, shard: Shard) -> None:
-        self._shard = shard
+        self.shard = shard
         self._places: list[ImageRef] = []
         self.offsets: dict[str, int] = {}
         self.nbytes = 0
-
-    def take(self, now: StoredObject) -> None:
-        """Read this version of the tar from here on."""
-        self._shard = replace(self._shard, objects=(now,))
 
     def add(self, place: ImageRef) -> None:
         """Give an image its place."""
@@ -47,14 +46,14 @@ class Packed:
         """Write all of them. Raises SourceError where one is not in the tar."""
         left = Wanted(self._places)
         largest = max(place.nbytes for place in self._places)
-        for one in read_shard(source, self._shard, max_image_bytes=largest):
+        for one in read_shard(source, self.shard, max_image_bytes=largest):
             for place, _ in left.of(one):
                 file.seek(self.offsets[place.image_id])
                 file.write(one.data or b"")
             if not left:
                 return
         name = min(place.image_id for place in left.left)
-        raise SourceError(f"{name} is not in {self._shard.key} any more")
+        raise SourceError(f"{name} is not in {self.shard.key} any more")
 
 
 def objects_of(
