@@ -84,16 +84,16 @@ class Images:
     def _copied(
         self, rows: Sequence[ImageRef], names: Sequence[str], source: ObjectStore
     ) -> Iterator[tuple[int, str, Found]]:
-        wanted = {row.image_id: at for at, row in enumerate(rows)}
+        wanted = {(row.shard_id, row.image_id): at for at, row in enumerate(rows)}
         for at, (row, name) in enumerate(zip(rows, names, strict=True)):
             if self._there and self._there(name):
                 self.kept += 1
-                del wanted[row.image_id]
+                del wanted[row.shard_id, row.image_id]
                 yield at, name, None
         left = [rows[at] for at in wanted.values()]
         for _, of_shard in groupby(left, key=lambda row: row.shard_id):
             for row, found in read_images(self._manifest, source, list(of_shard)):
-                at = wanted[row.image_id]
+                at = wanted[row.shard_id, row.image_id]
                 yield at, names[at], self._upright(row, found)
 
     def _suffixed(self, image_id: str) -> str:

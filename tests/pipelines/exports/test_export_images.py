@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,12 +17,18 @@ from PIL import Image
 
 from pipelines.exports.export import ExportFormat
 from pipelines.exports.file_names import FileNames
-from storage.errors import ConfigError
+from pipelines.exports.place import ExportPlace
+from pipelines.labels.decide import decide_run
+from storage.errors import ConfigError, StorageError
+from storage.records import Shard, shard_id_of
 from storage.runs.image_bytes import fetch_images
+from storage.runs.listing import Listing
 from storage.shards.selecting import IMAGE_SUFFIXES, group_images
+from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
 from tests.pipelines.exports.labelled import (
     FORMATS,
+    POLICY,
     Labelled,
     export_to,
     jpeg,
@@ -27,6 +36,7 @@ from tests.pipelines.exports.labelled import (
 )
 from tests.pipelines.exports.reading import READERS
 from tests.support.samples.image_samples import picture
+from tests.support.samples.synthetic_run import commit_rows, make_run, row
 from workers.images.decode import decode
 
 
@@ -148,6 +158,43 @@ def test_a_tar_that_was_copied_back_gives_its_images(hostile: Labelled, tmp_path
     assert same <= {row.image_id for row in rows if row.image_id.endswith("/a.jpg")}
     assert all(found[name] == hostile.raw[name] for name in same)
     assert bool(same) is bool(kind)  # in a plain tar it lies at another place
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["in one go", "continued"])
+def test_an_image_that_two_shards_list_is_copied_for_both(
+    stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_store(str(tmp_path / "source"))
+    for shade, name in enumerate("abc"):
+        source.put(f"{name}.jpg", jpeg(60 * shade))
+    a, b, c = listed = list(source.list())
+    shards = [Shard(shard_id_of(some), "images", some) for some in ((a, b), (b, c))]
+    run = make_run(MemoryStore(), {}, source=source.url)
+    Listing(run.store).refresh(listed, lambda objects: iter(shards if list(objects) else ()))
+    for shard in shards:
+        digests = [hashlib.sha256(source.get(one.key)).hexdigest() for one in shard.objects]
+        commit_rows(run, shard, [
+            replace(row(one.key, shard.shard_id, nbytes=one.nbytes), sha256=digest)
+            for one, digest in zip(shard.objects, digests, strict=True)
+        ])  # fmt: skip
+    decide_run(run, POLICY)
+    labelled = Labelled(run, {})
+    if stopped:
+        with monkeypatch.context() as patch:
+            patch.setattr(ExportPlace, "finish", stop)
+            with pytest.raises(StorageError, match="stopped"):
+                export_to(labelled, tmp_path / "out", "coco", "copy")
+    summary = export_to(labelled, tmp_path / "out", "coco", "copy")
+    assert (summary.images, summary.left_out) == (4, 0)
+    written = json.loads((tmp_path / "out" / "annotations.json").read_bytes())["images"]
+    copies = {one["file_name"]: one["labelfleet"]["image_id"] for one in written}
+    assert sorted(copies.values()) == ["a.jpg", "b.jpg", "b.jpg", "c.jpg"]
+    for name, image_id in copies.items():
+        assert (tmp_path / "out" / "images" / name).read_bytes() == source.get(image_id)
+
+
+def stop(*what: object) -> None:
+    raise StorageError("stopped")
 
 
 def test_gifs_and_every_other_suffix_of_a_source_are_kept() -> None:
