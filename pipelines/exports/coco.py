@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -52,8 +53,9 @@ class CocoExporter:
 
     def __enter__(self) -> CocoExporter:
         self._folder = tempfile.TemporaryDirectory(prefix="labelfleet-")
-        self._image_text = self._path("images").open("wb")
-        self._boxes = self._path("boxes").open("wb")
+        with translating_os_errors(self._folder.name):
+            self._image_text = self._path("images").open("wb")
+            self._boxes = self._path("boxes").open("wb")
         return self
 
     def __exit__(
@@ -62,8 +64,9 @@ class CocoExporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._image_text.close()
-        self._boxes.close()
+        for spool in (self._image_text, self._boxes):
+            with suppress(OSError):  # what is left in it, nobody wants any more
+                spool.close()
         self._folder.cleanup()
 
     def add(self, images: ExportedImages) -> None:
@@ -79,20 +82,23 @@ class CocoExporter:
         rows, names = pa.concat_tables(self._rows).combine_chunks(), self._names
         self._rows, self._names = [], []
         numbers = np.arange(1, len(names) + 1) + self._images
-        _write(
-            self._image_text, text_of(_image_lines(rows, names, numbers)), first=not self._images
-        )
+        text = text_of(_image_lines(rows, names, numbers))
+        with translating_os_errors(self._folder.name):
+            _write(self._image_text, text, first=not self._images)
         self._images += len(names)
         labels = rows.column("labels").combine_chunks()
         image = np.repeat(numbers, np.asarray(labels.value_lengths()))
-        self._boxes.write(self._text.records(labels.flatten(), image).tobytes())
+        boxes = self._text.records(labels.flatten(), image).tobytes()
+        with translating_os_errors(self._folder.name):
+            self._boxes.write(boxes)
 
     def close(self) -> None:
         """Write annotations.json."""
         if self._names:
             self._add_waiting()
-        self._image_text.close()
-        self._boxes.close()
+        with translating_os_errors(self._folder.name):
+            self._image_text.close()
+            self._boxes.close()
         self._place.write(ANNOTATIONS, self)
 
     def pour(self, sink: BinaryIO) -> None:

@@ -49,12 +49,12 @@ class ExportPlace:
         return key in self._there
 
     def write(self, key: str, body: Body) -> None:
-        """Write an object; one of an earlier attempt is replaced."""
-        if not isinstance(body, bytes | Path):
-            # It may be gigabytes, which gs:// and az:// take in parts from a put alone: a create
-            # would hold them in memory. The place is ours already.
-            self._store.put(key, body)
-        elif not self.has(key):
+        """Write an object; one of an earlier attempt is replaced.
+
+        Raises:
+            AlreadyExists: an object came there meanwhile that is not the earlier attempt's.
+        """
+        if not self.has(key):
             self._store.create(key, body)
         elif not isinstance(body, bytes) or self._store.get(key) != body:
             self._store.put(key, body)

@@ -98,3 +98,15 @@ def from_cloud_error(exc: Exception, where: str, scheme: str) -> LabelfleetError
     if not status and _CREDENTIALS.search(text):
         return AccessDenied(f"no usable credentials for {where}", hint=_HINTS[scheme])
     return StorageError(f"{where}: {type(exc).__name__}" + (f" (HTTP {status})" if status else ""))
+
+
+class Lost(Exception):
+    """The condition of a conditional write does not hold."""
+
+
+class Busy(StorageUnavailable):
+    """Two writes of one object met."""
+
+
+class Torn(StorageUnavailable):
+    """A connection could not be made, or broke within a reply."""

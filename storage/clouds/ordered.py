@@ -37,6 +37,17 @@ def by_code_point(entries: Iterable[Entry], where: str) -> Iterator[Entry]:
             yield found
 
 
+def just_before(prefix: str) -> str | None:
+    """Return a key that sorts before everything with that prefix; None: begin at the folder.
+
+    It is one that obstore takes for a key: neither an empty part, nor "." or "..".
+    """
+    last = prefix[-1:]
+    if not "!" < last <= "~":
+        return None
+    return prefix[:-1] + ("-" if last == "0" else chr(ord(last) - 1))
+
+
 def _sorted_blocks(entries: Iterable[Entry]) -> Iterator[Entry]:
     held: list[Entry] = []
     common = ""

@@ -17,8 +17,16 @@ import obstore
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from storage.clouds.client import CloudPlace, endpoint_of, make_client
-from storage.clouds.errors import from_cloud_error, is_conflict, is_lost, status_of
-from storage.clouds.ordered import by_code_point
+from storage.clouds.errors import (
+    Busy,
+    Lost,
+    Torn,
+    from_cloud_error,
+    is_conflict,
+    is_lost,
+    status_of,
+)
+from storage.clouds.ordered import by_code_point, just_before
 from storage.clouds.reading import CHUNK_BYTES, CloudReader, whole
 from storage.errors import (
     AlreadyExists,
@@ -40,7 +48,8 @@ from storage.urls import Location, check_key, readable, shown_url
 _T = TypeVar("_T")
 _WAIT = wait_random_exponential(multiplier=0.2, max=10)
 _PAGE = 1000
-# Above it, a plain put goes up in parts; conditional ones never do: one request decides.
+# Above it, a put goes up in parts. No condition holds for those, so conditional writes go up in one
+# request, which decides; all but a create whose body is too large to be held (see CloudStore).
 _PART_BYTES = 32 << 20
 # What no XML can hold breaks every listing; an empty part is dropped; a backslash is Azure's slash.
 _REFUSED = {
@@ -55,6 +64,11 @@ class CloudStore:
     ``create`` is a put under the condition that no object exists (generation 0 on Google,
     If-None-Match on Azure), ``replace`` one under the version's generation or etag. As with S3, a
     conditional write whose reply was lost may lose against itself: callers compare.
+
+    A ``create`` whose body pours more than 32 MiB is the exception: it goes up in parts, so as not
+    to be held in memory, and Google takes no condition on parts, nor does obstore on Azure's. It
+    is refused where an object exists when the upload begins; one that another writer creates before
+    the upload ends is replaced. So a claim, or anything else that must be won, is bytes or a Path.
 
     The client is made at the first request, once per process; pickling leaves it behind.
 
@@ -144,10 +158,17 @@ class CloudStore:
             yield cast(BinaryIO, reader)
 
     def create(self, key: str, body: Body) -> str:
-        try:
-            return self._put(key, body, "create")
-        except _Lost as exc:
-            raise AlreadyExists(f"{self._where(key)} exists already") from exc.__cause__
+        taken = AlreadyExists(f"{self._where(key)} exists already")
+        with at_rest(body) as resting:
+            if resting is not body and _is_large(resting):
+                with suppress(ObjectNotFound):
+                    self._head(key)
+                    raise taken
+                return self._put(key, resting, "overwrite")
+            try:
+                return self._put(key, resting, "create")
+            except Lost as exc:
+                raise taken from exc.__cause__
 
     def put(self, key: str, body: Body) -> str:
         return self._put(key, body, "overwrite")
@@ -164,7 +185,7 @@ class CloudStore:
         version = {n: found[n] for n in ("e_tag", "version") if found[n] is not None}
         try:
             return self._put(key, body, version)
-        except (_Lost, ObjectNotFound) as exc:
+        except (Lost, ObjectNotFound) as exc:
             raise changed from exc
 
     def delete(self, key: str) -> None:
@@ -172,7 +193,9 @@ class CloudStore:
             self._call(key, obstore.delete)
 
     def leftovers(self) -> Iterator[StoredObject]:
-        return iter(())  # parts of a broken upload are no objects, and both clouds drop them
+        # Parts of a broken upload are no objects. Azure drops them after a week; Google keeps (and
+        # bills) them until they are aborted, which a lifecycle rule of the bucket can do.
+        return iter(())
 
     def presign(self, key: str, *, expires_s: int) -> str:
         lasting = timedelta(seconds=expires_s)
@@ -182,7 +205,7 @@ class CloudStore:
         """Yield what the server lists under a prefix of any kind; obstore knows folders only."""
         folder = full.rpartition("/")[0]
         client = self._client(where)
-        before = _just_before(full) if full != f"{folder}/" else None
+        before = just_before(full) if full != f"{folder}/" else None
         try:
             pages = iter(obstore.list(client, folder or None, offset=before, chunk_size=_PAGE))
             while (page := interruptible(partial(next, pages, None))) is not None:
@@ -232,28 +255,27 @@ class CloudStore:
             source: Any = body
             if isinstance(body, Path):
                 with translating_os_errors(str(body)):
-                    large = mode == "overwrite" and body.stat().st_size > _PART_BYTES
+                    large = mode == "overwrite" and _is_large(body)
                     source = body if large else body.read_bytes()
-            multipart = isinstance(source, Path)
             try:
                 reply = obstore.put(
                     client, path, source, mode=mode,
-                    use_multipart=multipart, chunk_size=_PART_BYTES // 4,
+                    use_multipart=isinstance(source, Path), chunk_size=_PART_BYTES // 4,
                 )  # fmt: skip
             except Exception as exc:  # obstore's; all others pass through untouched
                 if mode != "overwrite" and is_lost(exc):
-                    raise _Lost from exc
+                    raise Lost from exc
                 if is_conflict(exc):
-                    raise _Busy(f"{self._where(key)}: writes kept colliding") from exc
+                    raise Busy(f"{self._where(key)}: writes kept colliding") from exc
                 raise
             if reply["e_tag"] is None:  # the reply to the last part of an upload may lack it
                 return self.head(key).etag
             return _etag(reply)
 
-        return self._retried(key, once, _Busy)
+        return self._retried(key, once, Busy)
 
     def _reading(self, key: str, action: Callable[[Any, str], _T]) -> _T:
-        return self._retried(key, action, _Torn)
+        return self._retried(key, action, Torn)
 
     def _retried(self, key: str, action: Callable[[Any, str], _T], kind: type[Exception]) -> _T:
         """Run ``action`` again where obstore itself does not: a body that broke, a collision."""
@@ -271,13 +293,13 @@ class CloudStore:
         client = self._client(where)
         try:
             return interruptible(lambda: action(client, path))
-        except (LabelfleetError, _Lost):
+        except (LabelfleetError, Lost):
             raise
         # The border to obstore.
         except Exception as exc:
             error = self._translate(exc, where)
             if isinstance(error, StorageUnavailable) and not status_of(exc):
-                raise _Torn(error.message, hint=error.hint) from exc
+                raise Torn(error.message, hint=error.hint) from exc
             raise error from exc
 
     def _path(self, key: str) -> str:
@@ -330,6 +352,10 @@ class CloudStore:
             return self._made
 
 
+def _is_large(body: AtRest) -> bool:
+    return isinstance(body, Path) and body.stat().st_size > _PART_BYTES
+
+
 def _etag(found: Any) -> str:
     return str(found["e_tag"]).removeprefix("W/").strip('"')
 
@@ -342,26 +368,3 @@ def _named(refused: str) -> str:
 
 def _stored(key: str, found: Any) -> StoredObject:
     return StoredObject(key, int(found["size"]), _etag(found), found["last_modified"].timestamp())
-
-
-def _just_before(prefix: str) -> str | None:
-    """Return a key that sorts before everything with that prefix; None: begin at the folder.
-
-    It is one that obstore takes for a key: neither an empty part, nor "." or "..".
-    """
-    last = prefix[-1:]
-    if not "!" < last <= "~":
-        return None
-    return prefix[:-1] + ("-" if last == "0" else chr(ord(last) - 1))
-
-
-class _Lost(Exception):
-    """The condition of a conditional write does not hold."""
-
-
-class _Busy(StorageUnavailable):
-    """Two writes of one object met."""
-
-
-class _Torn(StorageUnavailable):
-    """A connection could not be made, or broke within a reply."""

@@ -108,6 +108,8 @@ class SupportsCreate(Protocol):
     def create(self, key: str, body: Body) -> str:
         """Create a new object atomically; exactly one of several racing writers succeeds.
 
+        In ``CloudStore`` alone, large bodies that pour may replace one another in a race.
+
         Returns:
             The new etag.
 

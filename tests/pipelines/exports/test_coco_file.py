@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +19,15 @@ from pipelines.exports.place import STARTED, ExportPlace
 from pipelines.labels.decide import decide_run
 from pipelines.policy.policy import Policy
 from storage.coco.box_lines import BoxLines
-from storage.errors import StorageError
+from storage.errors import AlreadyExists, StorageError, StorageFull
 from storage.labels.rows import Label, LabelRow, rows_to_label_table
 from storage.labels.versions import LabelVersion, read_version
-from storage.objects.protocols import Body, ObjectStore
+from storage.objects.protocols import ObjectStore
 from storage.stores.memory import MemoryStore
 from storage.stores.open import open_store
 from tests.pipelines.exports.labelled import Labelled, export_to
 from tests.pipelines.exports.test_coco import box, image
+from tests.support.faulty import FaultyStore, drop_reply
 from tests.support.samples.synthetic_run import image_shard, make_run, row
 
 NAMES = ('a "b".jpg', "ünï/😀.png", "c\\d\x7f.jpg", "plain.jpg", "empty.jpg", "x" * 300)
@@ -73,20 +75,60 @@ def test_the_file_is_what_json_writes(
     assert store.get(ANNOTATIONS).decode() == whole(rows, lineage, ignore_boxes)
 
 
-class HeldByCreate(MemoryStore):
-    """Creates what it has in memory, as the clouds' stores do; parts are for ``put``."""
-
-    def create(self, key: str, body: Body) -> str:
-        assert isinstance(body, bytes), f"{key} would be held in memory"
-        return super().create(key, body)
-
-
-def test_the_file_is_never_held_in_memory(lineage: LabelVersion) -> None:
-    store = HeldByCreate()
-    with CocoExporter(ExportPlace(store, {}, ()), lineage, "in") as exporter:
-        add(exporter, rows_of(LABELS))
-        exporter.close()
+@pytest.mark.parametrize("kind", ["folder", "memory", "lost replies"])
+def test_the_first_of_two_that_race_is_never_replaced(
+    kind: str, lineage: LabelVersion, tmp_path: Path
+) -> None:
+    store: ObjectStore = open_store(str(tmp_path)) if kind == "folder" else MemoryStore()
+    if kind == "lost replies":
+        store = FaultyStore(store, [drop_reply("create", ANNOTATIONS)])
+    first, late = (
+        CocoExporter(ExportPlace(store, {}, ()), lineage, "in") for _ in ("first", "late")
+    )
+    with first, late:
+        add(first, rows_of(LABELS))
+        add(late, rows_of(LABELS[:1]))
+        with pytest.raises(StorageError) if kind == "lost replies" else nullcontext():
+            first.close()
+        with pytest.raises(AlreadyExists, match=ANNOTATIONS):
+            late.close()
     assert store.get(ANNOTATIONS).decode() == whole(rows_of(LABELS), lineage, "in")
+    with CocoExporter(ExportPlace(store, {}, (ANNOTATIONS,)), lineage, "in") as again:
+        add(again, rows_of(LABELS[:1]))
+        again.close()
+    assert store.get(ANNOTATIONS).decode() == whole(rows_of(LABELS[:1]), lineage, "in")
+
+
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_a_file_that_came_meanwhile_is_not_replaced(
+    kind: str, loose: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dest = str(tmp_path / "out") if kind == "folder" else f"memory://{tmp_path.name}-foreign"
+    close = CocoExporter.close
+
+    def closed(exporter: CocoExporter) -> None:
+        open_store(dest).put(ANNOTATIONS, b"someone's own work")
+        close(exporter)
+
+    monkeypatch.setattr(CocoExporter, "close", closed)
+    with pytest.raises(AlreadyExists, match=ANNOTATIONS):
+        export_to(loose, dest, "coco")  # type: ignore[arg-type] # a URL
+    assert open_store(dest).get(ANNOTATIONS) == b"someone's own work"
+
+
+@pytest.mark.parametrize("images", [1, 3_000], ids=["at the end", "on the way"])
+def test_a_full_temporary_folder_is_said(
+    images: int, lineage: LabelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CocoExporter, "_path", lambda exporter, name: Path("/dev/full"))
+
+    def export() -> None:
+        with CocoExporter(ExportPlace(MemoryStore(), {}, ()), lineage, "in") as exporter:
+            add(exporter, rows_of(LABELS[:1]) * images)
+            exporter.close()
+
+    with pytest.raises(StorageFull, match="labelfleet-"):
+        export()
 
 
 def add(exporter: CocoExporter, rows: Sequence[LabelRow]) -> None:

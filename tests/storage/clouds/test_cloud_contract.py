@@ -19,6 +19,7 @@ from storage.objects.protocols import ObjectStore
 from storage.runs.lock import run_lock
 from storage.stores.open import open_store
 from tests.storage.objects.test_contract import ODD_NAMES, TREE, WRITERS, StoreContract, keys, race
+from tests.support.poured import Poured
 from tests.support.servers.azurite import PROGRAM, AzuriteServer, azurite_server, credentials_env
 from tests.support.servers.gcs import GcsServer, gcs_server, program
 from tests.support.servers.proxy import FaultyProxy, Rule, faulty_proxy
@@ -174,6 +175,20 @@ class CloudContract(StoreContract):
         assert [path for method, path, _ in proxy.requests if method == "PUT"] == [
             path for method, path, _ in proxy.requests if path.endswith("created")
         ]
+
+    def test_a_large_body_that_pours_is_created_in_parts_where_nothing_is(
+        self, few_bytes: int, proxied: tuple[FaultyProxy, ObjectStore]
+    ) -> None:
+        proxy, store = proxied
+        etag = store.create("large", Poured([bytes(few_bytes), b"end"]))
+        parts = [path for method, path, _ in proxy.requests if method == "PUT" and "?" in path]
+        assert len(parts) >= 5
+        assert store.get("large", if_match=etag) == bytes(few_bytes) + b"end"
+        proxy.requests.clear()
+        with pytest.raises(AlreadyExists, match="large"):
+            store.create("large", Poured([b"1" * few_bytes, b"late"]))
+        assert {method for method, _, _ in proxy.requests} == {"HEAD"}
+        assert store.head("large").etag == etag
 
     def test_a_broken_upload_leaves_no_object(
         self, few_bytes: int, proxied: tuple[FaultyProxy, ObjectStore], tmp_path: Path
