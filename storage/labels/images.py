@@ -7,6 +7,7 @@ place. A compressed tar, where offsets do not help, is unpacked into the cache o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ _PAYS = 0.25  # a tar is copied whole if at least this share of its bytes is use
 _FILLERS = 2
 _CHUNK = 1 << 20
 _NAMED = 3
+_SAME = b"same"
 
 
 class StreamImages:
@@ -77,7 +79,8 @@ class StreamImages:
         """Compare each object with its listing, before anything is spent.
 
         An object of another version, such as one that was copied back with another time, is taken
-        as it is now if all its images have the digests that were labelled. For that they are read.
+        as it is now if all its images have the digests that were labelled. For that they are read,
+        once on a machine with a cache.
 
         Raises:
             SourceError: objects are gone or changed, naming the first of them.
@@ -107,11 +110,15 @@ class StreamImages:
         """Take objects as they are now; return the keys of those that hold another image."""
         numbers = [n for n, listed in enumerate(self._objects) if listed.key in other]
         numbers.sort(key=lambda n: self._objects[n].key)
-        nbytes = sum(self._index.nbytes(n) for n in numbers)
-        compared = Comparison(self._source, len(other), nbytes)
-        results = dict.fromkeys(other, False)
-        with closing(compared.results(self._suspects(numbers, other))) as found:
-            results.update((now.key, same) for now, same in found)
+        results = dict.fromkeys(other, True)
+        note = self._note(other)
+        if self._cache is None or self._cache.read(note, 0, len(_SAME)) != _SAME:
+            nbytes = sum(self._index.nbytes(n) for n in numbers)
+            compared = Comparison(self._source, len(other), nbytes)
+            with closing(compared.results(self._suspects(numbers, other))) as found:
+                results.update((now.key, same) for now, same in found)
+            if self._cache is not None and all(results.values()):
+                _kept(self._cache, note, _SAME)  # for the other processes of this machine
         for number in numbers:
             key = self._objects[number].key
             if results[key]:
@@ -120,6 +127,12 @@ class StreamImages:
             if results.get(key):
                 packed.shard = replace(packed.shard, objects=(other[key],))
         return {key for key, same in results.items() if not same}
+
+    def _note(self, other: Mapping[str, StoredObject]) -> str:
+        """Name what was found about these labels and these versions of objects."""
+        versions = sorted((key, now.nbytes, now.etag) for key, now in other.items())
+        digest = hashlib.sha256(repr(versions).encode("utf-8", "surrogateescape")).hexdigest()
+        return f"{self._source.url}\0copied\0{self._index.digest}\0{digest}"
 
     def _suspects(
         self, numbers: Sequence[int], other: Mapping[str, StoredObject]
