@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.demo.digits import make_pages
 from storage.stores.open import open_store
-from tests.e2e.jobs import Job
+from tests.e2e.jobs import SLOW_MODEL, SLOW_WORKERS, Job
 from tests.e2e.killed import killed_and_continued
 from tests.support.samples.same_rows import differing
 from tests.support.servers.s3 import S3Server
@@ -35,7 +35,7 @@ def test_a_killed_driver_continues_and_every_image_is_there_once(
     bucket = weed_s3.fresh_bucket()
     job = Job(
         tmp_path, f"s3://{bucket}/shards", f"s3://{bucket}/run", weed_s3.env(),
-        options=weed_s3.options,
+        {"model": SLOW_MODEL, "workers": SLOW_WORKERS}, weed_s3.options,
     )  # fmt: skip
     rows = killed_and_continued(job, pages, SHARDS, joining=shared_ray)
 
