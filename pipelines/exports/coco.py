@@ -65,7 +65,7 @@ class CocoExporter:
         trace: TracebackType | None,
     ) -> None:
         for spool in (self._image_text, self._boxes):
-            with suppress(OSError):  # what is left in it, nobody wants any more
+            with suppress(OSError):  # a full disk; the folder is deleted next
                 spool.close()
         self._folder.cleanup()
 

@@ -8,6 +8,7 @@ its answer counts. So credentials, retries and errors in words stay boto3's.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -32,6 +33,8 @@ try:
     from obstore.store import S3Store as Obstore
 except ImportError:  # it comes with labelling; without it boto3 reads everything
     obstore = None  # type: ignore[assignment]
+
+log = logging.getLogger("labelfleet")
 
 # Larger objects are read by boto3, in pieces, resumed where a connection broke.
 MOST_BYTES: Final = 16 << 20
@@ -165,7 +168,9 @@ class QuickReads:
             # Here, so that a thread that has to renew them holds up no other.
             self._frozen = self._credentials.get_frozen_credentials()
             return self._answer(key, span)
-        except Exception:  # noqa: BLE001  # the border to obstore; boto3 says what is wrong
+        except Exception as exc:  # noqa: BLE001  # the border to obstore; boto3 says what is wrong
+            # By its kind alone: its text may hold a signed URL.
+            log.debug("s3://%s: obstore failed (%s)", self._bucket, type(exc).__name__)
             return None
         except BaseException as exc:  # noqa: BLE001  # a panic of Rust is none of the above
             self._give_up_on(exc)
@@ -189,11 +194,16 @@ class QuickReads:
         its exception is no Exception, and can be told by its name alone."""
         if type(exc).__name__ != "PanicException":
             raise exc
+        self._give_up(exc)
+
+    def _give_up(self, exc: BaseException) -> None:
+        log.info("s3://%s is read by boto3: obstore cannot (%s)", self._bucket, type(exc).__name__)
         self._possible = False
 
     def _failed(self) -> None:
         self._failures += 1
         if self._failures >= _FAILURES:
+            log.info("s3://%s: boto3 reads alone for %d s", self._bucket, _REST_S)
             self._failures, self._rest_until = 0, time.monotonic() + _REST_S
 
     def _note(self, request: Any, **_: Any) -> None:
@@ -214,8 +224,8 @@ class QuickReads:
                 return
             try:
                 self._store = self._opened(way)
-            except Exception:  # noqa: BLE001  # the border to obstore; or an unreadable bundle
-                self._possible = False
+            except Exception as exc:  # noqa: BLE001  # the border to obstore; or an unreadable bundle
+                self._give_up(exc)
             except BaseException as exc:  # noqa: BLE001  # a panic of Rust is none of the above
                 self._give_up_on(exc)
 

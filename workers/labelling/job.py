@@ -75,8 +75,12 @@ class ShardJob:
     def inferred_in(
         self, batch: int, images: int, seconds: dict[str, float], fill: dict[str, float]
     ) -> None:
-        """Record that so many of the images were in a batch of size ``batch`` that took ``seconds``
-        by stage."""
+        """Record a batch of size ``batch``, of which ``images`` are this job's.
+
+        Args:
+            seconds: what the whole batch took, by stage.
+            fill: how full each queue was when it began.
+        """
         self.inferred += images
         for stage, s in seconds.items():
             self.seconds[stage] += s * images / batch

@@ -8,18 +8,14 @@ import os
 import pickle
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
-import boto3
-import botocore.awsrequest
 import obstore
 import pytest
-from botocore.config import Config
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -35,7 +31,7 @@ from storage.errors import (
 )
 from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.s3 import quick_reads
-from storage.s3.quick_reads import MOST_BYTES, QuickReads, Way
+from storage.s3.quick_reads import MOST_BYTES, QuickReads
 from storage.stores.open import open_store
 from tests.support.servers.proxy import FaultyProxy, Rule, faulty_proxy
 from tests.support.servers.s3 import S3Server
@@ -83,22 +79,6 @@ def _as_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def proxy(moto_s3: S3Server) -> Iterator[FaultyProxy]:
-    with faulty_proxy(moto_s3.endpoint_url) as running:
-        yield running
-
-
-@pytest.fixture
-def bucket(moto_s3: S3Server) -> str:
-    return moto_s3.fresh_bucket()
-
-
-@pytest.fixture
-def direct(moto_s3: S3Server, bucket: str) -> ObjectStore:
-    return open_store(f"s3://{bucket}/run", moto_s3.options)
-
-
-@pytest.fixture
 def store(bucket: str, proxy: FaultyProxy) -> ObjectStore:
     """Through the proxy; it knows the way already."""
     options = StorageOptions(endpoint_url=proxy.endpoint_url, attempts=3, read_timeout_s=20)
@@ -111,6 +91,13 @@ def know_the_way(store: ObjectStore) -> None:
     """Read once, as boto3 does."""
     etag = store.put("first", b"1")
     assert store.get("first", if_match=etag) == b"1"
+
+
+def read_twice(server: S3Server, bucket: str) -> None:
+    """Read by a store of its own; only the second read could go through obstore."""
+    store = open_store(f"s3://{bucket}/run", server.options)
+    know_the_way(store)
+    know_the_way(store)
 
 
 @pytest.mark.slow
@@ -418,9 +405,7 @@ class TestWhoReads:
     ) -> None:
         """obstore follows a redirect to another host, and takes the token there."""
         monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
-        store = open_store(f"s3://{bucket}/run", moto_s3.options)
-        know_the_way(store)
-        know_the_way(store)
+        read_twice(moto_s3, bucket)
         assert calls.sent == 0
 
     @pytest.mark.parametrize(
@@ -447,9 +432,7 @@ class TestWhoReads:
             monkeypatch.setenv("HTTP_PROXY", other.endpoint_url)
             for name, value in variables.items():
                 monkeypatch.setenv(name, value.format(host=host, proxy=other.endpoint_url))
-            store = open_store(f"s3://{bucket}/run", moto_s3.options)
-            know_the_way(store)
-            know_the_way(store)
+            read_twice(moto_s3, bucket)
             assert other.requests == []
         assert (calls.sent, calls.answered) == (1, 1)
 
@@ -457,18 +440,14 @@ class TestWhoReads:
         self, bucket: str, moto_s3: S3Server, calls: Calls, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("AWS_SSE_CUSTOMER_KEY_BASE64", "a2V5")
-        store = open_store(f"s3://{bucket}/run", moto_s3.options)
-        know_the_way(store)
-        know_the_way(store)
+        read_twice(moto_s3, bucket)
         assert calls.sent == 0
 
     def test_a_proxy_is_left_to_boto3(
         self, bucket: str, moto_s3: S3Server, calls: Calls, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(quick_reads, "get_environ_proxies", lambda url: {"http": "http://p"})
-        other = open_store(f"s3://{bucket}/other", moto_s3.options)
-        know_the_way(other)
-        know_the_way(other)
+        read_twice(moto_s3, bucket)
         assert calls.sent == 0
 
     def test_the_environment_does_not_send_reads_elsewhere(
@@ -480,96 +459,15 @@ class TestWhoReads:
         monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
         monkeypatch.setenv("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "true")
         monkeypatch.setenv("AWS_BUCKET", "another")
-        store = open_store(f"s3://{bucket}/run", moto_s3.options)
-        know_the_way(store)
-        know_the_way(store)
+        read_twice(moto_s3, bucket)
         assert (calls.sent, calls.answered) == (1, 1)
 
     def test_without_obstore_boto3_reads_everything(
         self, bucket: str, moto_s3: S3Server, calls: Calls, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(quick_reads, "obstore", None)
-        store = open_store(f"s3://{bucket}/run", moto_s3.options)
-        know_the_way(store)
-        know_the_way(store)
+        read_twice(moto_s3, bucket)
         assert calls.sent == 0
-
-
-class TestTheWay:
-    """What boto3 really sends, caught before it leaves."""
-
-    def sent(
-        self, monkeypatch: pytest.MonkeyPatch, *, bucket: str = "photos", key: str = "a/b c.jpg",
-        region: str = "eu-north-1", asked: dict[str, Any] | None = None, **settings: Any,
-    ) -> Way | None:  # fmt: skip
-        monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-        client = boto3.client(
-            "s3", region_name=region, aws_access_key_id="AKIA", aws_secret_access_key="s",
-            aws_session_token="t", endpoint_url=settings.pop("endpoint", None),
-            config=Config(**settings),
-        )  # fmt: skip
-        seen: list[Any] = []
-
-        def catch(request: Any, **_: Any) -> Any:
-            seen.append(request)
-            return botocore.awsrequest.AWSResponse(request.url, 404, {}, _Empty())
-
-        client.meta.events.register("before-send.s3.GetObject", catch)
-        with pytest.raises(client.exceptions.ClientError):
-            client.get_object(
-                Bucket=bucket, Key=key, IfMatch='"1"', Range="bytes=0-1", **asked or {}
-            )
-        assert key in unquote(seen[0].url)
-        return Way.of(seen[0].url, seen[0].headers, bucket, key)
-
-    def test_aws(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        at = "https://photos.s3.eu-north-1.amazonaws.com"
-        assert self.sent(monkeypatch) == Way(at, True, "eu-north-1")
-
-    def test_a_bucket_with_dots(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        found = self.sent(monkeypatch, bucket="photos.example.org")
-        assert found == Way("https://s3.eu-north-1.amazonaws.com", False, "eu-north-1")
-
-    def test_fips_and_dual_stack(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        found = self.sent(
-            monkeypatch, region="us-east-2", use_fips_endpoint=True, use_dualstack_endpoint=True
-        )
-        at = "https://photos.s3-fips.dualstack.us-east-2.amazonaws.com"
-        assert found == Way(at, True, "us-east-2")
-
-    def test_a_server_of_ones_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        found = self.sent(
-            monkeypatch, endpoint="http://[::1]:9000", s3={"addressing_style": "path"}
-        )
-        assert found == Way("http://[::1]:9000", False, "eu-north-1")
-
-    @pytest.mark.parametrize(
-        "special",
-        [
-            {"asked": {"RequestPayer": "requester"}},
-            {"asked": {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32}},
-            {"asked": {"VersionId": "v"}},
-            {"bucket": "arn:aws:s3:eu-north-1:123456789012:accesspoint/photos"},
-            {"bucket": "arn:aws:s3-object-lambda:eu-north-1:123456789012:accesspoint/photos"},
-            {"endpoint": "http://127.0.0.1:9000/gateway", "s3": {"addressing_style": "path"}},
-            {"signature_version": botocore.UNSIGNED},
-            {"signature_version": "s3"},
-        ],
-        ids=lambda special: "-".join(special),
-    )
-    def test_what_is_left_to_boto3(
-        self, monkeypatch: pytest.MonkeyPatch, special: dict[str, Any]
-    ) -> None:
-        assert self.sent(monkeypatch, **special) is None
-
-
-class _Empty:
-    def stream(self, *_: Any, **__: Any) -> Iterator[bytes]:
-        return iter(())
-
-    def read(self, *_: Any, **__: Any) -> bytes:
-        return b""
 
 
 class _Client:

@@ -6,7 +6,6 @@ import os
 import tracemalloc
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,29 +29,13 @@ from storage.objects.preflight import check_output
 from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.s3.client import parse_time
 from storage.stores.open import open_object, open_store
-from tests.support.servers.proxy import FaultyProxy, Rule, faulty_proxy
+from tests.support.servers.proxy import FaultyProxy, Rule
 from tests.support.servers.s3 import SECRET_KEY, S3Server
 
 pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 CONTENT = b"".join(i.to_bytes(4, "big") for i in range(MIB))  # 4 MiB, no two words alike
-
-
-@pytest.fixture
-def proxy(moto_s3: S3Server) -> Iterator[FaultyProxy]:
-    with faulty_proxy(moto_s3.endpoint_url) as running:
-        yield running
-
-
-@pytest.fixture
-def bucket(moto_s3: S3Server) -> str:
-    return moto_s3.fresh_bucket()
-
-
-@pytest.fixture
-def direct(moto_s3: S3Server, bucket: str) -> ObjectStore:
-    return open_store(f"s3://{bucket}/run", moto_s3.options)
 
 
 @pytest.fixture
