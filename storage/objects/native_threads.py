@@ -13,6 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from storage.waiting import result_of
+
 _T = TypeVar("_T")
 _first_used_in = 0
 
@@ -45,4 +47,4 @@ def interruptible(call: Callable[[], _T]) -> _T:
             done.set_exception(exc)
 
     threading.Thread(target=run, name="obstore", daemon=True).start()
-    return done.result()
+    return result_of(done)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from storage.waiting import result_of
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -44,7 +46,7 @@ def in_order(
                 ahead += size
                 following = next(source, None)
             size, fetched = waiting.popleft()
-            yield fetched.result()
+            yield result_of(fetched)
             ahead -= size
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -32,6 +32,7 @@ from storage.records import AnnotationRow, ImageRecord, RunIdentity, Shard, prin
 from storage.runs.annotation_rows import rows_to_table
 from storage.runs.annotations import RowWriter, ShardFooter
 from storage.runs.manifest import Commit
+from storage.waiting import wait_for
 from workers.detectors.protocol import Detector, QueueingDetector
 from workers.images.pixels import libvips
 from workers.images.prepare import OpenedImage
@@ -165,7 +166,7 @@ class ShardLabeller:
         job = ShardJob(shard, attempt, spool, RowWriter(spool, self._run))
         try:
             self._submit(job)
-            job.ended.wait()
+            wait_for(job.ended)
             if job.error is not None:
                 self._rows.put(Abandoned(job))
                 raise job.error

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from storage.waiting import result_of
 from workers.images.preprocessing import Preprocessing
 from workers.training.augment import TrainingSample, augment, in_input_pixels
 from workers.training.recipe.augmentation import Augmentation
@@ -109,9 +110,9 @@ class BatchSource:
                 for step in range(first, end):
                     waiting.append(pool.submit(self.part, step, rank, world))
                     if len(waiting) > ahead:
-                        yield waiting.popleft().result()
+                        yield result_of(waiting.popleft())
                 while waiting:
-                    yield waiting.popleft().result()
+                    yield result_of(waiting.popleft())
             finally:
                 for future in waiting:
                     future.cancel()
