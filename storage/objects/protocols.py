@@ -108,7 +108,8 @@ class SupportsCreate(Protocol):
     def create(self, key: str, body: Body) -> str:
         """Create a new object atomically; exactly one of several racing writers succeeds.
 
-        In ``CloudStore`` alone, large bodies that pour may replace one another in a race.
+        In a race, bodies that pour may replace one another where they are too large for one
+        request: above 5 GiB in ``S3Store``, above 32 MiB in ``CloudStore``.
 
         Returns:
             The new etag.

@@ -6,10 +6,11 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeGuard, TypeVar, cast
 
+from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as boto
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -36,6 +37,8 @@ from storage.urls import Location, check_key, readable, shown_url
 _T = TypeVar("_T")
 _FOREIGN = (boto.BotoCoreError, boto.ClientError, ValueError)
 _WAIT = wait_random_exponential(multiplier=0.2, max=10)
+_ONE_PUT_BYTES = 5 << 30  # what AWS takes in one PutObject
+_PARTS = TransferConfig(multipart_threshold=1, multipart_chunksize=64 << 20, max_concurrency=4)
 
 
 class S3Store:
@@ -107,19 +110,31 @@ class S3Store:
             yield cast(BinaryIO, reader)
 
     def create(self, key: str, body: Body) -> str:
-        """Send one PutObject with If-None-Match: *, never multipart: on two different servers
-        conditional multipart uploads let several writers win."""
-        try:
-            return self._put_object(key, body, IfNoneMatch="*")
-        except _Lost as exc:
-            raise AlreadyExists(f"{self._where(key)} exists already") from exc.__cause__
+        """Send one PutObject with If-None-Match: *, not multipart: on two different servers
+        conditional multipart uploads let several writers win. Only a body that pours more than
+        5 GiB goes up in parts, where a head finds nothing."""
+        taken = AlreadyExists(f"{self._where(key)} exists already")
+        with at_rest(body) as resting:
+            if resting is not body and _is_large(resting):
+                with suppress(ObjectNotFound):
+                    self.head(key)
+                    raise taken
+                return self._put_in_parts(key, resting)
+            try:
+                return self._put_at_rest(key, resting, {"IfNoneMatch": "*"})
+            except _Lost as exc:
+                raise taken from exc.__cause__
 
     def put(self, key: str, body: Body) -> str:
-        return self._put_object(key, body)
+        with at_rest(body) as resting:
+            if _is_large(resting):
+                return self._put_in_parts(key, resting)
+            return self._put_at_rest(key, resting, {})
 
     def replace(self, key: str, body: Body, *, if_match: str) -> str:
         try:
-            return self._put_object(key, body, IfMatch=f'"{if_match}"')
+            with at_rest(body) as resting:
+                return self._put_at_rest(key, resting, {"IfMatch": f'"{if_match}"'})
         except (_Lost, ObjectNotFound) as exc:
             raise ObjectChanged(f"{self._where(key)} is not the version expected") from exc
 
@@ -127,7 +142,9 @@ class S3Store:
         self._send("delete_object", key)
 
     def leftovers(self) -> Iterator[StoredObject]:
-        return iter(())  # a broken upload leaves no object, and we never use multipart
+        # A broken upload leaves no object; the parts of one above 5 GiB are aborted, or those of a
+        # killed process by a lifecycle rule of the bucket.
+        return iter(())
 
     def presign(self, key: str, *, expires_s: int) -> str:
         where, target = self._where(key), self._target(key)
@@ -148,10 +165,6 @@ class S3Store:
         found = iter(paginator.paginate(Bucket=self._bucket, Prefix=prefix, **parameters))
         while (page := self._translated(lambda: next(found, None), where)) is not None:
             yield page
-
-    def _put_object(self, key: str, body: Body, **condition: str) -> str:
-        with at_rest(body) as resting:
-            return self._put_at_rest(key, resting, condition)
 
     def _put_at_rest(self, key: str, body: AtRest, condition: Mapping[str, str]) -> str:
         def once() -> str:
@@ -183,6 +196,15 @@ class S3Store:
                 raise _Conflict(f"{where}: conditional writes kept colliding") from exc
             raise self._translate(exc, where) from exc
         return str(reply["ETag"]).strip('"')
+
+    def _put_in_parts(self, key: str, body: Path) -> str:
+        where, target = self._where(key), self._target(key)
+        client = self._client(where)
+        with translating_os_errors(str(body)):
+            source = body.open("rb")
+        with source:
+            self._translated(lambda: client.upload_fileobj(source, **target, Config=_PARTS), where)
+        return self.head(key).etag
 
     def _read(self, key: str, span: Span) -> bytes:
         def by_boto3() -> bytes:
@@ -279,6 +301,13 @@ class S3Store:
         credentials = session.get_credentials()
         self._quick = QuickReads(self._bucket, client, credentials, bundle, self._options)
         return client
+
+
+def _is_large(body: AtRest) -> TypeGuard[Path]:
+    if not isinstance(body, Path):
+        return False
+    with translating_os_errors(str(body)):
+        return body.stat().st_size > _ONE_PUT_BYTES
 
 
 class _Lost(Exception):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from boto3.s3.transfer import TransferConfig
 from botocore.utils import parse_timestamp
 
 from storage.errors import (
@@ -27,8 +28,10 @@ from storage.errors import (
 )
 from storage.objects.preflight import check_output
 from storage.objects.protocols import ObjectStore, StorageOptions
-from storage.s3.client import parse_time
+from storage.s3 import store as store_module
+from storage.s3.client import make_client, parse_time
 from storage.stores.open import open_object, open_store
+from tests.support.poured import Poured
 from tests.support.servers.proxy import FaultyProxy, Rule
 from tests.support.servers.s3 import SECRET_KEY, S3Server
 
@@ -84,6 +87,68 @@ class TestLostReplies:
         impatient = open_store(f"s3://{bucket}/run", replace(options, read_timeout_s=0.5))
         proxy.rules.append(Rule("hang", "GET"))
         assert impatient.get("part") == b"1"
+
+
+class TestLargeBodies:
+    """Those that do not go in one PutObject, here above 6 MiB."""
+
+    SIZE = 12 * MIB + 7
+
+    @pytest.fixture
+    def spool(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+        monkeypatch.setattr(store_module, "_ONE_PUT_BYTES", 6 * MIB)
+        parts = TransferConfig(multipart_threshold=1, multipart_chunksize=5 * MIB)
+        monkeypatch.setattr(store_module, "_PARTS", parts)
+        spool = tmp_path / "spool"
+        spool.write_bytes((CONTENT * 4)[: self.SIZE])
+        return spool
+
+    def sent(self, proxy: FaultyProxy) -> list[str]:
+        return [f"{method} {'?' in path}" for method, path, _ in proxy.requests]
+
+    def test_they_are_created_in_parts_where_nothing_is(
+        self, store: ObjectStore, direct: ObjectStore, proxy: FaultyProxy, spool: Path
+    ) -> None:
+        etag = store.create("large", Poured([spool.read_bytes()]))
+        assert self.sent(proxy).count("PUT True") == 3
+        assert direct.get("large", if_match=etag) == spool.read_bytes()
+        proxy.requests.clear()
+        with pytest.raises(AlreadyExists, match="large"):
+            store.create("large", Poured([spool.read_bytes(), b"late"]))
+        assert self.sent(proxy) == ["HEAD False"]
+        assert direct.head("large").etag == etag
+        assert store.put("large", Poured([spool.read_bytes(), b"late"])) != etag
+        assert direct.head("large").nbytes == self.SIZE + 4
+
+    def test_a_condition_is_never_dropped(
+        self, store: ObjectStore, direct: ObjectStore, proxy: FaultyProxy, spool: Path
+    ) -> None:
+        direct.put("large", b"theirs")
+        with pytest.raises(ObjectChanged):
+            store.replace("large", spool, if_match="0" * 32)
+        with pytest.raises(AlreadyExists):
+            store.create("large", spool)
+        assert direct.get("large") == b"theirs"
+        store.create("commit", spool)  # one request decides who creates what may not be replaced
+        assert "PUT True" not in self.sent(proxy)
+
+    def test_a_lost_reply_is_asked_for_again(
+        self, store: ObjectStore, direct: ObjectStore, proxy: FaultyProxy, spool: Path
+    ) -> None:
+        proxy.rules.append(Rule("drop_reply", "PUT", times=2))
+        store.put("large", spool)
+        assert direct.get("large") == spool.read_bytes()
+
+    def test_a_broken_upload_leaves_neither_object_nor_parts(
+        self, bucket: str, store: ObjectStore, direct: ObjectStore, proxy: FaultyProxy, spool: Path
+    ) -> None:
+        proxy.rules.append(Rule("answer", "PUT", times=None, after=2, status=507, code="Full"))
+        with pytest.raises(StorageFull, match="large"):
+            store.put("large", spool)
+        proxy.rules.clear()
+        assert [found.key for found in direct.list()] == []
+        client, _ = make_client(StorageOptions(endpoint_url=proxy.endpoint_url))
+        assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
 
 
 class TestBrokenBodies:
