@@ -12,13 +12,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from storage.errors import (
-    Interrupted,
-    ObjectChanged,
-    ObjectNotFound,
-    ShortRead,
-    SourceError,
-)
+from storage.errors import Interrupted, ObjectChanged, ObjectNotFound, SourceError
 from storage.objects.prefetch import in_order
 from storage.objects.protocols import ObjectStore
 from storage.records import ImageRef, Shard, StoredObject
@@ -32,7 +26,8 @@ _AT_ONCE = 8  # objects
 _SPAN = 8 << 20  # bytes of an object that are read by one request, unless an image is larger
 _GAP = 1 << 20  # unwanted bytes between two images that cost less than another request
 _EVERY_S = 10.0
-_OTHER_CONTENT = (ShortRead, ObjectChanged, ObjectNotFound, SourceError)
+# Not ShortRead: how far an object reaches is known, so it means that replies were cut.
+_OTHER_CONTENT = (ObjectChanged, ObjectNotFound, SourceError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +102,8 @@ class Comparison:
                 raise Interrupted(f"stopped while comparing {one.now.key}")
             start = places[0].offset or 0
             end = max((place.offset or 0) + place.nbytes for place in places)
+            if end > one.now.nbytes:
+                return False
             body = self._source.get_range(one.now.key, start, end - start, if_match=one.now.etag)
             for place in places:
                 at = (place.offset or 0) - start

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from itertools import groupby
 from queue import SimpleQueue
@@ -110,15 +110,7 @@ class StreamImages:
         """Take objects as they are now; return the keys of those that hold another image."""
         numbers = [n for n, listed in enumerate(self._objects) if listed.key in other]
         numbers.sort(key=lambda n: self._objects[n].key)
-        results = dict.fromkeys(other, True)
-        note = self._note(other)
-        if self._cache is None or self._cache.read(note, 0, len(_SAME)) != _SAME:
-            nbytes = sum(self._index.nbytes(n) for n in numbers)
-            compared = Comparison(self._source, len(other), nbytes)
-            with closing(compared.results(self._suspects(numbers, other))) as found:
-                results.update((now.key, same) for now, same in found)
-            if self._cache is not None and all(results.values()):
-                _kept(self._cache, note, _SAME)  # for the other processes of this machine
+        results = self._compared(numbers, other)
         for number in numbers:
             key = self._objects[number].key
             if results[key]:
@@ -127,6 +119,29 @@ class StreamImages:
             if results.get(key):
                 packed.shard = replace(packed.shard, objects=(other[key],))
         return {key for key, same in results.items() if not same}
+
+    def _compared(
+        self, numbers: Sequence[int], other: Mapping[str, StoredObject]
+    ) -> dict[str, bool]:
+        """Return of each object whether its images are those labelled.
+
+        Processes of one machine that ask at once do so one after the other: the first reads the
+        objects, and leaves a note for the others.
+        """
+        note, cache = self._note(other), self._cache
+        with ExitStack() as turn:
+            if cache is not None:
+                with suppress(OSError):  # a folder that cannot be written
+                    turn.enter_context(cache.turn(note))
+                if cache.read(note, 0, len(_SAME)) == _SAME:
+                    return dict.fromkeys(other, True)
+            nbytes = sum(self._index.nbytes(n) for n in numbers)
+            compared = Comparison(self._source, len(other), nbytes)
+            with closing(compared.results(self._suspects(numbers, other))) as found:
+                results = {now.key: same for now, same in found}
+            if cache is not None and all(results.values()):
+                _kept(cache, note, _SAME)
+            return results
 
     def _note(self, other: Mapping[str, StoredObject]) -> str:
         """Name what was found about these labels and these versions of objects."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 from storage.errors import ObjectNotFound, SourceError, StorageError
 from storage.labels.stream import LabelIndex
+from storage.objects.prefetch import in_order
 from storage.objects.protocols import ObjectStore
 from storage.records import ImageRef, Shard, StoredObject, image_ids_of
 from storage.shards.frames import Wanted, file_id
@@ -105,8 +105,8 @@ def objects_now(
             return {one.key: one for one in source.list(prefix) if one.key in expected}
         except StorageError:
             pass  # a web server that lists nothing
-    with ThreadPoolExecutor(_CHECKERS) as pool:
-        found = pool.map(head, expected)
+    # The first error ends it: a server that is down is not asked for each of them.
+    found = in_order(expected, head, lambda _: 0, readers=_CHECKERS)
     return {one.key: one for one in found if one is not None}
 
 

@@ -69,12 +69,21 @@ class NodeCache:
         Raises:
             OSError: the folder cannot be written. What ``write`` raises passes through.
         """
-        with self._lock(hashlib.sha256(name.encode()).hexdigest()[:16], wait=wait) as mine:
+        with self._lock(_digest(name)[:16], wait=wait) as mine:
             if not mine:
                 return False
             if not self.has(name):
                 self._write(name, nbytes, write)
             return self.has(name)
+
+    @contextlib.contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """Let those that ask for the same name, of all processes, pass the block one by one.
+
+        Raises OSError: the folder cannot be written.
+        """
+        with self._lock(_digest(name)[:16], wait=True):
+            yield
 
     def keep(self, name: str, body: bytes) -> None:
         """Keep small bytes, without a lock: of two writers one wins, both wrote the same.
@@ -153,5 +162,10 @@ class NodeCache:
             yield True  # closing the file releases the lock
 
     def _path(self, name: str) -> Path:
-        digest = hashlib.sha256(name.encode()).hexdigest()
+        digest = _digest(name)
         return self.folder / digest[:2] / digest[2:62]
+
+
+def _digest(name: str) -> str:
+    # A file's name that is not UTF-8 holds surrogates.
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,16 +18,20 @@ from storage.errors import AccessDenied, ShortRead, SourceError, StorageError, S
 from storage.labels import copied
 from storage.labels.copied import Comparison, Suspect
 from storage.labels.images import StreamImages
+from storage.labels.objects import objects_now
 from storage.labels.stream import LabelIndex, read_label_index
 from storage.labels.versions import read_version
 from storage.objects.protocols import ObjectStore
-from storage.records import ImageRef
+from storage.records import ImageRef, StoredObject
 from storage.runs.manifest import Manifest
 from storage.shards.node_cache import NodeCache
 from storage.stores.memory import MemoryStore
-from tests.support.faulty import FaultyStore, Verb, fail, truncate
+from storage.stores.open import open_store
+from tests.support.faulty import FaultyStore, Verb, delay, fail
 from tests.support.samples.labelled_run import label, png
 from tests.support.samples.tar_samples import tar_of, zipped
+from tests.support.servers.proxy import Rule, faulty_proxy
+from tests.support.servers.s3 import S3Server
 
 IMAGES = 3  # of each tar
 
@@ -106,6 +114,51 @@ def test_what_one_process_found_the_same_is_not_read_by_the_others(tmp_path: Pat
         assert third.calls["get_range"] == 2
 
 
+def test_processes_that_ask_at_once_read_it_once(tmp_path: Path) -> None:
+    source, manifest, index = source_of(plain=1, compressed=1)
+    slow = delay("*", seconds=0.2)
+    stores = [FaultyStore(source, [slow]) for _ in range(4)]
+    together = threading.Barrier(len(stores))
+
+    def check(store: FaultyStore) -> None:
+        images = images_of(store, manifest, index, tmp_path)
+        together.wait(30)
+        images.check()
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        list(pool.map(check, stores))
+    read = [store.calls["get_range"] + store.calls["stream"] for store in stores]
+    assert sorted(read) == [0, 0, 0, 2]
+
+
+def test_a_cache_that_cannot_be_written_costs_no_more_than_the_note(tmp_path: Path) -> None:
+    source, manifest, index = source_of(plain=1)
+    (tmp_path / "file").write_bytes(b"")
+    images_of(source, manifest, index, tmp_path / "file").check()
+
+
+def test_a_source_that_is_down_is_not_asked_for_each_object(tmp_path: Path) -> None:
+    down = FaultyStore(MemoryStore(), [fail("head", times=None)])
+    listed = {f"{n}.png": StoredObject(f"{n}.png", 1, "1") for n in range(1000)}
+    with pytest.raises(StorageUnavailable):
+        objects_now(down, listed)
+    assert down.calls["head"] < 100
+
+
+def test_a_file_whose_name_is_not_utf_8_is_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    file = tmp_path / "source" / os.fsdecode(b"\xff.tar.gz")
+    file.write_bytes(zipped(tar(0)))
+    source = open_store(str(tmp_path / "source"))
+    manifest = label(source, MemoryStore())
+    decide_run(manifest, Policy(accept=0.1, reject=0.05))
+    os.utime(file, (1, 1))
+    index = read_label_index(manifest, read_version(manifest.store))
+    images = images_of(source, manifest, index, tmp_path / "cache")
+    images.check()
+    assert [images.read(number) for number in range(IMAGES)] == [png(m) for m in range(IMAGES)]
+
+
 def test_a_plain_tar_is_not_read_behind_its_first_wrong_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,16 +187,30 @@ def test_an_object_that_cannot_be_read_is_not_called_changed(
     assert type(caught.value) is error
 
 
-@pytest.mark.parametrize("error", [ShortRead, None])
-def test_an_object_that_ends_early_is_changed(
-    tmp_path: Path, error: type[StorageError] | None
-) -> None:
+def test_an_object_that_ends_early_is_changed(tmp_path: Path) -> None:
     source, manifest, index = source_of(plain=1)
-    cut = FaultyStore(source, [truncate("get_range")] if error else [])
-    if error is None:
-        source.put("plain/00.tar", source.get("plain/00.tar")[:1024])
+    source.put("plain/00.tar", source.get("plain/00.tar")[:1024])
+    counting = FaultyStore(source)
     with pytest.raises(SourceError, match=r"1 of 1 .*: plain/00.tar changed"):
-        images_of(cut, manifest, index, tmp_path).check()
+        images_of(counting, manifest, index, tmp_path).check()
+    assert counting.calls["get_range"] == 0, "its size says so"
+
+
+@pytest.mark.parametrize("kind", ["plain", "packed"])
+def test_replies_that_are_cut_again_and_again_are_no_change(
+    kind: str, moto_s3: S3Server, tmp_path: Path
+) -> None:
+    memory, manifest, index = source_of(plain=kind == "plain", compressed=kind == "packed")
+    direct = open_store(f"s3://{moto_s3.fresh_bucket()}", moto_s3.options)
+    for one in memory.list():
+        direct.put(one.key, memory.get(one.key))
+    with faulty_proxy(moto_s3.endpoint_url) as proxy:
+        options = replace(moto_s3.options, endpoint_url=proxy.endpoint_url, attempts=2)
+        source = open_store(direct.url, options)
+        images_of(source, manifest, index, tmp_path / "good").check()
+        proxy.rules.append(Rule("cut", "GET", times=None, path_part=kind, keep_bytes=0))
+        with pytest.raises(ShortRead, match=f"{kind}/00.tar.*ended early"):
+            images_of(source, manifest, index, tmp_path / "cut").check()
 
 
 def test_the_log_says_what_is_read_and_how_far_it_is(
