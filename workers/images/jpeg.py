@@ -32,6 +32,7 @@ _BETWEEN_SCANS = frozenset({0xC4, 0xCC, 0xDB, 0xDC, 0xDD, 0xDA, 0xD9, 0xFE, *ran
 # In entropy-coded data FF is followed by 00 or a restart marker; FF before FF fills.
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _MAX_SCAN_PASSES = 64  # a progressive JPEG may cost that many passes over max_pixels
+_MAX_SCANS = 4096  # each of 14 bits of each of 64 coefficients of 4 components: 3,584
 _FIRST_PIECE_NBYTES, _PIECE_NBYTES = 1 << 14, 1 << 20
 _ICC, _MPF = b"ICC_PROFILE\0", b"MPF\0"
 
@@ -111,7 +112,7 @@ def find_end(data: bytes, scan_at: int) -> tuple[int | None, int]:
 
     The markers are followed from segment to segment and from scan to scan, so that a thumbnail in
     front and a second image or a video behind are neither. None where the markers lead past the
-    end of the data.
+    end of the data, or to more than ``_MAX_SCANS`` scans: of tiny ones there could be millions.
 
     Args:
         scan_at: from the header.
@@ -132,6 +133,8 @@ def find_end(data: bytes, scan_at: int) -> tuple[int | None, int]:
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if marker == 0xDA:
             scans += 1
+            if scans > _MAX_SCANS:
+                break
             at = _end_of_scan(data, at)
     return None, scans
 
@@ -233,6 +236,8 @@ def _check_kind(header: JpegHeader) -> None:
 
 def _check_scans(scans: int, header: JpegHeader, max_pixels: int) -> None:
     """Refuse a JPEG that costs too many passes."""
+    if scans > _MAX_SCANS:
+        raise TooLarge(f"more than {_MAX_SCANS} scans")
     if scans * header.width * header.height > _MAX_SCAN_PASSES * max_pixels:
         raise TooLarge(f"{scans} scans over {header.width}×{header.height} pixels")
 

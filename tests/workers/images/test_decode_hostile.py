@@ -163,6 +163,14 @@ def test_a_jpeg_with_thousands_of_scans_is_refused() -> None:
         decode(data[:at] + scan * 2000 + b"\xff\xd9", max_pixels=MAX_PIXELS)
 
 
+def test_a_jpeg_of_countless_tiny_scans_is_refused_before_all_are_followed() -> None:
+    # Of a size that is allowed they took half an hour, in which nothing else may be finished.
+    tiny = b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 100_000
+    frame = b"\xff\xc0\0\x0b\x08\0\x10\0\x10\1\1\x11\0"
+    with pytest.raises(TooLarge, match="more than 4096 scans"):
+        decode(b"\xff\xd8" + frame + tiny + b"\xff\xd9", max_pixels=MAX_PIXELS)
+
+
 @pytest.mark.parametrize("missing", [1, 2, 3, 5, 10, 50, 200])
 @pytest.mark.parametrize("name", ["jpeg", "jpeg progressive", "jpeg one channel", "jpeg cmyk"])
 def test_a_jpeg_with_its_last_bytes_missing_is_undecodable(name: str, missing: int) -> None:
