@@ -9,7 +9,6 @@ polygon: pycocotools and several viewers fail without a ``segmentation``, or wit
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +25,7 @@ from pipelines.exports.place import ExportPlace
 from storage.coco.box_lines import BOX, DIVIDED, Boxes, BoxLines
 from storage.coco.json_text import known_strings, strings, text_of
 from storage.labels.versions import LabelVersion
-from storage.objects.os_errors import translating_os_errors
+from storage.objects.os_errors import temporary_folder, translating_os_errors
 
 ANNOTATIONS = "annotations.json"
 
@@ -52,7 +51,7 @@ class CocoExporter:
         self._images = 0
 
     def __enter__(self) -> CocoExporter:
-        self._folder = tempfile.TemporaryDirectory(prefix="labelfleet-")
+        self._folder = temporary_folder()
         with translating_os_errors(self._folder.name):
             self._image_text = self._path("images").open("wb")
             self._boxes = self._path("boxes").open("wb")

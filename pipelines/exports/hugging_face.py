@@ -9,7 +9,7 @@ copied or linked) and class names; pandas, DuckDB and Polars read the same files
 from __future__ import annotations
 
 import json
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pipelines.exports.formats import ExportedImages, IgnoreBoxes, provenance
 from pipelines.exports.place import ExportPlace
 from storage.labels.versions import LabelVersion
+from storage.objects.os_errors import temporary_folder, translating_os_errors
 
 _BUFFERED_BYTES = 64 * 1024 * 1024
 _PART_BYTES = 512 * 1024 * 1024
@@ -67,7 +68,7 @@ class HfExporter:
         self._writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> HfExporter:
-        self._folder = tempfile.TemporaryDirectory(prefix="labelfleet-")
+        self._folder = temporary_folder()
         self._place.clear("data/")  # images come in no fixed order, so parts cannot be continued
         return self
 
@@ -78,7 +79,8 @@ class HfExporter:
         trace: TracebackType | None,
     ) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):  # a full disk; the folder is deleted next
+                self._writer.close()
         self._folder.cleanup()
 
     def add(self, images: ExportedImages) -> None:
@@ -96,9 +98,10 @@ class HfExporter:
         self._ship()
 
     def _flush(self) -> None:
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._spool, self._schema, compression="zstd")
-        self._writer.write_table(pa.concat_tables(self._rows or [self._schema.empty_table()]))
+        with translating_os_errors(self._folder.name):
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self._spool, self._schema, compression="zstd")
+            self._writer.write_table(pa.concat_tables(self._rows or [self._schema.empty_table()]))
         self._in_part += self._buffered
         self._rows, self._buffered = [], 0
         if self._in_part >= _PART_BYTES:
@@ -107,7 +110,8 @@ class HfExporter:
     def _ship(self) -> None:
         if self._writer is None:
             return
-        self._writer.close()
+        with translating_os_errors(self._folder.name):
+            self._writer.close()
         self._place.write(f"data/part-{self._parts:05d}.parquet", self._spool)
         self._parts += 1
         self._writer, self._in_part = None, 0

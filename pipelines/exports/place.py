@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from storage.errors import BucketNotFound, ConfigError
+from storage.errors import AlreadyExists, BucketNotFound, ConfigError
+from storage.objects.bodies import has_body
+from storage.objects.os_errors import translating_os_errors
 from storage.objects.protocols import Body, ObjectStore
 from storage.runs.manifest import Manifest
 from storage.stores.local_files import open_folder
@@ -55,17 +57,29 @@ class ExportPlace:
             AlreadyExists: an object came there meanwhile that is not the earlier attempt's.
         """
         if not self.has(key):
-            self._store.create(key, body)
+            try:
+                self._store.create(key, body)
+            except AlreadyExists:
+                # The reply to our own may have been lost, and the request sent again.
+                if not has_body(self._store, key, body):
+                    raise
         elif not isinstance(body, bytes) or self._store.get(key) != body:
             self._store.put(key, body)
 
     def link(self, key: str, file: Path) -> None:
-        """Write a symbolic link to ``file`` at ``key`` of a local store."""
+        """Write a symbolic link to ``file`` at ``key`` of a local store. Raises as ``write``."""
         *folders, name = check_key(key).split("/")
-        with open_folder(parse_url(self.url).path, folders, create=True) as folder:
+        root = parse_url(self.url).path
+        with (
+            translating_os_errors(f"{root}/{key}"),
+            open_folder(root, folders, create=True) as folder,
+        ):
             if self.continued and _is_link(name, folder):
                 os.unlink(name, dir_fd=folder)
-            os.symlink(file, name, dir_fd=folder)
+            try:
+                os.symlink(file, name, dir_fd=folder)
+            except FileExistsError as exc:
+                raise AlreadyExists(f"{root}/{key} exists already") from exc
 
     def clear(self, prefix: str) -> None:
         """Delete what an earlier attempt wrote below ``prefix``."""

@@ -8,8 +8,8 @@ then take its own folder, wherever that is.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -26,6 +26,7 @@ from pipelines.exports.formats import (
 from pipelines.exports.place import ExportPlace
 from storage.labels.rows import Label, LabelRow, label_rows
 from storage.labels.versions import LabelVersion
+from storage.objects.os_errors import temporary_folder, translating_os_errors
 
 
 class YoloExporter:
@@ -37,8 +38,9 @@ class YoloExporter:
         self._place, self._lineage, self._ignore_boxes = place, lineage, ignore_boxes
 
     def __enter__(self) -> YoloExporter:
-        self._folder = tempfile.TemporaryDirectory(prefix="labelfleet-")
-        self._names = (Path(self._folder.name) / "names.jsonl").open("wb")
+        self._folder = temporary_folder()
+        with translating_os_errors(self._folder.name):
+            self._names = (Path(self._folder.name) / "names.jsonl").open("wb")
         return self
 
     def __exit__(
@@ -47,7 +49,8 @@ class YoloExporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._names.close()
+        with suppress(OSError):  # a full disk; the folder is deleted next
+            self._names.close()
         self._folder.cleanup()
 
     def add(self, images: ExportedImages) -> None:
@@ -62,11 +65,14 @@ class YoloExporter:
         self._place.write(f"labels/{stem}.txt", _lines(kept, row.width, row.height))
         if ignored:
             self._place.write(f"ignore/{stem}.txt", _lines(ignored, row.width, row.height))
-        self._names.write(json_line({"file": name, "image_id": row.image_id, "sha256": row.sha256}))
+        line = json_line({"file": name, "image_id": row.image_id, "sha256": row.sha256})
+        with translating_os_errors(self._folder.name):
+            self._names.write(line)
 
     def close(self) -> None:
         """data.yaml, last."""
-        self._names.close()
+        with translating_os_errors(self._folder.name):
+            self._names.close()
         self._place.write("names.jsonl", Path(self._names.name))
         described = {
             "train": "images",

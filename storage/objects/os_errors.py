@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -54,3 +55,19 @@ def translating_os_errors(where: str) -> Iterator[None]:
         yield
     except OSError as exc:
         raise from_os_error(exc, where) from exc
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder for spool files.
+
+    Raises:
+        StorageError: there is no room for it, or no temporary folder that can be written.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix="labelfleet-")
+    except OSError as exc:
+        kind = StorageFull if exc.errno in _FULL else StorageError
+        raise kind(
+            f"no temporary folder can be made: {exc.strerror or exc}",
+            hint="free some space, or point TMPDIR at a folder that can be written",
+        ) from exc
