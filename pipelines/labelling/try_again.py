@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 
 from storage.errors import LabelfleetError
+from storage.objects.prefetch import in_order
 from storage.objects.protocols import SupportsStream
 from storage.records import Shard, StoredObject, image_ids_of
 from storage.runs.annotations import read_tables
@@ -32,13 +33,12 @@ def readable_again(manifest: Manifest, source: SupportsStream) -> frozenset[str]
     if not suspects:
         return frozenset()
     again: set[str] = set()
-    with ThreadPoolExecutor(_READERS) as pool:
-        for shard, objects, all_missing in islice(_missing(manifest, listing, suspects), _AT_ONCE):
-            readable = list(pool.map(lambda listed: _is_readable(source, listed), objects))
-            if all_missing and any(readable):
-                manifest.store.delete(annotation_key(shard.shard_id))
-            elif not all_missing:
-                again.update(o.key for o, ok in zip(objects, readable, strict=True) if ok)
+    for shard, objects, all_missing in islice(_missing(manifest, listing, suspects), _AT_ONCE):
+        readable = list(in_order(objects, partial(_is_readable, source), readers=_READERS))
+        if all_missing and any(readable):
+            manifest.store.delete(annotation_key(shard.shard_id))
+        elif not all_missing:
+            again.update(o.key for o, ok in zip(objects, readable, strict=True) if ok)
     return frozenset(again)
 
 
@@ -51,9 +51,8 @@ def _with_missing_rows(manifest: Manifest, committed: Set[str]) -> set[str]:
                 unknown.discard(entry.shard_id)
                 if entry.counts.get("missing"):
                     found.add(entry.shard_id)
-    with ThreadPoolExecutor(_READERS) as pool:
-        footers = pool.map(manifest.footer, sorted(unknown))
-        return found | {footer.shard_id for footer in footers if footer.counts.get("missing")}
+    footers = in_order(sorted(unknown), manifest.footer, readers=_READERS)
+    return found | {footer.shard_id for footer in footers if footer.counts.get("missing")}
 
 
 def _missing(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from pipelines.display.plural import counted
 from pipelines.runs.bottleneck import WorkerTime
 from pipelines.runs.drift_record import DriftRecord, known_drift
 from pipelines.runs.pace import MeasuredPace, PaceCount
+from storage.objects.prefetch import in_order
 from storage.records import STATUSES, Status, warning_kinds
 from storage.runs.ledger import LedgerEntry, invocations, read_ledger
 from storage.runs.listing import Listing
@@ -254,8 +255,9 @@ def _read_ledgers(
 
 
 def _count_footers(manifest: Manifest, shard_ids: Iterable[str], tally: _Tally) -> None:
-    with ThreadPoolExecutor(_FOOTER_READERS) as pool:
-        for footer in pool.map(manifest.footer, sorted(shard_ids)):
+    footers = in_order(sorted(shard_ids), manifest.footer, readers=_FOOTER_READERS)
+    with closing(footers):
+        for footer in footers:
             tally.add(footer.counts, footer.detections, footer.warnings)
 
 

@@ -77,7 +77,7 @@ class Comparison:
             self._objects, self._source.url, f"{self._nbytes:,}",
         )  # fmt: skip
         # An object's bytes are held for a span or an image at a time, whatever its size.
-        found = in_order(suspects, self._looked_at, lambda _: 0, readers=_AT_ONCE)
+        found = in_order(suspects, self._looked_at, readers=_AT_ONCE)
         try:
             with closing(found):
                 yield from found

@@ -19,7 +19,7 @@ AHEAD_BYTES = 64 << 20
 def in_order(
     items: Iterable[T],
     fetch: Callable[[T], R],
-    nbytes: Callable[[T], int],
+    nbytes: Callable[[T], int] = lambda _: 0,
     *,
     readers: int = READERS,
     ahead_bytes: int = AHEAD_BYTES,
@@ -28,8 +28,9 @@ def in_order(
 
     Object storage is slow per request but parallel. Items are taken lazily. The bytes fetched or
     in flight ahead of the last result stay below ``ahead_bytes``, as counted by ``nbytes`` (a
-    larger item is fetched alone). An error of ``fetch`` is raised in the item's place. Closing
-    the iterator cancels fetches that have not started.
+    larger item is fetched alone); without it, twice ``readers`` items are. An error of ``fetch`` is
+    raised in the item's place. Closing the iterator cancels fetches that have not started, and
+    waits for none: after a Ctrl-C a server that does not answer would hold up the end.
     """
     waiting: deque[tuple[int, Future[R]]] = deque()
     ahead = 0

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from storage.errors import LabelfleetError, ObjectChanged, ObjectNotFound, StorageError
+from storage.objects.prefetch import in_order
 from storage.objects.protocols import ObjectStore
 from storage.records import ImageRef, Shard, StoredObject, image_ids_of
 from storage.runs.listing import Listing
@@ -23,7 +25,6 @@ from storage.shards.frames import Wanted, as_labelled, file_id
 from storage.shards.reading import read_shard
 
 _FETCHERS = 8
-_IN_FLIGHT = 32  # images whose bytes are held at once
 
 
 P = TypeVar("P", bound=ImageRef)
@@ -56,11 +57,8 @@ def read_images(
             compressed[place.shard_id].append(place)
         else:
             ranged.append(place)
-    with ThreadPoolExecutor(_FETCHERS) as pool:
-        for first in range(0, len(ranged), _IN_FLIGHT):
-            some = ranged[first : first + _IN_FLIGHT]
-            bodies = pool.map(lambda place: _fetch(source, shards, place), some)
-            yield from zip(some, bodies, strict=True)
+    with closing(in_order(ranged, partial(_fetch, source, shards), readers=_FETCHERS)) as bodies:
+        yield from zip(ranged, bodies, strict=True)
     for shard_id, wanted in compressed.items():
         yield from _from_compressed(source, shards.get(shard_id), wanted)
 

@@ -14,13 +14,12 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Any
 
+from storage.objects.prefetch import in_order
 from storage.objects.protocols import ObjectStore
 
 LEDGER = "ledger/"
@@ -111,14 +110,8 @@ def ledger_parts(store: ObjectStore, invocation: str) -> Iterator[tuple[str, byt
     Parts are fetched in parallel: a run of several days leaves tens of thousands.
     """
     keys = (listed.key for listed in store.list(f"{LEDGER}{invocation}/"))
-    with ThreadPoolExecutor(max_workers=_READERS) as pool:
-        for several in _batches(keys, _READERS * 4):
-            yield from zip(several, pool.map(store.get, several), strict=True)
-
-
-def _batches(keys: Iterator[str], size: int) -> Iterator[list[str]]:
-    while batch := list(islice(keys, size)):
-        yield batch
+    with closing(in_order(keys, lambda key: (key, store.get(key)), readers=_READERS)) as parts:
+        yield from parts
 
 
 _DAMAGED = (ValueError, TypeError, RecursionError)

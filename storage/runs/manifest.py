@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from storage.errors import (
     StorageError,
 )
 from storage.objects.json_records import json_record, parse_record, read_record
+from storage.objects.prefetch import in_order
 from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.records import Category, RunIdentity, Shard, StoredObject
 from storage.runs.annotations import ShardFooter, read_footer
@@ -180,8 +181,7 @@ class Manifest:
             keys = (o.key for o in self.store.list(f"{ANNOTATIONS}{digit}"))
             return [shard_id_of_key(key) for key in keys if key.endswith(".parquet")]
 
-        with ThreadPoolExecutor(max_workers=16) as pool:
-            return set().union(*pool.map(listed, _HEX))
+        return set().union(*in_order(_HEX, listed, readers=len(_HEX)))
 
     def annotation_objects(self) -> Iterator[StoredObject]:
         """Yield every annotation object, live or not, ordered by key."""
@@ -191,8 +191,8 @@ class Manifest:
                 o for o in self.store.list(f"{ANNOTATIONS}{digit}") if o.key.endswith(".parquet")
             ]
 
-        with ThreadPoolExecutor(max_workers=16) as pool:
-            for part in pool.map(listed, _HEX):
+        with closing(in_order(_HEX, listed, readers=len(_HEX))) as parts:
+            for part in parts:
                 yield from part
 
     def commit(self, footer: ShardFooter, spool: Path) -> Commit:

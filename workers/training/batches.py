@@ -105,17 +105,16 @@ class BatchSource:
         steps ahead."""
         ahead = self.threads + 1
         waiting: deque[Future[TrainingBatch]] = deque()
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="batch") as pool:
-            try:
-                for step in range(first, end):
-                    waiting.append(pool.submit(self.part, step, rank, world))
-                    if len(waiting) > ahead:
-                        yield result_of(waiting.popleft())
-                while waiting:
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="batch")
+        try:
+            for step in range(first, end):
+                waiting.append(pool.submit(self.part, step, rank, world))
+                if len(waiting) > ahead:
                     yield result_of(waiting.popleft())
-            finally:
-                for future in waiting:
-                    future.cancel()
+            while waiting:
+                yield result_of(waiting.popleft())
+        finally:  # without waiting for a source that may not answer
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _sample(self, step: int, slot: int) -> TrainingSample:
         number = step * self.batch_size + slot

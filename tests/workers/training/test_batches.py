@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+import os
+import signal
+import threading
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -258,3 +261,32 @@ def test_the_spread_is_constant_in_input_pixels_whatever_the_scale(scale: float)
     assert batch.targets[0, 4].item() == pytest.approx(15 * scale, abs=0.2)
     assert batch.spread is not None
     assert batch.spread.tolist() == [[0.5, 1, 1.5, 2]]
+
+
+@dataclass(frozen=True, slots=True)
+class Silent(AllPseudo):
+    """Gives its samples once ``over`` is set."""
+
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def sample(self, index: int, value_range: ValueRange = "full") -> TrainingSample:
+        self.over.wait(60)
+        return self.inner.sample(index, value_range)
+
+
+def test_an_interrupted_stream_does_not_wait_for_a_source_that_is_silent(
+    source: BatchSource,
+) -> None:
+    silent = Silent(source.training_set)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    last = threading.Timer(10, silent.over.set)
+    last.start()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(replace(source, training_set=silent, threads=2).stream(0, 9))
+        assert not silent.over.is_set()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        last.cancel()
+        silent.over.set()
