@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import groupby
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -91,10 +90,10 @@ class Images:
                 del wanted[row.shard_id, row.image_id]
                 yield at, name, None
         left = [rows[at] for at in wanted.values()]
-        for _, of_shard in groupby(left, key=lambda row: row.shard_id):
-            for row, found in read_images(self._manifest, source, list(of_shard)):
-                at = wanted[row.shard_id, row.image_id]
-                yield at, names[at], self._upright(row, found)
+        # Of all shards at once: for each of them alone the whole listing would be read again.
+        for row, found in read_images(self._manifest, source, left):
+            at = wanted[row.shard_id, row.image_id]
+            yield at, names[at], self._upright(row, found)
 
     def _suffixed(self, image_id: str) -> str:
         return copied_name(image_id, framed=self._framed) if self._mode == "copy" else image_id

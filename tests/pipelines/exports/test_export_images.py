@@ -19,6 +19,7 @@ from pipelines.exports.export import ExportFormat
 from pipelines.exports.file_names import FileNames
 from pipelines.exports.place import ExportPlace
 from pipelines.labels.decide import decide_run
+from pipelines.policy.policy import Policy
 from storage.errors import ConfigError, StorageError
 from storage.records import Shard, shard_id_of
 from storage.runs.image_bytes import fetch_images
@@ -35,7 +36,9 @@ from tests.pipelines.exports.labelled import (
     labelled_run,
 )
 from tests.pipelines.exports.reading import READERS
+from tests.support.faulty import FaultyStore
 from tests.support.samples.image_samples import picture
+from tests.support.samples.labelled_run import label, png
 from tests.support.samples.synthetic_run import commit_rows, make_run, row
 from workers.images.decode import decode
 
@@ -191,6 +194,19 @@ def test_an_image_that_two_shards_list_is_copied_for_both(
     assert sorted(copies.values()) == ["a.jpg", "b.jpg", "b.jpg", "c.jpg"]
     for name, image_id in copies.items():
         assert (tmp_path / "out" / "images" / name).read_bytes() == source.get(image_id)
+
+
+def test_many_small_shards_cost_one_look_at_the_listing(tmp_path: Path) -> None:
+    source = MemoryStore()
+    for number in range(40):
+        source.put(f"{number:02}.png", png(number))
+    output = FaultyStore(MemoryStore())
+    run = label(source, output, shard_size=1)
+    decide_run(run, Policy(accept=0.1, reject=0.05))
+    output.calls.clear()
+    summary = export_to(Labelled(run, {}), tmp_path / "out", "coco", "copy")
+    assert (summary.images, summary.left_out) == (40, 0)
+    assert sum(output.calls.values()) < 20, "the listing is read again for each shard"
 
 
 def stop(*what: object) -> None:
