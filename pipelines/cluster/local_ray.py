@@ -27,7 +27,7 @@ from ray._private import worker as ray_worker
 from tenacity import (
     RetryCallState,
     Retrying,
-    retry_if_not_exception_type,
+    retry_if_exception,
     stop_after_delay,
     wait_exponential,
 )
@@ -78,8 +78,7 @@ def start_patiently(
         within_s: no further attempt is made after this time.
     """
     patient = Retrying(
-        # Ray reports a timeout as a bare Exception; these are not timeouts.
-        retry=retry_if_not_exception_type((ValueError, OSError, LabelfleetError)),
+        retry=retry_if_exception(_worth_another_try),
         stop=stop_after_delay(within_s),
         wait=wait_exponential(multiplier=2, max=30),
         before_sleep=_start_again,
@@ -95,6 +94,13 @@ def start_patiently(
             f"Ray could not be started on this machine: {_first_line(exc)}",
             hint="check whether /tmp is full or memory is short, then run the same command again",
         ) from exc
+
+
+def _worth_another_try(exc: BaseException) -> bool:
+    """Whether it may be a timeout, which Ray reports as a bare Exception; Ctrl-C is none."""
+    return isinstance(exc, Exception) and not isinstance(
+        exc, ValueError | OSError | LabelfleetError
+    )
 
 
 def _start_again(state: RetryCallState) -> None:

@@ -194,6 +194,19 @@ def test_what_time_does_not_change_is_told_at_once() -> None:
     assert tried == [1]
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_while_ray_starts_is_no_failed_start(stop: type[BaseException]) -> None:
+    tried = []
+
+    def stopped() -> None:
+        tried.append(1)
+        raise stop
+
+    with pytest.raises(stop):
+        start_patiently(stopped, sleep=lambda _: None)
+    assert tried == [1]
+
+
 @pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_one_line() -> None:
     with (
