@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.cli.streams import printing
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run config: YAML, any URL.")]
 Sets = Annotated[
@@ -120,14 +122,21 @@ def _not_a_run(config: str) -> Exception:
 
 
 def show(rendered: Any, fields: dict[str, Any], as_json: bool) -> None:
-    """Print one JSON line on stdout, or the rendered view for people."""
-    if as_json:
-        sys.stdout.write(json.dumps(fields) + "\n")
-        sys.stdout.flush()
-    else:
+    """Print one JSON line on stdout, or the rendered view for people.
+
+    Raises:
+        LabelfleetError: stdout cannot be written, such as a file on a full disk.
+    """
+    with printing():
+        if as_json:
+            sys.stdout.write(json.dumps(fields) + "\n")
+            sys.stdout.flush()
+            return
         from pipelines.display.console import (
             HarmlessConsole,  # importing it would double the time of `--help`
         )
 
-        # A bare string is plain text: brackets in a URL are not markup.
-        HarmlessConsole().print(rendered, markup=not isinstance(rendered, str))
+        # A bare string is plain text: brackets in a URL are not markup, and no line is broken at
+        # the terminal's width, since it may be a path, a command or a line of a model card.
+        plain = isinstance(rendered, str)
+        HarmlessConsole().print(rendered, markup=not plain, soft_wrap=plain, crop=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pipelines.cli.common import Endpoint, Json, show, storage_options
+from pipelines.cli.streams import printing
 
 
 def register(app: typer.Typer) -> None:
@@ -56,7 +58,7 @@ def init(
             hint="name a file in a folder that is there and yours to write: --out NAME.yaml",
         ) from exc
     told = [f"found: {made.found}", f"written: {path}", *(f"fill in {m}" for m in made.missing)]
-    told.append(f"next: labelfleet plan {path}")
+    told.append("next: " + shlex.join(["labelfleet", "plan", str(path)]))
     fields = {"config": str(path), "found": made.found, "missing": list(made.missing)}
     show("\n".join(told), fields, json_)
 
@@ -67,7 +69,8 @@ def schema(
     """Print the JSON Schema of a YAML file, so that editors can complete and check it."""
     if kind not in ("run", "train"):
         raise typer.BadParameter("it is run or train", param_hint="KIND")
-    sys.stdout.write(schema_of(kind))
+    with printing():
+        sys.stdout.write(schema_of(kind))
 
 
 def schema_of(kind: str) -> str:

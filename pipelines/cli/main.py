@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import logging
 import os
@@ -38,6 +39,7 @@ from pipelines.cli.common import (
     storage_options,
 )
 from pipelines.cli.lazy import built, lazy_group
+from pipelines.cli.streams import KEPT, UNPRINTED, flushed, open_closed_streams, printing
 from pipelines.display.terminal import harmless
 from storage.errors import Interrupted, LabelfleetError
 from storage.extras import not_installed
@@ -90,7 +92,8 @@ def _version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
 
-        sys.stdout.write(f"labelfleet {version('labelfleet')}\n")
+        with printing():
+            sys.stdout.write(f"labelfleet {version('labelfleet')}\n")
         raise typer.Exit
 
 
@@ -383,6 +386,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of the console script; every error becomes a readable line and an exit code."""
     if arguments is not None:
         _main(arguments)
+    open_closed_streams()
     with _ending_in_time():
         _main(sys.argv[1:])
 
@@ -438,7 +442,8 @@ def _usage(exc: typer.TyperException, given: list[str]) -> NoReturn:
     """Report a wrong command, option or argument; print the help where there are none."""
     message = exc.format_message()
     if message.startswith("Usage: "):  # called without arguments: the message is the help
-        sys.stdout.write(message + "\n")
+        with suppress(OSError):
+            sys.stdout.write(message + "\n")
         _leave(2)
     command = getattr(getattr(exc, "ctx", None), "command_path", "labelfleet")
     _fail(message, f"see `{command} --help`", 2, given)
@@ -450,7 +455,8 @@ def _fail(message: str, hint: str | None, code: int, given: list[str]) -> NoRetu
     else:
         _say_error(message, hint)
     if "--json" in given:
-        sys.stdout.write(json.dumps({"error": message, "hint": hint, "exit_code": code}) + "\n")
+        with suppress(OSError):  # the code tells
+            sys.stdout.write(json.dumps({"error": message, "hint": hint, "exit_code": code}) + "\n")
     _leave(code)
 
 
@@ -462,12 +468,18 @@ def _say_error(message: str, hint: str | None) -> None:
     said = Text.assemble(("error:", "bold red"), " ", message)
     if hint:
         said.append("\n  -> ", "dim").append(hint)
-    HarmlessConsole(stderr=True).print(said, soft_wrap=True)
+    # With a full disk or a closed pipe behind stderr, where rich ends the process, the code tells.
+    with suppress(OSError, SystemExit):
+        HarmlessConsole(stderr=True).print(said, soft_wrap=True)
 
 
 def _leave(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    lost = flushed(sys.stdout)
+    if lost is not None and code == 0:
+        code = 1
+        if lost.errno != errno.EPIPE:  # whoever reads a pipe may end early, as `head` does
+            _say_error(f"{UNPRINTED}: {lost.strerror}", KEPT)
+    flushed(sys.stderr)
     raise SystemExit(code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -95,7 +96,7 @@ def _refuse_other_command(fields: Mapping[str, Any], wanted: Command, path: str)
         raise ConfigError(
             f"{shown_url(path)} is a config of `labelfleet {found}`, by its {keys}; a config of "
             f"`labelfleet {wanted}` is expected",
-            hint=f"labelfleet {found} {shown_url(path)}",
+            hint=shlex.join(["labelfleet", found, shown_url(path)]),
         )
 
 
@@ -114,7 +115,7 @@ def _no_file(path: str, exc: StorageError, page: str) -> ConfigError:
     except StorageError:
         return ConfigError(
             f"{where} is a folder, and a config is a YAML file",
-            hint=f"`labelfleet init {where}` writes a config for the images in it",
+            hint=f"`{shlex.join(['labelfleet', 'init', where])}` writes a config for its images",
         )
     return ConfigError(
         f"{where} is the output of a run, and this command takes a config",

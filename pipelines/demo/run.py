@@ -7,6 +7,7 @@ second demo in the same folder continues the first: what is there is not made ag
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.text import Text
 from pipelines.config.run_config import load_config
 from pipelines.demo.digits import Pages, make_pages
 from pipelines.dispatch.tally import Caller
+from pipelines.display.console import unbroken
 from pipelines.evaluation.evaluate import evaluate_run
 from pipelines.evaluation.result import Evaluation
 from pipelines.ingest.ingest import ingest
@@ -154,13 +156,15 @@ def _figure(value: float | None) -> str:
 
 
 def _next(summary: DemoSummary) -> Text:
+    run = shlex.join(["labelfleet", "run", summary.config])
+    evaluate = shlex.join(["labelfleet", "evaluate", summary.output, "--truth", summary.truth])
     lines = (
         f"Done in {summary.total_seconds:.0f} s. What to try next:",
         "  open the report above in a browser",
-        f"  labelfleet run {summary.config}        # again: nothing is left to do",
-        f"  labelfleet status {summary.output}",
-        f"  labelfleet evaluate {summary.output} --truth {summary.truth}",
+        f"  {run}        # again: nothing is left to do",
+        f"  {shlex.join(['labelfleet', 'status', summary.output])}",
+        f"  {evaluate}",
         "  copy the config, point source.url at a folder of your own images and",
         "  model.checkpoint at your own YOLO-NAS weights",
     )
-    return Text("\n".join(lines))
+    return unbroken("\n".join(lines))

@@ -14,13 +14,25 @@ from storage.logs import log_format
 
 
 class HarmlessConsole(Console):
-    """rich's console, which escapes every control character except rich's own."""
+    """rich's console, which escapes every control character except rich's own, and folds what a
+    table's column is too narrow for: rich would cut a URL or a figure there, and put … after it."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
+        options = options or self.options
+        if options.overflow == "ellipsis" and not options.no_wrap:
+            options = options.update(overflow="fold")
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=harmless(segment.text))
+
+
+def unbroken(text: str) -> Text:
+    """Return lines that keep their length, so that a command in them can be copied.
+
+    They need a console that does not crop, as ``pipelines.cli.common.show`` prints.
+    """
+    return Text(text, no_wrap=True, overflow="ignore")
 
 
 def say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from contextlib import suppress
 from itertools import zip_longest
@@ -93,7 +94,7 @@ def _another(source: ObjectStore, output: ObjectStore, place: str) -> RunMismatc
         return RunMismatch(
             f"the listing of {output.url} is not that of {source.url}, whose source was moved",
             hint="relocate the fused run first: "
-            f"labelfleet relocate {shown_url(output.url)} {shown_url(place)}",
+            + shlex.join(["labelfleet", "relocate", shown_url(output.url), shown_url(place)]),
         )
     return RunMismatch(
         f"the listing of {output.url} is not that of {source.url}",

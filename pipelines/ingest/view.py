@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.display.console import unbroken
 from pipelines.display.plural import counted
 from pipelines.display.progress_bar import progress_bar
 from pipelines.ingest.ingest import IngestProgress, IngestSummary
@@ -39,7 +40,7 @@ def ingest_table(summary: IngestSummary) -> RenderableType:
     remarks = [Text(said, style="yellow") for said in summary.remarks]
     if summary.left_out:
         remarks.append(Text(f"left out, not named like images: {shown_counts(summary.left_out)}"))
-    remarks.append(Text(f"shards: {summary.output}"))
+    remarks.append(unbroken(f"shards: {summary.output}"))
     if summary.errors_url is not None:
         told = f"{summary.errors:,} could not be read, see {summary.errors_url}"
         remarks.insert(0, Text(told, style="yellow"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -206,9 +207,10 @@ def _lines(
     yield from ("", "# Send uncertain images to people in Label Studio; off without this line:")
     yield f"# review: {{url: http://localhost:8080, project: {name}, budget: 500 images}}"
     for found in [truth] if truth else [f"{survey.url}/{key}" for key in survey.coco[:3]]:
-        where = readable(printable(found))  # YAML breaks lines at more than newlines
+        words = ["labelfleet", "evaluate", fields["output"], "--truth", found, "--allow-missing"]
         yield from ("", "# Measure the run against this ground truth:")
-        yield f"#   labelfleet evaluate {fields['output']} --truth {where} --allow-missing"
+        # YAML breaks lines at more than newlines
+        yield "#   " + readable(printable(shlex.join(words)))
 
 
 def _entry(key: str, value: Any, depth: int = 0) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -87,9 +88,10 @@ def refuse_other_run(config: RunConfig, manifest: Manifest) -> None:
 def _refuse_half_moved(manifest: Manifest) -> None:
     place = Listing(manifest.store).place()
     if place is not None and place != manifest.record.source["url"]:
+        again = shlex.join(["labelfleet", "relocate", shown_url(manifest.url), shown_url(place)])
         raise ConfigError(
             f"the move of the source to {shown_url(place)} was interrupted",
-            hint=f"finish it: labelfleet relocate {shown_url(manifest.url)} {shown_url(place)}",
+            hint=f"finish it: {again}",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.display.console import unbroken
 from pipelines.display.plural import counted
 from pipelines.labelling.plan import Plan
 from storage.records import STATUSES
@@ -66,9 +68,9 @@ def _remarks(summary: RunSummary) -> list[Text]:
         remarks.append(Text("Stopped with work left; run the same command to continue."))
     if summary.routed:
         remarks.append(
-            Text(
-                f"routed: {counted(summary.routed, 'image')}; next: labelfleet review push "
-                f"{summary.output}"
+            unbroken(
+                f"routed: {counted(summary.routed, 'image')}; next: "
+                + shlex.join(["labelfleet", "review", "push", summary.output])
             )
         )
     return remarks

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.text import Text
 
+from pipelines.display.console import unbroken
 from pipelines.display.plural import counted
 from pipelines.display.tables import figures_table
 from pipelines.policy.fit import Fit
@@ -41,8 +42,8 @@ def fit_table(found: Fit, written: str | None, proven: Guaranteed | None = None)
     lines = [
         "thresholds are probabilities; accepted, precision and recall are cross-validated",
         f"calibration error: {found.error_before:.3f} of raw scores, {found.error_after:.3f} after",
-        "policy: not written" if written is None else f"policy: {written}",
     ]
+    place = "policy: not written" if written is None else f"policy: {written}"
     if found.ignored_area is not None:
         share = f"between the thresholds lies {_percent(found.ignored_area)} of the image area"
         lines.insert(2, f"{share}: neither label nor background")
@@ -51,7 +52,7 @@ def fit_table(found: Fit, written: str | None, proven: Guaranteed | None = None)
     warnings = (Text(f"note: {warning}", style="yellow") for warning in found.warnings)
     below = () if proven is None else (Text(), _guarantee_table(proven, written))
     return Group(
-        table, *(Text(line) for line in lines), *warnings, *_refusal(found, written), *below
+        table, *map(Text, lines), unbroken(place), *warnings, *_refusal(found, written), *below
     )
 
 

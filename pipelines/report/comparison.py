@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.display.console import unbroken
 from pipelines.evaluation.compare import CHANGES, Comparison
 from pipelines.report import figures
 from pipelines.report.gallery import Tile, draw_tiles
@@ -114,4 +115,4 @@ def comparison_table(found: Comparison, page: str) -> RenderableType:
     if found.map_ is not None:
         before, after = ("unknown" if m is None else f"{m:.3f}" for m in found.map_)
         parts.append(Text(f"mAP {before} → {after}"))
-    return Group(*parts, Text(f"page: {page}"))
+    return Group(*parts, unbroken(f"page: {page}"))

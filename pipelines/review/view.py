@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.display.console import unbroken
 from pipelines.display.plural import counted
 from pipelines.display.progress_bar import ProgressBar, progress_bar
 from pipelines.display.tables import MOST_NAMED, summary_table
@@ -82,7 +83,9 @@ def render_push(summary: PushSummary) -> RenderableType:
     ]
     if len(summary.not_shown) > MOST_NAMED:
         remarks.append(Text(f"… and {len(summary.not_shown) - MOST_NAMED} more", style="yellow"))
-    return Group(summary_table(summary.project, rows), *remarks, Text(f"review at {summary.url}"))
+    return Group(
+        summary_table(summary.project, rows), *remarks, unbroken(f"review at {summary.url}")
+    )
 
 
 def render_refresh(summary: RefreshSummary) -> RenderableType:

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.display.console import unbroken
 from pipelines.display.durations import shown_duration
 from pipelines.rounds.round import RoundSummary
 
@@ -27,5 +28,5 @@ def round_table(summary: RoundSummary) -> RenderableType:
     spent += f", {costs.human_minutes:.0f} minutes of people" if costs.human_minutes else ""
     lines.append(Text(spent))
     if summary.page:
-        lines.append(Text(f"page: {summary.page}"))
+        lines.append(unbroken(f"page: {summary.page}"))
     return Group(table, Text(), *lines)

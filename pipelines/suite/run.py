@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def _on_ray(address: str | None, config: RunConfig, caller: Caller) -> None:
     if done.left or done.quarantined:
         raise ConfigError(
             f"{done.left + done.quarantined} shards of {done.output} could not be labelled",
-            hint=f"`labelfleet status {done.output}` says why",
+            hint=f"`{shlex.join(['labelfleet', 'status', done.output])}` says why",
         )
 
 

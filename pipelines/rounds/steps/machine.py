@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def label_pool(work: RoundWork, record: StepRecord) -> Fields:
     if not summary.ok:
         raise ConfigError(
             f"pool: none of the {summary.images} images at {config.source.url} could be labelled",
-            hint=f"`labelfleet status {summary.output}` says why",
+            hint=f"`{shlex.join(['labelfleet', 'status', summary.output])}` says why",
         )
     fields = summary.to_fields()
     kept = ("images", "ok", "detections", "shards", "quarantined", "images_per_s")

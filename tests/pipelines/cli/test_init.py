@@ -80,6 +80,25 @@ def test_a_folder_and_a_checkpoint_give_a_config_that_loads(
     assert json.loads(out)["images"] == 3
 
 
+def test_the_next_command_can_be_pasted_whatever_the_names(
+    here: Path, nano_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--checkpoint", nano_checkpoint, "--truth", "tr uth.json", "--out", "my run.yaml")
+    (here / "tr uth.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    code, out, err = call(capsys, "init", "../my photos", *given)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "next: labelfleet plan 'my run.yaml'"
+    text = (here / "my run.yaml").read_text()
+    assert "# labelfleet evaluate runs/my-photos --truth 'tr uth.json' --allow-missing" in (
+        text.replace("#   ", "# ")
+    )
+    code, _, err = call(capsys, "plan", "../my photos")
+    assert code == 2
+    assert "`labelfleet init '../my photos'` writes a config for its images" in err
+    code, _, err = call(capsys, "train", "my run.yaml")
+    assert err.splitlines()[-1] == "  -> labelfleet run 'my run.yaml'"
+
+
 def test_without_a_checkpoint_it_says_what_to_fill_in(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,55 @@
+"""stdout and stderr at the border of the process: closed, a broken pipe, a file on a full disk."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from storage.errors import LabelfleetError
+
+UNPRINTED = "the result cannot be written to stdout"
+KEPT = "what the command did stays as it is"
+
+
+def open_closed_streams() -> None:
+    """Give ``>&-`` and ``2>&-`` a stream to nowhere: the next file would get their descriptor."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Translate what goes wrong with stdout inside, but a pipe whose reader ended, as `head` does.
+
+    Raises:
+        LabelfleetError: stdout cannot be written, such as a file on a full disk.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # the process ends with 1, and says nothing
+    except OSError as exc:
+        raise LabelfleetError(f"{UNPRINTED}: {exc.strerror}", hint=KEPT) from exc
+
+
+def flushed(stream: TextIO) -> OSError | None:
+    """Flush a stream and return why it failed; what is left then goes nowhere.
+
+    Python would try once more at its end, print a traceback, and exit with 120.
+    """
+    try:
+        stream.flush()
+    except OSError as exc:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+        return exc
+    return None

@@ -1,0 +1,54 @@
+"""What commands print on a narrow terminal, or into a file: nothing is cut, and what may be copied
+stays on its line."""
+
+from __future__ import annotations
+
+import io
+import shlex
+
+import pytest
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from pipelines.cli.common import show
+from pipelines.display.console import HarmlessConsole, unbroken
+from pipelines.display.tables import summary_table
+
+URL = "file:///archive/microscopy/2026/november/plates/blood-cells/second-reading/labels/run"
+
+
+def printed(shown: RenderableType, width: int) -> str:
+    file = io.StringIO()
+    HarmlessConsole(file=file, width=width).print(shown)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [30, 50, 80])
+def test_a_url_in_a_table_is_folded_not_cut(width: int) -> None:
+    shown = printed(summary_table("labels v0001", [("answers from", URL)]), width)
+    assert "…" not in shown
+    cells = [line.split("│")[2].strip() for line in shown.splitlines() if line.count("│") > 2]
+    assert "".join(cells) == URL
+
+
+def test_figures_are_whole_where_columns_are_narrow() -> None:
+    table = Table("class", *(f"of class {n}" for n in range(9)))
+    table.add_row("cells", *["1,234,567"] * 9)
+    shown = printed(table, 50)
+    assert "…" not in shown
+    columns = zip(
+        *(line.split("│")[2:11] for line in shown.splitlines() if "│" in line), strict=True
+    )
+    assert {"".join(cells).replace(" ", "") for cells in columns} == {"1,234,567"}
+
+
+@pytest.mark.parametrize("width", [30, 80])
+def test_a_command_to_copy_stays_on_its_line(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    command = shlex.join(["labelfleet", "review", "push", URL])
+    show(Group(summary_table("run", [("images", "200")]), unbroken(f"next: {command}")), {}, False)
+    assert f"next: {command}\n" in capsys.readouterr().out
+    show(f"written: a.yaml\nnext: {command}", {}, as_json=False)
+    assert capsys.readouterr().out == f"written: a.yaml\nnext: {command}\n"

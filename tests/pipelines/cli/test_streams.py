@@ -1,0 +1,77 @@
+"""Where what is printed cannot be written: one line, and an exit code that says so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.patience import patient
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def shell(command: str, here: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of bash, in which ``$LF`` is labelfleet."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "LF": f"{sys.executable} -m pipelines.cli.main",
+    }
+    return subprocess.run(
+        ["/bin/bash", "-c", command], cwd=here, env=environment, capture_output=True, text=True,
+        timeout=patient(60), check=False,
+    )  # fmt: skip
+
+
+FULL = (
+    "error: the result cannot be written to stdout: No space left on device\n"
+    "  -> what the command did stays as it is\n"
+)
+
+
+@pytest.mark.parametrize("command", ["--version", "schema run"])
+def test_a_full_disk_behind_stdout_is_said(command: str, tmp_path: Path) -> None:
+    done = shell(f"PYTHONUNBUFFERED= $LF {command} > /dev/full", tmp_path)
+    assert (done.returncode, done.stderr) == (1, FULL)
+
+
+@pytest.mark.parametrize("json", ["", "--json"])
+def test_a_result_that_cannot_be_printed_is_an_error(json: str, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"")
+    done = shell(f"$LF init photos {json} > /dev/full", tmp_path)
+    assert (done.returncode, done.stderr) == (1, FULL)
+    assert (tmp_path / "photos.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("streams", "code"),
+    [(">&-", 2), ("2>&-", 2), ("<&- >&- 2>&-", 2), ("> /dev/full", 2), ("2> /dev/full", 2)],
+)
+@pytest.mark.parametrize("json", ["", "--json"])
+def test_an_error_keeps_its_code_wherever_it_goes(
+    streams: str, code: int, json: str, tmp_path: Path
+) -> None:
+    done = shell(f"$LF status nowhere {json} {streams}", tmp_path)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_stdout_is_no_error(tmp_path: Path) -> None:
+    done = shell("$LF --version >&-", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("schema run", 1), ("frobnicate --json", 2), ("status nowhere --json", 2)],
+)
+def test_a_reader_that_ended_early_is_no_traceback(command: str, code: int, tmp_path: Path) -> None:
+    done = shell(f"$LF {command} | true; echo ${{PIPESTATUS[0]}} >&2", tmp_path)
+    assert done.stderr.splitlines()[-1] == str(code)
+    assert "Traceback" not in done.stderr
+    assert "bug" not in done.stderr
