@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,11 +118,14 @@ def test_a_step_leaves_no_process_behind(tmp_path: Path) -> None:
 def test_what_does_not_fit_the_budget_is_named_and_is_no_success(tmp_path: Path) -> None:
     code, (first, second) = run(
         tmp_path, python("first", "import time; time.sleep(600)"), python("second", "print(1)"),
-        budget_s=5.5,
+        budget_s=9.0,
     )  # fmt: skip
     assert code == 1
     assert first["status"] == "timed out"
-    assert first["why"] == "ended after 5.5 s"
+    # What of the budget was left when it began: a busy machine takes its time until then.
+    waited = re.fullmatch(r"ended after ([\d.]+) s", first["why"])
+    assert waited is not None
+    assert 5.0 <= float(waited[1]) <= 9.0
     assert second["status"] == "not started"
     assert second["why"].startswith("0 of ")
 
