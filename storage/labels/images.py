@@ -166,7 +166,7 @@ class StreamImages:
         """Return an image's bytes, checked by their digest.
 
         Raises:
-            SourceError: it is gone, or not the one that was labelled.
+            SourceError: it is gone, not the one that was labelled, or cannot be read.
         """
         place = self._index.place(number)
         listed = self._objects[number]
@@ -176,7 +176,8 @@ class StreamImages:
         except LabelfleetError as exc:
             raise SourceError(
                 f"{place.image_id} of {self._source.url}: {exc.message}",
-                hint="it was there when the training began: has it changed since?",
+                # An outage comes with advice of its own.
+                hint=exc.hint or "it was there when the training began: has it changed since?",
             ) from exc
 
     def _checked(self, body: bytes, place: ImageRef, listed: StoredObject) -> bytes:

@@ -213,6 +213,26 @@ def test_replies_that_are_cut_again_and_again_are_no_change(
             images_of(source, manifest, index, tmp_path / "cut").check()
 
 
+def test_an_outage_in_the_middle_is_not_called_a_change(moto_s3: S3Server, tmp_path: Path) -> None:
+    memory, manifest, index = source_of(plain=1)
+    direct = open_store(f"s3://{moto_s3.fresh_bucket()}", moto_s3.options)
+    direct.put("plain/00.tar", memory.get("plain/00.tar"))
+    with faulty_proxy(moto_s3.endpoint_url) as proxy:
+        options = replace(moto_s3.options, endpoint_url=proxy.endpoint_url, attempts=2)
+        images = images_of(open_store(direct.url, options), manifest, index, tmp_path)
+        images.check()
+        proxy.rules.append(Rule("answer", "GET", times=None, path_part="plain"))
+        with pytest.raises(SourceError, match=r"0.png of s3://") as caught:
+            images.read(0)
+    assert isinstance(caught.value.__cause__, StorageUnavailable)
+    assert caught.value.hint == caught.value.__cause__.hint
+    direct.put("plain/00.tar", tar(0, other=0))
+    images = images_of(direct, manifest, index, tmp_path / "other")
+    with pytest.raises(SourceError) as caught:
+        images.read(0)
+    assert "has it changed since?" in str(caught.value.hint)
+
+
 def test_the_log_says_what_is_read_and_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
