@@ -52,7 +52,7 @@ def test_a_crash_a_hang_a_bug_and_a_bomb_are_each_seen(
     planted = tmp_path / "planted.py"
     planted.write_text(PLANTED)
     monkeypatch.setattr(fuzz, "WORKER", [str(planted)])
-    monkeypatch.setattr(fuzz, "HANG_S", 3.0)
+    monkeypatch.setattr(fuzz, "HANG_S", 15.0)
     tally = fuzz.campaign("images", range(6), tmp_path / "kept")
     assert dict(tally.said) == {"fine": 2, "CRASH": 1, "HANG": 1, "BUG": 1, str(400 << 20): 1}
     assert [finding.split(": ")[1] for finding in tally.findings] == [

@@ -272,7 +272,7 @@ def test_an_abandoned_reader_leaves_no_thread_behind() -> None:
     records = read_shard(SlowStore(1), shard_of(50, 1), max_image_bytes=100)
     next(records)
     records.close()  # type: ignore[attr-defined]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(t.name.startswith("fetch") for t in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 
 def bright_actor(
-    pause_s: float = 0.0, *, load_s: float = 0.0, pause_while: Path | None = None
+    pause_s: float = 0.0, *, pause_while: Path | None = None, load_while: Path | None = None
 ) -> type[LabelActor]:
     """Return the class; ``pause_s`` an image (as long as the file ``pause_while`` exists, if one is
-    named), ``load_s`` to start. Its ``device`` names the GPUs that Ray gave it."""
+    named). It does not start while ``load_while`` exists. Its ``device`` names the GPUs that Ray
+    gave it."""
     # Ray's processes do not see the tests' folder.
     ray.cloudpickle.register_pickle_by_value(brightness)
 
@@ -57,7 +58,8 @@ def bright_actor(
             return ShardLabeller(SlowDetector(), read, manifest.commit, run, spec.options)
 
         def start(self) -> WorkerFacts:
-            time.sleep(load_s)
+            while load_while is not None and load_while.exists():
+                time.sleep(0.05)
             gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
             return replace(super().start(), device=gpus)
 

@@ -156,8 +156,17 @@ def test_batches_cross_shard_borders(device: Device) -> None:
     bench = Bench(device(), batch_size=6, partial_batch_ms=10_000)
     shards = [bench.tar(f"{i}.tar", (f"{i}.png", grey(i))) for i in range(6)]
     bench.detector.gate.clear()
-    with bench.labeller() as labeller, ThreadPoolExecutor(6) as callers:
+    read, all_read = list[str](), threading.Event()
+
+    def noted(shard: Shard, abort: Callable[[], bool]) -> Iterator[ImageRecord]:
+        yield from bench.read(shard, abort)
+        read.append(shard.key)
+        if len(read) == len(shards):
+            all_read.set()
+
+    with bench.labeller(read=noted) as labeller, ThreadPoolExecutor(6) as callers:
         results = [callers.submit(labeller.label, s, f"try-{s.key}") for s in shards]
+        assert all_read.wait(60)  # one at a time they would come late, each would be a batch
         bench.detector.gate.set()
         assert all(r.result(30).won for r in results)
     assert sum(bench.detector.batches) == 6
