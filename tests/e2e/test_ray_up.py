@@ -7,6 +7,7 @@ checks and options are the file's.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import secrets
@@ -27,7 +28,7 @@ import yaml
 from pipelines.demo.digits import make_pages
 from tests.e2e.jobs import LABELFLEET, Job, wait_until
 from tests.support.patience import patient
-from tests.support.ray.ray_head import quiet_ports
+from tests.support.servers.ports import quiet_ports
 
 pytestmark = [
     pytest.mark.slow,
@@ -54,7 +55,9 @@ class Cluster:
     env: dict[str, str]
 
     def nodes(self) -> dict[str, Any]:
-        found = json.loads((self.folder / "nodes.json").read_text())
+        with (self.folder / "nodes.json").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # the autoscaler writes it anew all the time
+            found = json.load(file)
         assert isinstance(found, dict)
         return found
 

@@ -26,7 +26,7 @@ from pipelines.cluster.submit import (
 )
 from storage.errors import ClusterLost, ConfigError
 from tests.support.samples.tiny_run import run_fields
-from tests.support.servers.s3 import free_ports
+from tests.support.servers.ports import free_ports
 
 COLD = (
     "Request failed with status code 500: No available agent to submit job, please try again later."

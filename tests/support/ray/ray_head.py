@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,25 +17,10 @@ from pathlib import Path
 import httpx
 
 from tests.support.patience import patient
+from tests.support.servers.ports import quiet_ports
 from tests.support.servers.s3 import end_with_parent
 
 BIN = Path(sys.executable).parent
-
-
-def quiet_ports(count: int) -> list[int]:
-    """Return free ports outside the system's ephemeral range, free at every address: Ray binds some
-    of them a minute after they were chosen."""
-    given = Path("/proc/sys/net/ipv4/ip_local_port_range")
-    low, high = map(int, given.read_text().split()) if given.exists() else (32768, 60999)
-    quiet = [p for p in range(20_000, 65_000) if not low <= p <= high]  # Ray's workers lie below
-    found: list[int] = []
-    with contextlib.ExitStack() as held:
-        while len(found) < count:
-            probe = held.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                probe.bind(("0.0.0.0", secrets.choice(quiet)))
-                found.append(int(probe.getsockname()[1]))
-    return found
 
 
 @dataclass(frozen=True)

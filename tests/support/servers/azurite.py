@@ -13,7 +13,8 @@ from uuid import uuid4
 
 from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.stores.open import open_store
-from tests.support.servers.s3 import _process, _wait, free_ports
+from tests.support.servers.ports import free_ports
+from tests.support.servers.s3 import _process, _wait
 
 PROGRAM = Path(__file__).parents[3] / ".azurite/node_modules/.bin/azurite-blob"
 ACCOUNT = "devstoreaccount1"

