@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 from storage.records import AnnotationRow
 from storage.stores.open import open_store
 from tests.e2e.jobs import Job
 from tests.support.samples.tar_samples import tar_of
+from tests.support.servers.proxy import Rule, faulty_proxy
 
 
 def killed_and_continued(
@@ -27,9 +29,15 @@ def killed_and_continued(
     for i in range(shards):
         source.put(f"pages-{i:06d}.tar", tar_of(*pages[i::shards]))
     store = open_store(job.output, job.options)
-    with job.started() as driver:
-        job.has_committed(driver, 2)
-        driver.send_signal(signal.SIGKILL)
+    server = urlsplit(job.options.endpoint_url or "")._replace(path="").geturl()
+    with faulty_proxy(server) as proxy:
+        # From the fifth on they hang, so that the run is still going at the kill.
+        hanging = Rule("hang", "PUT", path_part="annotations", after=4, times=None)
+        proxy.rules.append(hanging)
+        through = {n: v.replace(server, proxy.endpoint_url) for n, v in job.env.items()}
+        with replace(job, env=through).started() as driver:
+            job.has_committed(driver, 2)
+            driver.send_signal(signal.SIGKILL)
     committed = {o.key: o.etag for o in store.list("annotations/")}
     assert 0 < len(committed) < shards, "the kill came too late to show anything"
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from pipelines.demo.digits import make_pages
 from tests.e2e.jobs import SLOW_MODEL, SLOW_WORKERS, Job
+from tests.e2e.ray_parts import named
 from tests.support.patience import patient
 
 pytestmark = pytest.mark.slow
@@ -81,16 +83,22 @@ def status_from_elsewhere(job: Job, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_ctrl_c_twice_stops_at_once(pages: Path, tmp_path: Path) -> None:
-    # Everything is in flight at once, so that there is much left to finish.
-    job = Job(tmp_path, str(pages), str(tmp_path / "run"), fields={"workers": {"depth": 12}})
+    fields = {"model": SLOW_MODEL, "workers": {**SLOW_WORKERS, "depth": 12}}
+    job = Job(tmp_path, str(pages), str(tmp_path / "run"), fields=fields)
     with job.started() as driver:
         assert driver.stderr is not None
         job.has_committed(driver, 1)
-        driver.send_signal(signal.SIGINT)
-        said = iter(driver.stderr.readline, "")
-        heard = next(line for line in said if "Ctrl-C again stops at once" in line)
-        driver.send_signal(signal.SIGINT)
-        err = heard + "".join(said)
+        worker = named(driver, "ray::LabelActor")
+        os.kill(worker, signal.SIGSTOP)  # what is in flight would be done before the second one
+        try:
+            driver.send_signal(signal.SIGINT)
+            said = iter(driver.stderr.readline, "")
+            heard = next(line for line in said if "Ctrl-C again stops at once" in line)
+            driver.send_signal(signal.SIGINT)
+            err = heard + "".join(said)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
     assert driver.returncode == 130, err
     assert "Traceback" not in err
     assert "run the same command to continue" in err
@@ -99,10 +107,12 @@ def test_ctrl_c_twice_stops_at_once(pages: Path, tmp_path: Path) -> None:
 def test_a_second_driver_is_told_who_holds_the_run(
     pages: Path, tmp_path: Path, shared_ray: dict[str, str]
 ) -> None:
-    job = Job(tmp_path, str(pages), str(tmp_path / "run"), shared_ray)
+    fields = {"model": SLOW_MODEL, "workers": SLOW_WORKERS}
+    job = Job(tmp_path, str(pages), str(tmp_path / "run"), shared_ray, fields=fields)
     with job.started() as first:
         job.has_committed(first, 1)
         first.send_signal(signal.SIGSTOP)  # it still holds the run, and will not end meanwhile
+        assert first.poll() is None, first.communicate()
         code, said, _ = job.run()
         assert code == 75
         assert f"pid {first.pid}" in said["error"]

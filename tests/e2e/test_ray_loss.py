@@ -15,6 +15,7 @@ import pytest
 
 from pipelines.demo.digits import make_pages
 from tests.e2e.jobs import SLOW_MODEL, SLOW_WORKERS, Job, wait_until
+from tests.e2e.ray_parts import named
 from tests.support.patience import patient
 from tests.support.samples.tiny_run import fill_folder, run_fields
 
@@ -30,26 +31,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     make_pages(folder, images=PAGES, seed=8, broken=False)
     return folder / "images"
-
-
-def descendants(pid: int) -> Iterator[int]:
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-        if parent == pid:
-            yield int(stat.parent.name)
-            yield from descendants(int(stat.parent.name))
-
-
-def named(driver: subprocess.Popen[str], name: str) -> int:
-    """The pid of a part of the driver's own Ray."""
-    for pid in descendants(driver.pid):
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
-        if command.endswith(f"/{name}") or command.startswith(name):
-            return pid
-    raise AssertionError(f"no {name} below {driver.pid}")
 
 
 def has_ended(pid: int) -> bool:
