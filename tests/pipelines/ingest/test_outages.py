@@ -35,6 +35,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     down: ClassVar[set[int]] = set()
     stumbling: ClassVar[set[int]] = set()
     asked: ClassVar[Counter[str]] = Counter()
+    over: ClassVar[threading.Event] = threading.Event()
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
@@ -47,7 +48,8 @@ class Server(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.asked[self.path] += 1
         if self.path.startswith("/silent.jpg"):
-            time.sleep(60)
+            self.over.wait(60)
+            self.close_connection = True
             return
         if self.path == "/endless.jpg":
             self.send_response(200)
@@ -67,10 +69,12 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def address() -> Iterator[str]:
     Server.down, Server.stumbling, Server.asked = set(), set(), Counter()
+    Server.over = threading.Event()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
+        Server.over.set()
         server.shutdown()
 
 
