@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ import httpx
 import pytest
 
 from pipelines.demo.digits import make_pages
-from storage.runs.lock import run_lock
+from storage.objects.json_records import json_record
+from storage.runs.lock import LOCK_KEY, Owner, read_lock, run_lock
 from storage.stores.local import LocalStore
 from tests.e2e.jobs import DIGITS, LABELFLEET, Job, wait_until
 from tests.support.patience import patient
@@ -89,6 +90,10 @@ max_bad_share: 0.01
 
 
 def test_ctrl_c_detaches_the_job_goes_on_and_submitting_again_attaches(place: Place) -> None:
+    # The job waits half a minute for this one's sign of life: it has not ended when it is attached.
+    elsewhere = Owner("t" * 16, "elsewhere", "its boot", 1, "1", "labelfleet gc")
+    output = LocalStore(str(place.folder / "out"))
+    output.put(LOCK_KEY, json_record(asdict(elsewhere)))
     first = place.start(AWS_SECRET_ACCESS_KEY="hunter2")
     assert first.stderr is not None
     assert "submitted labelfleet-cells-" in first.stderr.readline()
@@ -99,9 +104,17 @@ def test_ctrl_c_detaches_the_job_goes_on_and_submitting_again_attaches(place: Pl
     assert f"labelfleet submit cells.yaml --address {place.head.jobs}" in err
     assert f"ray job stop --address {place.head.jobs} labelfleet-cells-" in err
 
-    code, said, err = place.submit()
-    assert code == said["exit_code"] == 0, err
-    assert said["attached"]
+    with place.start("--json") as second:
+        assert second.stderr is not None
+        lines = iter(second.stderr.readline, "")
+        heard = next((line for line in lines if "attached to it" in line), "never attached\n")
+        if read_lock(output)[0] == elsewhere:
+            output.delete(LOCK_KEY)
+        err = heard + "".join(lines)
+        out, _ = second.communicate()
+    said = json.loads(out.splitlines()[-1])
+    assert second.returncode == said["exit_code"] == 0, err
+    assert said["attached"], err
     assert said["status"] == "SUCCEEDED"
     assert "attached to it" in err
     assert f"{PAGES} images" in err  # the job's own last lines came through
