@@ -8,9 +8,9 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -58,6 +58,7 @@ SIZE = (600, 400)
 OBJECT: Xyxy = (90, 60, 260, 230)
 RED = (0xE6, 0x19, 0x4B)  # of the first class
 _WAIT_S = 120
+T = TypeVar("T")
 _CANVASES = """return [...document.querySelectorAll("canvas")]
     .map(e => e.getBoundingClientRect()).filter(r => r.width > 100)
     .map(r => [r.x, r.y, r.width, r.height])"""
@@ -193,10 +194,9 @@ def look_at(
         said = browser.find_element(By.TAG_NAME, "body").text.rpartition("Relations")[2]
         return re.findall(r"^0\.\d\d$", said, flags=re.MULTILINE)
 
-    until(lambda: len(browser.execute_script(_CANVASES)) >= 2 and scores())
-    time.sleep(1)
+    found = at_rest(lambda: scores() if len(browser.execute_script(_CANVASES)) >= 2 else None)
     browser.save_screenshot(str(artefact(name)))
-    return scores()
+    return found
 
 
 def artefact(name: str) -> Path:
@@ -210,7 +210,7 @@ def artefact(name: str) -> Path:
 class Page:
     """A screenshot int [H, W, 3], blank outside of what shows the image; places as x, y, w, h."""
 
-    pixels: NDArray[Any]
+    pixels: NDArray[Any] = field(compare=False)
     image: tuple[float, float, float, float]
     view: tuple[float, float, float, float]
 
@@ -232,11 +232,7 @@ def drawn_page(browser: webdriver.Chrome, kept: Path) -> Page:
         drawn = strokes(blank).sum() > 200 and dark(blank).sum() > 2000
         return Page(blank, image, view) if drawn else None
 
-    until(look)
-    time.sleep(1)  # the page still moves its panels about
-    page = look()
-    assert page is not None
-    return page
+    return at_rest(look)
 
 
 def strokes(pixels: NDArray[Any]) -> NDArray[np.bool_]:
@@ -275,6 +271,19 @@ def drag(browser: webdriver.Chrome, x: float, y: float, dx: int, dy: int) -> Non
 
 def submit(browser: webdriver.Chrome) -> None:
     browser.find_element(By.XPATH, "//button[normalize-space()='Submit']").click()
+
+
+def at_rest(look: Callable[[], T | None]) -> T:
+    """What is seen three times in a row: for a while the page moves its panels about."""
+    seen: list[T | None] = []
+
+    def rests() -> bool:
+        seen.append(look())
+        return bool(seen[-1]) and len(seen) >= 3 and seen[-1] == seen[-2] == seen[-3]
+
+    until(rests)
+    assert seen[-1] is not None
+    return seen[-1]
 
 
 def until(so: Callable[[], Any]) -> None:
