@@ -30,6 +30,7 @@ _AT_MOST = 100_000  # objects that are looked at
 _COCO = re.compile(r"(.*/)?(_annotations\.coco|instances[^/]*)\.json|(.*/)?annotations/[^/]+\.json")
 _YOLO = re.compile(r"(.*/)?(data|dataset)\.ya?ml")
 _MOST_YAML_BYTES = 1 << 20
+_MOST_CLASSES = 20  # named in a comment
 
 
 @dataclass(slots=True)
@@ -200,7 +201,9 @@ def _lines(
         yield from _entry(key, value, 1)
     yield from (f"  # {comment}" for comment in model.comments)
     if survey.classes and "classes" not in fields["model"]:  # those of the checkpoint count
-        yield f"  # the data set names {len(survey.classes)} classes: " + _flow(survey.classes[:20])
+        first = ", the first of them" if len(survey.classes) > _MOST_CLASSES else ""
+        names = _flow(survey.classes[:_MOST_CLASSES])
+        yield f"  # the data set names {len(survey.classes)} classes{first}: {names}"
     if "storage" in fields:
         yield from ("", "storage:", *_entry("endpoint_url", fields["storage"]["endpoint_url"], 1))
     yield from ("", "# workers: {count: auto, gpus: auto, batch_size: auto}")

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pipelines.display.console import unbroken
 from pipelines.display.plural import counted
+from pipelines.display.tables import MOST_NAMED
 from pipelines.labelling.plan import Plan
 from storage.records import STATUSES
 from storage.shards.selecting import shown_counts
@@ -51,7 +52,10 @@ def run_table(summary: RunSummary) -> RenderableType:
 
 
 def _remarks(summary: RunSummary) -> list[Text]:
-    remarks = [Text(f"truncated: {said}", style="yellow") for said in summary.truncated[:10]]
+    cut = summary.truncated
+    remarks = [Text(f"truncated: {said}", style="yellow") for said in cut[:MOST_NAMED]]
+    if len(cut) > MOST_NAMED:
+        remarks.append(Text(f"… and {len(cut) - MOST_NAMED} more tars", style="yellow"))
     if summary.quarantined:
         remarks.append(
             Text(

@@ -40,7 +40,7 @@ _FOOTER_READERS = 16
 _NOT_OK: dict[Status, str] = {
     "undecodable": "damaged, or not an image",
     "too_large": "beyond max_pixels or max_image_bytes",
-    "unsupported": "a kind of image that is not read",
+    "unsupported": "a link or device, or a kind of image that is not read",
     "missing": "could not be read from the source, such as a link or a file that is gone; the next "
     "`labelfleet run` looks again",
     "not_finite": "the network gave NaN or infinity for it, and none for a blank image",

@@ -125,6 +125,21 @@ def test_classes_come_from_a_roboflow_export_and_truth_is_pointed_at(
     assert "_annotations.coco.json" in text
 
 
+def test_a_list_of_classes_that_goes_on_says_so(
+    here: Path, nano_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for known, said in ((20, "names 20 classes: [c01,"), (21, "classes, the first of them: [c01,")):
+        categories = [{"id": n, "name": f"c{n:02}"} for n in range(1, known + 1)]
+        (here / "t.json").write_text(
+            json.dumps({"images": [], "annotations": [], "categories": categories})
+        )
+        given = ("--checkpoint", nano_checkpoint, "--truth", "t.json", "--out", f"{known}.yaml")
+        assert call(capsys, "init", "../my photos", *given)[0] == 0
+        text = (here / f"{known}.yaml").read_text()
+        assert said in text
+        assert "c20]" in text
+
+
 def test_a_source_around_this_folder_gets_an_output_beside_it(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,8 @@ from rich.table import Table
 from pipelines.cli.common import show
 from pipelines.display.console import HarmlessConsole, unbroken
 from pipelines.display.tables import summary_table
+from pipelines.labelling.view import run_table
+from tests.pipelines.labelling.test_exit_codes import summary
 
 URL = "file:///archive/microscopy/2026/november/plates/blood-cells/second-reading/labels/run"
 
@@ -52,3 +54,15 @@ def test_a_command_to_copy_stays_on_its_line(
     assert f"next: {command}\n" in capsys.readouterr().out
     show(f"written: a.yaml\nnext: {command}", {}, as_json=False)
     assert capsys.readouterr().out == f"written: a.yaml\nnext: {command}\n"
+
+
+def test_a_run_names_its_next_command_whole_and_counts_what_it_does_not_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    cut = [f"{n}.tar: ended in the middle" for n in range(12)]
+    show(run_table(summary(routed=4, output=URL, truncated=cut)), {}, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"routed: 4 images; next: labelfleet review push {URL}"
+    assert "truncated: 9.tar: ended in the middle" in lines
+    assert "… and 2 more tars" in lines

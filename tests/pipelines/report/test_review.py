@@ -103,6 +103,8 @@ def test_the_page_says_what_status_says(manifest: Manifest) -> None:
     assert "missed 4 4" in text
     assert "all 16 16" in text
     assert all(note in text for note in worth.notes)
+    assert "s an image kept, % moved, % relabelled, % added, % deleted, %" in text
+    assert "ann 8 30 25.0 25.0 25.0 25.0 0.0" in text
 
 
 def test_each_kind_of_correction_is_shown_before_and_after(manifest: Manifest) -> None:
