@@ -405,6 +405,8 @@ def _main(given: list[str]) -> NoReturn:
         # Not standalone: Typer then returns the code of an Exit, and raises everything else.
         code = lazy_group(app)(given, standalone_mode=False, prog_name="labelfleet")
         _leave(code if isinstance(code, int) else 0)
+    except SystemExit as exc:  # rich and Typer raise it too, where the reader of a pipe is gone
+        _leave(exc.code if isinstance(exc.code, int) else 1)
     except typer.TyperException as exc:
         _usage(exc, given)
     except typer.Abort:

@@ -75,3 +75,27 @@ def test_a_reader_that_ended_early_is_no_traceback(command: str, code: int, tmp_
     assert done.stderr.splitlines()[-1] == str(code)
     assert "Traceback" not in done.stderr
     assert "bug" not in done.stderr
+
+
+TALKING = """
+import time
+import pipelines.cli.main as m
+from pipelines.display.console import say
+
+@m.app.command()
+def talk() -> None:
+    time.sleep(1)
+    say("a line of progress")
+
+m.main()
+"""
+
+
+def test_progress_that_nobody_reads_any_more_ends_with_1(tmp_path: Path) -> None:
+    (tmp_path / "talking.py").write_text(TALKING)
+    told = shell(f"{sys.executable} talking.py talk", tmp_path)
+    assert (told.returncode, told.stderr) == (0, "a line of progress\n")
+    done = shell(
+        f"{sys.executable} talking.py talk 2>&1 | true; echo ${{PIPESTATUS[0]}} >&2", tmp_path
+    )
+    assert done.stderr == "1\n"
