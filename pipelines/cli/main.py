@@ -41,9 +41,10 @@ from pipelines.cli.common import (
 from pipelines.cli.lazy import built, lazy_group
 from pipelines.cli.streams import KEPT, UNPRINTED, flushed, open_closed_streams, printing
 from pipelines.display.terminal import harmless
-from storage.errors import Interrupted, LabelfleetError
+from storage.errors import Interrupted, LabelfleetError, StorageFull
 from storage.extras import not_installed
 from storage.logs import VARIABLE, log_format, set_up_logging
+from storage.objects.os_errors import no_room
 from storage.urls import unsigned
 from workers.local_folders import cache_folder
 
@@ -418,12 +419,26 @@ def _main(given: list[str]) -> NoReturn:
     except Exception as exc:  # the process border: print a line, not a traceback
         if debug:
             logging.exception("the traceback behind the error")
-        lacking = not_installed(exc) if isinstance(exc, ModuleNotFoundError) else None
-        if lacking is not None:
-            _fail(lacking.message, lacking.hint, lacking.exit_code, given)
+        known = _cause_outside(exc)
+        if known is not None:
+            _fail(known.message, known.hint, known.exit_code, given)
         hint = "this is a bug of labelfleet: run again with --debug and report the traceback"
         # A foreign client's message may hold a signed URL.
         _fail(unsigned(f"{type(exc).__name__}: {exc}"), hint, 1, given)
+
+
+def _cause_outside(exc: Exception) -> LabelfleetError | None:
+    """Return what an error of the installation or of this machine's disks means."""
+    if isinstance(exc, ModuleNotFoundError):
+        return not_installed(exc)
+    if isinstance(exc, OSError) and no_room(exc):
+        place = f" for {exc.filename}" if exc.filename else ""
+        return StorageFull(
+            harmless(f"no space left{place}: {exc.strerror}"),
+            hint="free some space, or point TMPDIR at a folder that has some; then run the same "
+            "command again",
+        )
+    return None
 
 
 def _take_log_format(given: list[str]) -> list[str]:

@@ -29,6 +29,11 @@ _TRANSIENT = frozenset(
 )
 
 
+def no_room(exc: OSError) -> bool:
+    """Whether a disk or a quota is full, or no temporary folder has room for one byte."""
+    return exc.errno in _FULL or (exc.strerror or "").startswith("No usable temporary directory")
+
+
 def from_os_error(exc: OSError, where: str) -> StorageError:
     """Return the labelfleet error for ``exc`` at ``where``."""
     reason = exc.strerror or type(exc).__name__

@@ -99,3 +99,26 @@ def test_progress_that_nobody_reads_any_more_ends_with_1(tmp_path: Path) -> None
         f"{sys.executable} talking.py talk 2>&1 | true; echo ${{PIPESTATUS[0]}} >&2", tmp_path
     )
     assert done.stderr == "1\n"
+
+
+@pytest.mark.parametrize(
+    "fails",
+    ["open('/dev/full', 'wb', 0).write(b'1')", "__import__('tempfile').gettempdir()"],
+    ids=["write", "no temporary folder"],
+)
+def test_a_full_disk_anywhere_is_no_bug_of_ours(fails: str, tmp_path: Path) -> None:
+    code = (
+        "import tempfile; from pipelines.cli import main as cli\n"
+        "tempfile._candidate_tempdir_list = lambda: ['/proc']\n"
+        f"cli.lazy_group = lambda app: lambda *_, **__: {fails}\n"
+        "cli.main(['status', 'x'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=patient(60), check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no space left: No ")
+    assert "point TMPDIR at" in done.stderr
+    assert "bug" not in done.stderr
