@@ -70,6 +70,9 @@ def _started(folder: str, ports: Sequence[int], environment: Mapping[str, str]) 
     own = {
         "PATH": f"{BIN}:{os.environ['PATH']}",  # where a job finds labelfleet
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback, see pipelines/cluster/ray_cluster.py
+        # On a busy machine a node's agent takes longer than the half minute after which it ends.
+        "RAY_agent_register_timeout_ms": "300000",
+        "RAY_raylet_start_wait_time_s": "120",
     }
     log = Path(folder, "start.log")
     with log.open("w") as sink:
