@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.streams import printing
+from pipelines.display.streams import printing
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="Run config: YAML, any URL.")]

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pipelines.cli.common import Endpoint, Json, show, storage_options
-from pipelines.cli.streams import printing
+from pipelines.display.streams import printing
 
 
 def register(app: typer.Typer) -> None:

@@ -39,7 +39,7 @@ from pipelines.cli.common import (
     storage_options,
 )
 from pipelines.cli.lazy import built, lazy_group
-from pipelines.cli.streams import KEPT, UNPRINTED, flushed, open_closed_streams, printing
+from pipelines.display.streams import KEPT, UNPRINTED, flushed, open_closed_streams, printing
 from pipelines.display.terminal import harmless
 from storage.errors import Interrupted, LabelfleetError, StorageFull
 from storage.extras import not_installed
@@ -407,7 +407,7 @@ def _main(given: list[str]) -> NoReturn:
         code = lazy_group(app)(given, standalone_mode=False, prog_name="labelfleet")
         _leave(code if isinstance(code, int) else 0)
     except SystemExit as exc:  # rich and Typer raise it too, where the reader of a pipe is gone
-        _leave(exc.code if isinstance(exc.code, int) else 1)
+        _leave(exc.code if isinstance(exc.code, int) else int(exc.code is not None))
     except typer.TyperException as exc:
         _usage(exc, given)
     except typer.Abort:
