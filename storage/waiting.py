@@ -1,8 +1,8 @@
-"""Waiting that a Ctrl-C always ends.
+"""Waits that Ctrl-C always interrupts.
 
-CPython looks whether a signal has come, then waits for a lock. A signal between the two is marked
-and not seen until the wait ends (3 of 4,000 such waits on two busy cores). Waiting in pieces, it
-is seen after a piece at the latest.
+CPython checks for pending signals and then blocks on a lock. A signal that arrives between the two
+stays pending until that wait ends, which may be never. Waits with a short timeout, repeated, see it
+after half a second at the latest.
 """
 
 from __future__ import annotations

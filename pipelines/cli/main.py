@@ -41,7 +41,7 @@ from pipelines.cli.common import (
 from pipelines.cli.lazy import built, lazy_group
 from pipelines.display.streams import KEPT, UNPRINTED, flushed, open_closed_streams, printing
 from pipelines.display.terminal import harmless
-from storage.errors import Interrupted, LabelfleetError, StorageFull
+from storage.errors import Interrupted, LabelfleetError
 from storage.extras import not_installed
 from storage.logs import VARIABLE, log_format, set_up_logging
 from storage.objects.os_errors import no_room
@@ -431,14 +431,7 @@ def _cause_outside(exc: Exception) -> LabelfleetError | None:
     """Return what an error of the installation or of this machine's disks means."""
     if isinstance(exc, ModuleNotFoundError):
         return not_installed(exc)
-    if isinstance(exc, OSError) and no_room(exc):
-        place = f" for {exc.filename}" if exc.filename else ""
-        return StorageFull(
-            harmless(f"no space left{place}: {exc.strerror}"),
-            hint="free some space, or point TMPDIR at a folder that has some; then run the same "
-            "command again",
-        )
-    return None
+    return no_room(exc) if isinstance(exc, OSError) else None
 
 
 def _take_log_format(given: list[str]) -> list[str]:
@@ -494,7 +487,7 @@ def _leave(code: int) -> NoReturn:
     lost = flushed(sys.stdout)
     if lost is not None and code == 0:
         code = 1
-        if lost.errno != errno.EPIPE:  # whoever reads a pipe may end early, as `head` does
+        if lost.errno != errno.EPIPE:  # the reader of a pipe may stop early, as `head` does
             _say_error(f"{UNPRINTED}: {lost.strerror}", KEPT)
     flushed(sys.stderr)
     raise SystemExit(code)

@@ -15,7 +15,10 @@ KEPT = "what the command did stays as it is"
 
 
 def open_closed_streams() -> None:
-    """Give ``>&-`` and ``2>&-`` a stream to nowhere: the next file would get their descriptor."""
+    """Point standard streams that were closed (``>&-``) at /dev/null.
+
+    Otherwise the next file to be opened would get their descriptor.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_RDWR)
@@ -41,9 +44,9 @@ def printing() -> Iterator[None]:
 
 
 def flushed(stream: TextIO) -> OSError | None:
-    """Flush a stream and return why it failed; what is left then goes nowhere.
+    """Flush a stream; return the error if that fails, and discard what was buffered.
 
-    Python would try once more at its end, print a traceback, and exit with 120.
+    Python would flush again at exit, print a traceback and exit with 120.
     """
     try:
         stream.flush()

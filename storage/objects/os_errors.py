@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from storage.errors import AccessDenied, ObjectNotFound, StorageError, StorageFull
 from storage.errors import StorageUnavailable as Unavailable
+from storage.urls import readable
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -29,9 +30,19 @@ _TRANSIENT = frozenset(
 )
 
 
-def no_room(exc: OSError) -> bool:
-    """Whether a disk or a quota is full, or no temporary folder has room for one byte."""
-    return exc.errno in _FULL or (exc.strerror or "").startswith("No usable temporary directory")
+def no_room(exc: OSError) -> StorageError | None:
+    """Return the labelfleet error for a full disk, or for the lack of a temporary folder, wherever
+    it was met; None: ``exc`` is something else."""
+    if exc.errno in _FULL:
+        place = f" for {readable(str(exc.filename))}" if exc.filename else ""
+        return StorageFull(
+            f"no space left{place}: {exc.strerror}",
+            hint="free some space, or point TMPDIR at a folder that has some; then run the same "
+            "command again",
+        )
+    if (exc.strerror or "").startswith("No usable temporary directory"):  # tempfile's own words
+        return _no_temporary_folder(exc)
+    return None
 
 
 def from_os_error(exc: OSError, where: str) -> StorageError:
@@ -71,8 +82,12 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
     try:
         return tempfile.TemporaryDirectory(prefix="labelfleet-")
     except OSError as exc:
-        kind = StorageFull if exc.errno in _FULL else StorageError
-        raise kind(
-            f"no temporary folder can be made: {exc.strerror or exc}",
-            hint="free some space, or point TMPDIR at a folder that can be written",
-        ) from exc
+        raise _no_temporary_folder(exc) from exc
+
+
+def _no_temporary_folder(exc: OSError) -> StorageError:
+    kind = StorageFull if exc.errno in _FULL else StorageError
+    return kind(
+        f"no temporary folder can be made: {exc.strerror or exc}",
+        hint="free some space, or point TMPDIR at a folder that can be written",
+    )
