@@ -162,6 +162,26 @@ def _own_processes() -> list[int]:
 
 
 @contextmanager
+def messages_logged() -> Iterator[None]:
+    """Log what Ray reports of its cluster, such as a worker that died; stdout is the command's.
+
+    ``log_to_driver=False`` is for the output of workers alone, and there is no public way to ask
+    for the rest: Ray prints it to stdout.
+    """
+    before = ray_worker.print_to_stdstream
+
+    def to_log(data: dict[str, Any], ignore_prefix: bool) -> None:
+        for line in data["lines"]:
+            log.info("Ray reports: %s", line)
+
+    ray_worker.print_to_stdstream = to_log
+    try:
+        yield
+    finally:
+        ray_worker.print_to_stdstream = before
+
+
+@contextmanager
 def private_folder(parent: Path = Path("/tmp")) -> Iterator[Path]:  # noqa: S108 - see below
     """Make a folder that only this user may enter; remove it, and those of killed processes.
 

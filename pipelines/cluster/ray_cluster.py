@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import ray
 from ray.exceptions import RayError
 
-from pipelines.cluster.local_ray import end_ray, local_ray
+from pipelines.cluster.local_ray import end_ray, local_ray, messages_logged
 from pipelines.dispatch.stopping import keeping_signal_handlers
 from storage.errors import ConfigError
 
@@ -32,7 +32,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     if _held:
         yield
         return
-    with _opened(address):
+    with messages_logged(), _opened(address):
         _held.append(True)
         try:
             yield

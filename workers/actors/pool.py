@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -178,17 +178,29 @@ class LabelPool:
 
         What they had in flight is lost, what they committed stays.
         """
-        asked = []
-        for member in self._members.values():
-            if member.ready and not member.leaving:
-                asked.append(member.handle.close.remote())
-                asked.append(member.handle.__ray_terminate__.remote())
-        if asked:
-            ray.wait(asked, num_returns=len(asked), timeout=_CLOSE_S)
+        asked = {
+            member.handle.close.remote(): worker
+            for worker, member in self._members.items()
+            if member.ready and not member.leaving
+        }
+        closing = set(asked.values())
+        asked |= {ref: c.worker for ref, c in self._calls.items() if c.worker in closing}
+        # Only an idle one may end itself: Ray 2.60 aborts, now and then, a process that has another
+        # call when it exits (bad_optional_access), and reports a crash.
+        busy = {asked[ref] for ref in self._unfinished(asked)}
+        self._unfinished(
+            self._members[worker].handle.__ray_terminate__.remote() for worker in closing - busy
+        )
         for worker in list(self._members):
             self._forget(worker)
 
     # -- internals
+
+    @staticmethod
+    def _unfinished(refs: Iterable[Any]) -> list[Any]:
+        """Wait some seconds for these calls; return those that have not ended."""
+        waiting = list(refs)
+        return ray.wait(waiting, num_returns=len(waiting), timeout=_CLOSE_S)[1] if waiting else []
 
     def _staying(self) -> int:
         """Count the workers that are ready or starting, except those whose node is leaving."""

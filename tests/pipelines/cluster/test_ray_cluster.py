@@ -83,6 +83,55 @@ def test_a_local_ray_listens_on_loopback_only(tmp_path: Path) -> None:
     assert set(bound) <= LOOPBACK
 
 
+KILLED = """
+import logging, os, signal, sys, time
+import ray
+from pipelines.cluster.ray_cluster import ray_cluster
+
+class Last(logging.Handler):
+    said = ""
+
+    def emit(self, record):
+        self.said += record.getMessage()
+
+last = Last()
+logging.getLogger("labelfleet").addHandler(last)
+logging.getLogger("labelfleet").setLevel(logging.INFO)
+
+@ray.remote
+class Standing:
+    def pid(self):
+        return os.getpid()
+
+    def stand(self):
+        time.sleep(600)
+
+with ray_cluster(None):
+    actor = Standing.remote()
+    pid = ray.get(actor.pid.remote())
+    standing = actor.stand.remote()
+    os.kill(pid, signal.SIGKILL)
+    try:
+        ray.get(standing)
+    except ray.exceptions.RayActorError:
+        pass
+    until = time.monotonic() + float(sys.argv[1])
+    while not last.said and time.monotonic() < until:
+        time.sleep(0.1)
+assert "Ray reports: " in last.said and "died" in last.said, last.said
+"""
+
+
+@pytest.mark.slow
+def test_what_ray_reports_of_a_dead_worker_is_logged_and_not_printed() -> None:
+    """The stdout of a command is its result; a notebook's is its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(patient(60))], capture_output=True, text=True,
+        check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=patient(300),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 MODES = """
 import os, signal, stat, sys, time
 from pathlib import Path

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import ray
 from PIL import Image
+from ray.actor import ActorMethod
 
 from pipelines.labelling.open_run import open_run, refresh_listing
 from storage.errors import CheckpointError, StorageError
@@ -149,6 +150,33 @@ def test_every_shard_given_is_committed_and_no_process_is_left(bench: Bench) -> 
     said = [line for line in worker_log_lines() if line.get("run") == run and "shard" in line]
     assert {line["shard"] for line in said} == {shard.shard_id for shard in bench.shards}
     assert {line["attempt"] for line in said} == {"a", "b", "c"}
+
+
+def test_a_worker_is_asked_to_end_when_nothing_else_runs_on_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray 2.60 aborts a process, now and then, that is told to end while it has another call."""
+    calls: list[object] = []
+    running_then: list[list[object]] = []
+    remote = ActorMethod._remote
+
+    def noted(method: ActorMethod, *args: object, **options: object) -> object:
+        call = remote(method, *args, **options)
+        if method._method_name == "__ray_terminate__":
+            running_then.append(ray.wait(calls, num_returns=len(calls), timeout=0)[1])
+        else:
+            calls.append(call)
+        return call
+
+    with bench.pool(count=2, actor=bright_actor(pause_s=0.2)) as loop:
+        first, second = loop.ready(2)
+        monkeypatch.setattr(ActorMethod, "_remote", noted)
+        loop.pool.submit(first.worker, bench.shards[0], "a")
+        loop.pool.submit(second.worker, bench.shards[1], "b")
+        loop.pool.events(timeout_s=0)
+    assert running_then == [[], []]
+    for ready in (first, second):
+        wait_until_gone(ready.facts.pid)
 
 
 def worker_log_lines() -> Iterator[dict[str, object]]:
