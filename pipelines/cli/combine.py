@@ -123,15 +123,17 @@ def suite(
     One table by data set and by domain. Run it again to continue: what is measured is not measured
     again. Exits 3 where a data set failed.
     """
+    from pipelines.suite.config import load_suite_config
+
+    loaded = load_suite_config(config, tuple(set_ or ()))  # before what takes seconds to import
+
     from pipelines.dispatch.progress import watching
     from pipelines.dispatch.stopping import stopping_on_signals
     from pipelines.dispatch.tally import Caller
     from pipelines.display.console import HarmlessConsole
-    from pipelines.suite.config import load_suite_config
     from pipelines.suite.run import run_suite
     from pipelines.suite.view import suite_table
 
-    loaded = load_suite_config(config, tuple(set_ or ()))
     console = HarmlessConsole(stderr=True)
     with stopping_on_signals() as stopper, watching() as watcher:
         caller = Caller(watcher, stopper)

@@ -127,14 +127,16 @@ def run(
 ) -> None:
     """Label a source. Run it again to continue, or to label what was added since."""
     from pipelines.config.run_config import load_config
+
+    drop = ("source.max_drop=1",) if accept_drop else ()
+    loaded = load_config(config, (*(set_ or ()), *drop))  # before what takes seconds to import
+
     from pipelines.dispatch.progress import watching
     from pipelines.dispatch.stopping import stopping_on_signals
     from pipelines.dispatch.tally import Caller
     from pipelines.labelling.run import label_run
     from pipelines.labelling.view import run_table
 
-    drop = ("source.max_drop=1",) if accept_drop else ()
-    loaded = load_config(config, (*(set_ or ()), *drop))
     with stopping_on_signals() as stopper, watching() as watcher:
         caller = Caller(watcher, stopper)
         summary = label_run(loaded, address=address, limit=limit, strict=strict, caller=caller)
@@ -277,17 +279,19 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train a YOLO-NAS on a COCO-format data set, here or on a Ray cluster's workers."""
+    from pipelines.training.config import load_train_config
+
+    loaded = load_train_config(config, tuple(set_ or ()))  # before what takes seconds to import
+
     from pipelines.dispatch.stopping import stopping_on_signals
     from pipelines.display.console import HarmlessConsole
-    from pipelines.training.config import load_train_config
     from pipelines.training.run import train as train_model
     from pipelines.training.summary import training_table
 
-    loaded, console = load_train_config(config, tuple(set_ or ())), HarmlessConsole(stderr=True)
     with stopping_on_signals() as stopper:
         summary = train_model(
             loaded,
-            console=console,
+            console=HarmlessConsole(stderr=True),
             stopper=stopper,
             accept_data=accept_data,
             more_steps=extend,

@@ -49,15 +49,17 @@ def round_(
     Steps: teacher, gate, label, fit, route, push, pull, decide, student, evaluate, compile, page.
     What is done is not repeated. Exits 5 while reviewers are not done.
     """
+    from pipelines.rounds.round_config import load_round_config
+
+    loaded = load_round_config(config, tuple(set_ or ()))  # before what takes seconds to import
+
     from pipelines.dispatch.progress import watching
     from pipelines.dispatch.stopping import stopping_on_signals
     from pipelines.dispatch.tally import Caller
     from pipelines.display.console import HarmlessConsole
     from pipelines.rounds.round import run_round, selection_of
-    from pipelines.rounds.round_config import load_round_config
     from pipelines.rounds.view import round_table
 
-    loaded = load_round_config(config, tuple(set_ or ()))
     selection = selection_of(only, until, again or ())
     with stopping_on_signals() as stopper, watching() as watcher:
         summary = run_round(

@@ -57,12 +57,7 @@ class ExportPlace:
             AlreadyExists: an object came there meanwhile that is not the earlier attempt's.
         """
         if not self.has(key):
-            try:
-                self._store.create(key, body)
-            except AlreadyExists:
-                # The reply to our own may have been lost, and the request sent again.
-                if not has_body(self._store, key, body):
-                    raise
+            _create(self._store, key, body)
         elif not isinstance(body, bytes) or self._store.get(key) != body:
             self._store.put(key, body)
 
@@ -115,8 +110,17 @@ def open_place(store: ObjectStore, manifest: Manifest, request: dict[str, Any]) 
     if there:
         _refuse_other(store, there, request)
     else:
-        store.create(STARTED, json.dumps(request, indent=2).encode())
+        _create(store, STARTED, json.dumps(request, indent=2).encode())
     return ExportPlace(store, request, there)
+
+
+def _create(store: ObjectStore, key: str, body: Body) -> None:
+    try:
+        store.create(key, body)
+    except AlreadyExists:
+        # The reply to our own may have been lost, and the request sent again.
+        if not has_body(store, key, body):
+            raise
 
 
 def _keys(store: ObjectStore) -> list[str]:

@@ -46,7 +46,7 @@ class TrainView:
         self._progress = Progress(
             *columns,
             console=console or Console(quiet=True),
-            disable=console is None,
+            disable=console is None or not console.is_terminal,
             # Steps before a stop were not made at this rate.
             speed_estimate_period=120,
         )

@@ -23,6 +23,7 @@ SPOOLS = {"coco": ("images", "boxes"), "yolo": ("names.jsonl",), "hf": ("part.pa
 @pytest.mark.parametrize(
     ("format", "lost"),
     [
+        ("coco", "unfinished-export.json"),
         ("coco", "images/"),
         ("coco", "annotations.json"),
         ("yolo", "names.jsonl"),

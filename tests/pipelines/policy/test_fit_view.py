@@ -1,7 +1,8 @@
-"""The table of ``fit`` on a terminal of 80 columns: no figure and no heading is cut or wrapped."""
+"""The table of ``fit``: on 80 columns no figure and no heading is wrapped, and none is ever cut."""
 
 from __future__ import annotations
 
+import pytest
 from rich.console import Console
 
 from pipelines.policy.fit import ClassFit, Fit
@@ -10,19 +11,37 @@ from pipelines.policy.guarantee import ALL, ClassProof, Guaranteed
 from pipelines.policy.policy import Policy
 from pipelines.policy.statement import Guarantee
 
+FOUND = Fit(
+    Policy(), 363, 1_234_592, 0.1, 0.05, 0.9, 0.5,
+    (
 
-def test_every_figure_is_whole_at_80_columns() -> None:
-    classes = (
         ClassFit("Platelets", 1_234_567, 123_456, 0.5, 0.5, 0.71, 0.123, 99_999, 0.987, 1, True),
         ClassFit("traffic light, horizontal", 25, 4, 0.5, 0.2, 0.654, 0.321, 3, None, 0.5, False),
-    )
-    found = Fit(Policy(), 363, 1_234_592, 0.1, 0.05, 0.9, 0.5, classes, "truth.json")
-    console = Console(width=80)
+    ),
+    "truth.json",
+)  # fmt: skip
+
+
+def printed(width: int) -> str:
+    console = Console(width=width)
     with console.capture() as written:
-        console.print(fit_table(found, "policy.yaml"))
-    lines = written.get().splitlines()
-    assert max(len(line) for line in lines) <= 80
+        console.print(fit_table(FOUND, "policy.yaml"))
+    assert max(len(line) for line in written.get().splitlines()) <= width
     assert "…" not in written.get()
+    return written.get()
+
+
+@pytest.mark.parametrize("width", [72, 60, 45])
+def test_on_narrower_terminals_figures_fold_and_none_is_cut(width: int) -> None:
+    assert digits(printed(width)) == digits(printed(80))
+
+
+def digits(text: str) -> list[str]:
+    return sorted(char for char in text if char.isdigit())
+
+
+def test_every_figure_is_whole_at_80_columns() -> None:
+    lines = printed(80).splitlines()
     (first,) = (line.split() for line in lines if "1,234,567" in line)
     assert first[1:] == ["1,234,567", "123,456", "0.710", "0.123", "99,999", "98.7", "100.0"]
     (second,) = (line.split() for line in lines if "0.654" in line)
