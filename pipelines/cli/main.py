@@ -39,7 +39,8 @@ from pipelines.cli.common import (
     storage_options,
 )
 from pipelines.cli.lazy import built, lazy_group
-from pipelines.display.streams import KEPT, UNPRINTED, flushed, open_closed_streams, printing
+from pipelines.dispatch.stopping import keeping_signal_handlers
+from pipelines.display.streams import flushed, open_closed_streams, printing, unprinted
 from pipelines.display.terminal import harmless
 from storage.errors import Interrupted, LabelfleetError
 from storage.extras import not_installed
@@ -390,7 +391,8 @@ cli_upkeep.register(app)
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of the console script; every error becomes a readable line and an exit code."""
     if arguments is not None:
-        _main(arguments)
+        with keeping_signal_handlers():
+            _main(arguments)
     open_closed_streams()
     with _ending_in_time():
         _main(sys.argv[1:])
@@ -414,7 +416,7 @@ def _main(given: list[str]) -> NoReturn:
         _leave(exc.code if isinstance(exc.code, int) else int(exc.code is not None))
     except typer.TyperException as exc:
         _usage(exc, given)
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", "run the same command to continue", 130, given)
     except LabelfleetError as exc:
         if debug:
@@ -464,17 +466,25 @@ def _usage(exc: typer.TyperException, given: list[str]) -> NoReturn:
 
 
 def _fail(message: str, hint: str | None, code: int, given: list[str]) -> NoReturn:
-    if log_format() == "json":
-        logging.getLogger("labelfleet").error(message, extra={"hint": hint, "exit_code": code})
-    else:
-        _say_error(message, hint)
+    _ignore_signals()
+    _say_error(message, hint, code)
     if "--json" in given:
         with suppress(OSError):  # the code tells
             sys.stdout.write(json.dumps({"error": message, "hint": hint, "exit_code": code}) + "\n")
     _leave(code)
 
 
-def _say_error(message: str, hint: str | None) -> None:
+def _ignore_signals() -> None:
+    """Let a second Ctrl-C or SIGTERM cut short neither the message nor the end: both take seconds
+    at most, and the exit code is that of the first."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _say_error(message: str, hint: str | None, code: int) -> None:
+    if log_format() == "json":
+        logging.getLogger("labelfleet").error(message, extra={"hint": hint, "exit_code": code})
+        return
     from rich.text import Text
 
     from pipelines.display.console import HarmlessConsole
@@ -492,7 +502,8 @@ def _leave(code: int) -> NoReturn:
     if lost is not None and code == 0:
         code = 1
         if lost.errno != errno.EPIPE:  # the reader of a pipe may stop early, as `head` does
-            _say_error(f"{UNPRINTED}: {lost.strerror}", KEPT)
+            said = unprinted(lost)
+            _say_error(said.message, said.hint, code)
     flushed(sys.stderr)
     raise SystemExit(code)
 
@@ -510,6 +521,7 @@ def _ending_in_time() -> Iterator[None]:
         yield
     except SystemExit as exc:
         if isinstance(exc.code, int) and exc.code:
+            _ignore_signals()
             threading.Thread(target=end_at_last, args=(exc.code,), daemon=True).start()
         raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -15,7 +16,17 @@ from storage.logs import log_format
 
 class HarmlessConsole(Console):
     """rich's console, which escapes every control character except rich's own, and folds what a
-    table's column is too narrow for: rich would cut a URL or a figure there, and put … after it."""
+    table's column is too narrow for: rich would cut a URL or a figure there, and put … after it.
+    Names stay as they are: rich would make an emoji of ``:car:``."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """End the process as rich does, which would point stdout at /dev/null, though it may be
+        stderr that has no reader any more; see ``streams.flushed``."""
+        self.quiet = True
+        raise SystemExit(1)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -10,19 +10,18 @@ from typing import TextIO
 
 from storage.errors import LabelfleetError
 
-UNPRINTED = "the result cannot be written to stdout"
-KEPT = "what the command did stays as it is"
-
 
 def open_closed_streams() -> None:
     """Point standard streams that were closed (``>&-``) at /dev/null.
 
-    Otherwise the next file to be opened would get their descriptor.
+    Otherwise the next file to be opened would get their descriptor, here or in a child process.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_RDWR)
-            if null != number:
+            if null == number:
+                os.set_inheritable(number, True)
+            else:
                 os.dup2(null, number)
                 os.close(null)
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
@@ -40,7 +39,15 @@ def printing() -> Iterator[None]:
     except BrokenPipeError:
         raise  # the process ends with 1, and says nothing
     except OSError as exc:
-        raise LabelfleetError(f"{UNPRINTED}: {exc.strerror}", hint=KEPT) from exc
+        raise unprinted(exc) from exc
+
+
+def unprinted(exc: OSError) -> LabelfleetError:
+    """Return the error for a stdout that cannot be written."""
+    return LabelfleetError(
+        f"the result cannot be written to stdout: {exc.strerror}",
+        hint="what the command did stays as it is",
+    )
 
 
 def flushed(stream: TextIO) -> OSError | None:

@@ -43,10 +43,12 @@ class TrainView:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
+        # Not rich's own test alone, which FORCE_COLOR overrides: a bar makes a mess of a log.
+        self._live = console is not None and console.is_terminal and console.file.isatty()
         self._progress = Progress(
             *columns,
             console=console or Console(quiet=True),
-            disable=console is None or not console.is_terminal,
+            disable=not self._live,
             # Steps before a stop were not made at this rate.
             speed_estimate_period=120,
         )
@@ -76,7 +78,7 @@ class TrainView:
             self._task, completed=report.step, loss=f"{self._loss:.3f}", rate=rate
         )
 
-        if self._console is not None and not self._console.is_terminal:
+        if self._console is not None and not self._live:
             self._line(report)
 
     def _line(self, report: StepReport) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from pipelines.cli.common import show
 from pipelines.display.console import HarmlessConsole, unbroken
-from pipelines.display.tables import summary_table
+from pipelines.display.tables import figures_table, summary_table
 from pipelines.labelling.view import run_table
 from tests.pipelines.labelling.test_exit_codes import summary
 
@@ -42,6 +42,16 @@ def test_figures_are_whole_where_columns_are_narrow() -> None:
         *(line.split("│")[2:11] for line in shown.splitlines() if "│" in line), strict=True
     )
     assert {"".join(cells).replace(" ", "") for cells in columns} == {"1,234,567"}
+
+
+def test_a_name_that_looks_like_an_emoji_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    table = figures_table("of :car:", "class", ["a:b:"])
+    table.add_row("a:100:x", "1")
+    for shown in (table, "written: /data/a:100:x/:car:.yaml"):
+        show(shown, {}, as_json=False)
+    out = capsys.readouterr().out
+    for name in ("of :car:", "a:b:", " a:100:x ", "written: /data/a:100:x/:car:.yaml\n"):
+        assert name in out
 
 
 @pytest.mark.parametrize("width", [30, 80])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -39,11 +40,18 @@ def test_a_full_disk_behind_stdout_is_said(command: str, tmp_path: Path) -> None
     assert (done.returncode, done.stderr) == (1, FULL)
 
 
-@pytest.mark.parametrize("json", ["", "--json"])
-def test_a_result_that_cannot_be_printed_is_an_error(json: str, tmp_path: Path) -> None:
+def test_a_full_disk_behind_stdout_is_said_to_machines_as_well(tmp_path: Path) -> None:
+    done = shell("PYTHONUNBUFFERED= $LF --log-format json --version > /dev/full", tmp_path)
+    said = json.loads(done.stderr)
+    assert said["message"] == FULL.splitlines()[0].removeprefix("error: ")
+    assert (done.returncode, said["exit_code"]) == (1, 1)
+
+
+@pytest.mark.parametrize("as_json", ["", "--json"])
+def test_a_result_that_cannot_be_printed_is_an_error(as_json: str, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
-    done = shell(f"$LF init photos {json} > /dev/full", tmp_path)
+    done = shell(f"$LF init photos {as_json} > /dev/full", tmp_path)
     assert (done.returncode, done.stderr) == (1, FULL)
     assert (tmp_path / "photos.yaml").exists()
 
@@ -52,11 +60,11 @@ def test_a_result_that_cannot_be_printed_is_an_error(json: str, tmp_path: Path) 
     ("streams", "code"),
     [(">&-", 2), ("2>&-", 2), ("<&- >&- 2>&-", 2), ("> /dev/full", 2), ("2> /dev/full", 2)],
 )
-@pytest.mark.parametrize("json", ["", "--json"])
+@pytest.mark.parametrize("as_json", ["", "--json"])
 def test_an_error_keeps_its_code_wherever_it_goes(
-    streams: str, code: int, json: str, tmp_path: Path
+    streams: str, code: int, as_json: str, tmp_path: Path
 ) -> None:
-    done = shell(f"$LF status nowhere {json} {streams}", tmp_path)
+    done = shell(f"$LF status nowhere {as_json} {streams}", tmp_path)
     assert done.returncode == code
     assert "Traceback" not in done.stderr
 
@@ -75,6 +83,63 @@ def test_a_reader_that_ended_early_is_no_traceback(command: str, code: int, tmp_
     assert done.stderr.splitlines()[-1] == str(code)
     assert "Traceback" not in done.stderr
     assert "bug" not in done.stderr
+
+
+CHILD = """
+import subprocess, sys
+from pipelines.display.streams import open_closed_streams
+
+open_closed_streams()
+look = "import os, sys; [os.fstat(n) for n in range(3)]; open(sys.argv[1], 'w')"
+subprocess.run([sys.executable, "-c", look, sys.argv[1]], check=True)
+"""
+
+
+@pytest.mark.parametrize("streams", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_child_process_has_the_closed_streams_as_well(streams: str, tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(CHILD)
+    shell(f"{sys.executable} parent.py found {streams}", tmp_path)
+    assert (tmp_path / "found").exists()
+
+
+def test_an_error_is_on_stdout_where_stderr_has_no_reader(tmp_path: Path) -> None:
+    done = shell("{ $LF status nowhere --json 2>&3 > out; } 3>&1 | true", tmp_path)
+    assert done.stderr == ""
+    assert json.loads((tmp_path / "out").read_text())["exit_code"] == 2
+
+
+IMPATIENT = """
+import atexit, signal
+import pipelines.cli.main as m
+from pipelines.display.console import HarmlessConsole
+
+printed = HarmlessConsole.print
+
+def again(*_) -> None:
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
+
+def impatiently(*what, **how) -> None:
+    again()
+    printed(*what, **how)
+
+HarmlessConsole.print = impatiently
+atexit.register(again)
+
+@m.app.command()
+def wait(json: bool = False) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+m.main()
+"""
+
+
+def test_a_second_ctrl_c_does_not_cut_short_what_the_first_one_says(tmp_path: Path) -> None:
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
+    done = shell(f"exec {sys.executable} impatient.py wait --json", tmp_path)
+    said = "error: interrupted\n  -> run the same command to continue\n"
+    assert (done.returncode, done.stderr) == (130, said)
+    assert json.loads(done.stdout)["exit_code"] == 130
 
 
 TALKING = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from rich.console import Console
+from rich.text import Text
 
 from pipelines.training.config import TrainConfig, load_train_config
 from pipelines.training.view import TrainView
@@ -113,6 +115,19 @@ def test_a_line_a_minute_where_no_bar_can_be_drawn() -> None:
     assert all(line.startswith("step ") for line in lines)  # and no bar at the end
     assert 2 <= len(lines) <= 4  # in some 200 to 400 seconds
     assert lines[0].endswith("of 20: loss 2.000")
+
+
+def test_a_log_gets_no_bar_where_colours_are_forced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    now = itertools.count(0.0, 100.0)
+    with (
+        (tmp_path / "log").open("w+") as written,
+        TrainView(Console(file=written, width=100), 0, 1, clock=lambda: next(now)) as view,
+    ):
+        view.step(StepReport(1, 2.0, (1.0, 0.5, 0.5), 0.001))
+    assert Text.from_ansi((tmp_path / "log").read_text()).plain == "step 1 of 1: loss 2.000\n"
 
 
 # Configs of the version before there were early_stop, range, stages and the fields of the recipe,
