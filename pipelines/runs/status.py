@@ -41,7 +41,7 @@ _NOT_OK: dict[Status, str] = {
     "undecodable": "damaged, or not an image",
     "too_large": "beyond max_pixels or max_image_bytes",
     "unsupported": "a link or device, or a kind of image that is not read",
-    "missing": "could not be read from the source, such as a link or a file that is gone; the next "
+    "missing": "could not be read from the source, such as a file that is gone; the next "
     "`labelfleet run` looks again",
     "not_finite": "the network gave NaN or infinity for it, and none for a blank image",
 }

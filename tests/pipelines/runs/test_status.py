@@ -166,6 +166,7 @@ def test_images_that_are_not_ok_are_explained(manifest: Manifest) -> None:
     assert "the next `labelfleet run` looks again" in text
     assert "labelfleet report" in text
     assert "too_large" not in text
+    assert "link" not in text, "links are unsupported"
 
 
 def test_a_copy_that_lost_the_race_is_not_counted(manifest: Manifest) -> None:
