@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from storage.errors import CheckpointError
+from storage.objects.os_errors import translating_os_errors
 from workers.checkpoints.cache import file_sha256
 from workers.checkpoints.description import (
     METADATA_KEY,
@@ -118,11 +119,17 @@ def save_checkpoint(
 
     Args:
         state_dict: unfused weights, in the dtype to keep (float16 halves the file).
+
+    Raises:
+        StorageError: it cannot be written, such as on a full disk.
     """
     weights = {k: v.detach().cpu().contiguous() for k, v in state_dict.items()}
     temporary = path.with_name(f".{path.name}.part")
-    save_file(weights, temporary, metadata={METADATA_KEY: description.to_text()})
-    temporary.replace(path)
+    # Not save_file, whose error does not tell a full disk from other faults.
+    content = save(weights, metadata={METADATA_KEY: description.to_text()})
+    with translating_os_errors(str(temporary)):
+        temporary.write_bytes(content)
+        temporary.replace(path)
 
 
 # .safetensors

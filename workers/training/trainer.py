@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from storage.errors import ConfigError, ModelError, WorkerError
+from storage.objects.os_errors import translating_os_errors
 from workers.training.batches import TrainingBatch
 from workers.training.distillation.knowledge import Knowledge
 from workers.training.distributed import Team, group_size, summed
@@ -294,11 +296,15 @@ class Trainer:
         return self._knowledge.weights.at(self.progress.step, self.options.steps)
 
     def save(self) -> None:
-        """Write the state file atomically; rank 0 does."""
+        """Write the state file atomically; rank 0 does.
+
+        Raises:
+            StorageError: it cannot be written, such as on a full disk.
+        """
         if not self.team.leads:
             return
-        partial = self._state.with_suffix(".partial")
-        torch.save(
+        _write_state(
+            self._state,
             {
                 "fingerprint": self._fingerprint,
                 **(
@@ -313,9 +319,7 @@ class Trainer:
                 "steps": self.options.steps,
                 "extended_at": self.options.extended_at,
             },
-            partial,
         )
-        partial.replace(self._state)
 
     def _continue(self) -> None:
         saved = torch.load(self._state, map_location=self.options.device, weights_only=True)
@@ -378,9 +382,20 @@ def write_extended(source: Path, target: Path, steps: int) -> None:
     """Write a finished training's state as one that goes on to step ``steps``, atomically."""
     saved = torch.load(source, map_location="cpu", weights_only=True)
     saved |= {"steps": steps, "extended_at": saved["progress"]["step"]}
-    partial = target.with_suffix(".partial")
-    torch.save(saved, partial)
-    partial.replace(target)
+    _write_state(target, saved)
+
+
+def _write_state(path: Path, content: Mapping[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    with translating_os_errors(str(partial)):
+        try:
+            with partial.open("wb") as file:
+                torch.save(content, file)
+        except RuntimeError as exc:  # from the end of torch's archive, after the file's own error
+            if isinstance(exc.__context__, OSError):
+                raise exc.__context__ from None
+            raise
+        partial.replace(path)
 
 
 def _out_of_memory(exc: torch.OutOfMemoryError, images: int) -> ModelError:

@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from storage.errors import CheckpointError, ConfigError
+from storage.errors import CheckpointError, ConfigError, StorageFull
 from storage.objects.protocols import StorageOptions
 from tests.support.samples.checkpoint_samples import NAMES, saved, weights
 from workers.checkpoints.description import Description, canonical_arch
@@ -129,6 +129,20 @@ def test_dtypes_and_shared_storages(tmp_path: Path, dtype: torch.dtype) -> None:
         loaded = read_checkpoint(saved(tmp_path / "c.pth", content)).load_state_dict()
         assert same(loaded, state)
         assert all(t.is_contiguous() for t in loaded.values())
+
+
+def test_a_full_disk_under_our_own_checkpoint_is_said(tmp_path: Path) -> None:
+    (tmp_path / ".best.safetensors.part").symlink_to("/dev/full")
+    said = Description(
+        name="yolo_nas_m",
+        arch_params=ARCH,
+        classes=NAMES,
+        preprocessing=BOTTOM_RIGHT,
+        licence="CC0-1.0",
+        training={},
+    )
+    with pytest.raises(StorageFull, match=r"no space left for .*best\.safetensors"):
+        save_checkpoint(tmp_path / "best.safetensors", weights(), said)
 
 
 def test_our_own_checkpoint_describes_itself(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-from storage.errors import ConfigError, ModelError, WorkerError
+from storage.errors import ConfigError, ModelError, StorageFull, WorkerError
 from tests.support.samples.training_samples import box, write_coco
 from workers.images.preprocessing import Preprocessing
 from workers.training.batches import BatchSource, TrainingBatch
@@ -205,6 +205,13 @@ def test_the_best_averaged_weights_are_kept_not_the_last(
     assert (progress.best_step, progress.best_score) == (4, 0.7)
     assert len(kept) == 2
     assert any(not torch.equal(kept[-1][k], v) for k, v in weights(training).items())
+
+
+def test_a_full_disk_under_the_state_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "state.partial").symlink_to("/dev/full")
+    with pytest.raises(StorageFull, match=r"no space left for .*state\.partial"):
+        trainer(tmp_path / "state.pt", FitOptions(steps=4)).save()
+    assert not (tmp_path / "state.pt").exists()
 
 
 def test_another_training_cannot_take_over_a_state_file(tmp_path: Path) -> None:
