@@ -26,12 +26,17 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     another such context its Ray is used, and stays: several runs then share one.
 
     Raises:
-        ConfigError: there is no cluster at that address.
+        ConfigError: there is no cluster at that address, or the process has another Ray.
         RayLost: a local Ray could not be started.
     """
     if _held:
         yield
         return
+    if ray.is_initialized():  # a program's own; a failed start of ours would shut it down
+        raise ConfigError(
+            "this process is connected to a Ray of its own already",
+            hint="call `ray.shutdown()` first, or label in another process",
+        )
     with messages_logged(), _opened(address):
         _held.append(True)
         try:

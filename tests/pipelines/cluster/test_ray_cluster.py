@@ -132,6 +132,46 @@ def test_what_ray_reports_of_a_dead_worker_is_logged_and_not_printed() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+OWN = """
+import ray
+from pipelines.cluster.ray_cluster import ray_cluster
+from storage.errors import ConfigError
+
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+
+@ray.remote
+class Own:
+    def answer(self):
+        return 42
+
+own = Own.remote()
+for address in (None, "local", ray.get_runtime_context().gcs_address):
+    try:
+        with ray_cluster(address):
+            raise AssertionError("opened")
+    except ConfigError as exc:
+        print(exc.hint)
+    assert ray.get(own.answer.remote()) == 42
+ray.shutdown()
+with ray_cluster(None):
+    print(ray.get(ray.remote(lambda: 1).remote()))
+"""
+
+
+@pytest.mark.slow
+def test_a_programs_own_ray_is_left_as_it_is() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", OWN], capture_output=True, text=True, check=False,
+        env=environment, timeout=patient(300),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *hints, ran = done.stdout.splitlines()
+    assert hints == ["call `ray.shutdown()` first, or label in another process"] * 3
+    assert ran == "1"
+
+
 MODES = """
 import os, signal, stat, sys, time
 from pathlib import Path
