@@ -32,6 +32,7 @@ from storage.stores.local_files import (
     move_clock_past,
     open_folder,
     open_regular,
+    refuse_to_replace,
     temporary_copy,
 )
 from storage.stores.local_walk import leftovers, walk
@@ -138,6 +139,7 @@ class LocalStore:
             if if_match is not None and (old is None or etag_of(old) != if_match):
                 raise ObjectChanged(f"{self._where(key)} is not the version expected")
             if old is not None:
+                refuse_to_replace(self._where(key), old)
                 move_clock_past(descriptor, old)
             os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
             os.fsync(folder)

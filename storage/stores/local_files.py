@@ -95,6 +95,23 @@ def link_refused(name: str) -> StorageError:
     )
 
 
+def refuse_to_replace(where: str, status: os.stat_result) -> None:
+    """Raise StorageError unless it is a regular file or a folder (which the system refuses).
+
+    A device such as /dev/full, or /dev/stdout, which is a link, would be gone: root may do that.
+    """
+    if stat.S_ISLNK(status.st_mode):
+        what = "a symbolic link"
+    elif not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        what = "a pipe, a socket or a device"
+    else:
+        return
+    raise StorageError(
+        f"{where} is {what}, and is not replaced by a file",
+        hint="name another place, or remove it first",
+    )
+
+
 def open_regular(folder: int, name: str) -> int:
     """Descriptor of a regular file for reading; FileNotFoundError for a folder."""
     try:

@@ -72,12 +72,22 @@ class TestLinks:
         assert list(store.list("folder-link/")) == []
         assert names_in(outside) == ["secret.jpg"]
 
-    def test_a_put_takes_a_links_place(self, root: Path, store: LocalStore) -> None:
+    def test_a_put_neither_follows_nor_replaces_a_link(self, root: Path, store: LocalStore) -> None:
+        """As root, ``--out /dev/stdout`` would be the end of that."""
         target = root.parent / "target"
         target.write_bytes(b"untouched")
         (root / "key").symlink_to(target)
-        store.put("key", b"own")
-        assert (store.get("key"), target.read_bytes()) == (b"own", b"untouched")
+        with pytest.raises(StorageError, match=r"key is a symbolic link, and is not replaced"):
+            store.put("key", b"own")
+        assert (root / "key").is_symlink()
+        assert target.read_bytes() == b"untouched"
+        assert list(store.leftovers()) == []
+
+    def test_a_put_does_not_replace_a_pipe_or_a_device(self, root: Path, store: LocalStore) -> None:
+        os.mkfifo(root / "key")
+        with pytest.raises(StorageError, match=r"key is a pipe, a socket or a device, and is not"):
+            store.put("key", b"own")
+        assert (root / "key").is_fifo()
 
     def test_the_root_itself_may_be_a_link(self, root: Path) -> None:
         (root.parent / "alias").symlink_to(root)
