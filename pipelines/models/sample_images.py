@@ -6,12 +6,12 @@ Images that the ground truth names are measured on and never calibrated on.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from pipelines.config.source import group_shards, listed_objects
 from pipelines.truth.coco_truth import join_rows, may_join, refuse_unmatched
 from storage.coco.truth import Truth
 from storage.errors import SourceEmpty
+from storage.objects.os_errors import translating_os_errors
 from storage.objects.protocols import ObjectStore
 from storage.records import ImageRecord, StoredObject
 from storage.shards.reading import read_shard
@@ -186,25 +187,33 @@ def _without(truth: Truth | None, records: Iterable[ImageRecord]) -> Iterator[Im
 def _prepared(
     records: Iterable[ImageRecord], preprocessing: Preprocessing, max_pixels: int, count: int
 ) -> Inputs:
-    """Decode until there are ``count``; what cannot be decoded is passed over."""
-    pixels = _on_disk(count, preprocessing.size)
+    """Decode until there are ``count``; what cannot be decoded is passed over.
+
+    Raises:
+        StorageFull: the temporary folder has no space for them.
+    """
     transforms: list[LetterboxTransform] = []
     ids: list[str] = []
     digest = hashlib.sha256()
-    for record in records:
-        opened = open_image(record, "", preprocessing, max_pixels)
-        if not isinstance(opened, OpenedImage):
-            continue
-        placed = opened.place(preprocessing, pixels[len(ids)])
-        if isinstance(placed, LetterboxTransform):
-            ids.append(opened.ref.image_id)
-            transforms.append(placed)
-            digest.update(opened.ref.sha256.encode())
-        if len(ids) == count:
-            break
+    with tempfile.TemporaryFile() as file:
+        shape = (max(1, count), *preprocessing.size, 3)
+        pixels: NDArray[np.uint8] = np.memmap(file, np.uint8, "w+", shape=shape)
+        for record in records:
+            opened = open_image(record, "", preprocessing, max_pixels)
+            if not isinstance(opened, OpenedImage):
+                continue
+            _take_room(file.fileno(), len(ids), pixels[0].nbytes)
+            placed = opened.place(preprocessing, pixels[len(ids)])
+            if isinstance(placed, LetterboxTransform):
+                ids.append(opened.ref.image_id)
+                transforms.append(placed)
+                digest.update(opened.ref.sha256.encode())
+            if len(ids) == count:
+                break
     return Inputs(pixels[: len(ids)], tuple(transforms), tuple(ids), digest.hexdigest())
 
 
-def _on_disk(count: int, size: tuple[int, int]) -> Any:
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, np.uint8, "w+", shape=(max(1, count), *size, 3))
+def _take_room(file: int, number: int, nbytes: int) -> None:
+    """Take the room of one image: a mapped file that runs out of disk would end the process."""
+    with translating_os_errors(f"images in {tempfile.gettempdir()}"):
+        os.posix_fallocate(file, number * nbytes, nbytes)

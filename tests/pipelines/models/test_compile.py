@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ from pipelines.models.measure import (
 )
 from pipelines.models.sample_images import measured, sample, unseen
 from storage.coco.truth import read_truth
-from storage.errors import ArtefactError, SourceEmpty, TruthMismatch
+from storage.errors import ArtefactError, SourceEmpty, StorageFull, TruthMismatch
 from storage.objects.protocols import StorageOptions
 from storage.records import Detections
 from tests.support.samples.tiny_run import fill_folder, run_config
@@ -97,6 +99,24 @@ def test_a_sample_is_as_many_as_asked_for(config: Make) -> None:
     assert len(set(found.image_ids)) == 7
     assert (found.pixels.reshape(7, -1).std(1) > 0).all()
     assert len(found.part(2, 5)) == 3
+
+
+def test_a_sample_takes_its_room_on_the_disk_first(
+    config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a mapped file runs out of disk, SIGBUS ends the process without a word."""
+    taken = []
+
+    def full_after_three(file: int, offset: int, nbytes: int) -> None:
+        if len(taken) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken.append((offset, nbytes))
+
+    monkeypatch.setattr(os, "posix_fallocate", full_after_three)
+    with pytest.raises(StorageFull, match="no space left for images in "):
+        sample(config(), SMALL, 7)
+    each = 3 * SMALL.size[0] * SMALL.size[1]
+    assert taken == [(0, each), (each, each), (2 * each, each)]
 
 
 def test_truth_of_every_image_or_of_another_source(config: Make, tmp_path: Path) -> None:
