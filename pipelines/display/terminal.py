@@ -7,9 +7,10 @@ _COMMANDS = (
     *(set(range(32)) - {9, 10}), *range(127, 160), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F),
     *range(0x2066, 0x206A),
 )  # fmt: skip
-_ESCAPED = {code: ascii(chr(code))[1:-1] for code in _COMMANDS}
+_SURROGATES = range(0xD800, 0xE000)  # of names that are not UTF-8: stdout would refuse them
+_ESCAPED = {code: ascii(chr(code))[1:-1] for code in (*_COMMANDS, *_SURROGATES)}
 
 
 def harmless(text: str) -> str:
-    """Escape every character that a terminal would obey, such as ``\\x1b``."""
+    """Escape every character that a terminal would obey, such as ``\\x1b``, and surrogates."""
     return text if text.isprintable() else text.translate(_ESCAPED)

@@ -29,6 +29,8 @@ HOSTILE = {
     "right to left": "gpj.\u202eexe",
     "isolate": "\u2066a\u2069",
     "NUL": "a\0b",
+    "not UTF-8": "a\udcffb",
+    "half a pair": "a\ud83db",
 }
 
 
