@@ -128,7 +128,7 @@ atexit.register(again)
 
 @m.app.command()
 def wait(json: bool = False) -> None:
-    signal.raise_signal(signal.SIGINT)
+    raise KeyboardInterrupt  # a signal's may come in a destructor, where Python drops it
 
 m.main()
 """
