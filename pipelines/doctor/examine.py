@@ -191,7 +191,7 @@ def _config(path: str) -> Iterator[Finding]:
     yield _attempt("source", lambda: _source(config), "check the URL and the credentials")
     yield _attempt("output", lambda: _output(config), "check the URL and the credentials")
     stated: list[str] = []
-    yield _attempt("model", lambda: _model(config, stated), "check model.checkpoint")
+    yield _attempt("model", lambda: _model(config, stated), "check the fields below `model:`")
     yield _licence([*filter(None, [config.model.licence]), *stated])
 
 

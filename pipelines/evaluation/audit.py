@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -24,7 +24,8 @@ from pipelines.evaluation.intervals import (
     share_estimate,
 )
 from pipelines.truth.compared import AnsweredImage, from_jsonl
-from storage.labels.versions import read_version, read_version_file
+from storage.labels.versions import LabelVersion, read_version, read_version_file
+from storage.review.answers import answer_parts
 from storage.review.queue import queue_parts, read_head
 from storage.runs.manifest import Manifest
 
@@ -107,7 +108,20 @@ def audit_report(manifest: Manifest, version: str | None = None) -> AuditReport:
         for key in queue_parts(manifest.store)
         for stratum in read_head(manifest.store, key).strata
     }
-    return estimate(lines, version=lineage.version, own_run=manifest.url, own_strata=sizes)
+    report = estimate(lines, version=lineage.version, own_run=manifest.url, own_strata=sizes)
+    later = _later_answers(manifest, lineage)
+    return replace(report, notes=(*later, *report.notes))
+
+
+def _later_answers(manifest: Manifest, lineage: LabelVersion) -> list[str]:
+    """Return a note where answers of the run are not in the version; it may have moved since."""
+    known = lineage.answers.get(manifest.url, () if not lineage.answers else None)
+    if known is None or set(answer_parts(manifest.store)) <= set(known):
+        return []
+    return [
+        f"answers that came, or were withdrawn, after {lineage.version} are not in these figures: "
+        f"`labelfleet decide {manifest.url}` makes a version with them"
+    ]
 
 
 def estimate(
@@ -255,13 +269,13 @@ def _notes(
     bulk = sum(a.bulk for a in audit)
     waiting = sum(a.state == "answered" for a in audit) - bulk - sampled
     if not sampled:
-        notes.append("no audit image is answered yet: nothing can be said about the labels")
+        notes.append("no audit answer counts yet: nothing can be said about the labels")
     elif sampled < _FEW:
         notes.append(
             f"only {sampled} audit images: the intervals are wide, and hold from {_FEW} on"
         )
-    if uncovered:
-        notes.append(f"{uncovered} live images were never sampled, and are not spoken for")
+    if sampled and uncovered:
+        notes.append(f"{uncovered} live images have no audit answer yet that speaks for them")
     if skipped:
         notes.append(
             f"{skipped} audit images were skipped; if those are the hard ones, the figures flatter"

@@ -17,6 +17,8 @@ from storage.errors import (
     InvalidRow,
     LabelfleetError,
     ObjectNotFound,
+    ObjectUnreadable,
+    SourceError,
     SourceTruncated,
     StorageError,
 )
@@ -49,6 +51,7 @@ class Plan:
         published: what speeds published for this network say, where the run was not measured.
         missing: images that could not be read when they were labelled; the next run looks again.
             None where some results cannot be read.
+        unreadable: why sampled tars cannot be read; a run puts them in quarantine.
         model_remarks: for people, about the model, or why it cannot be used.
         exit_code: of the process; not 0 where the model cannot be used, and a run would end so.
     """
@@ -74,6 +77,7 @@ class Plan:
     like: str | None = None
     published: tuple[str, ...] = ()
     missing: int | None = 0
+    unreadable: tuple[str, ...] = ()
 
     def to_fields(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -103,6 +107,7 @@ class _Sample:
 
     def __init__(self) -> None:
         self.tars: list[Shard] = []
+        self.unreadable: list[str] = []
         self._images: list[int] = []
         self._offered = 0
         self._random = random.Random(0)  # the same plan twice
@@ -115,7 +120,14 @@ class _Sample:
             self.tars[place] = tar
 
     def count(self, source: SupportsShards, max_image_bytes: int, frames: Frames | None) -> None:
-        self._images = [_count_images(source, tar, max_image_bytes, frames) for tar in self.tars]
+        """Count the images; none in a tar that alone cannot be read, which ends no run either."""
+        for tar in self.tars:
+            images = 0
+            try:
+                images = _count_images(source, tar, max_image_bytes, frames)
+            except (SourceError, ObjectUnreadable) as exc:
+                self.unreadable.append(exc.message)
+            self._images.append(images)
 
     def estimate(self, tar_nbytes: int, *, without: Set[str] = frozenset()) -> int:
         """Estimate the images in tars of this size: exact where sampled, by density elsewhere."""
@@ -197,6 +209,7 @@ def plan_run(config: RunConfig, like: Manifest | None = None) -> Plan:
         cost_second=_cost(second, pace, config.price_per_gpu_hour),
         published=() if pace else _published(config, images_left),
         missing=missing,
+        unreadable=tuple(sample.unreadable),
         like=like.url if like is not None and own is None and pace is not None else None,
     )
 

@@ -116,6 +116,8 @@ def _beside(plan: Plan) -> Iterator[tuple[str, str]]:
             f"{counted(plan.missing, 'image')} that could not be read before; `run` looks again, "
             "and labels what can be read by then",
         )
+    for why in plan.unreadable:
+        yield "unreadable", f"{why}; the run puts what it cannot read in quarantine"
     if plan.left_out:
         yield "left out", f"of the source: {shown_counts(plan.left_out)}"
     yield from (("model", remark) for remark in plan.model_remarks)

@@ -158,7 +158,7 @@ def render_status(status: ReviewStatus) -> RenderableType:
     if status.skipped:
         rows.append(("skipped", f"{status.skipped:,}"))
     if status.waiting:
-        rows.append(("waiting to be pulled", f"{status.waiting:,}"))
+        rows.append(("begun, or not pulled yet", f"{status.waiting:,}"))
     minutes = f"{status.minutes_left:,.0f} of {status.minutes * status.pace:,.0f}"
     learned = "" if status.pace == 1.0 else ", at the pace of the answers so far"
     rows.append(("minutes left", minutes + learned))

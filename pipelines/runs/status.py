@@ -97,7 +97,7 @@ class RunStatus:
         drift: how the later images compare with the first ones; None before a second listing.
         left_out: what the newest listing of the source passed over, by suffix or reason.
         dead_objects: annotation objects of shards that are no longer live.
-        tombstones: images that changed or vanished after their shard was listed.
+        tombstones: images of live, labelled shards that changed or vanished after they were listed.
         plain_glob_exact: whether reading annotations/*.parquet without the listing is exact.
     """
 
@@ -170,7 +170,7 @@ def status_and_pace(
         images={status: tally.images[status] for status in STATUSES},
         detections=tally.detections,
         dead_objects=dead,
-        tombstones=sum(len(keys) for keys in dropped.values()),
+        tombstones=sum(len(dropped[shard_id]) for shard_id in committed & dropped.keys()),
         plain_glob_exact=not dead and not (committed & dropped.keys()),
         invocation=newest.status(left, time.time() if now is None else now) if newest else None,
         warnings=dict(tally.warnings.most_common()),
@@ -305,16 +305,22 @@ def status_table(status: RunStatus) -> RenderableType:
     if s.invocation and s.invocation.limit:
         table.add_row("limit", s.invocation.limit)
         table.add_row("stages", _stages(s.invocation))
-    if s.plain_glob_exact:
-        glob = "annotations/*.parquet read as it is gives exactly the live rows"
-    else:
-        glob = (
-            f"among annotations/*.parquet lie {counted(s.dead_objects, 'dead object')} and "
-            f"{counted(s.tombstones, 'tombstoned image')}: read live rows through labelfleet, or "
-            "run `labelfleet gc`"
-        )
-    table.add_row("reading", glob)
+    table.add_row("reading", escape(_reading(s)))
     return Group(table) if s.listed else Group(table, Text("nothing has been listed yet"))
+
+
+def _reading(s: RunStatus) -> str:
+    """Say what a plain read of the annotations gives; `gc` leaves single rows where they are."""
+    if s.plain_glob_exact:
+        return "annotations/*.parquet read as it is gives exactly the live rows"
+    dead = counted(s.dead_objects, "dead object")
+    gone = f"rows of up to {counted(s.tombstones, 'image')} that changed or vanished"
+    there = " and ".join([dead] * bool(s.dead_objects) + [gone] * bool(s.tombstones))
+    remedy = "read live rows through labelfleet"
+    if s.dead_objects:
+        what = ", which removes the former" if s.tombstones else ""
+        remedy += f", or run `labelfleet gc {s.url}`{what}"
+    return f"annotations/*.parquet also holds {there}: {remedy}"
 
 
 def _drift_text(found: DriftRecord) -> Text:

@@ -36,16 +36,19 @@ HOSTILE = (
     "ü 😀.png",
 )  # fmt: skip
 
+DAMAGED = "damaged.png"
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """Thirty images, some with names that would be markup."""
+    """Thirty images, some with names that would be markup, and one that is none."""
     folder = tmp_path_factory.mktemp("browse")
     source = open_store(str(folder / "source"))
     for at in range(25):
         source.put(f"plain/{at:03}.png", png(at))
     for at, name in enumerate(HOSTILE):
         source.put(name, png(100 + at))
+    source.put(DAMAGED, b"")
     return label(source, open_store(str(folder / "run")), shard_size=8)
 
 
@@ -102,7 +105,7 @@ def choose(page: webdriver.Chrome, field: str, value: str) -> None:
 
 def test_the_grid_shows_every_image_and_names_are_text(page: webdriver.Chrome) -> None:
     until(page, "document.querySelectorAll('.tile').length > 5")
-    assert count(page) == 25 + len(HOSTILE)
+    assert count(page) == 25 + len(HOSTILE) + 1
     assert "token" not in page.current_url
     choose(page, "text", "onerror")
     until(page, "document.getElementById('count').textContent.startsWith('1 ')")
@@ -112,6 +115,16 @@ def test_the_grid_shows_every_image_and_names_are_text(page: webdriver.Chrome) -
     assert (
         page.execute_script("return document.querySelectorAll('.words img, .words b').length") == 0
     )
+
+
+def test_why_an_image_has_no_picture_is_not_hidden_by_its_box(page: webdriver.Chrome) -> None:
+    choose(page, "text", DAMAGED)
+    until(page, "document.getElementById('count').textContent.startsWith('1 ')")
+    until(page, "document.querySelectorAll('.tile .problem').length == 1")
+    reason = page.find_element(By.CSS_SELECTOR, ".tile .problem")
+    box = page.find_element(By.CSS_SELECTOR, ".tile input")
+    assert reason.text.startswith("undecodable: ")
+    assert reason.rect["y"] >= box.rect["y"] + box.rect["height"]
 
 
 def test_an_image_has_its_boxes_its_keys_and_a_link(page: webdriver.Chrome, address: str) -> None:
@@ -147,13 +160,17 @@ def test_a_selection_goes_to_review(page: webdriver.Chrome, run: Manifest) -> No
 
 
 def test_sql_fills_a_table(page: webdriver.Chrome) -> None:
-    choose(page, "sql", "SELECT status, count(*) AS many FROM images GROUP BY 1")
+    choose(page, "sql", "SELECT status, count(*) AS many FROM images GROUP BY 1 ORDER BY 2 DESC")
     page.execute_script(
         "document.getElementById('sql').dispatchEvent("
         "new KeyboardEvent('keydown', {key: 'Enter', ctrlKey: true}))"
     )
     until(page, "!document.getElementById('table').hidden")
-    assert page.find_element(By.ID, "table").text.split("\n") == ["status many", "ok 30"]
+    assert page.find_element(By.ID, "table").text.split("\n") == [
+        "status many",
+        "ok 30",
+        "undecodable 1",
+    ]
 
 
 def test_the_browser_had_nothing_to_complain_about(page: webdriver.Chrome) -> None:

@@ -94,7 +94,32 @@ def test_strata_weigh_by_their_images() -> None:
 def test_images_of_a_stratum_without_answers_are_not_spoken_for() -> None:
     report = estimate([line(n) for n in range(30)], own_run="r", own_strata={"i1": 1000, "i2": 70})
     assert report.uncovered == 70
-    assert any("70 live images were never sampled" in note for note in report.notes)
+    assert "70 live images have no audit answer yet that speaks for them" in report.notes
+
+
+def test_answers_that_wait_are_not_said_to_be_missing() -> None:
+    """The first audit image is open, and others are answered; their stratum was sampled."""
+    lines = [line(0, "open"), *(line(n) for n in range(1, 4))]
+    notes = estimate(lines, own_run="r", own_strata={"i1": 1000}).notes
+    assert notes == (
+        "no audit answer counts yet: nothing can be said about the labels",
+        "3 audit answers wait for those before them in random order",
+    )
+
+
+def test_answers_that_came_after_a_version_are_not_said_to_be_missing() -> None:
+    manifest = random_run(MemoryStore(), 1, 40, seed=1)
+    route_run(manifest, budget="30 images", policy=POLICY, invocation="i1", audit=1.0)
+    decide_run(manifest, POLICY)
+    assert not any("labelfleet decide" in note for note in audit_report(manifest).notes)
+    _answer_queue(manifest, {row.image_id: () for row in live_rows(manifest)})
+    first, *_ = audit_report(manifest).notes
+    assert first.startswith("answers that came, or were withdrawn, after v0001 are not in these")
+    assert f"`labelfleet decide {manifest.url}`" in first
+    decide_run(manifest, POLICY)
+    report = audit_report(manifest)
+    assert report.sampled == 30
+    assert not any("labelfleet decide" in note for note in report.notes)
 
 
 def test_of_two_runs_samples_the_own_one_speaks() -> None:

@@ -133,6 +133,15 @@ def test_compressed_and_cut_tars_are_counted_as_far_as_they_go(bench: Bench) -> 
     assert 8 < plan_run(bench.config()).images < 16
 
 
+def test_a_tar_that_alone_cannot_be_read_ends_no_plan_as_it_ends_no_run(bench: Bench) -> None:
+    bench.tars(5, 7)
+    (bench.folder / "in/002.tar").touch()
+    plan = plan_run(bench.config())
+    assert (plan.shards, plan.images, plan.exit_code) == (3, 12, 0)
+    assert plan.unreadable == ("002.tar is not a tar archive: it is empty",)
+    assert "002.tar is not a tar archive: it is empty; the run puts" in shown(plan)
+
+
 @pytest.mark.parametrize("exists", [False, True])
 def test_it_touches_nothing(bench: Bench, exists: bool) -> None:
     bench.tars(4, 4, 4, 4)

@@ -192,9 +192,21 @@ def test_tombstoned_images_and_dead_shards() -> None:
     assert s.images["ok"] == 1
     assert s.images["missing"] == 0
     assert s.detections == 1
-    assert (s.dead_objects, s.tombstones) == (1, 3)
+    assert (s.dead_objects, s.tombstones) == (1, 2)
     assert not s.plain_glob_exact
-    assert "read live rows through labelfleet" in text_of(s)
+    said = text_of(s)
+    assert "1 dead object and rows of up to 2 images that changed or vanished: read live" in said
+    assert "or run `labelfleet gc memory://" in said
+
+
+def test_gc_is_not_suggested_for_rows_that_it_leaves() -> None:
+    old = image_shard("a.jpg", "b.jpg")
+    rows = [row("a.jpg", old.shard_id), row("b.jpg", old.shard_id)]
+    manifest = make_run(MemoryStore(), {old: rows})
+    list_shards(manifest.store, [image_shard("a.jpg")])
+    said = text_of(run_status(manifest))
+    assert "also holds rows of up to 1 image that changed or vanished: read live rows" in said
+    assert "gc" not in said
 
 
 def test_warnings_are_counted_from_ledger_footer_and_rows_alike() -> None:
