@@ -86,7 +86,7 @@ def test_a_wheel_in_an_empty_environment_reads_decides_and_exports(
 TRIED = {
     "run": ("run.yaml", "ray"), "plan": ("run.yaml", "torch"), "gate": ("run.yaml", "ray"),
     "compile": ("run.yaml", "torch"), "demo": ("demo", "ray"), "train": ("train.yaml", "torch"),
-    "round": ("run.yaml", "torch"), "suite": ("run.yaml", "ray"), "card": ("old", "torch"),
+    "round": ("round.yaml", "torch"), "suite": ("suite.yaml", "ray"), "card": ("old", "torch"),
     "browse": ("old", "uvicorn"), "status": ("old", ""), "doctor": ("", ""),
     "report": ("old", ""), "ingest": ("images out", ""), "init": ("images", ""),
     "schema": ("run", ""), "diff": ("old v0001 latest", ""), "gc": ("old", ""),
@@ -105,7 +105,18 @@ def every_command_works_or_names_its_extra(command: Path, folder: Path) -> None:
     )
     (folder / "images").mkdir()
     Image.new("RGB", (8, 8)).save(folder / "images/a.png")
-    (folder / "train.yaml").write_text("{name: x, train: {annotations: a.json, images: old}}")
+    data = "{annotations: coco/annotations.json, images: images}"
+    (folder / "train.yaml").write_text(
+        f"{{name: x, output: t, train: {data}, val: {data}, steps: 1}}"
+    )
+    (folder / "round.yaml").write_text(
+        f"{{name: x, output: r, pool: {{url: images}}, truth: {data}, test: {data}, "
+        "teacher: {checkpoint: run.yaml}}"
+    )
+    (folder / "suite.yaml").write_text(
+        "{name: x, output: s, model: {checkpoint: none.pth}, "
+        "sets: [{name: y, images: images, test: coco/annotations.json}]}"
+    )
     told = json.loads(ran(command, "doctor", "--json", folder=folder).splitlines()[-1])
     findings = {one["subject"]: one for one in told["findings"]}
     listed = ran(command, "--help", folder=folder).partition("Commands:")[2]
