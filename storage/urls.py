@@ -89,7 +89,8 @@ def _parse_path(url: str) -> Location:
             f"{readable(url)} has one slash after '{half[1]}:'",
             hint=f"write {half[1]}://…, or ./{readable(url)} if it really is a folder",
         )
-    return Location("file", "", _absolute(str(Path(url).expanduser())))
+    # Path.expanduser raises for a folder that is called ~name.
+    return Location("file", "", _absolute(os.path.expanduser(url)))  # noqa: PTH111
 
 
 def _parse_file_url(url: str, rest: str) -> Location:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -72,6 +74,12 @@ def _digest(text: str) -> str:
     return text
 
 
+def _of_home(path: Path) -> Path:
+    """Put the home folder in place of a leading ``~``, as the shell does."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path raises where ~name is a file's
+
+
+LocalPath = Annotated[Path, AfterValidator(_of_home)]
 Url = Annotated[str, "a URL or path", AfterValidator(_url)]
 Place = Annotated[str, "a URL or path", AfterValidator(_place)]
 Webhook = Annotated[SecretStr, "a web address", AfterValidator(_webhook)]  # its path is secret

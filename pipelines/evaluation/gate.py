@@ -53,6 +53,7 @@ class GateResult:
         named: how many the ground truth names.
         truth: the ground truth's URL.
         settings: how images were prepared, in words.
+        unknown_to_model: classes of the ground truth's boxes that the model lacks: not measured.
         trials: what was tried once it had failed, best first.
         trial_images: how many images each trial ran on.
         trial_base: mAP of the config as it is on those.
@@ -64,6 +65,7 @@ class GateResult:
     named: int
     truth: str
     settings: str
+    unknown_to_model: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
     trial_images: int = 0
     trial_base: float = 0.0
@@ -92,6 +94,8 @@ class GateResult:
         on = f"on {self.images} images of {self.truth}"
         if self.images < self.named:
             on = f"on the {self.images} readable of {self.named} images of {self.truth}"
+        if self.unknown_to_model:
+            on += f" without the classes that the model lacks ({', '.join(self.unknown_to_model)})"
         if self.passed:
             return f"mAP {self.map_:.3f} {on}: passes {self.min_map:g}"
         return f"mAP {self.map_:.3f} {on}: below the {self.min_map:g} that is asked for"
@@ -122,6 +126,7 @@ class GateResult:
             "named": self.named,
             "truth": self.truth,
             "settings": self.settings,
+            "unknown_to_model": list(self.unknown_to_model),
             "cause": None if self.passed or cause is None else cause.setting,
             "would_pass": [trial.setting for trial in self.would_pass],
             "trial_images": self.trial_images,

@@ -23,6 +23,7 @@ from pipelines.models.graph import Say, exported_graph
 from pipelines.models.measure import Expected, detect_all, expected_from_truth, mean_ap
 from pipelines.models.requested import requested_model
 from pipelines.models.sample_images import Inputs, measured
+from pipelines.truth.coco_truth import is_ignore_class, match_categories
 from storage.coco.truth import Truth, read_truth
 from storage.errors import ConfigError, LabelfleetError, TruthMismatch
 from storage.records import Detections
@@ -91,7 +92,7 @@ def measure_gate(
     map_ = bench.map_of(bench.found())
     result = GateResult(
         map_, min_map, len(bench.inputs), len(known.images), known.source,
-        in_words(spec.preprocessing),
+        in_words(spec.preprocessing), bench.unknown,
     )  # fmt: skip
     if result.passed:
         return result
@@ -156,6 +157,14 @@ class _Bench:
     def prepared_as(self, preprocessing: Preprocessing) -> Inputs:
         """Return the images as another preprocessing makes them."""
         return measured(self.config, preprocessing, self.truth)[0]
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Classes of the ground truth's boxes that the model lacks."""
+        named = self.truth.categories
+        lacking = named.keys() - match_categories(self.spec.classes, named).keys()
+        boxed = {box.category_id for boxes in self.truth.boxes for box in boxes}
+        return tuple(named[i] for i in sorted(lacking & boxed) if not is_ignore_class(named[i]))
 
     def map_of(self, found: list[Detections]) -> float:
         """Of detections, 0 to 1."""

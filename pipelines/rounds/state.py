@@ -29,12 +29,25 @@ _SHOWN = 5
 
 
 def refuse_unknown_steps(only: str | None, until: str | None, again: Sequence[str]) -> None:
-    """Raise ConfigError where a command names a step that there is not, or two ends."""
+    """Raise ConfigError where a command names a step that there is not, two ends, or a step to
+    repeat that it leaves out."""
     names = [one for one in (only, until, *again) if one is not None]
     if unknown := [name for name in names if name not in STEPS]:
         raise ConfigError(f"a round has no step {unknown[0]!r}", hint=f"one of {', '.join(STEPS)}")
     if only is not None and until is not None:
         raise ConfigError("--only and --until contradict each other", hint="give one of them")
+    left_out = [
+        step
+        for step in again
+        if (only is not None and step != only)
+        or (until is not None and STEPS.index(step) > STEPS.index(until))
+    ]
+    if left_out:
+        end = f"--until {until}" if only is None else f"--only {only}"
+        raise ConfigError(
+            f"--again {left_out[0]} and {end} contradict each other: {end} leaves that step out",
+            hint=f"`--only {left_out[0]} --again {left_out[0]}` repeats it alone",
+        )
 
 
 class StateStore(SupportsGet, SupportsPut, Protocol):

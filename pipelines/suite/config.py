@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.config.part import Name, Part
+from pipelines.config.part import LocalPath, Name, Part
 from pipelines.config.run_config import RunConfig
 from pipelines.config.yaml_files import overridden_yaml, parse_config
 from pipelines.suite.splits import SPLITS, Splits, coco_splits, is_export, roboflow_splits
@@ -27,14 +27,14 @@ class SuiteSet(Part):
 
     name: Name = Field(description="Names its folder below `output`; unique.")
     domain: str = Field("", description="Sets of a domain are averaged by themselves.")
-    export: Path | None = Field(
+    export: LocalPath | None = Field(
         None,
         description="Folder with train, valid and test, each with `_annotations.coco.json`.",
     )
-    images: Path | None = Field(None, description="Folder that `file_name` is relative to.")
-    train: Path | None = Field(None, description="COCO JSON; needed to train.")
-    valid: Path | None = Field(None, description="COCO JSON; needed to train.")
-    test: Path | None = Field(None, description="COCO JSON; the images that are measured.")
+    images: LocalPath | None = Field(None, description="Folder that `file_name` is relative to.")
+    train: LocalPath | None = Field(None, description="COCO JSON; needed to train.")
+    valid: LocalPath | None = Field(None, description="COCO JSON; needed to train.")
+    test: LocalPath | None = Field(None, description="COCO JSON; the images that are measured.")
     training: dict[str, Any] = Field(
         {}, description="Fields of a training that differ from the suite's."
     )
@@ -63,9 +63,9 @@ class SuiteConfig(Part):
     """Data sets, and what is done with each."""
 
     name: Name = Field("suite", description="In the title of the table.")
-    output: Path = Field(description="Local folder for everything that is made.")
+    output: LocalPath = Field(description="Local folder for everything that is made.")
     sets: tuple[SuiteSet, ...] = Field((), description="Data sets, one by one.")
-    exports: Path | None = Field(
+    exports: LocalPath | None = Field(
         None, description="A folder of Roboflow exports: each subfolder is a data set more."
     )
     domains: dict[str, tuple[str, ...]] = Field(

@@ -13,7 +13,7 @@ from pydantic import ByteSize, Discriminator, Field, Tag, field_validator, model
 from pydantic_core import to_jsonable_python
 
 from pipelines.config.files import absent_files, refuse_below_a_file
-from pipelines.config.part import Part, Place
+from pipelines.config.part import LocalPath, Part, Place
 from pipelines.config.run_config import StorageConfig
 from pipelines.config.yaml_files import overridden_yaml, parse_config, read_yaml
 from pipelines.training.distillation.config import DistillConfig
@@ -53,8 +53,8 @@ TRAIN_PAGE = "docs/train_configuration.md"
 class DataConfig(Part):
     """A COCO-format set. Paths are relative to where the command is started."""
 
-    annotations: Path = Field(description="COCO JSON.")
-    images: Path = Field(description="Folder that `file_name` is relative to.")
+    annotations: LocalPath = Field(description="COCO JSON.")
+    images: LocalPath = Field(description="Folder that `file_name` is relative to.")
 
     @field_validator("annotations", "images", mode="before")
     @classmethod
@@ -66,8 +66,8 @@ class SourceConfig(Part):
     """One of several sources that are learned: a COCO set (`annotations`, `images`), or a label
     version straight from a run's output (`labels`)."""
 
-    annotations: Path | None = Field(None, description="COCO JSON; with `images`.")
-    images: Path | None = Field(None, description="Folder that `file_name` is relative to.")
+    annotations: LocalPath | None = Field(None, description="COCO JSON; with `images`.")
+    images: LocalPath | None = Field(None, description="Folder that `file_name` is relative to.")
     labels: Place | None = Field(None, description="Output of a run, path or URL.")
     version: str = Field("latest", description="Label version, such as `v0003`.")
     share: float | None = Field(
@@ -111,7 +111,7 @@ class SourceConfig(Part):
 class CacheConfig(Part):
     """Copies of images on this machine; used where the images are not on it already."""
 
-    dir: Path | None = Field(None, description="Folder; none: `images` in the user's cache.")
+    dir: LocalPath | None = Field(None, description="Folder; none: `images` in the user's cache.")
     size: Annotated[ByteSize, "a size such as 20GB"] = Field(
         ByteSize(20_000_000_000), gt=0, description="Most that the copies may take."
     )
@@ -152,7 +152,7 @@ class TrainConfig(Part):
     """A training."""
 
     name: Name = Field(description="Also the checkpoint's file name.")
-    output: Path = Field(
+    output: LocalPath = Field(
         description="Folder for checkpoint, summary and state: local, or the URL of any store."
     )
     train: Annotated[

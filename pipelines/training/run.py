@@ -8,8 +8,8 @@ Everything below ``output``: ``<name>.safetensors`` (the best averaged weights s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from pipelines.training.team.mirror import mirrored
 from pipelines.training.validation import Scores, measure
 from pipelines.training.view import TrainView
 from storage.errors import Interrupted
+from storage.runs.lock import run_lock
 from storage.stores.open import open_store
 from workers.checkpoints.description import Description
 from workers.checkpoints.file import read_checkpoint, save_checkpoint
@@ -87,6 +88,7 @@ def train(
         ModelError: the loss became NaN or infinite, or the network cannot be built.
         StorageError: the output is in a store, which refuses.
         Interrupted: stopped on request; the same call continues.
+        RunLocked: another process trains into this output.
         WorkerLost, RayLost: workers died too often, or the cluster; the same call continues.
     """
     more = None if more_steps is None else Extension(more_steps)
@@ -96,7 +98,20 @@ def train(
         return part(config, console=console, stopper=stopper)
     from pipelines.training.team.ray_train import train_on_workers  # Ray Train: seconds to import
 
-    return train_on_workers(part, config, console=console, stopper=stopper, address=address)
+    with _held(config):
+        return train_on_workers(part, config, console=console, stopper=stopper, address=address)
+
+
+@contextmanager
+def _held(config: TrainConfig) -> Iterator[None]:
+    """Hold the output. For workers their driver does: a lost one's successor must not wait for it.
+
+    Raises:
+        RunLocked: another process trains into it.
+    """
+    store = open_store(config.remote or str(config.output), config.storage.options())
+    with run_lock(store, f"labelfleet train {config.name}"):
+        yield
 
 
 def train_part(
@@ -112,6 +127,8 @@ def train_part(
     with ExitStack() as stack:
         url, local = config.remote, config
         if url is not None:
+            if not config.workers.most:
+                stack.enter_context(_held(config))
             folder = stack.enter_context(
                 mirrored(open_store(url, config.storage.options()), writes=team.leads)
             )
@@ -137,12 +154,24 @@ def _train_here(
     stages = marked_stages(config)
     with Team.joined().in_turn():
         done = read_finished(config.output, stages[-1].fingerprint)
-        if more is not None and extend(config.output, done, more):
-            done = None
-    if done is not None:
+    if done is not None and more is None:
         return done
     check_fits(stages[0].config, stages[0].machine.device)
     check_later_teachers([stage.config for stage in stages])
+    with ExitStack() as stack:
+        if shown.url is None and not config.workers.most:
+            stack.enter_context(_held(config))
+        if more is not None:
+            with Team.joined().in_turn():
+                done = read_finished(config.output, stages[-1].fingerprint)
+                if not extend(config.output, done, more) and done is not None:
+                    return done
+        return _train_stages(stages, shown, accept_data=accept_data)
+
+
+def _train_stages(
+    stages: Sequence[MarkedStage], shown: _Shown, *, accept_data: bool
+) -> TrainSummary:
     *earlier, last = stages
     before: list[Mapping[str, Any]] = []
     for stage in earlier:

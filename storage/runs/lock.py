@@ -42,6 +42,7 @@ from storage.objects.protocols import SupportsReplace as Replaces
 
 LOCK_KEY = "lock.json"
 LEASE_S = 30.0
+_WITHOUT_STATUS = ("labelfleet train ", "labelfleet round ", "labelfleet suite ")
 
 log = logging.getLogger("labelfleet.lock")
 
@@ -315,9 +316,11 @@ def _wait_until_abandoned(
                 break
         else:
             return
+    of_a_run = holder is None or not holder.command.startswith(_WITHOUT_STATUS)
     raise RunLocked(
-        f"the run is held by {who}",
-        hint="wait for it to end; `labelfleet status` shows how far it is",
+        f"{'the run' if of_a_run else 'the output'} is held by {who}",
+        hint="wait for it to end"
+        + ("; `labelfleet status` shows how far it is" if of_a_run else ""),
     )
 
 

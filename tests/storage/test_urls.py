@@ -59,6 +59,11 @@ def test_relative_paths_and_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert normalise_url("a/b") == (tmp_path / "a" / "b").as_uri()
     assert normalise_url(".") == tmp_path.as_uri()
     assert normalise_url("~/images") == (tmp_path / "home" / "images").as_uri()
+    monkeypatch.chdir(tmp_path)
+    assert (
+        normalise_url("~no-one-is-called-so/images")
+        == f"{tmp_path.as_uri()}/~no-one-is-called-so/images"
+    )
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "link").symlink_to("deep/er")
     assert normalise_url("link/../x") == (tmp_path / "deep" / "x").as_uri()

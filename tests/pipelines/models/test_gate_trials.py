@@ -53,6 +53,26 @@ def test_a_model_that_is_set_up_well_passes(
     assert not (tmp_path / "out" / "run.json").exists()
 
 
+@pytest.mark.slow
+def test_classes_that_the_model_lacks_are_named(
+    pages: Pages, nano_checkpoint: Path, tmp_path: Path
+) -> None:
+    named = json.loads(pages.truth.read_text())
+    for category in named["categories"]:
+        if category["name"] in ("3", "7"):
+            category["name"] = f"[b]{category['name']}[/b]"
+    named["categories"] += [{"id": 90, "name": "without a box"}, {"id": 91, "name": "DontCare"}]
+    named["annotations"].append({**named["annotations"][0], "id": 10**6, "category_id": 91})
+    truth = tmp_path / "named.json"
+    truth.write_text(json.dumps(named))
+    fields = run_fields(pages.images, tmp_path / "out", nano_checkpoint)
+    found = gated(tmp_path, fields, truth, 0.1)
+    assert found.unknown_to_model == ("[b]3[/b]", "[b]7[/b]")
+    assert "without the classes that the model lacks ([b]3[/b], [b]7[/b]): passes" in found.verdict
+    assert found.to_fields()["unknown_to_model"] == ["[b]3[/b]", "[b]7[/b]"]
+    assert gated(tmp_path, fields, pages.truth, 0.1).unknown_to_model == ()
+
+
 def renamed(truth: Path, path: Path) -> Path:
     """The ground truth with the names of two digits exchanged."""
     fields = json.loads(truth.read_text())

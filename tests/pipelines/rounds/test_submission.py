@@ -13,6 +13,7 @@ from pipelines.cli.main import app
 from pipelines.cli.submit import refuse_foreign
 from pipelines.cluster.bundle import CONFIG_NAME, bundle_run
 from pipelines.rounds.round_config import load_round_config
+from pipelines.rounds.state import refuse_unknown_steps
 from pipelines.rounds.submission import ROUND, kind_of
 from pipelines.rounds.work import RoundWork
 from storage.errors import ConfigError
@@ -146,3 +147,20 @@ def test_a_step_that_there_is_not_is_refused_before_a_cluster_is_asked(here: Pat
     done = CliRunner().invoke(app, ["submit", "round.yaml", "--again", "studnet"])
     assert isinstance(done.exception, ConfigError)
     assert "a round has no step 'studnet'" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "end"),
+    [
+        (("student", None, ("student", "label")), "--only student"),
+        ((None, "teacher", ("label",)), "--until teacher"),
+    ],
+)
+def test_a_step_to_repeat_that_is_left_out_is_refused(
+    options: tuple[str | None, str | None, tuple[str, ...]], end: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"--again label and {end} contradict") as caught:
+        refuse_unknown_steps(*options)
+    assert caught.value.exit_code == 2
+    refuse_unknown_steps(None, "label", ("teacher", "label"))
+    refuse_unknown_steps("label", None, ("label",))

@@ -55,6 +55,22 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, more: dict[str, Any], mess
         load(tmp_path, **more)
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    at_home = {"annotations": "~/truth.json", "images": "~"}
+    config = load(tmp_path, output="~/out", train=[at_home], val=at_home, cache={"dir": "~/kept"})
+    assert config.output == tmp_path / "out"
+    assert (config.val.annotations, config.val.images) == (tmp_path / "truth.json", tmp_path)
+    assert (config.sources[0].annotations, config.sources[0].images) == (
+        tmp_path / "truth.json",
+        tmp_path,
+    )
+    assert config.cache is not None
+    assert config.cache.dir == tmp_path / "kept"
+    assert load(tmp_path, output="~no-one-is-called-so").output == Path("~no-one-is-called-so")
+    assert load(tmp_path, output="s3://bucket/~/x").remote == "s3://bucket/~/x"
+
+
 def test_epochs_become_steps(tmp_path: Path) -> None:
     config = load(tmp_path, steps=None, epochs=2.5, batch_size=8)
     assert config.steps_for(100) == 31

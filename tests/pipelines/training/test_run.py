@@ -22,12 +22,13 @@ from pipelines.policy.policy import ClassThresholds, Policy
 from pipelines.training.config import TrainConfig
 from pipelines.training.summary import training_table
 from pipelines.training.team.listeners import listening
-from storage.errors import CheckpointError, ConfigError, Interrupted, SourceError
+from storage.errors import CheckpointError, ConfigError, Interrupted, RunLocked, SourceError
 from storage.objects.protocols import StorageOptions
 from storage.stores.open import open_store
 from tests.support.patience import patient
 from tests.support.samples.label_version import CALIBRATED, labelled
 from tests.support.samples.training_samples import box, write_coco
+from workers.checkpoints.cache import file_sha256
 from workers.spec import ModelRequest
 
 pytestmark = pytest.mark.slow  # super-gradients takes seconds to import
@@ -105,6 +106,32 @@ def test_the_same_call_again_trains_nothing_and_another_config_is_refused(
     assert Path(first.checkpoint).stat().st_mtime_ns == written
     with pytest.raises(ConfigError, match="another config"):
         train(config(lr=0.5))
+
+
+def test_a_second_training_into_the_same_output_is_told_who_holds_it(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.training.run import train
+    from pipelines.training.view import TrainView
+
+    shown, refused = TrainView.step, []
+
+    def step(self: TrainView, report: Any) -> None:
+        shown(self, report)
+        if not refused:
+            with pytest.raises(RunLocked) as caught:
+                train(config(seed=1))
+            refused.append(caught.value)
+
+    monkeypatch.setattr(TrainView, "step", step)
+    summary = train(config())
+    [error] = refused
+    assert error.exit_code == 75
+    assert "the output is held by `labelfleet train " in error.message
+    assert "status" not in (error.hint or "")  # which is of runs
+    assert file_sha256(Path(summary.checkpoint)) == summary.sha256
+    assert not (config().output / "lock.json").exists()
+    assert train(config()) == summary
 
 
 def test_a_stop_request_ends_after_the_step_and_the_same_call_continues(
