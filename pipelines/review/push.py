@@ -31,6 +31,7 @@ from pipelines.review.tasks import (
     queued,
     shown_boxes,
 )
+from pipelines.review.withdrawals import refuse_renamed
 from pipelines.truth.settle import settle
 from pipelines.truth.usable import usable_answers
 from storage.errors import ReviewError
@@ -307,6 +308,8 @@ def _project(
     server: LabelStudio, settings: ReviewSettings, classes: Sequence[str], *, create: bool
 ) -> Project:
     title, why = settings.project, settings.show_why
+    if not create and server.find_project(title) is None:
+        refuse_renamed(server, settings)
     return find_or_create(server, title, classes, create=create, show_why=why)
 
 

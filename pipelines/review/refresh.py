@@ -27,6 +27,7 @@ from pipelines.policy.box_batch import box_batch
 from pipelines.policy.policy import Policy
 from pipelines.review.desk import add_ranked_tab
 from pipelines.review.tasks import SHOWN, Queued, TaskMaker, model_version_of, queued, shown_boxes
+from pipelines.review.withdrawals import refuse_renamed
 from pipelines.routing.cost import CostModel
 from pipelines.routing.route import cost_of
 from pipelines.routing.showing import Show, ShowRule
@@ -97,6 +98,7 @@ def refresh_run(
     server.version()
     project = server.find_project(settings.project)
     if project is None:
+        refuse_renamed(server, settings)
         raise ReviewError(f"there is no project {settings.project!r}", hint="push first")
     if project.model_version not in ("", model_version_of(manifest)):
         raise ReviewError(

@@ -13,7 +13,7 @@ from pipelines.evaluation.audit import AuditReport, audit_report
 from pipelines.label_studio.client import LabelStudio
 from pipelines.label_studio.connect import open_server
 from pipelines.review.tasks import queued
-from pipelines.review.withdrawals import given_in, not_kept
+from pipelines.review.withdrawals import given_in, last_project, not_kept
 from storage.errors import LabelfleetError
 from storage.labels.versions import versions
 from storage.review.answers import Answer, read_answers, standing
@@ -144,7 +144,8 @@ def _there(
     An earlier project that is gone counts as such while ``answers`` holds some of it: those that
     count, less those that a person kept.
     """
-    now = server.find_project(settings.project)
+    titled = server.find_project(settings.project)
+    now = titled or last_project(server, settings)
     there = {} if now is None else {now.project_id: now}
     gone = [settings.project] if now is None and settings.project_id else []
     for number, title in settings.projects.items():
@@ -161,4 +162,7 @@ def _there(
             if ref.key in wanted:
                 found[ref.key] = ref.touched or found.get(ref.key, False)
     names = ", ".join(repr(title) for title in gone)
-    return found, f"no longer there: {names}; see `labelfleet review pull`" if gone else ""
+    problems = [f"no longer there: {names}; see `labelfleet review pull`"] if gone else []
+    if titled is None and now is not None:
+        problems.append(f"the project {settings.project!r} is called {now.title!r} now")
+    return found, "; ".join(problems)

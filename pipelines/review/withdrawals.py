@@ -5,6 +5,7 @@ A withdrawn answer stays where it is; a tombstone is appended, see ``storage.rev
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -90,6 +91,20 @@ def too_many(gone: Sequence[Answer], records: Iterable[Answer], project: Project
     return len(gone) > max(_FEW, len(own) / 2)
 
 
+def last_project(server: LabelStudio, settings: ReviewSettings) -> Project | None:
+    """Return the project that was last used, whatever its title is by now; None: it is gone."""
+    return server.project(settings.project_id) if settings.project_id else None
+
+
+def refuse_renamed(server: LabelStudio, settings: ReviewSettings) -> None:
+    """Raise ReviewError where the project, not found by its title, has another one now."""
+    if (known := last_project(server, settings)) is not None:
+        raise ReviewError(
+            f"the project {settings.project!r} is called {known.title!r} now",
+            hint=f"give --project {shlex.quote(known.title)}",
+        )
+
+
 def project_is_gone(
     manifest: Manifest, server: LabelStudio, settings: ReviewSettings, *, deletions: Deletions
 ) -> list[Answer]:
@@ -99,12 +114,7 @@ def project_is_gone(
         ReviewError: the project never was there, has another title now, or a person has to say
             what its deletion means.
     """
-    known = server.project(settings.project_id) if settings.project_id else None
-    if known is not None:
-        raise ReviewError(
-            f"the project {settings.project!r} is called {known.title!r} now",
-            hint=f"give --project {known.title!r}",
-        )
+    refuse_renamed(server, settings)
     records = list(read_answers(manifest.store))
     answers = standing(records)
     mine = given_in(answers, settings.project_id)
@@ -240,7 +250,7 @@ def _in_project(
     answers: Sequence[Answer], server: LabelStudio, settings: ReviewSettings
 ) -> list[Answer]:
     """Return those whose task is in the project: another server counts its tasks alike."""
-    project = server.find_project(settings.project)
+    project = server.find_project(settings.project) or last_project(server, settings)
     if project is None:
         return []
     keys = sorted({a.sha256 for a in answers})

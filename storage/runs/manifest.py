@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -311,17 +312,20 @@ def _classes(record: RunRecord) -> dict[str, Any]:
 
 def refuse_mismatch(url: str, existing: RunRecord, wanted: RunRecord) -> None:
     """Raise RunMismatch where a run may not go on as ``wanted``; the message names the keys."""
+    there, now = existing.source["url"], wanted.source["url"]
+    moved = list(_differing({"source.url": there}, {"source.url": now}))
     differing = [
-        *_differing({"source.url": existing.source["url"]}, {"source.url": wanted.source["url"]}),
+        *moved,
         *_differing(_classes(existing), _classes(wanted)),
         # Through JSON, since tuples come back as lists.
         *_differing(existing.inference, json.loads(json.dumps(wanted.inference))),
     ]
     if differing:
-        raise RunMismatch(
-            f"{url} holds a run that differs in: {'; '.join(differing)}",
-            hint="one run never mixes two models or settings: choose another `output`",
-        )
+        hint = "one run never mixes two models or settings: choose another `output`"
+        if differing == moved:
+            move = shlex.join(["labelfleet", "relocate", url, now])
+            hint = f"if the same images lie there now: `{move}`; otherwise choose another `output`"
+        raise RunMismatch(f"{url} holds a run that differs in: {'; '.join(differing)}", hint=hint)
 
 
 def distinct_names(runs: Sequence[Manifest]) -> list[str]:

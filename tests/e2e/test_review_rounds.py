@@ -26,6 +26,7 @@ from pipelines.policy.policy import ClassThresholds, Policy, prior
 from pipelines.review.pull import pull_run
 from pipelines.review.refresh import refresh_run
 from pipelines.review.rounds import earlier_runs, join_round, refresh_rounds
+from pipelines.review.status import review_status
 from pipelines.review.withdrawals import Chosen, retract
 from pipelines.routing.cost import Budget
 from pipelines.routing.route import route, route_run
@@ -135,12 +136,21 @@ def test_a_deleted_project_is_told_from_a_renamed_one(
     project = server.find_project(settings.project)
     assert project is not None
     known = replace(settings, project_id=project.project_id)
-    for task in tasks_of(server, settings)[:3]:
+    for task in tasks_of(server, settings)[:4]:
         answer(ann, task, [])
     pull_run(manifest, server, known)
     server.update_project(project.project_id, title=f"{settings.project[:40]} II")
     with pytest.raises(ReviewError, match="is called"):
         pull_run(manifest, server, known)
+    with pytest.raises(ReviewError, match="is called"):  # and no second project is suggested
+        push(manifest, server, known, create=False)
+    with pytest.raises(ReviewError, match="is called"):
+        refresh_run(manifest, server, known, Policy())
+    told = review_status(manifest, known, server)
+    assert "is called" in told.problem
+    assert (told.pushed, told.touched) == (told.queued, 4)
+    first = Chosen(task=next(read_answers(manifest.store)).task_id)
+    assert retract(manifest, first, server, known).deleted_there == 1
     server.http.send("DELETE", f"/api/projects/{project.project_id}")
     with pytest.raises(ReviewError, match="3 answers from it still count"):
         pull_run(manifest, server, known)

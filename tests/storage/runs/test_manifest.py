@@ -108,8 +108,12 @@ def test_tuples_equal_the_lists_they_become() -> None:
 def test_another_source_is_refused() -> None:
     store = MemoryStore()
     Manifest.create_or_continue(store, record(source="s3://a/x"))
-    with pytest.raises(RunMismatch, match=r"source\.url .*s3://a/x.*s3://b/x"):
+    with pytest.raises(RunMismatch, match=r"source\.url .*s3://a/x.*s3://b/x") as moved:
         Manifest.create_or_continue(store, record(source="s3://b/x"))
+    assert f"`labelfleet relocate {store.url} s3://b/x`" in str(moved.value.hint)
+    with pytest.raises(RunMismatch, match=r"source\.url .*; keep ") as another:
+        Manifest.create_or_continue(store, record(source="s3://b/x", keep=[1]))
+    assert "relocate" not in str(another.value.hint)
 
 
 def test_other_classes_are_refused() -> None:
