@@ -391,8 +391,10 @@ def _write_state(path: Path, content: Mapping[str, Any]) -> None:
         try:
             with partial.open("wb") as file:
                 torch.save(content, file)
-        except RuntimeError as exc:  # from the end of torch's archive, after the file's own error
-            if isinstance(exc.__context__, OSError):
+        except (OSError, RuntimeError) as exc:
+            partial.unlink(missing_ok=True)  # on a full disk the room is needed
+            # From the end of torch's archive a RuntimeError comes after the file's own error.
+            if isinstance(exc, RuntimeError) and isinstance(exc.__context__, OSError):
                 raise exc.__context__ from None
             raise
         partial.replace(path)
