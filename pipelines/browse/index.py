@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,17 @@ def find_sources(run: Manifest, version: str | None, other: Manifest | None) -> 
     return Sources(run, read_version(run.store, version), other)
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt for Ctrl-C: DuckDB takes it, and raises a bare RuntimeError."""
+    try:
+        yield
+    except RuntimeError as exc:
+        if str(exc) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from exc
+
+
 def build_index(sources: Sources, folder: Path) -> Path:
     """Write the tables to a new file in ``folder``; about a second for 30,000 images.
 
@@ -148,7 +160,7 @@ def build_index(sources: Sources, folder: Path) -> Path:
         StorageError: an object is damaged.
     """
     path = folder / FILE
-    with duckdb.connect(str(path), config=_WRITING) as database:
+    with interruptible(), duckdb.connect(str(path), config=_WRITING) as database:
         database.execute(_SCHEMA)
         _classes(database, sources)
         images = _images(database, sources.run)

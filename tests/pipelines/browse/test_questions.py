@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.browse import index
-from pipelines.browse.index import build_index, find_sources, open_index
+from pipelines.browse.index import build_index, find_sources, interruptible, open_index
 from pipelines.browse.questions import VIEWS, Filter, Questions
 from storage.errors import ConfigError
 from storage.review.answers import read_answers
@@ -253,3 +253,11 @@ def test_a_value_that_is_none_is_an_error(given: dict[str, str], said: str) -> N
 
 def test_quotes_in_a_filter_are_only_text(questions: Questions) -> None:
     assert ids(questions, Filter(text="' OR 1=1 --", class_='"; DROP TABLE images; --')) == []
+
+
+def test_an_interrupt_while_the_index_is_made_is_one() -> None:
+    """DuckDB's own error for Ctrl-C would be taken for a bug of ours."""
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        raise RuntimeError("Query interrupted")
+    with pytest.raises(RuntimeError, match="another"), interruptible():
+        raise RuntimeError("another")
