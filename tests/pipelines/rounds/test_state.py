@@ -127,7 +127,8 @@ def test_differences_are_told_by_their_dotted_names() -> None:
 def test_a_command_names_steps() -> None:
     assert Selection().steps() == STEPS
     assert selection_of(None, "label", ()).steps() == ("teacher", "gate", "label")
-    assert selection_of("student", None, ["decide"]) == Selection("student", None, ("decide",))
+    again = selection_of(None, "student", ["decide"])
+    assert again == Selection(None, "student", ("decide",))
     with pytest.raises(ConfigError, match="no step 'lable'"):
         selection_of(None, "lable", ())
     with pytest.raises(ConfigError, match="contradict"):
