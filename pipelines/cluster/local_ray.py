@@ -43,8 +43,8 @@ _START_WITHIN_S = 300.0
 _END_WITHIN_S = 30.0
 _TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - the name of a variable
 
-# Ray reads its token once a process, so all local Rays of a process share one.
-_token = secrets.token_hex(32)
+# Ray reads its token once a process, so all local Rays of a process share the first one's.
+_read: list[str] = []
 
 log = logging.getLogger("labelfleet")
 
@@ -227,12 +227,18 @@ def private_token(folder: Path) -> Iterator[None]:
     would look. Ray's own would be written there world-readable, or not at all where the home
     folder does not exist or cannot be written.
     """
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get(_TOKEN_PATH) or _has_token_at_home():
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get(_TOKEN_PATH):
+        yield
+        return
+    at_home = _token_at_home()
+    if not _read:
+        _read.append(at_home or secrets.token_hex(32))
+    if at_home == _read[0]:
         yield
         return
     path = folder / "token"
     with os.fdopen(_new_file(path), "w") as file:
-        file.write(_token)
+        file.write(_read[0])
     os.environ[_TOKEN_PATH] = str(path)
     try:
         yield
@@ -240,15 +246,16 @@ def private_token(folder: Path) -> Iterator[None]:
         del os.environ[_TOKEN_PATH]
 
 
-def _has_token_at_home() -> bool:
+def _token_at_home() -> str:
+    """Return the token at ~/.ray/auth_token; '' where there is none of ours."""
     try:
-        token = Path.home() / ".ray" / "auth_token"
-        if not token.read_text().strip():
-            return False
-        token.chmod(0o600)  # an earlier Ray may have written it world-readable
+        path = Path.home() / ".ray" / "auth_token"
+        token = path.read_text().strip()
+        if token:
+            path.chmod(0o600)  # an earlier Ray may have written it world-readable
     except (OSError, RuntimeError, UnicodeDecodeError):  # no home, nothing there, not ours
-        return False
-    return True
+        return ""
+    return token
 
 
 @contextmanager

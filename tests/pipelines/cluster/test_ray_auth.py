@@ -17,6 +17,7 @@ def _no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # which is not there
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setattr("pipelines.cluster.local_ray._read", [])  # as in a new process
 
 
 def test_without_a_home_the_token_lies_in_our_folder_for_its_owner_alone(tmp_path: Path) -> None:
@@ -47,6 +48,23 @@ def test_a_token_at_home_is_used_and_closed_to_others(tmp_path: Path) -> None:
         assert not (folder / "token").exists()
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.read_text() == "x" * 64
+
+
+def test_the_token_that_ray_has_read_stays_whatever_comes_to_home_or_goes(tmp_path: Path) -> None:
+    """Ray reads one a process: a second run would wait five minutes for its own servers."""
+    at_home = tmp_path / "home/.ray/auth_token"
+    with private_folder(tmp_path) as folder, private_token(folder):
+        first = (folder / "token").read_text()
+    at_home.parent.mkdir(parents=True)
+    at_home.write_text("x" * 64)  # by another Ray, meanwhile
+    with private_folder(tmp_path) as folder, private_token(folder):
+        assert (folder / "token").read_text() == first
+    at_home.write_text(first)
+    with private_folder(tmp_path) as folder, private_token(folder):
+        assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+    at_home.unlink()
+    with private_folder(tmp_path) as folder, private_token(folder):
+        assert (folder / "token").read_text() == first
 
 
 def test_a_token_that_was_given_is_left_alone(
